@@ -1,0 +1,58 @@
+"""Everything `solvers` raises, in one tree; each is also the builtin a caller would expect.
+
+SolverError
++-- InvalidProblemError (ValueError)     coefficients, groups, counts, labels or a file
++-- InvalidOptionError (ValueError)      an option's value; an unknown option is a TypeError
+|   +-- UnknownOptionError (TypeError)   an option the sampler does not have
++-- UnknownSamplerError (LookupError)    no sampler of that name
++-- MissingPackageError (ImportError)    the sampler's package is not installed
++-- ProblemTooLargeError (MemoryError)   needs more memory, or variables, than there are
++-- SamplerFailedError (RuntimeError)    a foreign sampler raised or answered nonsense
+"""
+
+from __future__ import annotations
+
+
+class SolverError(Exception):
+    """Base of all errors raised by `solvers`."""
+
+
+class InvalidProblemError(SolverError, ValueError):
+    """The problem as given has no meaning: what is wrong, where, and what to pass instead."""
+
+
+class InvalidOptionError(SolverError, ValueError):
+    """An option has a value that no sampler can work with."""
+
+
+class UnknownOptionError(InvalidOptionError, TypeError):
+    """An option that the sampler does not have; the message lists those it has."""
+
+
+class UnknownSamplerError(SolverError, LookupError):
+    """No sampler is registered under that name; the message lists those that are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingPackageError(SolverError, ImportError):
+    """The sampler's package is not installed; the message has the command that installs it."""
+
+
+class ProblemTooLargeError(SolverError, MemoryError):
+    """The problem does not fit; the message says what is needed and the way out."""
+
+
+class SamplerFailedError(SolverError, RuntimeError):
+    """A sampler raised, or returned something that cannot be an answer.
+
+    Attributes:
+        problem: the problem that was asked, if known.
+        answer: what came back, if anything did.
+    """
+
+    def __init__(self, message: str, *, problem: object = None, answer: object = None) -> None:
+        super().__init__(message)
+        self.problem = problem
+        self.answer = answer

@@ -1,0 +1,206 @@
+"""The quadratic part of a problem in the form it naturally comes in: dense, low-rank or sparse.
+
+All three answer the same five questions, in float64, without building a dense copy that
+nobody asked for. Arrays are shared with the caller, not copied, when they already have the
+right dtype and layout; treat them as read-only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from solvers.errors import InvalidProblemError
+
+Floats = NDArray[np.float64]
+
+
+@runtime_checkable
+class Quadratic(Protocol):
+    """A symmetric n x n matrix Q, as used in E(x) = offset + linear.x + 1/2 x.Q.x."""
+
+    @property
+    def size(self) -> int:
+        """Number of variables n."""
+        ...
+
+    def diagonal(self) -> Floats:
+        """The diagonal of Q, shape (n,)."""
+        ...
+
+    def product(self, x: NDArray) -> Floats:
+        """Q x for every row of x, shape (..., n) -> (..., n)."""
+        ...
+
+    def values(self, x: NDArray) -> Floats:
+        """1/2 x.Q.x for every row of x, shape (reads, n) -> (reads,)."""
+        ...
+
+    def dense(self) -> Floats:
+        """Q as an (n, n) array."""
+        ...
+
+    def restrict(self, indices: NDArray[np.integer]) -> Quadratic:
+        """The rows and columns ``indices`` of Q."""
+        ...
+
+
+def _as_floats(array: ArrayLike, what: str) -> Floats:
+    floats = np.ascontiguousarray(array, dtype=np.float64)
+    if not np.isfinite(floats.sum()) and not np.isfinite(floats).all():
+        where = np.argwhere(~np.isfinite(floats))[0]
+        raise InvalidProblemError(
+            f"{what} has a non-finite entry at {tuple(where.tolist())}; "
+            "every coefficient must be a finite number"
+        )
+    return floats
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Q stored in full.
+
+    Args:
+        matrix: symmetric, shape (n, n).
+
+    Raises:
+        InvalidProblemError: the matrix is not square, not symmetric or not finite.
+    """
+
+    matrix: Floats
+
+    def __post_init__(self) -> None:
+        matrix = _as_floats(self.matrix, "the quadratic matrix")
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise InvalidProblemError(
+                f"the quadratic matrix must be square, not of shape {matrix.shape}"
+            )
+        asymmetry = np.abs(matrix - matrix.T).max(initial=0.0)
+        if asymmetry > 1e-9 * max(1.0, np.abs(matrix).max(initial=0.0)):
+            i, j = np.unravel_index(np.abs(matrix - matrix.T).argmax(), matrix.shape)
+            raise InvalidProblemError(
+                f"the quadratic matrix is not symmetric: entry ({i}, {j}) is {matrix[i, j]:g}, "
+                f"entry ({j}, {i}) is {matrix[j, i]:g}; pass (Q + Q.T) / 2"
+            )
+        object.__setattr__(self, "matrix", matrix)
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[0]
+
+    def diagonal(self) -> Floats:
+        return np.diagonal(self.matrix).copy()
+
+    def product(self, x: NDArray) -> Floats:
+        return np.asarray(x, dtype=np.float64) @ self.matrix
+
+    def values(self, x: NDArray) -> Floats:
+        x = np.asarray(x, dtype=np.float64)
+        return 0.5 * np.einsum("ri,ri->r", x @ self.matrix, x)
+
+    def dense(self) -> Floats:
+        return self.matrix
+
+    def restrict(self, indices: NDArray[np.integer]) -> Dense:
+        return Dense(self.matrix[np.ix_(indices, indices)])
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """Q = factor.T @ factor, positive semidefinite by construction.
+
+    Args:
+        factor: shape (m, n); m is the number of samples of an empirical Fisher.
+
+    Raises:
+        InvalidProblemError: the factor is not two-dimensional or not finite.
+    """
+
+    factor: Floats
+
+    def __post_init__(self) -> None:
+        factor = _as_floats(self.factor, "the low-rank factor")
+        if factor.ndim != 2:
+            raise InvalidProblemError(
+                f"the low-rank factor must have shape (m, n), not {factor.shape}"
+            )
+        object.__setattr__(self, "factor", factor)
+
+    @property
+    def size(self) -> int:
+        return self.factor.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Number of rows m of the factor, an upper bound of the rank of Q."""
+        return self.factor.shape[0]
+
+    def diagonal(self) -> Floats:
+        return np.einsum("mi,mi->i", self.factor, self.factor)
+
+    def product(self, x: NDArray) -> Floats:
+        return (np.asarray(x, dtype=np.float64) @ self.factor.T) @ self.factor
+
+    def values(self, x: NDArray) -> Floats:
+        projected = np.asarray(x, dtype=np.float64) @ self.factor.T
+        return 0.5 * np.einsum("rm,rm->r", projected, projected)
+
+    def dense(self) -> Floats:
+        return self.factor.T @ self.factor
+
+    def restrict(self, indices: NDArray[np.integer]) -> LowRank:
+        return LowRank(self.factor[:, indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """Q in compressed rows.
+
+    Args:
+        matrix: symmetric ``scipy.sparse`` array, shape (n, n).
+
+    Raises:
+        InvalidProblemError: the matrix is not square, not symmetric or not finite.
+    """
+
+    matrix: sparse.csr_array
+
+    def __post_init__(self) -> None:
+        matrix = sparse.csr_array(self.matrix, dtype=np.float64)
+        matrix.sum_duplicates()
+        _as_floats(matrix.data, "the sparse quadratic matrix")
+        if matrix.shape[0] != matrix.shape[1]:
+            raise InvalidProblemError(
+                f"the quadratic matrix must be square, not of shape {matrix.shape}"
+            )
+        difference = abs(matrix - matrix.T)
+        if difference.nnz and difference.max() > 1e-9 * max(1.0, abs(matrix).max()):
+            raise InvalidProblemError(
+                "the sparse quadratic matrix is not symmetric; pass (Q + Q.T) / 2"
+            )
+        object.__setattr__(self, "matrix", matrix)
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[0]
+
+    def diagonal(self) -> Floats:
+        return self.matrix.diagonal()
+
+    def product(self, x: NDArray) -> Floats:
+        # The matrix is symmetric, so x @ Q and Q @ x agree and no transpose is formed.
+        return np.asarray((self.matrix @ np.asarray(x, dtype=np.float64).T).T)
+
+    def values(self, x: NDArray) -> Floats:
+        x = np.asarray(x, dtype=np.float64)
+        return 0.5 * np.einsum("ri,ri->r", self.product(x), x)
+
+    def dense(self) -> Floats:
+        return self.matrix.toarray()
+
+    def restrict(self, indices: NDArray[np.integer]) -> Sparse:
+        return Sparse(self.matrix[indices][:, indices])

@@ -1,0 +1,162 @@
+"""The base of our own samplers: dimod's `Sampler` plus exact counts and arrays in, arrays out."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar
+
+import dimod
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from solvers.errors import InvalidOptionError, InvalidProblemError, UnknownOptionError
+from solvers.problem import QuadraticProblem
+from solvers.solution import Solution
+
+States = NDArray[np.int8]
+
+
+class CountingSampler(dimod.Sampler):
+    """A sampler that keeps every group's count exact.
+
+    A subclass implements `sample_problem` and lists its options in `options` with a line each.
+    `sample` is dimod's interface: it takes a BQM of either vartype, ``cardinality`` and
+    ``groups`` (see `QuadraticProblem.from_bqm`), and whatever ``options`` lists.
+    """
+
+    #: Option name -> one line of help. Also what `parameters` lists.
+    options: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments of `sample`, as dimod asks."""
+        return {name: [] for name in ("cardinality", "groups", *self.options)}
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """What the sampler can do."""
+        return {
+            "counts": True,
+            "bound": False,
+            "initial_states": "initial_states" in self.options,
+            "options": dict(self.options),
+        }
+
+    @abstractmethod
+    def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
+        """Solve ``problem``; samples have the exact counts and recomputed energies."""
+
+    def sample(
+        self,
+        bqm: dimod.BinaryQuadraticModel,
+        *,
+        cardinality: int | ArrayLike | None = None,
+        groups: Mapping[Hashable, int] | ArrayLike | None = None,
+        **options: Any,
+    ) -> dimod.SampleSet:
+        """Sample a BQM of either vartype under exact counts of ones (spins +1).
+
+        Raises:
+            UnknownOptionError: an option that `parameters` does not list.
+            InvalidProblemError: coefficients, counts or groups make no sense.
+            InvalidOptionError: an option has a value that makes no sense.
+        """
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            raise UnknownOptionError(
+                f"{type(self).__name__} has no option {unknown[0]!r}; it has: "
+                + ", ".join(sorted(self.parameters))
+            )
+        problem = QuadraticProblem.from_bqm(bqm, cardinality=cardinality, groups=groups)
+        if isinstance(options.get("initial_states"), dimod.SampleSet | Mapping):
+            options["initial_states"] = states_of(options["initial_states"], problem.variables)
+        solution = self.sample_problem(problem, **options)
+        return solution.to_sampleset(problem.variables, bqm.vartype)
+
+
+def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:
+    """Binary states (reads, n) of anything dimod accepts as samples, in the order given.
+
+    Raises:
+        InvalidProblemError: a variable is missing.
+    """
+    vartype = samples.vartype if isinstance(samples, dimod.SampleSet) else None
+    array, labels = dimod.as_samples(samples)
+    column = {label: i for i, label in enumerate(labels)}
+    missing = [v for v in variables if v not in column]
+    if missing:
+        raise InvalidProblemError(f"initial_states lack variable {missing[0]!r}")
+    states = np.asarray(array)[:, [column[v] for v in variables]]
+    spins = vartype is dimod.SPIN or (vartype is None and (states < 0).any())
+    return ((states + 1) // 2 if spins else states).astype(np.int8)
+
+
+def checked_states(problem: QuadraticProblem, initial_states: ArrayLike | None) -> States | None:
+    """``initial_states`` as (k, n) int8 with exact counts, or None.
+
+    Raises:
+        InvalidOptionError: wrong shape, values other than 0 and 1, or wrong counts.
+    """
+    if initial_states is None:
+        return None
+    states = np.atleast_2d(np.asarray(initial_states))
+    if states.shape[1] != problem.num_variables:
+        raise InvalidOptionError(
+            f"initial_states have {states.shape[1]} variables, the problem {problem.num_variables}"
+        )
+    if not np.isin(states, (0, 1)).all():
+        raise InvalidOptionError("initial_states must hold 0 and 1 only")
+    wrong = np.flatnonzero(~problem.feasible(states))
+    if wrong.size:
+        raise InvalidOptionError(
+            f"initial state {wrong[0]} does not have the problem's exact counts"
+        )
+    return np.ascontiguousarray(states, dtype=np.int8)
+
+
+def random_states(problem: QuadraticProblem, num: int, rng: np.random.Generator) -> States:
+    """``num`` uniformly random states with exact counts, shape (num, n)."""
+    if problem.groups is None or problem.counts is None:
+        return rng.integers(0, 2, (num, problem.num_variables), dtype=np.int8)
+    states = np.zeros((num, problem.num_variables), dtype=np.int8)
+    for group, count in enumerate(problem.counts.tolist()):
+        members = np.flatnonzero(problem.groups == group)
+        for row in states:
+            row[rng.permutation(members)[:count]] = 1
+    return states
+
+
+def positive_int(name: str, value: Any) -> int:
+    """``value`` as an int of at least 1.
+
+    Raises:
+        InvalidOptionError: it is not.
+    """
+    if isinstance(value, bool) or value != int(value) or value < 1:
+        raise InvalidOptionError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+class Deadline:
+    """A wall-clock limit; ``None`` never passes.
+
+    Raises:
+        InvalidOptionError: the limit is negative or not a number.
+    """
+
+    def __init__(self, time_limit: float | None) -> None:
+        if time_limit is not None and not time_limit >= 0:
+            raise InvalidOptionError(f"time_limit must be at least 0 seconds, not {time_limit!r}")
+        self._end = None if time_limit is None else time.perf_counter() + time_limit
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit is over."""
+        return self._end is not None and time.perf_counter() >= self._end
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, infinite without a limit."""
+        return float("inf") if self._end is None else max(0.0, self._end - time.perf_counter())
