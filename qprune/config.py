@@ -1,0 +1,100 @@
+"""The settings of one `qprune prune`: checked before any work, read from YAML, kept beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from qprune.cli_options import OptionValue
+from qprune.errors import ImpossibleRequestError
+
+
+def _names(value: Any) -> Any:
+    """One name alone stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class Settings(BaseModel):
+    """Everything that decides a run, so that two equal settings give equal masks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="model by name")
+    data: str = Field(description="data by name")
+    sparsity: float = Field(ge=0, lt=1, description="share of targeted weights to be zero")
+    weights: Path | None = None
+    normalization: str | None = None
+    targets: Names = ("Linear", "Conv2d")
+    ignore: Names = ()
+    start: str = "magnitude"
+    sampler: str = "relax"
+    sampler_options: dict[str, OptionValue] = {}
+    curvature: str = "fisher"
+    target: Literal["dense", "labels"] = "dense"
+    budget: Literal["global", "layer", "row"] = "global"
+    mask_structure: str | None = None
+    block_size: int = Field(default=1024, ge=1)
+    stages: int | None = Field(default=None, ge=1)
+    rounds: int | None = Field(default=None, ge=0)
+    compensate: bool = True
+    num_calibration_samples: int = Field(default=1000, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+    def to_yaml(self) -> str:
+        """The settings as a file that ``--config`` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def make_settings(given: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Settings from a YAML file overridden by what was given directly.
+
+    Args:
+        given: values by name; None means not given.
+        config: YAML file with values by name.
+
+    Raises:
+        ImpossibleRequestError: the file cannot be read, a name is unknown or missing, or a
+            value is out of range.
+    """
+    values = _read_yaml(config) if config is not None else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ImpossibleRequestError(_explain(error, config)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ImpossibleRequestError(f"cannot read the configuration {path}: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ImpossibleRequestError(f"{path} must hold 'name: value' lines, one setting each")
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _explain(error: ValidationError, config: Path | None) -> str:
+    """The first complaint in one line: which setting, what is wrong, what to do."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    option, where = f"--{name.replace('_', '-')}", f" (also read: {config})" if config else ""
+    if first["type"] == "missing":
+        return f"{option} is missing; give it on the command line or in a --config file{where}"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(Settings.model_fields)
+        return f"no setting named {name!r}; there are: {known}{where}"
+    message = first["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"{option} {message}, not {first['input']!r}{where}"

@@ -1,0 +1,38 @@
+"""Models and data of the user's own, named ``package.module:factory`` on the command line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TypeVar
+
+from qprune.errors import ImpossibleRequestError
+
+T = TypeVar("T")
+
+
+def call_factory(spec: str, kind: type[T]) -> T:
+    """What the callable ``package.module:name`` returns, which must be a ``kind``.
+
+    Raises:
+        ImpossibleRequestError: no such module or name, it raised, or returned something else.
+    """
+    module_name, _, attribute = spec.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImpossibleRequestError(
+            f"cannot import {attribute!r} from {module_name!r} ({error}); "
+            "give an importable package.module:factory"
+        ) from error
+    try:
+        made = factory()
+    except Exception as error:
+        raise ImpossibleRequestError(
+            f"{spec} raised {type(error).__name__}: {error}; it must run without arguments"
+        ) from error
+    if not isinstance(made, kind):
+        raise ImpossibleRequestError(
+            f"{spec} returned a {type(made).__name__}; it must return a "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
+    return made
