@@ -1,4 +1,4 @@
-"""Descent: from any state to one that no swap (or, without counts, no flip) improves."""
+"""Descent to a state that no swap (or, without counts, no flip) improves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from solvers.kernels import as_kernel_groups, flip_descent, swap_descent
+from solvers.kernels import GUMBELS, SEGMENT
+from solvers.kernels_flip import flip_descent
+from solvers.kernels_swap import swap_descent
+from solvers.layout import Layout
 from solvers.problem import QuadraticProblem
 from solvers.sampler import (
     CountingSampler,
@@ -21,17 +24,34 @@ from solvers.solution import Solution
 _NO_LIMIT = np.iinfo(np.int64).max
 
 
-def descend(problem: QuadraticProblem, states: States) -> States:
-    """Every row of ``states`` after swap (or flip) descent; rows keep their counts."""
-    matrix = problem.quadratic.dense()
-    result = states.copy()
-    for row, field in zip(result, problem.fields(states), strict=True):
+def descend(problem: QuadraticProblem, states: States, layout: Layout | None = None) -> States:
+    """Every row of ``states`` after swap (or flip) descent in float64; rows keep their counts.
+
+    Args:
+        problem: what to descend on.
+        states: shape (reads, n), with exact counts.
+        layout: the problem's float64 layout, when the caller has it already.
+    """
+    layout = layout or Layout.of(problem)
+    result = layout.sorted(states)
+    scores = np.empty(SEGMENT)
+    unused = np.zeros(4, dtype=np.uint64)
+    for x, field in zip(result, layout.fields(result), strict=True):
         if problem.groups is None:
-            flip_descent(matrix, field, row, _NO_LIMIT)
+            flip_descent(layout.matrix, field, layout.half, x, _NO_LIMIT)
         else:
-            groups = as_kernel_groups(problem.groups, row.size)
-            swap_descent(matrix, field, row, groups, _NO_LIMIT)
-    return result
+            swap_descent(
+                layout.matrix,
+                field,
+                layout.half,
+                x,
+                layout.starts,
+                unused,
+                GUMBELS,
+                scores,
+                _NO_LIMIT,
+            )
+    return layout.unsorted(result)
 
 
 class Greedy(CountingSampler):

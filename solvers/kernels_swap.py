@@ -1,0 +1,157 @@
+"""Inner loops of swap moves: a variable at 1 and one at 0 of the same group change places.
+
+The names of the arguments are those of `solvers.kernels`. All but `swap_metropolis` look at a
+whole row at once: for a variable i of the rarer value of its group, the score of every partner j
+is ``sign field_j + half_j - Q_ij``, one vectorised pass over contiguous memory, which sees as
+many candidate swaps as the group is long in about the time of two dozen single proposals.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from solvers.kernels import (
+    SEGMENT,
+    add_rows,
+    below,
+    entry,
+    fast_kernel,
+    locate,
+    next_random,
+    score_row,
+)
+
+
+@fast_kernel
+def rarer_value(x, low, high):
+    """The value that fewer of ``x[low:high]`` have (1 on a tie)."""
+    ones = 0
+    for t in range(low, high):
+        ones += x[t]
+    return 1 if 2 * ones <= high - low else 0
+
+
+@fast_kernel
+def best_partner(matrix, field, half, x, low, high, i, temperature, random, noise, scores):
+    """(least score, j) over the partners j of i in its group ``low:high``; j is -1 for none.
+
+    With a temperature the scores carry Gumbel noise, drawn afresh for every ``SEGMENT``.
+    """
+    real = field.dtype.type
+    sign = real(1.0) if x[i] == 1 else real(-1.0)
+    least = real(np.inf)
+    partner = -1
+    for start in range(low, high, SEGMENT):
+        stop = min(high, start + SEGMENT)
+        offset = 0
+        if temperature > 0:
+            offset = below(next_random(random), noise.size - SEGMENT)
+        part = scores[: stop - start]
+        found = score_row(
+            matrix,
+            i,
+            start,
+            sign,
+            field[start:stop],
+            half[start:stop],
+            x[start:stop],
+            temperature,
+            noise[offset : offset + stop - start],
+            part,
+        )
+        if found < least:
+            least = found
+            partner = start + locate(part, found)
+    return least, partner
+
+
+@fast_kernel
+def swap(matrix, field, x, i, j):
+    """Exchange the values of i and j, fields kept right."""
+    real = field.dtype.type
+    add_rows(matrix, i, j, real(1.0) if x[i] == 1 else real(-1.0), field)
+    x[i], x[j] = x[j], x[i]
+
+
+@fast_kernel
+def swap_gain(matrix, field, half, x, i, j):
+    """Change of E when i and j, of different values, exchange them."""
+    real = field.dtype.type
+    sign = real(1.0) if x[i] == 1 else real(-1.0)
+    return sign * (field[j] - field[i]) + half[i] + half[j] - entry(matrix, i, j)
+
+
+@fast_kernel
+def swap_descent(matrix, field, half, x, starts, random, noise, scores, max_swaps):
+    """Swaps inside groups until none improves E; returns the number made.
+
+    Every variable of the rarer value in turn takes its best partner if that lowers E.
+    ``scores`` is scratch of shape (SEGMENT,), ``random`` and ``noise`` are not used.
+    """
+    real = field.dtype.type
+    tolerance = real(1e-12) if field.itemsize == 8 else real(1e-6)
+    swaps = 0
+    improved = True
+    while improved and swaps < max_swaps:
+        improved = False
+        for g in range(starts.size - 1):
+            low, high = starts[g], starts[g + 1]
+            value = rarer_value(x, low, high)
+            for i in range(low, high):
+                if x[i] != value:
+                    continue
+                own = half[i] - field[i] if value == 1 else half[i] + field[i]
+                least, j = best_partner(
+                    matrix, field, half, x, low, high, i, real(0.0), random, noise, scores
+                )
+                if least + own < -tolerance * (abs(own) + abs(field[i])):
+                    swap(matrix, field, x, i, j)
+                    swaps += 1
+                    improved = True
+                    if swaps >= max_swaps:
+                        return swaps
+    return swaps
+
+
+@fast_kernel
+def swap_heat_bath(
+    matrix, field, half, x, starts, temperatures, random, noise, best, tally, scores
+):
+    """Anneal by heat-bath swaps, one sweep per temperature: the kernel for cold and warm starts.
+
+    Every variable i of the rarer value of its group in turn moves to a partner j, or stays, with
+    probability proportional to exp(-E / T): an exact Gibbs update of where that one sits.
+
+    Args:
+        matrix: (n, n) float32 or float64, or CSR.
+        field: linear + Q x, kept right in place.
+        half: half the diagonal.
+        x: state, changed in place; counts stay exact.
+        starts: group boundaries, (g + 1,) int64; one group is ``[0, n]``.
+        temperatures: one per sweep, in units of E, dtype of the matrix; 0 is a descent sweep.
+        random: generator state, (4,) uint64, from `random_states_for`; advanced in place.
+        noise: `GUMBELS`.
+        best: (n,) int8, the best state seen; written only when one better than ``tally[1]`` is.
+        tally: float64 [E now, best E, swaps made], relative to any origin: pass zeros to get
+            changes from the start; carried on by a second call with the same arrays.
+        scores: scratch of shape (SEGMENT,), dtype of the matrix.
+    """
+    for temperature in temperatures:
+        for g in range(starts.size - 1):
+            low, high = starts[g], starts[g + 1]
+            value = rarer_value(x, low, high)
+            for i in range(low, high):
+                if x[i] != value:
+                    continue
+                own = half[i] - field[i] if value == 1 else half[i] + field[i]
+                stay = -own - temperature * noise[below(next_random(random), noise.size)]
+                least, j = best_partner(
+                    matrix, field, half, x, low, high, i, temperature, random, noise, scores
+                )
+                if least < stay:
+                    tally[0] += swap_gain(matrix, field, half, x, i, j)
+                    tally[2] += 1
+                    swap(matrix, field, x, i, j)
+                    if tally[0] < tally[1] - 1e-7 * abs(tally[1]) - 1e-30:
+                        tally[1] = tally[0]
+                        best[:] = x
