@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from qprune.errors import CalibrationError
 from qprune.steps import Score
@@ -37,7 +37,7 @@ def score(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int =
         for batch, target in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
             logits = model(batch)
             right += int((logits.argmax(dim=1) == target).sum())
-            loss += float(F.cross_entropy(logits.double(), target, reduction="sum"))
+            loss += float(cross_entropy(logits.double(), target, reduction="sum"))
     finally:
         model.train(was_training)
     return Score(accuracy=right / len(inputs), loss=loss / len(inputs))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import relu
 
 
 class MLP(nn.Module):
@@ -27,7 +27,7 @@ class MLP(nn.Module):
         """Logits, shape (batch, widths[-1]); inputs are flattened."""
         x = inputs.flatten(1)  # (batch, widths[0])
         for number in range(1, self.depth):
-            x = F.relu(getattr(self, f"fc{number}")(x))
+            x = relu(getattr(self, f"fc{number}")(x))
         return getattr(self, f"fc{self.depth}")(x)
 
 
@@ -48,9 +48,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (batch, channels, height / stride, width / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.downsample(x))
+        return relu(out + self.downsample(x))
 
 
 class ResNet20(nn.Module):
@@ -71,7 +71,7 @@ class ResNet20(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, shape (batch, classes), of images of shape (batch, 3, 32, 32)."""
-        x = F.relu(self.bn1(self.conv1(inputs)))
+        x = relu(self.bn1(self.conv1(inputs)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean(dim=(2, 3)))
 

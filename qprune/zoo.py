@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from qprune.datasets import load_data
 from qprune.errors import ImpossibleRequestError
@@ -61,7 +61,7 @@ def train_classifier(model: nn.Module, inputs: torch.Tensor, labels: torch.Tenso
         for _ in range(epochs):
             for batch in torch.randperm(len(inputs), generator=generator).split(batch_size):
                 optimizer.zero_grad()
-                F.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+                cross_entropy(model(inputs[batch]), labels[batch]).backward()
                 optimizer.step()
                 schedule.step()
     model.zero_grad()
