@@ -1,6 +1,6 @@
 """The quadratic part of a problem in the form it naturally comes in: dense, low-rank or sparse.
 
-All three answer the same five questions, in float64, without building a dense copy that
+All three answer the same six questions, in float64, without building a dense copy that
 nobody asked for. Arrays are shared with the caller, not copied, when they already have the
 right dtype and layout; treat them as read-only.
 """
@@ -30,6 +30,10 @@ class Quadratic(Protocol):
 
     def diagonal(self) -> Floats:
         """The diagonal of Q, shape (n,)."""
+        ...
+
+    def row(self, index: int) -> Floats:
+        """Row ``index`` of Q, shape (n,); read-only."""
         ...
 
     def product(self, x: NDArray) -> Floats:
@@ -95,6 +99,9 @@ class Dense:
     def diagonal(self) -> Floats:
         return np.diagonal(self.matrix).copy()
 
+    def row(self, index: int) -> Floats:
+        return self.matrix[index]
+
     def product(self, x: NDArray) -> Floats:
         return np.asarray(x, dtype=np.float64) @ self.matrix
 
@@ -141,6 +148,9 @@ class LowRank:
 
     def diagonal(self) -> Floats:
         return np.einsum("mi,mi->i", self.factor, self.factor)
+
+    def row(self, index: int) -> Floats:
+        return self.factor[:, index] @ self.factor
 
     def product(self, x: NDArray) -> Floats:
         return (np.asarray(x, dtype=np.float64) @ self.factor.T) @ self.factor
@@ -190,6 +200,9 @@ class Sparse:
 
     def diagonal(self) -> Floats:
         return self.matrix.diagonal()
+
+    def row(self, index: int) -> Floats:
+        return np.asarray(self.matrix[[index]].toarray(), dtype=np.float64)[0]
 
     def product(self, x: NDArray) -> Floats:
         # The matrix is symmetric, so x @ Q and Q @ x agree and no transpose is formed.

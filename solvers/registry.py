@@ -1,6 +1,272 @@
 """Samplers by name: ours, everyone else's, and those that third parties register.
 
-A third party registers a name through the entry-point group ``qprune.samplers``.
+A third party registers a name through the entry-point group ``qprune.samplers``; the value is
+a sampler class, or any callable that returns a sampler::
+
+    [project.entry-points."qprune.samplers"]
+    mine = "my_package:MySampler"
 """
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any
+
+from solvers.errors import (
+    InvalidOptionError,
+    MissingPackageError,
+    SamplerFailedError,
+    SolverError,
+    UnknownOptionError,
+    UnknownSamplerError,
+)
+
+GROUP = "qprune.samplers"
+
+
+@dataclass(frozen=True)
+class SamplerEntry:
+    """One name and what stands behind it.
+
+    Attributes:
+        name: what users write.
+        factory: ``module:attribute`` of a class or a function that makes the sampler.
+        where: "CPU", "GPU", "QPU" or "cloud"; "" if a third party does not say.
+        about: one line.
+        counts: keeps exact counts itself; the others are wrapped in `CardinalityPenalty`.
+        warm_start: takes ``initial_states``.
+        seed: takes ``seed``.
+        bound: answers with a lower bound.
+        packages: modules that must be importable.
+        install: the command that installs them.
+        builtin: one of those listed here, not a third party's.
+        broken: what a third party's entry raised when it was imported.
+    """
+
+    name: str
+    factory: str
+    where: str = ""
+    about: str = ""
+    counts: bool = False
+    warm_start: bool = False
+    seed: bool = False
+    bound: bool = False
+    packages: tuple[str, ...] = ()
+    install: str = ""
+    builtin: bool = True
+    broken: str = ""
+
+    @property
+    def missing(self) -> str:
+        """Why the sampler cannot be used here, in one line; "" if it can."""
+        if self.broken:
+            return self.broken
+        absent = [package for package in self.packages if not _importable(package)]
+        if absent:
+            return f"package {absent[0]} is not installed: {self.install}"
+        return ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether the sampler can be made here."""
+        return not self.missing
+
+    def load(self) -> Callable[..., Any]:
+        """The class or function behind the name, imported now.
+
+        Raises:
+            MissingPackageError: a package is not installed.
+        """
+        if self.missing:
+            raise MissingPackageError(f"sampler {self.name!r}: {self.missing}")
+        module, _, attribute = self.factory.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise MissingPackageError(
+                f"sampler {self.name!r} cannot be imported from {self.factory}: {error}"
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `json.dumps` takes."""
+        return asdict(self) | {"installed": self.installed, "missing": self.missing}
+
+
+def _importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _ours(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
+    does = {"where": "CPU", "counts": True, "warm_start": True, "seed": True} | more
+    return SamplerEntry(name, factory, about=about, **does)
+
+
+def _torch(name: str, factory: str, about: str) -> SamplerEntry:
+    return _ours(name, factory, about, where="CPU, GPU", packages=("torch",), install=_PIP["torch"])
+
+
+def _local(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
+    does = {
+        "where": "CPU",
+        "warm_start": True,
+        "seed": True,
+        "packages": ("dwave.samplers",),
+        "install": _PIP["dwave-samplers"],
+    } | more
+    return SamplerEntry(name, factory, about=about, **does)
+
+
+def _dwave(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
+    packages = {"packages": ("dwave.system",), "install": _PIP["dwave"]}
+    return SamplerEntry(name, factory, about=about, **packages | more)
+
+
+_PIP = {
+    "torch": "pip install torch",
+    "dwave-samplers": "pip install dwave-samplers",
+    "neal": "pip install dwave-neal",
+    "openjij": "pip install 'qprune[openjij]'",
+    "dwave": "pip install 'qprune[dwave]'",
+}
+
+BUILTIN: tuple[SamplerEntry, ...] = (
+    _ours("relax", "solvers.relax:Relax", "relaxation, rounding, descent (default)", bound=True),
+    _ours("exact", "solvers.exact:Exact", "branch and bound", bound=True),
+    _ours(
+        "enumerate",
+        "solvers.exact:Enumeration",
+        "every state, n <= 24",
+        bound=True,
+        seed=False,
+        warm_start=False,
+    ),
+    _ours("swap-anneal", "solvers.annealing:SwapAnnealing", "annealing by swaps"),
+    _ours("swap-tabu", "solvers.tabu:SwapTabu", "tabu search by swaps"),
+    _ours("greedy", "solvers.greedy:Greedy", "swap descent"),
+    _torch("bifurcation", "solvers.bifurcation:Bifurcation", "simulated bifurcation"),
+    _torch("torch-anneal", "solvers.torch_annealing:TorchAnnealing", "batched annealing"),
+    _local("sa", "solvers.ocean:simulated_annealing", "D-Wave's simulated annealing"),
+    _local("tabu", "solvers.ocean:tabu", "D-Wave's tabu search"),
+    _local("steepest", "solvers.ocean:steepest_descent", "D-Wave's steepest descent"),
+    _local("path-integral", "solvers.ocean:path_integral", "D-Wave's path-integral annealing"),
+    _local("rotor", "solvers.ocean:rotor", "D-Wave's rotor annealing"),
+    _local(
+        "tree",
+        "solvers.ocean:tree",
+        "exact for small treewidth",
+        warm_start=False,
+        seed=False,
+    ),
+    _local(
+        "neal",
+        "solvers.ocean:neal",
+        "dwave-neal's simulated annealing",
+        packages=("neal",),
+        install=_PIP["neal"],
+    ),
+)
+
+
+def list_samplers() -> tuple[SamplerEntry, ...]:
+    """Every name, ours first, then third parties'; see `SamplerEntry.installed`."""
+    names = {entry.name for entry in BUILTIN}
+    registered = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    return BUILTIN + tuple(_registered(p) for p in registered if p.name not in names)
+
+
+def get_sampler(sampler: Any, **options: Any) -> Any:
+    """A sampler by name, by class, or as it is.
+
+    Args:
+        sampler: a name that `list_samplers` has, a sampler class, or a sampler object.
+        **options: handed to the constructor (names and classes only).
+
+    Returns:
+        An object with ``sample(bqm, ...)``; ours also have ``sample_problem(problem, ...)``.
+
+    Raises:
+        UnknownSamplerError: no such name; the message lists those there are.
+        MissingPackageError: the sampler's package is not installed; has the command.
+        UnknownOptionError: the constructor does not take an option.
+        InvalidOptionError: the object is not a sampler.
+
+    Example:
+        >>> get_sampler("greedy").properties["counts"]
+        True
+    """
+    if isinstance(sampler, str):
+        return _made(sampler, _entry(sampler).load(), options)
+    if isinstance(sampler, type):
+        return _made(sampler.__name__, sampler, options)
+    if options:
+        raise InvalidOptionError(
+            f"{type(sampler).__name__} is already made; pass its class to give it options"
+        )
+    if not callable(getattr(sampler, "sample", None)):
+        raise InvalidOptionError(
+            f"{sampler!r} is neither a sampler's name nor an object with sample(bqm, ...)"
+        )
+    return sampler
+
+
+def _entry(name: str) -> SamplerEntry:
+    entries = {entry.name: entry for entry in list_samplers()}
+    if name not in entries:
+        raise UnknownSamplerError(
+            f"no sampler is called {name!r}; there are: " + ", ".join(sorted(entries))
+        )
+    return entries[name]
+
+
+def _made(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        raise UnknownOptionError(f"sampler {name!r} cannot be made so: {error}") from error
+    try:
+        return factory(**options)
+    except SolverError:
+        raise
+    except ImportError as error:
+        raise MissingPackageError(f"sampler {name!r}: {error}") from error
+    except Exception as error:
+        raise SamplerFailedError(
+            f"sampler {name!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _registered(point: EntryPoint) -> SamplerEntry:
+    """A third party's entry; what it can do is read from its class, or its error is noted."""
+    try:
+        factory = point.load()
+    except Exception as error:
+        reason = f"{point.value}: {type(error).__name__}: {error}"
+        return SamplerEntry(point.name, point.value, builtin=False, broken=reason)
+    takes = _options_of(factory)
+    return SamplerEntry(
+        point.name,
+        point.value,
+        about=(inspect.getdoc(factory) or "").partition("\n")[0],
+        counts=hasattr(factory, "sample_problem") or "cardinality" in takes,
+        warm_start="initial_states" in takes,
+        seed="seed" in takes,
+        builtin=False,
+    )
+
+
+def _options_of(factory: Any) -> frozenset[str]:
+    """Option names of a sampler class, without making one."""
+    listed = [vars(base).get("options") for base in getattr(factory, "__mro__", ())]
+    names = [set(options) for options in listed if isinstance(options, Mapping)]
+    sample = getattr(factory, "sample", None)
+    if sample is not None:
+        names.append(set(inspect.signature(sample).parameters))
+    return frozenset().union(*names)

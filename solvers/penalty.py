@@ -1,0 +1,140 @@
+"""Exact counts from samplers that cannot count: by a penalty, or by Lagrange multipliers.
+
+Samplers of our own keep counts by their moves; these composites are for everyone else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.composite import CountingComposite, Search
+from solvers.errors import InvalidOptionError
+from solvers.problem import QuadraticProblem
+from solvers.quadratic import Floats
+from solvers.strength import first_strength, marginal_costs, penalised, strength_bound
+
+
+class CardinalityPenalty(CountingComposite):
+    """Counts kept by a penalty strength * (sum of x over the group - count)^2.
+
+    The strength starts small (`first_strength`), grows by ``growth`` until the child returns a
+    feasible sample, and never goes past the provable bound (`strength_bound`), at which every
+    minimiser is feasible. Infeasible samples are repaired greedily; energies are those of the
+    problem as asked. The best of all rounds and of the initial states is returned first.
+
+    ``info["penalty"]`` has the last ``strength``, the ``bound``, the shares of samples
+    ``feasible`` and ``repaired`` over all rounds, and the ``rounds``.
+
+    Args:
+        child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
+
+    Example:
+        >>> import dimod
+        >>> sampler = CardinalityPenalty(dimod.ExactSolver())
+        >>> bqm = dimod.BinaryQuadraticModel({"a": -3.0, "b": -2.0, "c": 1.0}, {}, 0.0, "BINARY")
+        >>> sampler.sample(bqm, cardinality=1).first.sample
+        {'a': 1, 'b': 0, 'c': 0}
+    """
+
+    own_options: ClassVar[Mapping[str, str]] = {
+        "strength": "penalty strength; None lets it be chosen and raised",
+        "growth": "factor from one round to the next (default 4)",
+        "max_rounds": "calls of the child at most (default 8)",
+        "time_limit": "seconds after which no further round begins",
+        "initial_states": "states to start from, shape (k, n)",
+    }
+
+    def _rounds(self, search: Search, theirs: dict[str, Any], mine: Mapping[str, Any]) -> None:
+        problem = search.problem
+        growth, fixed = mine.get("growth", 4.0), mine.get("strength")
+        _check(growth, fixed)
+        if problem.counts is None:
+            search.ask(self._child, problem.to_bqm(), 0.0, theirs)
+            return
+        bound = strength_bound(problem)
+        search.info["bound"] = bound
+        current = min(first_strength(problem), bound) if fixed is None else float(fixed)
+        while search.goes_on:
+            bqm = penalised(problem, current).to_bqm()
+            feasible = search.ask(self._child, bqm, current, theirs)
+            if feasible > 0 or fixed is not None or current >= bound:
+                return
+            current = min(current * growth, bound)
+
+
+def _check(growth: float, strength: float | None) -> None:
+    if not growth > 1:
+        raise InvalidOptionError(f"growth must be more than 1, not {growth!r}")
+    if strength is not None and not (strength > 0 and np.isfinite(strength)):
+        raise InvalidOptionError(f"strength must be a positive number, not {strength!r}")
+
+
+class LagrangeCardinality(CountingComposite):
+    """Counts approached by one Lagrange multiplier per group, the quadratic left as it is.
+
+    Each round asks the child for the minimum of E(x) - sum_g multiplier_g * (ones in g), and
+    bisects every multiplier on whether its group has too many ones or too few. No coupling is
+    added, so that a sparse problem stays sparse and a chip needs no larger clique. Counts that
+    no multiplier hits (a gap in the Lagrange dual) are reached by greedy repair.
+
+    ``info["penalty"]`` is as in `CardinalityPenalty`, with the multipliers as strength.
+
+    Args:
+        child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
+    """
+
+    own_options: ClassVar[Mapping[str, str]] = {
+        "max_rounds": "calls of the child at most (default 8)",
+        "time_limit": "seconds after which no further round begins",
+        "initial_states": "states to start from, shape (k, n)",
+    }
+
+    def _rounds(self, search: Search, theirs: dict[str, Any], mine: Mapping[str, Any]) -> None:
+        problem = search.problem
+        if problem.groups is None or problem.counts is None:
+            search.ask(self._child, problem.to_bqm(), (), theirs)
+            return
+        bracket = _Bracket.around(problem)
+        while search.goes_on:
+            current = bracket.current
+            shifted = problem.with_linear(problem.linear - current[problem.groups])
+            strength = tuple(current.tolist())
+            search.ask(self._child, shifted.to_bqm(), strength, theirs)
+            if (search.ones_of_last == problem.counts).all():
+                return
+            bracket = bracket.narrowed(search.ones_of_last - problem.counts)
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    """One multiplier per group, the interval it lies in, and the step while that is open."""
+
+    current: Floats
+    low: Floats
+    high: Floats
+    step: Floats
+
+    @classmethod
+    def around(cls, problem: QuadraticProblem) -> _Bracket:
+        """The marginal costs at a greedy state, and steps of half their size."""
+        current = marginal_costs(problem)
+        smallest = 1e-3 * max(1e-9, np.abs(problem.linear).max(initial=0.0))
+        step = np.maximum(0.5 * np.abs(current), smallest)
+        infinite = np.full_like(current, np.inf)
+        return cls(current, -infinite, infinite, step)
+
+    def narrowed(self, excess: NDArray[np.int64]) -> _Bracket:
+        """After a round with ``excess`` ones per group: bisect, or step on (steps double)."""
+        high = np.where(excess > 0, self.current, self.high)
+        low = np.where(excess < 0, self.current, self.low)
+        closed = np.isfinite(low) & np.isfinite(high)
+        with np.errstate(invalid="ignore"):
+            middle = 0.5 * (low + high)
+        moved = np.where(closed, middle, self.current - np.sign(excess) * self.step)
+        current = np.where(excess == 0, self.current, moved)
+        return _Bracket(current, low, high, np.where(closed, self.step, 2.0 * self.step))

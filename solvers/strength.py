@@ -1,0 +1,134 @@
+"""How strong a penalty for counts must be, and the problem with it added."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from solvers.errors import InvalidProblemError
+from solvers.memory import require_memory
+from solvers.problem import Integers, QuadraticProblem
+from solvers.quadratic import Dense, Floats, Quadratic, Sparse
+from solvers.repair import repair
+
+
+def penalised(problem: QuadraticProblem, strength: float) -> QuadraticProblem:
+    """The problem without counts, strength * (sum over group - count)^2 added per group.
+
+    The square is 1/2 x.(2 strength 11').x - 2 strength count sum(x) + strength count^2, so that
+    the quadratic part gains 2 strength on every pair of a group and on its diagonal.
+
+    Raises:
+        InvalidProblemError: the problem has no counts.
+        ProblemTooLargeError: the penalty couples every pair of a group, and the pairs do not
+            fit into memory.
+    """
+    groups, counts = _counted(problem)
+    return QuadraticProblem(
+        problem.linear - 2.0 * strength * counts[groups],
+        _with_couplings(problem, 2.0 * strength),
+        problem.offset + strength * float(np.square(counts, dtype=np.float64).sum()),
+        labels=problem.labels,
+    )
+
+
+def _with_couplings(problem: QuadraticProblem, coupling: float) -> Quadratic:
+    """Q with ``coupling`` added to every pair inside a group, diagonal included."""
+    size = problem.num_variables
+    groups, _ = _counted(problem)
+    pairs = float((problem.group_sizes.astype(np.float64) ** 2).sum())
+    way_out = "use LagrangeCardinality, which adds no coupling, or smaller groups"
+    if isinstance(problem.quadratic, Sparse) and pairs < 0.25 * size * size:
+        require_memory(50.0 * pairs, f"the penalty on {pairs:.0f} pairs", way_out)
+        one_hot = sparse.csr_array(
+            (np.ones(size), groups, np.arange(size + 1)), shape=(size, problem.num_groups)
+        )
+        return Sparse(sparse.csr_array(problem.quadratic.matrix + coupling * one_hot @ one_hot.T))
+    # The matrix, its copy in the model, and dimod's own adjacency of 16 bytes an entry.
+    require_memory(40.0 * size * size, f"the penalty on all pairs of {size} variables", way_out)
+    matrix = problem.quadratic.dense()
+    if problem.num_groups == 1:
+        return Dense(matrix + coupling)
+    return Dense(matrix + coupling * (groups[:, None] == groups[None, :]))
+
+
+def flip_costs(problem: QuadraticProblem) -> tuple[Floats, Floats]:
+    """The most that setting, and that clearing, a variable can cost in any state, two (n,).
+
+    Setting i costs linear_i + 1/2 Q_ii + sum_{j != i} Q_ij x_j, at most the sum with every
+    positive Q_ij; clearing it costs the negative, at most with every negative one.
+    """
+    if isinstance(problem.quadratic, Sparse):
+        matrix = problem.quadratic.matrix
+        positive = np.asarray(matrix.maximum(0).sum(axis=1)).ravel()
+        negative = np.asarray(matrix.minimum(0).sum(axis=1)).ravel()
+    else:
+        matrix = problem.quadratic.dense()
+        positive = np.maximum(matrix, 0.0).sum(axis=1)
+        negative = np.minimum(matrix, 0.0).sum(axis=1)
+    diagonal = problem.quadratic.diagonal()
+    own = problem.linear + 0.5 * diagonal
+    up = own + positive - np.maximum(diagonal, 0.0)
+    down = -(own + negative - np.minimum(diagonal, 0.0))
+    return up, down
+
+
+def strength_bound(problem: QuadraticProblem) -> float:
+    """A strength at and above which every minimiser of the penalised problem is feasible.
+
+    A state with too few ones in a group of s variables has at least s - count + 1 zeros there,
+    so the cheapest of them costs at most the count-th smallest of `flip_costs`, while setting
+    it lowers the penalty by at least the strength; likewise for too many ones.
+    """
+    groups, counts = _counted(problem)
+    up, down = flip_costs(problem)
+    bound = 0.0
+    for group, count in enumerate(counts.tolist()):
+        members = np.flatnonzero(groups == group)
+        if count > 0:
+            bound = max(bound, float(np.sort(up[members])[count - 1]))
+        if count < members.size:
+            bound = max(bound, float(np.sort(down[members])[members.size - count - 1]))
+    scale = max(1e-12, np.abs(problem.linear).max(initial=0.0), bound)
+    # Strictly more than the worst flip, so that no infeasible state ties.
+    return bound + 1e-6 * scale
+
+
+def first_strength(problem: QuadraticProblem) -> float:
+    """The size of what one variable more or less costs at a greedy state.
+
+    At this strength the penalty just balances the wish for fewer or more ones. It is on the
+    small side on purpose: samples one or two flips from feasible, repaired, are better than
+    feasible ones found under a penalty that hides the problem.
+    """
+    smallest = 1e-6 * float(np.abs(_greedy_flip_costs(problem)[1]).max(initial=0.0))
+    return max(float(np.abs(marginal_costs(problem)).max(initial=0.0)), smallest, 1e-12)
+
+
+def marginal_costs(problem: QuadraticProblem) -> Floats:
+    """Per group: what the next variable costs at a greedy state, shape (g,)."""
+    groups, counts = _counted(problem)
+    x, gains = _greedy_flip_costs(problem)
+    costs = np.zeros(counts.size)
+    for group in range(counts.size):
+        members = groups == group
+        zeros, ones = gains[members & (x == 0)], gains[members & (x == 1)]
+        sides = [zeros.min()] if zeros.size else []
+        sides += [-ones.min()] if ones.size else []
+        costs[group] = float(np.mean(sides)) if sides else 0.0
+    return costs
+
+
+def _greedy_flip_costs(problem: QuadraticProblem) -> tuple[NDArray[np.int8], Floats]:
+    """A state built one cheapest flip at a time, and what each flip costs there, two (n,)."""
+    x = repair(problem, np.zeros(problem.num_variables))[0]
+    field = problem.fields(x)[0]
+    return x, (1.0 - 2.0 * x) * field + 0.5 * problem.quadratic.diagonal()
+
+
+def _counted(problem: QuadraticProblem) -> tuple[Integers, Integers]:
+    """The problem's groups (n,) and counts (g,)."""
+    if problem.groups is None or problem.counts is None:
+        raise InvalidProblemError("the problem has no counts; pass some, or use the child itself")
+    return problem.groups, problem.counts
