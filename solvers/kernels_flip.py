@@ -5,10 +5,12 @@ The names of the arguments are those of `solvers.kernels`.
 
 from __future__ import annotations
 
-from solvers.kernels import add_row, fast_kernel
+from solvers.kernels import EXPONENTIALS, add_row, exponential, kernel, next_random, part
+
+HIGHEST = EXPONENTIALS[0]
 
 
-@fast_kernel
+@part
 def flip(matrix, field, x, i):
     """Change the value of i, fields kept right."""
     real = field.dtype.type
@@ -16,13 +18,13 @@ def flip(matrix, field, x, i):
     x[i] = 1 - x[i]
 
 
-@fast_kernel
+@part
 def flip_gain(field, half, x, i):
     """Change of E when i flips."""
     return (field[i] if x[i] == 0 else -field[i]) + half[i]
 
 
-@fast_kernel
+@kernel
 def flip_descent(matrix, field, half, x, max_flips):
     """Single flips until none improves E; returns the number made."""
     real = field.dtype.type
@@ -39,3 +41,37 @@ def flip_descent(matrix, field, half, x, max_flips):
                 if flips >= max_flips:
                     break
     return flips
+
+
+@kernel
+def flip_metropolis(matrix, field, half, x, temperatures, random, best, tally):
+    """Anneal by single flips, one sweep over all variables per temperature.
+
+    Args:
+        matrix: (n, n) float32 or float64, or CSR.
+        field: linear + Q x, kept right in place.
+        half: half the diagonal.
+        x: state, changed in place.
+        temperatures: one per sweep, in units of E, dtype of the matrix.
+        random: generator state, (4,) uint64, advanced in place.
+        best: (n,) int8, the best state seen; written only when better than ``tally[1]``.
+        tally: float64 [E now, best E, flips made], relative to any origin.
+    """
+    energy, lowest, moves = tally[0], tally[1], tally[2]
+    for temperature in temperatures:
+        for i in range(x.size):
+            gain = flip_gain(field, half, x, i)
+            # Beyond the largest quantile of the table no draw could accept.
+            if gain < temperature * HIGHEST and gain < temperature * exponential(
+                next_random(random)
+            ):
+                if gain > 0 and energy < lowest:
+                    lowest = energy
+                    best[:] = x
+                flip(matrix, field, x, i)
+                energy += gain
+                moves += 1
+    if energy < lowest:
+        lowest = energy
+        best[:] = x
+    tally[0], tally[1], tally[2] = energy, lowest, moves

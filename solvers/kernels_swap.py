@@ -15,14 +15,16 @@ from solvers.kernels import (
     add_rows,
     below,
     entry,
-    fast_kernel,
+    exponential,
+    kernel,
     locate,
     next_random,
+    part,
     score_row,
 )
 
 
-@fast_kernel
+@part
 def rarer_value(x, low, high):
     """The value that fewer of ``x[low:high]`` have (1 on a tie)."""
     ones = 0
@@ -31,7 +33,7 @@ def rarer_value(x, low, high):
     return 1 if 2 * ones <= high - low else 0
 
 
-@fast_kernel
+@part
 def best_partner(matrix, field, half, x, low, high, i, temperature, random, noise, scores):
     """(least score, j) over the partners j of i in its group ``low:high``; j is -1 for none.
 
@@ -65,7 +67,7 @@ def best_partner(matrix, field, half, x, low, high, i, temperature, random, nois
     return least, partner
 
 
-@fast_kernel
+@part
 def swap(matrix, field, x, i, j):
     """Exchange the values of i and j, fields kept right."""
     real = field.dtype.type
@@ -73,7 +75,7 @@ def swap(matrix, field, x, i, j):
     x[i], x[j] = x[j], x[i]
 
 
-@fast_kernel
+@part
 def swap_gain(matrix, field, half, x, i, j):
     """Change of E when i and j, of different values, exchange them."""
     real = field.dtype.type
@@ -81,7 +83,7 @@ def swap_gain(matrix, field, half, x, i, j):
     return sign * (field[j] - field[i]) + half[i] + half[j] - entry(matrix, i, j)
 
 
-@fast_kernel
+@kernel
 def swap_descent(matrix, field, half, x, starts, random, noise, scores, max_swaps):
     """Swaps inside groups until none improves E; returns the number made.
 
@@ -113,7 +115,7 @@ def swap_descent(matrix, field, half, x, starts, random, noise, scores, max_swap
     return swaps
 
 
-@fast_kernel
+@kernel
 def swap_heat_bath(
     matrix, field, half, x, starts, temperatures, random, noise, best, tally, scores
 ):
@@ -136,6 +138,7 @@ def swap_heat_bath(
             changes from the start; carried on by a second call with the same arrays.
         scores: scratch of shape (SEGMENT,), dtype of the matrix.
     """
+    energy, lowest, moves = tally[0], tally[1], tally[2]
     for temperature in temperatures:
         for g in range(starts.size - 1):
             low, high = starts[g], starts[g + 1]
@@ -149,9 +152,69 @@ def swap_heat_bath(
                     matrix, field, half, x, low, high, i, temperature, random, noise, scores
                 )
                 if least < stay:
-                    tally[0] += swap_gain(matrix, field, half, x, i, j)
-                    tally[2] += 1
-                    swap(matrix, field, x, i, j)
-                    if tally[0] < tally[1] - 1e-7 * abs(tally[1]) - 1e-30:
-                        tally[1] = tally[0]
+                    gain = swap_gain(matrix, field, half, x, i, j)
+                    if gain > 0 and energy < lowest:
+                        lowest = energy
                         best[:] = x
+                    swap(matrix, field, x, i, j)
+                    energy += gain
+                    moves += 1
+    if energy < lowest:
+        lowest = energy
+        best[:] = x
+    tally[0], tally[1], tally[2] = energy, lowest, moves
+
+
+@kernel
+def swap_metropolis(matrix, field, half, x, starts, temperatures, random, best, tally):
+    """Anneal by random swaps, one sweep of n proposals per temperature: the kernel for hot ones.
+
+    Every variable in turn is offered a random partner of the other value in its group and takes
+    it with probability min(1, exp(-dE / T)) (Metropolis et al. 1953). Arguments are those of
+    `swap_heat_bath`.
+    """
+    place, firsts = arranged(x, starts)
+    energy, lowest, moves = tally[0], tally[1], tally[2]
+    for temperature in temperatures:
+        for g in range(starts.size - 1):
+            low, middle, high = starts[g], firsts[g], starts[g + 1]
+            if middle in (low, high):
+                continue
+            for p in range(low, high):
+                bits = next_random(random)
+                q = (
+                    middle + below(bits, high - middle)
+                    if p < middle
+                    else low + below(bits, middle - low)
+                )
+                i, j = place[p], place[q]
+                gain = swap_gain(matrix, field, half, x, i, j)
+                if gain < temperature * exponential(bits):
+                    if gain > 0 and energy < lowest:
+                        lowest = energy
+                        best[:] = x
+                    swap(matrix, field, x, i, j)
+                    place[p], place[q] = j, i
+                    energy += gain
+                    moves += 1
+    if energy < lowest:
+        lowest = energy
+        best[:] = x
+    tally[0], tally[1], tally[2] = energy, lowest, moves
+
+
+@part
+def arranged(x, starts):
+    """(variables of each group with those at 1 first, where those at 0 begin)."""
+    place = np.empty(x.size, dtype=np.int64)
+    firsts = np.empty(starts.size - 1, dtype=np.int64)
+    for g in range(firsts.size):
+        at = starts[g]
+        for value in (1, 0):
+            for i in range(starts[g], starts[g + 1]):
+                if x[i] == value:
+                    place[at] = i
+                    at += 1
+            if value == 1:
+                firsts[g] = at
+    return place, firsts
