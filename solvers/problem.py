@@ -13,12 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from solvers.errors import InvalidProblemError
-from solvers.quadratic import Dense, Floats, LowRank, Quadratic, Sparse
+from solvers.quadratic import Dense, Floats, LowRank, Quadratic, Sparse, dense_or_sparse
 
 Integers = NDArray[np.int64]
-
-# Below this share of non-zero couplings a BQM is kept sparse.
-SPARSE_DENSITY = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,10 +201,9 @@ class QuadraticProblem:
             groups = _groups_by_label(labels, groups)
         coo = sparse.coo_array((data, (row, col)), shape=(size, size))
         symmetric = sparse.csr_array(coo + coo.T)
-        dense = size <= 64 or symmetric.nnz > SPARSE_DENSITY * size * size
         return cls(
             linear,
-            Dense(symmetric.toarray()) if dense else Sparse(symmetric),
+            dense_or_sparse(symmetric),
             float(offset),
             groups=groups,
             counts=cardinality,

@@ -18,6 +18,9 @@ from solvers.errors import InvalidProblemError
 
 Floats = NDArray[np.float64]
 
+# Below this share of non-zero entries a matrix given entry by entry is kept sparse.
+SPARSE_DENSITY = 0.1
+
 
 @runtime_checkable
 class Quadratic(Protocol):
@@ -217,3 +220,11 @@ class Sparse:
 
     def restrict(self, indices: NDArray[np.integer]) -> Sparse:
         return Sparse(self.matrix[indices][:, indices])
+
+
+def dense_or_sparse(matrix: sparse.csr_array) -> Dense | Sparse:
+    """A symmetric sparse matrix in the form that suits how full it is; small ones are dense."""
+    size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
+    if size <= 64 or matrix.nnz > SPARSE_DENSITY * size * size:
+        return Dense(matrix.toarray())
+    return Sparse(matrix)
