@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from solvers.kernels import GUMBELS, SEGMENT
+from solvers.kernels import GUMBELS
 from solvers.kernels_flip import flip_descent
 from solvers.kernels_swap import swap_descent
 from solvers.layout import Layout
@@ -34,7 +34,7 @@ def descend(problem: QuadraticProblem, states: States, layout: Layout | None = N
     """
     layout = layout or Layout.of(problem)
     result = layout.sorted(states)
-    scores = np.empty(SEGMENT)
+    scores = np.empty(problem.num_variables)
     unused = np.zeros(4, dtype=np.uint64)
     for x, field in zip(result, layout.fields(result), strict=True):
         if problem.groups is None:

@@ -21,6 +21,7 @@ from solvers.kernels import (
     next_random,
     part,
     score_row,
+    smaller,
 )
 
 
@@ -34,21 +35,20 @@ def rarer_value(x, low, high):
 
 
 @part
-def best_partner(matrix, field, half, x, low, high, i, temperature, random, noise, scores):
-    """(least score, j) over the partners j of i in its group ``low:high``; j is -1 for none.
+def score_partners(matrix, field, half, x, low, high, i, temperature, random, noise, scores):
+    """The least score of the partners of i in its group ``low:high``; infinite without any.
 
-    With a temperature the scores carry Gumbel noise, drawn afresh for every ``SEGMENT``.
+    The scores stay in ``scores[: high - low]`` for `locate`. With a temperature they carry Gumbel
+    noise, drawn afresh for every ``SEGMENT``.
     """
     real = field.dtype.type
     sign = real(1.0) if x[i] == 1 else real(-1.0)
     least = real(np.inf)
-    partner = -1
     for start in range(low, high, SEGMENT):
         stop = min(high, start + SEGMENT)
         offset = 0
         if temperature > 0:
             offset = below(next_random(random), noise.size - SEGMENT)
-        part = scores[: stop - start]
         found = score_row(
             matrix,
             i,
@@ -59,12 +59,10 @@ def best_partner(matrix, field, half, x, low, high, i, temperature, random, nois
             x[start:stop],
             temperature,
             noise[offset : offset + stop - start],
-            part,
+            scores[start - low : stop - low],
         )
-        if found < least:
-            least = found
-            partner = start + locate(part, found)
-    return least, partner
+        least = smaller(least, found)
+    return least
 
 
 @part
@@ -88,7 +86,7 @@ def swap_descent(matrix, field, half, x, starts, random, noise, scores, max_swap
     """Swaps inside groups until none improves E; returns the number made.
 
     Every variable of the rarer value in turn takes its best partner if that lowers E.
-    ``scores`` is scratch of shape (SEGMENT,), ``random`` and ``noise`` are not used.
+    ``scores`` is scratch, as long as the largest group, ``random`` and ``noise`` are not used.
     """
     real = field.dtype.type
     tolerance = real(1e-12) if field.itemsize == 8 else real(1e-6)
@@ -103,10 +101,11 @@ def swap_descent(matrix, field, half, x, starts, random, noise, scores, max_swap
                 if x[i] != value:
                     continue
                 own = half[i] - field[i] if value == 1 else half[i] + field[i]
-                least, j = best_partner(
+                least = score_partners(
                     matrix, field, half, x, low, high, i, real(0.0), random, noise, scores
                 )
                 if least + own < -tolerance * (abs(own) + abs(field[i])):
+                    j = low + locate(scores[: high - low], least)
                     swap(matrix, field, x, i, j)
                     swaps += 1
                     improved = True
@@ -136,7 +135,7 @@ def swap_heat_bath(
         best: (n,) int8, the best state seen; written only when one better than ``tally[1]`` is.
         tally: float64 [E now, best E, swaps made], relative to any origin: pass zeros to get
             changes from the start; carried on by a second call with the same arrays.
-        scores: scratch of shape (SEGMENT,), dtype of the matrix.
+        scores: scratch, as long as the largest group, dtype of the matrix.
     """
     energy, lowest, moves = tally[0], tally[1], tally[2]
     for temperature in temperatures:
@@ -148,10 +147,11 @@ def swap_heat_bath(
                     continue
                 own = half[i] - field[i] if value == 1 else half[i] + field[i]
                 stay = -own - temperature * noise[below(next_random(random), noise.size)]
-                least, j = best_partner(
+                least = score_partners(
                     matrix, field, half, x, low, high, i, temperature, random, noise, scores
                 )
                 if least < stay:
+                    j = low + locate(scores[: high - low], least)
                     gain = swap_gain(matrix, field, half, x, i, j)
                     if gain > 0 and energy < lowest:
                         lowest = energy
