@@ -203,7 +203,7 @@ def get_sampler(sampler: Any, **options: Any) -> Any:
         True
     """
     if isinstance(sampler, str):
-        return _made(sampler, _entry(sampler).load(), options)
+        return _made(sampler, find_entry(sampler).load(), options)
     if isinstance(sampler, type):
         return _made(sampler.__name__, sampler, options)
     if options:
@@ -217,7 +217,12 @@ def get_sampler(sampler: Any, **options: Any) -> Any:
     return sampler
 
 
-def _entry(name: str) -> SamplerEntry:
+def find_entry(name: str) -> SamplerEntry:
+    """The entry of one name.
+
+    Raises:
+        UnknownSamplerError: no such name; the message lists those there are.
+    """
     entries = {entry.name: entry for entry in list_samplers()}
     if name not in entries:
         raise UnknownSamplerError(

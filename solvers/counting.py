@@ -1,0 +1,131 @@
+"""Any sampler as one that takes a problem with exact counts: the one way in for callers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from solvers.errors import InvalidOptionError, UnknownOptionError
+from solvers.foreign import ForeignSampler, option_names, refuse_unknown
+from solvers.penalty import CardinalityPenalty
+from solvers.problem import QuadraticProblem
+from solvers.registry import find_entry, get_sampler
+from solvers.repair import repair
+from solvers.sampler import CountingSampler, checked_states
+from solvers.solution import Solution
+
+
+@runtime_checkable
+class ProblemSampler(Protocol):
+    """What `counting` answers with."""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Options of `sample_problem`, besides ``cardinality`` and ``groups``."""
+        ...
+
+    def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
+        """Samples with exact counts, energies of the problem, best first."""
+        ...
+
+
+class CountsByModel(CountingSampler):
+    """A third party's sampler that counts by ``sample(bqm, cardinality=..., groups=...)``.
+
+    Its counts are checked: what does not fit is repaired, and ``info["repaired"]`` says how
+    large a share that was.
+
+    Args:
+        child: a sampler with ``cardinality`` among its parameters.
+    """
+
+    def __init__(self, child: Any) -> None:
+        self.child = child if isinstance(child, ForeignSampler) else ForeignSampler(child)
+
+    @property
+    def options(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The child's options."""
+        names = set(self.child.parameters) - {"cardinality", "groups"}
+        return dict.fromkeys(sorted(names), f"as in {self.child.name}")
+
+    def sample_problem(
+        self,
+        problem: QuadraticProblem,
+        *,
+        initial_states: ArrayLike | None = None,
+        **options: Any,
+    ) -> Solution:
+        refuse_unknown(self.child.name, options, self.options)
+        takes = self.child.parameters
+        given = checked_states(problem, initial_states)
+        if given is not None and "initial_states" in takes:
+            options["initial_states"] = given
+        if problem.counts is not None:
+            single = problem.num_groups == 1
+            options["cardinality"] = int(problem.counts[0]) if single else problem.counts
+            if not single:
+                options["groups"] = problem.groups
+        answer = self.child.sample(problem.to_bqm(), **options)
+        raw = np.asarray(answer.record.sample, dtype=np.int8)
+        states = repair(problem, raw)
+        if given is not None:
+            states = np.concatenate([states, given])
+        info = dict(answer.info) | {"repaired": float(1.0 - problem.feasible(raw).mean())}
+        return Solution.of(problem, states, info=info)
+
+
+def counting(sampler: Any) -> ProblemSampler:
+    """``sampler`` if it takes problems itself, else wrapped so that it does, counts exact.
+
+    Args:
+        sampler: a name, a class or an object; see `get_sampler`.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0, 0.5], np.zeros((3, 3)), counts=2)
+        >>> import dimod
+        >>> counting(dimod.ExactSolver()).sample_problem(problem).energy
+        -0.5
+    """
+    found = get_sampler(sampler)
+    if isinstance(found, ProblemSampler):
+        return found
+    if "cardinality" in option_names(found):
+        return CountsByModel(found)
+    return CardinalityPenalty(found)
+
+
+def configured(
+    name: str, options: Mapping[str, Any], **wanted: Any
+) -> tuple[ProblemSampler, dict[str, Any]]:
+    """A sampler by name, and the options for its ``sample_problem``.
+
+    Args:
+        name: a name that `list_samplers` has.
+        options: of the constructor or of ``sample_problem``; each goes where it belongs.
+        **wanted: options of ``sample_problem`` that are dropped where None. ``seed`` is also
+            dropped where the sampler has none: it has nothing random then.
+
+    Raises:
+        UnknownOptionError: neither has an option of that name.
+        InvalidOptionError: ``time_limit`` is wanted of a sampler that cannot keep one.
+    """
+    made_with = inspect.signature(find_entry(name).load()).parameters
+    sampler = counting(get_sampler(name, **{k: options[k] for k in options if k in made_with}))
+    rest = {k: value for k, value in options.items() if k not in made_with}
+    rest |= {k: value for k, value in wanted.items() if value is not None}
+    known = set(sampler.parameters) - {"cardinality", "groups"}
+    if "seed" not in known:
+        rest.pop("seed", None)
+    if "time_limit" in rest and "time_limit" not in known:
+        raise InvalidOptionError(f"{name} keeps no time limit; leave time_limit out")
+    unknown = sorted(set(rest) - known)
+    if unknown:
+        raise UnknownOptionError(
+            f"{name} has no option {unknown[0]!r}; it has: "
+            + ", ".join(sorted(known | set(made_with)))
+        )
+    return sampler, rest
