@@ -28,9 +28,11 @@ class Normalization:
 
     def __call__(self, pixels: ArrayLike, full_scale: float = 255.0) -> Tensor:
         """Float inputs of the same shape; channels, if several, come last."""
-        scaled = np.asarray(pixels, np.float64) / full_scale
-        normal = (scaled - np.array(self.mean)) / np.array(self.std)
-        return torch.from_numpy(normal.astype(np.float32))
+        inputs = np.array(pixels, np.float32)
+        inputs /= np.float32(full_scale)
+        inputs -= np.array(self.mean, np.float32)
+        inputs /= np.array(self.std, np.float32)
+        return torch.from_numpy(inputs)
 
 
 NORMALIZATIONS: Mapping[str, Normalization] = {

@@ -39,7 +39,9 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     elif rest:
         model = call_factory(spec, nn.Module)
     elif spec in _NETWORKS:
-        model = _NETWORKS[spec](weights is None)
+        # torch initialises layers from the global generator, which is the caller's.
+        with torch.random.fork_rng(devices=[]):
+            model = _NETWORKS[spec](weights is None)
     else:
         raise ImpossibleRequestError(
             f"no model named {spec!r}; there are: {', '.join(_NETWORKS)}, torchvision:NAME, "

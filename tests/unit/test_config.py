@@ -1,0 +1,74 @@
+"""Settings from a file, from the command line, and refused."""
+
+import pytest
+import yaml
+
+from qprune.config import Settings, make_settings
+from qprune.errors import ImpossibleRequestError
+
+ENOUGH = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9}
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("model: mlpnet\ndata: digits\nsparsity: 0.5\nblock-size: 64\nignore: fc3\n")
+    settings = make_settings({"sparsity": 0.8, "seed": None, "model": "digits-mlp"}, config)
+    assert (settings.model, settings.sparsity, settings.block_size) == ("digits-mlp", 0.8, 64)
+    assert settings.seed == 0
+    assert settings.ignore == ("fc3",)
+
+
+def test_written_settings_read_back_the_same(tmp_path):
+    settings = make_settings(
+        ENOUGH | {"sampler_options": {"num_sweeps": 20, "beta": 0.5}, "weights": "a.safetensors"}
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text(settings.to_yaml())
+    assert make_settings({}, config) == settings
+    assert set(yaml.safe_load(config.read_text())) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sparsity": 1.0}, "--sparsity must be less than 1, not 1.0"),
+        ({"sparsity": -0.1}, "--sparsity must be greater than or equal to 0"),
+        ({"sparsity": float("nan")}, "--sparsity"),
+        ({"budget": "column"}, "--budget must be 'global', 'layer' or 'row'"),
+        ({"target": "teacher"}, "--target must be 'dense' or 'labels'"),
+        ({"block_size": 0}, "--block-size must be greater than or equal to 1"),
+        ({"num_calibration_samples": 0}, "--num-calibration-samples"),
+        ({"max_seconds": 0.0}, "--max-seconds must be greater than 0"),
+        ({"blocksize": 3}, "no setting named 'blocksize'; there are: model"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(given, message):
+    with pytest.raises(ImpossibleRequestError) as refusal:
+        make_settings(ENOUGH | given)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ImpossibleRequestError, match="--model is missing"):
+        make_settings({"data": "digits", "sparsity": 0.5})
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "1: 2\n"])
+def test_a_file_that_is_no_settings_is_refused(tmp_path, text):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    with pytest.raises(ImpossibleRequestError, match=r"run\.yaml"):
+        make_settings({}, config)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ImpossibleRequestError, match="cannot read the configuration"):
+        make_settings({}, tmp_path / "none.yaml")
+
+
+def test_yaml_runs_no_code(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("model: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ImpossibleRequestError, match="cannot read"):
+        make_settings({}, config)
