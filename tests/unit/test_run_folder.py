@@ -1,0 +1,169 @@
+"""What a run leaves on disk, and how it reads back."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from qprune.config import make_settings
+from qprune.errors import RunFolderError
+from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
+from qprune.run import CONFIG, FILES, STEPS, atomically, read_run, read_steps, run_folder
+from qprune.steps import BlockRecord, LayerRecord, Report, Score, Step
+
+SETTINGS = make_settings({"model": "digits-mlp", "data": "digits", "sparsity": 0.5, "seed": 7})
+
+
+def make_step(index=0, **changes):
+    block = BlockRecord(8, 4, {"fc1.weight": 8}, "relax", -0.2, -math.inf, 2, 0.01, {"reads": 1})
+    step = Step(
+        index=index,
+        stage=0,
+        round=1,
+        kind="blocks",
+        sparsity=0.5,
+        accepted=True,
+        predicted=-0.2,
+        real=-0.1,
+        loss=0.4,
+        fit_loss=0.5,
+        flips=2,
+        price=1e-4,
+        blocks=(block,),
+        seconds={"solve": 0.01},
+        cpu_seconds=0.02,
+    )
+    return dataclasses.replace(step, **changes)
+
+
+def make_report(steps=(), **changes):
+    report = Report(
+        asked_sparsity=0.5,
+        achieved_sparsity=0.5,
+        layers=(LayerRecord("fc1.weight", (2, 4), 8, 4),),
+        steps=tuple(steps),
+        settings={"sampler": "relax"},
+        seed=7,
+        seconds=1.0,
+        cpu_seconds=0.9,
+        dense=Score(0.9, 0.2),
+        final=Score(None, 0.3),
+    )
+    return dataclasses.replace(report, **changes)
+
+
+def test_a_report_survives_json():
+    report = make_report([make_step(0), make_step(1, predicted=None)])
+    assert report_from_json(json.loads(strict_json(report.to_json()))) == report
+
+
+def test_numbers_that_json_lacks_become_null_and_come_back():
+    step = make_step(real=math.nan, loss=math.inf)
+    text = strict_json(step.to_json())
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    back = step_from_json(json.loads(text))
+    assert math.isnan(back.real)
+    assert math.isnan(back.loss)
+    assert back.blocks[0].lower_bound == -math.inf
+
+
+def test_the_journal_has_every_step_as_it_happens(tmp_path):
+    with run_folder(tmp_path / "run", SETTINGS) as folder:
+        for index in range(3):
+            folder(make_step(index))
+            assert len(read_steps(folder.path)) == index + 1
+    assert read_steps(tmp_path / "run") == tuple(make_step(i) for i in range(3))
+
+
+def test_an_unfinished_run_reads_as_far_as_it_came(tmp_path):
+    def stopped_by_hand():
+        with run_folder(tmp_path / "run", SETTINGS) as folder:
+            folder(make_step(0, sparsity=0.3))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_by_hand()
+    saved = read_run(tmp_path / "run")
+    assert saved.settings == SETTINGS
+    assert saved.report.stopped == "unfinished"
+    assert saved.report.achieved_sparsity == 0.3
+    assert len(saved.report.steps) == 1
+
+
+def test_a_finished_run_reads_back_whole(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 2))
+    mask = {"0.weight": torch.tensor([[True, False, True, False]] * 2)}
+    report = make_report([make_step()])
+    points = (ScorePoint(0, Score(0.5, 1.0)),)
+    with run_folder(tmp_path / "run", SETTINGS) as folder:
+        folder(make_step())
+        folder.save(model, mask, report, points, "<html>")
+    assert {path.name for path in folder.path.iterdir()} == set(FILES)
+    saved = read_run(folder.path)
+    assert (saved.settings, saved.report, saved.scores) == (SETTINGS, report, points)
+
+
+def test_tied_weights_are_saved(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    with run_folder(tmp_path, SETTINGS) as folder:
+        folder.save(model, {"0.weight": torch.ones(2, 2, dtype=torch.bool)}, make_report(), (), "")
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_with_another_run_is_refused_and_untouched(tmp_path, name):
+    (tmp_path / name).write_text("theirs")
+    with pytest.raises(RunFolderError, match="holds another run"), run_folder(tmp_path, SETTINGS):
+        pytest.fail("entered")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    refused = pytest.raises(RunFolderError, match="cannot write the output folder")
+    with refused, run_folder(tmp_path / "run", SETTINGS):
+        pytest.fail("entered")
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="bad"), run_folder(tmp_path / "run", SETTINGS):
+        raise ValueError("bad")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="bad"), run_folder(tmp_path, SETTINGS):
+        raise ValueError("bad")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def write(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        atomically(target, write)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(CONFIG, "a: b"), (STEPS, "{}\n"), (STEPS, "no json\n")]
+)
+def test_an_unreadable_run_is_refused_by_name(tmp_path, name, text):
+    with run_folder(tmp_path / "run", SETTINGS) as folder:
+        folder(make_step())
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(RunFolderError, match="does not hold a readable run"):
+        read_run(tmp_path / "run")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no run"):
+        read_run(tmp_path)
