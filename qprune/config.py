@@ -49,6 +49,11 @@ class Settings(BaseModel):
     max_steps: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
 
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        return f"{self.model} pruned to {100 * self.sparsity:.4g} %"
+
     def to_yaml(self) -> str:
         """The settings as a file that ``--config`` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

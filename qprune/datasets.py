@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.factories import call_factory
+from qprune.metrics import score
+from qprune.steps import Score
 
 #: How many of scikit-learn's 1,797 digits are held back as test images, and the split's seed.
 _DIGITS_TEST, _DIGITS_SEED = 500, 0
@@ -87,6 +89,10 @@ class DataSet:
         drawn = np.random.default_rng(seed).permutation(available)[:num_samples]
         chosen = torch.from_numpy(drawn)
         return Calibration(self.train_inputs[chosen], self.train_labels[chosen])
+
+    def score(self, model: nn.Module) -> Score:
+        """The network's accuracy and loss on the test part."""
+        return score(model, self.test_inputs, self.test_labels)
 
 
 def load_data(spec: str, normalization: str | None = None) -> DataSet:

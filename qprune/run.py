@@ -77,8 +77,16 @@ class RunFolder:
         record = report.to_json() | {"scores": [point.to_json() for point in scores]}
         self._write(MODEL, lambda target: save_file(state, target))
         self._write(MASK, lambda target: save_file(packed, target))
-        self._write(REPORT_HTML, lambda target: target.write_text(html, encoding="utf-8"))
+        self.write_page(html)
         self._write(REPORT_JSON, lambda target: target.write_text(strict_json(record, indent=1)))
+
+    def write_page(self, html: str) -> None:
+        """Write the report's page.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        self._write(REPORT_HTML, lambda target: target.write_text(html, encoding="utf-8"))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         try:

@@ -1,0 +1,130 @@
+"""Whether a run's folder tells the truth: the files against each other, number by number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qprune.records import strict_json
+from qprune.run import FILES, MASK, MODEL, REPORT_JSON, STEPS, Saved, read_run, read_steps
+from qprune.steps import LayerRecord
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `check_run` found.
+
+    Attributes:
+        lies: every contradiction in one line each; none in an honest folder.
+        num_weights: targeted weights by the mask.
+        num_pruned: how many of them the mask prunes.
+    """
+
+    lies: tuple[str, ...]
+    num_weights: int = 0
+    num_pruned: int = 0
+
+
+def check_run(path: Path) -> Finding:
+    """Read every file of a finished run and hold it against the others.
+
+    Raises:
+        RunFolderError: no run is there at all.
+    """
+    saved = read_run(path)
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        return Finding((f"{missing[0]} is missing: the run did not finish, or it was removed",))
+    try:
+        weights, mask = load_file(path / MODEL), load_file(path / MASK)
+    except (OSError, SafetensorError) as error:
+        return Finding((f"{MODEL} or {MASK} cannot be read: {error}",))
+    misfits = tuple(_misfits(weights, mask, saved.report.layers))
+    if misfits:
+        return Finding(misfits)
+    lies = (
+        *_wrong_zeros(weights, mask),
+        *_wrong_counts(mask, saved),
+        *_wrong_structure(mask, saved),
+        *_wrong_steps(path, saved),
+    )
+    return Finding(lies, _size(mask), _pruned(mask))
+
+
+def _size(mask: Tensors) -> int:
+    return sum(kept.numel() for kept in mask.values())
+
+
+def _pruned(mask: Tensors) -> int:
+    return sum(int((~kept).sum()) for kept in mask.values())
+
+
+def _misfits(weights: Tensors, mask: Tensors, layers: tuple[LayerRecord, ...]) -> Iterator[str]:
+    """Tensors that are not where, or what, the others say."""
+    if set(mask) != {layer.name for layer in layers}:
+        yield f"{MASK} and {REPORT_JSON} name different weights"
+    for name, kept in mask.items():
+        if name not in weights:
+            yield f"{name} has a mask but no weights in {MODEL}"
+        elif kept.dtype != torch.bool or kept.shape != weights[name].shape:
+            yield (
+                f"{name}: the mask is {kept.dtype} {tuple(kept.shape)}, "
+                f"the weights are {tuple(weights[name].shape)}"
+            )
+
+
+def _wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
+    """Weights that the mask prunes and that are not exactly zero, or are no numbers."""
+    for name, kept in mask.items():
+        wrong = int((weights[name][~kept] != 0).sum())
+        if wrong:
+            yield f"{name}: {wrong} weights that the mask prunes are not exactly zero"
+        if not bool(weights[name].isfinite().all()):
+            yield f"{name}: weights are NaN or infinite"
+
+
+def _wrong_counts(mask: Tensors, saved: Saved) -> Iterator[str]:
+    """Counts that the mask does not have."""
+    report, settings = saved.report, saved.settings
+    for layer in report.layers:
+        pruned = int((~mask[layer.name]).sum())
+        if (tuple(mask[layer.name].shape), pruned) != (layer.shape, layer.num_pruned):
+            yield (
+                f"{layer.name}: {REPORT_JSON} says {layer.num_pruned} of {layer.shape} pruned, "
+                f"the mask prunes {pruned} of {tuple(mask[layer.name].shape)}"
+            )
+    achieved = _pruned(mask) / max(_size(mask), 1)
+    if not math.isclose(report.achieved_sparsity, achieved, abs_tol=1e-12):
+        yield f"{REPORT_JSON} says sparsity {report.achieved_sparsity}, the mask has {achieved}"
+    if not math.isclose(report.asked_sparsity, settings.sparsity, abs_tol=1e-12):
+        yield f"{settings.sparsity} was asked, {REPORT_JSON} says {report.asked_sparsity}"
+
+
+def _wrong_structure(mask: Tensors, saved: Saved) -> Iterator[str]:
+    """Runs of M consecutive inputs that keep more than N weights."""
+
+
+def _wrong_steps(path: Path, saved: Saved) -> Iterator[str]:
+    """A journal that is not the report's."""
+    try:
+        journal = read_steps(path)
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{STEPS} cannot be read: {error}"
+        return
+    if len(journal) != len(saved.report.steps):
+        yield (f"{STEPS} has {len(journal)} steps, {REPORT_JSON} {len(saved.report.steps)}")
+        return
+    for written, told in zip(journal, saved.report.steps, strict=True):
+        # As text, so that NaN equals itself.
+        if strict_json(written.to_json()) != strict_json(told.to_json()):
+            yield f"{STEPS} and {REPORT_JSON} differ in step {told.index}"
+            return

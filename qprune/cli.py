@@ -1,0 +1,79 @@
+"""The command line: commands, and one line on standard error for every mistake."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qprune.cli_prune import prune
+from qprune.cli_solvers import samplers, solve
+from qprune.errors import QpruneError
+from solvers.errors import SolverError
+
+#: Exit codes: `check` found a lie; what was asked cannot be done; stopped by hand.
+LIE, MISTAKE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="qprune",
+    help="Prune neural networks by solving restore-or-prune choices as binary quadratic models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (prune, samplers, solve):
+    app.command()(command)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="a prune's --output, finished or not")],
+) -> None:
+    """Write a run's report.html again, from what its folder holds."""
+    from qprune.report import render_html
+    from qprune.run import REPORT_HTML, RunFolder, read_run
+
+    saved = read_run(folder)
+    html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
+    RunFolder(folder).write_page(html)
+    typer.echo(f"{folder / REPORT_HTML}")
+
+
+@app.command()
+def check(folder: Annotated[Path, typer.Argument(help="a prune's --output")]) -> None:
+    """Hold a run's files against each other: sparsity, structure, exact zeros, counts."""
+    from qprune.check import check_run
+
+    finding = check_run(folder)
+    for lie in finding.lies:
+        typer.echo(f"{folder}: {lie}", err=True)
+    if finding.lies:
+        raise typer.Exit(LIE)
+    typer.echo(
+        f"{folder}: {finding.num_pruned} of {finding.num_weights} targeted weights are exactly "
+        "zero, as the mask, the counts and the report say"
+    )
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user end in one line, never in a traceback."""
+    # Factories of the user's own are imported from where the command runs.
+    sys.path.append("")
+    # click's UsageError, which typer carries under its own name or click's.
+    usage_error = typer.BadParameter.__mro__[1]
+    try:
+        sys.exit(app(standalone_mode=False))
+    except (QpruneError, SolverError) as error:
+        _fail(str(error), MISTAKE)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped", INTERRUPTED)
+    except usage_error as error:
+        _fail(error.format_message(), MISTAKE)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo("qprune: " + " ".join(message.split()), err=True)
+    sys.exit(code)

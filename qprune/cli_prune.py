@@ -1,0 +1,124 @@
+"""`qprune prune`: its options, its progress bar, and what it prints at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qprune.cli_options import parse_options
+from qprune.config import Settings, make_settings
+
+if TYPE_CHECKING:
+    from qprune.steps import Report
+
+
+def prune(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="digits-mlp, mlpnet, resnet20, torchvision:NAME or package.module:factory"
+        ),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for the model")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits, mnist:PATH.npz, cifar10:PATH.npz or package.module:factory"),
+    ] = None,
+    normalization: Annotated[
+        str | None,
+        typer.Option(help="none, half, digits, mnist or cifar10; the data's own if not given"),
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="share of targeted weights to set to zero, in [0, 1)")
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="class names, module names or re:PATTERN; Linear and Conv2d by default"),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="like --targets: what to leave dense")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="first pass: random, magnitude, wanda, gradient, fisher")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="a name that `qprune samplers` lists (relax)")
+    ] = None,
+    sampler_option: Annotated[
+        list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
+    ] = None,
+    curvature: Annotated[str | None, typer.Option(help="fisher, empirical or hessian")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="keep to the dense network's outputs (dense), or labels")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="count zeros globally (global), by layer or by row")
+    ] = None,
+    mask_structure: Annotated[
+        str | None, typer.Option(help="N:M, at most N non-zero in every M consecutive inputs")
+    ] = None,
+    block_size: Annotated[int | None, typer.Option(help="variables in a block (1024)")] = None,
+    stages: Annotated[int | None, typer.Option(help="rungs up to the asked sparsity")] = None,
+    rounds: Annotated[int | None, typer.Option(help="expansions in each stage")] = None,
+    compensate: Annotated[
+        bool | None,
+        typer.Option("--compensate/--mask-only", help="whether kept weights may move"),
+    ] = None,
+    num_calibration_samples: Annotated[
+        int | None, typer.Option(help="all training samples the method sees (1000)")
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="end after so long")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="end after so many steps")] = None,
+    seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="new folder for weights, mask, settings, steps, report")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of these options; the command line wins")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
+) -> None:
+    """Prune a network, and say how good it is before and after."""
+    from qprune.job import run_job, summary
+    from qprune.progress import ProgressBar
+    from qprune.records import strict_json
+
+    settings = make_settings(_given(context.params), config)
+    with ProgressBar(settings.sparsity, Console(stderr=True)) as bar:
+        pruned = run_job(settings, output, observe=[bar])
+    if json:
+        typer.echo(strict_json(summary(pruned)))
+        return
+    Console().print(outcome_table(pruned.report))
+    if output is not None:
+        typer.echo(f"{output / 'report.html'} shows the run; {output} holds the network")
+
+
+def outcome_table(report: Report) -> Table:
+    """Accuracy and loss on test data: dense, after the first pass, pruned."""
+    table = Table(title=f"{100 * report.achieved_sparsity:.2f} % of targeted weights are zero")
+    table.add_column("network")
+    table.add_column("test accuracy", justify="right")
+    table.add_column("test loss, nats", justify="right")
+    scores = {"dense": report.dense, "first pass alone": report.start, "pruned": report.final}
+    for name, score in scores.items():
+        if score is not None:
+            accuracy = "-" if score.accuracy is None else f"{100 * score.accuracy:.2f} %"
+            table.add_row(name, accuracy, f"{score.loss:.4f}")
+    table.caption = (
+        f"{report.num_accepted} of {len(report.steps)} steps taken, "
+        f"{report.cpu_seconds:.1f} s of CPU time, seed {report.seed}, {report.stopped}"
+    )
+    return table
+
+
+def _given(params: dict[str, Any]) -> dict[str, Any]:
+    """What the command line sets, by the names of `Settings`; what it leaves out is None."""
+    given = {name: params[name] for name in Settings.model_fields if name in params}
+    given["sampler_options"] = parse_options(params["sampler_option"] or ())
+    return {name: None if value in ((), [], {}) else value for name, value in given.items()}

@@ -1,0 +1,138 @@
+"""One `qprune prune`: from settings to a pruned network and a folder that tells what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qprune.config import Settings
+from qprune.curvature import CURVATURES
+from qprune.datasets import load_data
+from qprune.errors import ImpossibleRequestError
+from qprune.losses import DenseOutputs, Labels
+from qprune.prune import Pruned, prune
+from qprune.records import ScorePoint
+from qprune.report import render_html
+from qprune.run import RunFolder, run_folder
+from qprune.scores import STARTS
+from qprune.steps import Observer, Score, Step
+from qprune.zoo import load_model
+from solvers.registry import get_sampler
+
+T = TypeVar("T")
+
+#: Settings that `qprune.prune` takes as they are.
+_PASSED_ON = (
+    "sparsity",
+    "budget",
+    "mask_structure",
+    "targets",
+    "ignore",
+    "sampler",
+    "sampler_options",
+    "block_size",
+    "stages",
+    "rounds",
+    "compensate",
+    "seed",
+    "max_seconds",
+    "max_steps",
+)
+_LOSSES = {"dense": DenseOutputs, "labels": Labels}
+
+
+class ScoreTrace:
+    """Observer that scores the network on test data now and then, for the curve of accuracy.
+
+    Scoring takes at most ``share`` of the time that has passed; it decides nothing in the run.
+    """
+
+    def __init__(self, evaluate: Callable[[], Score], share: float = 0.05) -> None:
+        self.points: list[ScorePoint] = []
+        self._evaluate, self._share = evaluate, share
+        self._began, self._spent = time.perf_counter(), 0.0
+
+    def __call__(self, step: Step) -> None:
+        before = time.perf_counter()
+        if not step.accepted or self._spent > self._share * (before - self._began):
+            return
+        self.points.append(ScorePoint(step.index, self._evaluate()))
+        self._spent += time.perf_counter() - before
+
+
+def run_job(
+    settings: Settings,
+    output: Path | None = None,
+    *,
+    observe: Sequence[Observer] = (),
+    others: Mapping[str, Score] | None = None,
+) -> Pruned:
+    """Load, prune, score and, with ``output``, save.
+
+    Args:
+        settings: what to do.
+        output: folder for weights, mask, settings, steps and report; it must hold no run yet.
+        observe: called with every step.
+        others: scores of other methods, for the report.
+
+    Raises:
+        QpruneError: the request is impossible, or failed; nothing is left behind.
+        SolverError: there is no such sampler or option.
+    """
+    get_sampler(settings.sampler)  # Refused here, not after training a network.
+    start = _named("start", settings.start, STARTS)
+    curvature = _named("curvature", settings.curvature, CURVATURES)
+    with nullcontext() if output is None else run_folder(output, settings) as folder:
+        model = load_model(settings.model, settings.weights)
+        data = load_data(settings.data, settings.normalization)
+        calibration = data.calibration(settings.num_calibration_samples, settings.seed)
+        trace = ScoreTrace(partial(data.score, model))
+        pruned = prune(
+            model,
+            calibration,
+            start=start,
+            curvature=curvature,
+            loss=_LOSSES[settings.target](),
+            evaluate=data.score,
+            observe=[*observe, *([folder, trace] if folder else [])],
+            **_given(settings),
+        )
+        if folder is not None:
+            _save(folder, pruned, settings, tuple(trace.points), others or {})
+    return pruned
+
+
+def summary(pruned: Pruned) -> dict[str, Any]:
+    """What ``--json`` prints: sparsity, scores, time, steps, seed."""
+    report = pruned.report.to_json()
+    steps = {"steps": len(pruned.report.steps), "accepted": pruned.report.num_accepted}
+    names = ("asked_sparsity", "achieved_sparsity", "dense", "start", "final")
+    times = ("seconds", "cpu_seconds", "stopped", "seed")
+    return {n: report[n] for n in names} | steps | {n: report[n] for n in times}
+
+
+def _given(settings: Settings) -> dict[str, Any]:
+    """Settings for `prune`; one that is None leaves it to `prune`'s own default."""
+    values = {name: getattr(settings, name) for name in _PASSED_ON}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _save(
+    folder: RunFolder,
+    pruned: Pruned,
+    settings: Settings,
+    points: tuple[ScorePoint, ...],
+    others: Mapping[str, Score],
+) -> None:
+    html = render_html(pruned.report, title=settings.title, scores=points, others=others)
+    folder.save(pruned.model, pruned.mask, pruned.report, points, html)
+
+
+def _named(what: str, name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        raise ImpossibleRequestError(f"no {what} named {name!r}; there are: {', '.join(known)}")
+    return known[name]
