@@ -1,0 +1,70 @@
+"""What numpy arrays and torch tensors need to be told apart for; everything else they share.
+
+The row code runs on either: on a host in numpy (float64), on a device in torch. It is written
+once, in the operations that both spell alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+#: A numpy array or a torch tensor.
+Array = Any
+
+
+def is_tensor(array: Array) -> bool:
+    """Whether ``array`` is a torch tensor (without importing torch for that)."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def namespace(array: Array) -> ModuleType:
+    """The module, numpy or torch, whose functions take ``array``."""
+    return sys.modules["torch"] if is_tensor(array) else np
+
+
+def ascending(array: Array) -> Array:
+    """``array`` sorted along its last axis."""
+    return array.sort(dim=-1).values if is_tensor(array) else np.sort(array, axis=-1)
+
+
+def as_float(array: Array, like: Array) -> Array:
+    """``array`` in the dtype and on the device of ``like``."""
+    if is_tensor(like):
+        return namespace(like).as_tensor(array, dtype=like.dtype, device=like.device)
+    return np.asarray(array, dtype=like.dtype)
+
+
+def as_bool(array: Array, like: Array) -> Array:
+    """``array`` as booleans, on the device of ``like``."""
+    if is_tensor(like):
+        torch = namespace(like)
+        return torch.as_tensor(array, dtype=torch.bool, device=like.device)
+    return np.asarray(array, dtype=bool)
+
+
+def as_double(array: Array) -> Array:
+    """``array`` in float64, where it is."""
+    return array.double() if is_tensor(array) else np.asarray(array, dtype=np.float64)
+
+
+def as_count(array: Array, like: Array) -> Array:
+    """``array`` as int64, on the device of ``like``."""
+    if is_tensor(like):
+        torch = namespace(like)
+        return torch.as_tensor(array, dtype=torch.int64, device=like.device)
+    return np.asarray(array, dtype=np.int64)
+
+
+def take_last(array: Array, index: Array) -> Array:
+    """``array[r, index[r, c]]``, shape of ``index``."""
+    return array.gather(-1, index) if is_tensor(array) else np.take_along_axis(array, index, -1)
+
+
+def as_host(array: Array) -> np.ndarray:
+    """``array`` in numpy."""
+    return array.detach().cpu().numpy() if is_tensor(array) else np.asarray(array)

@@ -1,0 +1,77 @@
+"""The best values on a given support, for all rows at once: conjugate gradients."""
+
+from __future__ import annotations
+
+from solvers.arrays import Array, as_float, namespace
+
+# Converged rows are dropped from the products once fewer than this share are still live.
+SHRINK = 0.75
+
+
+def safe_inverse(diagonal: Array) -> Array:
+    """1 / diagonal, and 0 where the diagonal is 0 (an input that never fires)."""
+    positive = diagonal > 0
+    xp = namespace(diagonal)
+    ones = xp.ones_like(diagonal)
+    return xp.where(positive, 1.0 / xp.where(positive, diagonal, ones), 0.0 * ones)
+
+
+def objectives(gram: Array, targets: Array, values: Array) -> Array:
+    """1/2 (w - w0)' A (w - w0) of every row, shape (rows,)."""
+    change = values - targets
+    return 0.5 * ((change @ gram) * change).sum(-1)
+
+
+def refit(
+    gram: Array,
+    targets: Array,
+    mask: Array,
+    values: Array,
+    *,
+    tolerance: float = 1e-12,
+    max_iterations: int = 500,
+) -> Array:
+    """Minimise every row's objective over the values that ``mask`` keeps.
+
+    Solves A_SS (w_S - w0_S) = A_SP w0_P (P the pruned inputs) by conjugate gradients with the
+    diagonal of A as preconditioner, started from ``values``; one product with A serves all rows.
+    Rows that have converged are left out of later products, a quarter at a time.
+
+    Args:
+        gram: A, shape (inputs, inputs).
+        targets: w0, shape (rows, inputs).
+        mask: True where kept, same shape.
+        values: where to start, same shape; pruned entries are ignored.
+        tolerance: a row stops when r' D^-1 r falls below ``tolerance`` times the energy of
+            the row pruned entirely (D the diagonal of A, r the residual).
+        max_iterations: products with A at most.
+
+    Returns:
+        The values, exact zeros where pruned.
+    """
+    inverse = safe_inverse(gram.diagonal())
+    stop = tolerance * ((targets @ gram) * targets).sum(-1)
+    keep = as_float(mask, values)
+    result = values * keep
+    residual = ((targets - result) @ gram) * keep
+    direction = residual * inverse
+    power = (residual * direction).sum(-1)
+    rows = (power > stop).nonzero()
+    rows = rows[0] if isinstance(rows, tuple) else rows[:, 0]
+    keep, residual, direction, power = keep[rows], residual[rows], direction[rows], power[rows]
+    for _ in range(max_iterations):
+        if not len(rows):
+            break
+        image = (direction @ gram) * keep
+        step = power * safe_inverse((direction * image).sum(-1))
+        result[rows] += step[:, None] * direction
+        residual = residual - step[:, None] * image
+        scaled = residual * inverse
+        new_power = (residual * scaled).sum(-1)
+        direction = scaled + (new_power * safe_inverse(power))[:, None] * direction
+        power = new_power
+        live = power > stop[rows]
+        if int(live.sum()) < SHRINK * len(rows):
+            rows, keep, residual = rows[live], keep[live], residual[live]
+            direction, power = direction[live], power[live]
+    return result

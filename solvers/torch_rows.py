@@ -1,0 +1,104 @@
+"""Row problems on torch tensors: the best of many swaps in every row at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from solvers.row_moves import HeldSearch
+
+Integers = NDArray[np.int64]
+
+# Entries of A looked at in one step over all rows; bounds the memory of a step.
+STEP_ENTRIES = 1 << 26
+
+# Steps between looks at which rows are done (each look waits for the device).
+STEPS = 8
+
+
+class TorchSearch(HeldSearch):
+    """`HeldSearch` for tensors: in each step every row makes the best swap of a few candidates.
+
+    The candidates are the kept weights that are cheapest to prune among those not yet tried since
+    the row's last swap; a row is done when all have been tried in vain. Memory moved a step:
+    rows x candidates x run of A; a swap then takes two rows of A.
+    """
+
+    def _swap(self, rows: Integers) -> Integers:
+        at = torch.as_tensor(rows, device=self.values.device)
+        state = _State(self, at)
+        while len(state.at):
+            for _ in range(STEPS):
+                state.step()
+            state.drop_done()
+        return state.swaps.cpu().numpy()
+
+
+class _State:
+    """The rows still under way, gathered; written back when they are done."""
+
+    def __init__(self, search: HeldSearch, at: torch.Tensor) -> None:
+        self.search = search
+        self.at = at
+        self.swaps = torch.zeros(len(at), dtype=torch.int64, device=at.device)
+        self.live = torch.arange(len(at), device=at.device)
+        self.values, self.field = search.values[at], search.field[at]
+        self.mask, self.slope = search.mask[at], search.restore.slope[at]
+        self.tolerance = search.tolerance[at]
+        self.tried = torch.zeros_like(self.mask)
+        inputs = search.problem.num_inputs
+        self.run = search.problem.budget.run(inputs)
+        self.runs = search.problem.gram.view(inputs, inputs // self.run, self.run)
+
+    def step(self) -> None:
+        """The best swap of the cheapest untried candidates, in every row where it improves."""
+        curve, diagonal = self.search.restore.curve, self.search.diagonal
+        loss = self.values * (0.5 * self.values * diagonal - self.field)
+        loss = torch.where(self.mask & ~self.tried, loss, torch.inf)
+        width = max(1, min(loss.shape[1], STEP_ENTRIES // max(1, len(loss) * self.run), 64))
+        cheapest, out = loss.topk(width, largest=False)
+        which = out // self.run
+        w = self.values.gather(1, out)
+        field = self._of_run(self.field, which) - w[..., None] * self.runs[out, which]
+        slope = self._of_run(self.slope, which)
+        gain = field * (curve.view(-1, self.run)[which] * field - slope)
+        gain = gain - 0.5 * slope**2 * diagonal.view(-1, self.run)[which]
+        gain = torch.where(self._of_run(self.mask, which), -torch.inf, gain)
+        change, best = (cheapest - gain.amax(-1)).min(-1)
+        into = gain.gather(1, best[:, None, None].expand(-1, 1, self.run))[:, 0].argmax(-1)
+        better = change < -self.tolerance
+        # A row without candidates left has infinite costs, so it never improves.
+        self.tried.scatter_(1, out, ~better[:, None].expand(-1, width))
+        self.tried &= ~better[:, None]
+        chosen = out.gather(1, best[:, None])[:, 0]
+        self._apply(better, chosen, chosen // self.run * self.run + into)
+
+    def _of_run(self, array: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """The entries of each candidate's run, (rows, inputs) -> (rows, candidates, run)."""
+        split = array.view(len(array), -1, self.run)
+        return split[torch.arange(len(array), device=array.device)[:, None], which]
+
+    def _apply(self, better: torch.Tensor, out: torch.Tensor, into: torch.Tensor) -> None:
+        rows = better.nonzero()[:, 0]
+        out, into = out[rows], into[rows]
+        gram = self.search.problem.gram
+        w = self.values[rows, out]
+        field = self.field[rows, into] - w * gram[out, into]
+        value = self.slope[rows, into] - 2.0 * field * self.search.restore.curve[into]
+        self.field[rows] += value[:, None] * gram[into] - w[:, None] * gram[out]
+        self.values[rows, out] = 0.0
+        self.values[rows, into] = value
+        self.mask[rows, out] = False
+        self.mask[rows, into] = True
+        self.swaps[self.live[rows]] += 1
+
+    def drop_done(self) -> None:
+        """Write the rows back; keep those with untried candidates."""
+        search = self.search
+        search.values[self.at], search.field[self.at] = self.values, self.field
+        search.mask[self.at] = self.mask
+        open_ = (self.mask & ~self.tried).any(-1) & ~self.mask.all(-1)
+        self.at, self.live, self.tolerance = self.at[open_], self.live[open_], self.tolerance[open_]
+        self.values, self.field = self.values[open_], self.field[open_]
+        self.mask, self.slope, self.tried = self.mask[open_], self.slope[open_], self.tried[open_]
