@@ -111,6 +111,17 @@ def _wrong_counts(mask: Tensors, saved: Saved) -> Iterator[str]:
 
 def _wrong_structure(mask: Tensors, saved: Saved) -> Iterator[str]:
     """Runs of M consecutive inputs that keep more than N weights."""
+    if saved.settings.mask_structure is None:
+        return
+    most, run = (int(part) for part in saved.settings.mask_structure.split(":"))
+    for name, kept in mask.items():
+        inputs = kept.flatten(1)  # (outputs, inputs); a convolution's kernel positions are inputs
+        if inputs.shape[1] % run:
+            yield f"{name}: {inputs.shape[1]} inputs do not divide into runs of {run}"
+            continue
+        crowded = int((inputs.unflatten(1, (-1, run)).sum(-1) > most).sum())
+        if crowded:
+            yield f"{name}: {crowded} runs keep more than {most} of {run} consecutive inputs"
 
 
 def _wrong_steps(path: Path, saved: Saved) -> Iterator[str]:
