@@ -8,6 +8,7 @@ SolverError
 +-- MissingPackageError (ImportError)    the sampler's package is not installed
 +-- ProblemTooLargeError (MemoryError)   needs more memory, or variables, than there are
 +-- SamplerFailedError (RuntimeError)    a foreign sampler raised or answered nonsense
++-- ChargeRefusedError (RuntimeError)    a paid call was declined, or is past the budget
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class MissingPackageError(SolverError, ImportError):
 
 class ProblemTooLargeError(SolverError, MemoryError):
     """The problem does not fit; the message says what is needed and the way out."""
+
+
+class ChargeRefusedError(SolverError, RuntimeError):
+    """A paid call was not made: over budget or declined; the message has its cost."""
 
 
 class SamplerFailedError(SolverError, RuntimeError):

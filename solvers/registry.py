@@ -129,6 +129,10 @@ def _dwave(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
     return SamplerEntry(name, factory, about=about, **packages | more)
 
 
+def _openjij(name: str, factory: str, about: str) -> SamplerEntry:
+    return _local(name, factory, about, packages=("openjij",), install=_PIP["openjij"])
+
+
 _PIP = {
     "torch": "pip install torch",
     "dwave-samplers": "pip install dwave-samplers",
@@ -171,6 +175,39 @@ BUILTIN: tuple[SamplerEntry, ...] = (
         "dwave-neal's simulated annealing",
         packages=("neal",),
         install=_PIP["neal"],
+    ),
+    _openjij("openjij-sa", "solvers.jij:simulated_annealing", "OpenJij's simulated annealing"),
+    _openjij("openjij-sqa", "solvers.jij:quantum_annealing", "OpenJij's path-integral annealing"),
+    SamplerEntry(
+        "roof-duality",
+        "solvers.roof:RoofDuality",
+        where="CPU",
+        about="fixes variables, bounds; another sampler does the rest",
+        counts=True,
+        warm_start=True,
+        seed=True,
+        bound=True,
+        packages=("dwave.preprocessing",),
+        install=_PIP["dwave-samplers"],
+    ),
+    SamplerEntry(
+        "decompose",
+        "solvers.decompose:Decompose",
+        where="CPU",
+        about="a large problem by sub-blocks, on any sampler",
+        counts=True,
+        warm_start=True,
+        seed=True,
+    ),
+    _dwave("qpu", "solvers.qpu:qpu", "D-Wave's processors, any embedding", where="QPU"),
+    _dwave("qpu-clique", "solvers.qpu:qpu_clique", "D-Wave's processors, cliques", where="QPU"),
+    _dwave("hybrid-bqm", "solvers.qpu:hybrid_bqm", "Leap's hybrid BQM solver", where="cloud"),
+    _dwave(
+        "hybrid-cqm",
+        "solvers.qpu:hybrid_cqm",
+        "Leap's hybrid CQM solver",
+        where="cloud",
+        counts=True,
     ),
 )
 

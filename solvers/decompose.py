@@ -1,0 +1,210 @@
+"""A large problem by sub-blocks, on a sampler that takes only small ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import dimod
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from solvers.counting import ProblemSampler, counting
+from solvers.errors import InvalidOptionError
+from solvers.foreign import refuse_unknown, small_seed
+from solvers.problem import QuadraticProblem
+from solvers.repair import repair
+from solvers.restrict import restricted
+from solvers.sampler import (
+    CountingSampler,
+    Deadline,
+    States,
+    checked_states,
+    positive_int,
+    random_states,
+)
+from solvers.solution import Solution
+
+Indices = NDArray[np.int64]
+
+# Variables of a sub-block where the child names no limit of its own.
+DEFAULT_SIZE = 64
+
+
+class Decompose(CountingSampler, dimod.ComposedSampler):
+    """Solves sub-blocks of a problem in turn, the rest held fixed, until none improves it.
+
+    Every pass offers each variable once, in blocks that mix ones and zeros of the same group:
+    by turns the most promising flips together, and at random. A sub-block keeps its own number
+    of ones per group, so that counts stay exact; only improvements are taken, so that the
+    answer is never worse than the start. It ends after two passes in a row without one.
+
+    Args:
+        child: the small sampler: a name, a class or an object. One that cannot count is
+            wrapped in `CardinalityPenalty`.
+        size: variables in a sub-block; default the child's ``largest_clique_size``, else 64.
+
+    Raises:
+        InvalidOptionError: ``size`` is less than 2.
+
+    Example:
+        >>> problem = QuadraticProblem(np.arange(20.0), np.eye(20), counts=5)
+        >>> Decompose("sa", size=8).sample_problem(problem, seed=1).energy
+        12.5
+    """
+
+    own_options: ClassVar[Mapping[str, str]] = {
+        "num_reads": "runs, from the initial states first, random ones after (default 1)",
+        "max_passes": "passes over all variables at most (default 20)",
+        "seed": "seed of the blocks, the random starts, and the child",
+        "time_limit": "seconds after which no further sub-block is begun",
+        "initial_states": "states to start from, shape (k, n)",
+    }
+
+    def __init__(self, child: Any = "sa", *, size: int | None = None) -> None:
+        self._child = counting(child)
+        inner = getattr(self._child, "child", self._child)
+        limit = getattr(inner, "largest_clique_size", DEFAULT_SIZE)
+        self.size = positive_int("size", limit if size is None else size)
+        if self.size < 2:
+            raise InvalidOptionError("size must be at least 2: one variable has nothing to swap")
+
+    @property
+    def children(self) -> list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The one child."""
+        return [self._child]
+
+    @property
+    def options(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The composite's own options, then the child's."""
+        names = set(self._child.parameters) - {"cardinality", "groups"}
+        return dict.fromkeys(sorted(names), "as in the child") | dict(self.own_options)
+
+    def sample_problem(
+        self,
+        problem: QuadraticProblem,
+        *,
+        num_reads: int = 1,
+        max_passes: int = 20,
+        seed: int | None = None,
+        time_limit: float | None = None,
+        initial_states: ArrayLike | None = None,
+        **options: Any,
+    ) -> Solution:
+        refuse_unknown(type(self).__name__, options, self.options)
+        rng = np.random.default_rng(None if seed is None else small_seed(seed))
+        starts = _starts(problem, positive_int("num_reads", num_reads), initial_states, rng)
+        run = _Run(
+            problem=problem,
+            child=self._child,
+            size=self.size,
+            rng=rng,
+            deadline=Deadline(time_limit),
+            max_passes=positive_int("max_passes", max_passes),
+            options=options,
+        )
+        totals = {"blocks": 0, "improved": 0, "passes": 0}
+        finished: list[States] = []
+        try:
+            for start in starts:
+                finished.append(start)
+                run.descend(start, totals)
+        except KeyboardInterrupt:
+            totals["interrupted"] = True
+        return Solution.of(problem, np.array(finished), info={"decompose": totals})
+
+
+def decompose(child: Any, *, size: int | None = None) -> Decompose:
+    """`Decompose` as a function."""
+    return Decompose(child, size=size)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same over one solve."""
+
+    problem: QuadraticProblem
+    child: ProblemSampler
+    size: int
+    rng: np.random.Generator
+    deadline: Deadline
+    max_passes: int
+    options: Mapping[str, Any]
+
+    def descend(self, x: States, totals: dict[str, Any]) -> None:
+        """Improve one state, shape (n,), in place, until two passes bring nothing."""
+        idle = 0
+        for index in range(self.max_passes):
+            improved = self._pass(x, promising=index % 2 == 0, totals=totals)
+            idle = 0 if improved else idle + 1
+            if idle == 2 or self.deadline.passed:
+                return
+
+    def _pass(self, x: States, *, promising: bool, totals: dict[str, Any]) -> bool:
+        totals["passes"] += 1
+        improved = False
+        for block in self._blocks(x, promising=promising):
+            if self.deadline.passed:
+                break
+            totals["blocks"] += 1
+            if self._solve(x, block):
+                totals["improved"] += 1
+                improved = True
+        return improved
+
+    def _solve(self, x: States, block: Indices) -> bool:
+        """Put the child's answer for one block into ``x`` if it is better."""
+        part = restricted(self.problem, x, block)
+        now = x[block]
+        options = dict(self.options)
+        if "seed" in self.child.parameters:
+            options["seed"] = int(self.rng.integers(2**31))
+        if "initial_states" in self.child.parameters:
+            options["initial_states"] = now[None, :]
+        found = self.child.sample_problem(part, **options)
+        before = part.energy(now)
+        if not found.energy < before - 1e-12 * (1.0 + abs(before)):
+            return False
+        x[block] = found.sample
+        return True
+
+    def _blocks(self, x: States, *, promising: bool) -> Iterator[Indices]:
+        order = self._order(x, promising=promising)
+        for start in range(0, order.size, self.size):
+            yield order[start : start + self.size]
+
+    def _order(self, x: States, *, promising: bool) -> Indices:
+        """All variables, group after group, ones and zeros evenly mixed within each."""
+        problem = self.problem
+        if promising:
+            fields = problem.fields(x)[0]
+            cost = (1.0 - 2.0 * x) * fields + 0.5 * problem.quadratic.diagonal()
+        else:
+            cost = self.rng.random(x.size)
+        if problem.groups is None:
+            return np.argsort(cost, kind="stable")
+        place = np.zeros(x.size)
+        for group in range(problem.num_groups):
+            for value in (0, 1):
+                members = np.flatnonzero((problem.groups == group) & (x == value))
+                ranks = np.argsort(np.argsort(cost[members], kind="stable"), kind="stable")
+                place[members] = (ranks + 0.5) / max(1, members.size)
+        shuffled = self.rng.permutation(problem.num_groups)
+        return np.lexsort((place, shuffled[problem.groups]))
+
+
+def _starts(
+    problem: QuadraticProblem,
+    num_reads: int,
+    initial_states: ArrayLike | None,
+    rng: np.random.Generator,
+) -> States:
+    """One start per read: given ones, then one built greedily, then random ones, (reads, n)."""
+    given = checked_states(problem, initial_states)
+    starts = random_states(problem, num_reads, rng)
+    if given is not None:
+        starts[: len(given)] = given[:num_reads]
+    elif problem.counts is not None:
+        starts[0] = repair(problem, np.zeros(problem.num_variables))[0]
+    return starts

@@ -1,0 +1,74 @@
+"""OpenJij's samplers, behind `ForeignSampler`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dimod
+import numpy as np
+
+from solvers.foreign import ForeignSampler
+
+
+def simulated_annealing() -> OpenJij:
+    """Simulated annealing (`openjij.SASampler`)."""
+    import openjij
+
+    return OpenJij(openjij.SASampler(), name="openjij-sa")
+
+
+def quantum_annealing() -> OpenJij:
+    """Simulated quantum annealing (`openjij.SQASampler`)."""
+    import openjij
+
+    return OpenJij(openjij.SQASampler(), name="openjij-sqa")
+
+
+class OpenJij(ForeignSampler):
+    """An OpenJij sampler that keeps the promises of this package.
+
+    By itself it makes every read of a seeded call the same read, seeds numpy's global
+    generator, and takes one initial state. Here each read has a seed and an initial state of
+    its own, and the global generator is left as it was.
+    """
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments of `sample`; ``initial_states`` in place of ``initial_state``."""
+        names = set(inspect.signature(self.child.sample).parameters)
+        names -= {"bqm", "initial_state", "reinitialize_state"}
+        return {name: [] for name in sorted(names | {"initial_states"})}
+
+    def run(self, bqm: dimod.BinaryQuadraticModel, options: dict[str, Any]) -> dimod.SampleSet:
+        options = dict(options)
+        given = options.pop("initial_states", None)
+        states = [] if given is None else np.asarray(given[0]).tolist()
+        reads = options.pop("num_reads", max(1, len(states)))
+        seed = options.pop("seed", None)
+        if seed is None and not states:
+            return self._call(bqm, num_reads=reads, **options)
+        seeds = np.random.SeedSequence(seed).generate_state(reads)
+        answers = []
+        for read in range(reads):
+            start = {"initial_state": states[read]} if read < len(states) else {}
+            answers.append(self._call(bqm, num_reads=1, seed=int(seeds[read]), **options, **start))
+        joined = dimod.concatenate(answers)
+        return dimod.SampleSet(joined.record, joined.variables, {}, joined.vartype)
+
+    def _call(self, bqm: dimod.BinaryQuadraticModel, **options: Any) -> dimod.SampleSet:
+        with _global_generator_kept():
+            answer = self.child.sample(bqm, **options)
+        # A plain sample set: OpenJij's own class holds arrays that are not JSON-friendly.
+        return dimod.SampleSet(answer.record, answer.variables, {}, answer.vartype)
+
+
+@contextmanager
+def _global_generator_kept() -> Iterator[None]:
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
