@@ -59,9 +59,8 @@ GUMBELS = (
 
 def random_states_for(seed: np.random.SeedSequence, num: int) -> NDArray[np.uint64]:
     """An independent generator state for each of ``num`` reads, shape (num, 4)."""
-    return np.array([child.generate_state(4, np.uint64) for child in seed.spawn(num)]).reshape(
-        num, 4
-    )
+    words = [child.generate_state(4, np.uint64) for child in seed.spawn(num)]
+    return np.array(words, dtype=np.uint64).reshape(num, 4)
 
 
 @part
@@ -94,8 +93,7 @@ def exponential(bits):
 
 
 @intrinsic
-def smaller(typing_context, a, b):
-    """The smaller of two floats, as the one instruction that LLVM turns into vector code."""
+def _smaller(typing_context, a, b):
     if not isinstance(a, types.Float) or a != b:
         return None
 
@@ -107,6 +105,10 @@ def smaller(typing_context, a, b):
         return builder.call(minimum, arguments, fastmath=("nnan", "nsz"))
 
     return a(a, b), generate
+
+
+#: The smaller of two floats, as the one instruction that LLVM turns into vector code.
+smaller: Any = _smaller
 
 
 @part

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from solvers.problem import QuadraticProblem
-from solvers.quadratic import Sparse
+from solvers.quadratic import LowRank, Quadratic, Sparse
 
 # Beyond this single precision could overflow or lose whole coefficients.
 _SINGLE_LIMIT = 1e15
@@ -21,20 +22,18 @@ class Layout:
 
     Attributes:
         problem: where they come from.
-        matrix: (n, n) array, or (indptr, indices, data).
-        half: half the diagonal, shape (n,).
+        dtype: float32 or float64.
         starts: group boundaries, (g + 1,); ``[0, n]`` where there are no counts.
         order: position -> variable, or None where the variables are sorted already.
     """
 
     problem: QuadraticProblem
-    matrix: Any
-    half: NDArray[np.floating]
+    dtype: np.dtype[np.floating]
     starts: NDArray[np.int64]
     order: NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, problem: QuadraticProblem, dtype: type[np.floating] = np.float64) -> Layout:
+    def of(cls, problem: QuadraticProblem, dtype: Any = np.float64) -> Layout:
         """The layout of ``problem``; a dense float64 matrix in group order is not copied."""
         order = None
         starts = np.array([0, problem.num_variables], dtype=np.int64)
@@ -42,20 +41,48 @@ class Layout:
             starts = np.concatenate([[0], np.cumsum(problem.group_sizes)]).astype(np.int64)
             if (np.diff(problem.groups) < 0).any():
                 order = np.argsort(problem.groups, kind="stable")
-        half = 0.5 * problem.quadratic.diagonal()
-        half = np.ascontiguousarray(half if order is None else half[order], dtype=dtype)
-        return cls(problem, _matrix(problem, order, dtype), half, starts, order)
+        return cls(problem, np.dtype(dtype), starts, order)
+
+    @cached_property
+    def linear(self) -> NDArray[np.floating]:
+        """The linear part, shape (n,)."""
+        return self.sorted(self.problem.linear).astype(self.dtype)
+
+    @cached_property
+    def half(self) -> NDArray[np.floating]:
+        """Half the diagonal, shape (n,)."""
+        return self.sorted(0.5 * self.problem.quadratic.diagonal()).astype(self.dtype)
+
+    @cached_property
+    def matrix(self) -> Any:
+        """Q as an (n, n) array, or as (indptr, indices, data) where it is sparse."""
+        quadratic = self._quadratic
+        if isinstance(quadratic, Sparse):
+            csr = quadratic.matrix
+            indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int64)
+            return indptr, indices, csr.data.astype(self.dtype)
+        if isinstance(quadratic, LowRank):
+            factor = quadratic.factor.astype(self.dtype, copy=False)
+            return np.ascontiguousarray(factor.T @ factor)
+        return np.ascontiguousarray(quadratic.dense(), dtype=self.dtype)
+
+    @cached_property
+    def factor(self) -> NDArray[np.floating]:
+        """U' of a low-rank Q = U'U, shape (n, m)."""
+        quadratic = self._quadratic
+        assert isinstance(quadratic, LowRank)
+        return np.ascontiguousarray(quadratic.factor.T, dtype=self.dtype)
 
     @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """float32 or float64."""
-        return self.half.dtype
+    def _quadratic(self) -> Quadratic:
+        quadratic = self.problem.quadratic
+        return quadratic if self.order is None else quadratic.restrict(self.order)
 
     def sorted(self, states: NDArray) -> NDArray:
         """``states`` (..., n) with columns in the kernels' order, a new array."""
-        return (
-            states.copy() if self.order is None else np.ascontiguousarray(states[..., self.order])
-        )
+        if self.order is None:
+            return states.copy()
+        return np.ascontiguousarray(states[..., self.order])
 
     def unsorted(self, states: NDArray) -> NDArray:
         """The inverse of `sorted`."""
@@ -70,23 +97,28 @@ class Layout:
         fields = self.problem.fields(self.unsorted(states))
         return np.ascontiguousarray(self.sorted(fields), dtype=self.dtype)
 
+    def projection(self, x: NDArray[np.int8]) -> NDArray[np.floating]:
+        """U x of one sorted state of a low-rank problem, computed in float64, shape (m,)."""
+        quadratic = self.problem.quadratic
+        assert isinstance(quadratic, LowRank)
+        return (quadratic.factor @ self.unsorted(x).astype(np.float64)).astype(self.dtype)
+
 
 def search_dtype(problem: QuadraticProblem) -> type[np.floating]:
     """float32 where its range suffices: half the memory traffic; results are polished later."""
     largest = max(
         np.abs(problem.linear).max(initial=0.0),
         np.abs(problem.quadratic.diagonal()).max(initial=0.0),
+        _largest_coupling(problem.quadratic),
     )
     return np.float32 if largest < _SINGLE_LIMIT else np.float64
 
 
-def _matrix(
-    problem: QuadraticProblem, order: NDArray[np.int64] | None, dtype: type[np.floating]
-) -> Any:
-    quadratic = problem.quadratic if order is None else problem.quadratic.restrict(order)
+def _largest_coupling(quadratic: Quadratic) -> float:
+    """A bound on the largest |Q_ij|; a semidefinite matrix has it on its diagonal."""
+    if isinstance(quadratic, LowRank):
+        return 0.0
     if isinstance(quadratic, Sparse):
-        csr = quadratic.matrix
-        csr.sort_indices()
-        indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int64)
-        return indptr, indices, csr.data.astype(dtype)
-    return np.ascontiguousarray(quadratic.dense(), dtype=dtype)
+        return float(np.abs(quadratic.matrix.data).max(initial=0.0))
+    matrix = quadratic.dense()
+    return float(max(matrix.max(initial=0.0), -matrix.min(initial=0.0)))

@@ -45,7 +45,7 @@ class CountingSampler(dimod.Sampler):
         }
 
     @abstractmethod
-    def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
+    def sample_problem(self, problem: QuadraticProblem, *args: Any, **options: Any) -> Solution:
         """Solve ``problem``; samples have the exact counts and recomputed energies."""
 
     def sample(

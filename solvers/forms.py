@@ -1,0 +1,241 @@
+"""What annealing keeps in memory, and which form is cheapest now: fields, whole rows, factors.
+
+All forms walk the same states; they differ in what a proposal and a move cost. Costs are in
+nanoseconds, measured on one core of a server processor (`python -m benchmarks.solvers_local
+--only kernels` measures them again) and fixed here, so that a seed gives one answer anywhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.kernels import GUMBELS
+from solvers.kernels_flip import flip_metropolis
+from solvers.kernels_lowrank import lowrank_flip_metropolis, lowrank_swap_metropolis
+from solvers.kernels_swap import swap_heat_bath, swap_metropolis
+from solvers.layout import Layout
+from solvers.quadratic import LowRank, Sparse
+from solvers.reads import Read
+
+Reals = NDArray[np.floating]
+
+# A matrix beyond this many bytes streams from main memory, one below from the cache.
+_CACHE_BYTES = 16e6
+# A dense matrix beyond this is never built for a problem given by its factor.
+_MOST_BYTES = 4e9
+# A row's heat bath moves about as often as this many single proposals.
+_PROPOSALS_PER_ROW = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Form(ABC):
+    """One way to walk the states of a problem."""
+
+    layout: Layout
+
+    def kept(self, x: NDArray[np.int8]) -> Reals:
+        """What the kernel keeps besides the state x, computed afresh: here the fields."""
+        return self.layout.fields(x[None])[0]
+
+    def anneal(self, read: Read, kept: Reals, temperatures: Reals) -> float:
+        """One sweep per temperature; returns the share of single proposals that were taken."""
+        before = read.tally[2]
+        self._run(read, kept, temperatures.astype(self.layout.dtype))
+        return (read.tally[2] - before) / max(1, temperatures.size * self.proposals)
+
+    @abstractmethod
+    def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        """Call the kernel."""
+
+    @property
+    def proposals(self) -> int:
+        """Single proposals that a sweep makes or is worth."""
+        return self.layout.half.size
+
+    @property
+    @abstractmethod
+    def proposal(self) -> float:
+        """Nanoseconds per proposal."""
+
+    @property
+    @abstractmethod
+    def move(self) -> float:
+        """Nanoseconds per accepted move, on top of its proposal."""
+
+    def cost(self, acceptance: float) -> float:
+        """Nanoseconds per accepted move, all told, when ``acceptance`` of proposals are taken."""
+        return self.proposal / max(acceptance, 1e-9) + self.move
+
+    @cached_property
+    def row(self) -> float:
+        """Nanoseconds to add one row of the matrix to the fields."""
+        n = self.layout.half.size
+        if isinstance(self.layout.problem.quadratic, Sparse):
+            return 2.0 + self.layout.problem.quadratic.matrix.nnz / max(1, n)
+        return 2.0 + (0.019 if self._in_cache else 0.05) * n * self.layout.dtype.itemsize
+
+    @property
+    def _in_cache(self) -> bool:
+        n = self.layout.half.size
+        sparse = isinstance(self.layout.problem.quadratic, Sparse)
+        return sparse or n * n * self.layout.dtype.itemsize < _CACHE_BYTES
+
+
+class FlipFields(Form):
+    """Single flips, all fields kept."""
+
+    @property
+    def proposal(self) -> float:
+        return 4.0
+
+    @property
+    def move(self) -> float:
+        return self.row
+
+    def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        flip_metropolis(
+            self.layout.matrix,
+            kept,
+            self.layout.half,
+            read.x,
+            temperatures,
+            read.random,
+            read.best,
+            read.tally,
+        )
+
+
+class SwapFields(Form):
+    """Random swaps, all fields kept."""
+
+    @property
+    def proposal(self) -> float:
+        return 8.0 if self._in_cache else 65.0
+
+    @property
+    def move(self) -> float:
+        return 2 * self.row
+
+    def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        swap_metropolis(
+            self.layout.matrix,
+            kept,
+            self.layout.half,
+            read.x,
+            self.layout.starts,
+            temperatures,
+            read.random,
+            read.best,
+            read.tally,
+        )
+
+
+class SwapRows(SwapFields):
+    """Heat-bath swaps that look at every partner of a variable at once, all fields kept."""
+
+    @property
+    def proposals(self) -> int:
+        problem = self.layout.problem
+        if problem.counts is None:
+            return 0
+        rows = np.minimum(problem.counts, problem.group_sizes - problem.counts).sum()
+        return int(rows) * _PROPOSALS_PER_ROW
+
+    def cost(self, acceptance: float) -> float:
+        sizes = self.layout.problem.group_sizes
+        partners = float((sizes**2).sum() / max(1, sizes.sum()))
+        scan = 25.0 + self.row * partners / max(1, self.layout.half.size)
+        scan += 0.06 * partners * self.layout.dtype.itemsize / 4
+        return scan / min(1.0, _PROPOSALS_PER_ROW * max(acceptance, 1e-9)) + self.move
+
+    def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        swap_heat_bath(
+            self.layout.matrix,
+            kept,
+            self.layout.half,
+            read.x,
+            self.layout.starts,
+            temperatures,
+            read.random,
+            GUMBELS,
+            read.best,
+            read.tally,
+            np.empty(read.x.size, dtype=self.layout.dtype),
+        )
+
+
+class FactorFlips(Form):
+    """Single flips on the factor of a low-rank problem."""
+
+    def kept(self, x: NDArray[np.int8]) -> Reals:
+        return self.layout.projection(x)
+
+    @property
+    def proposal(self) -> float:
+        return 4.0 + 0.06 * self.layout.factor.shape[1]
+
+    @property
+    def move(self) -> float:
+        return 5.0 + 0.05 * self.layout.factor.shape[1]
+
+    def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        lowrank_flip_metropolis(
+            self.layout.factor,
+            self.layout.linear,
+            self.layout.half,
+            kept,
+            read.x,
+            temperatures,
+            read.random,
+            read.best,
+            read.tally,
+        )
+
+
+class FactorSwaps(FactorFlips):
+    """Random swaps on the factor of a low-rank problem."""
+
+    @property
+    def proposal(self) -> float:
+        return 12.0 + 0.2 * self.layout.factor.shape[1]
+
+    @property
+    def move(self) -> float:
+        return 10.0 + 0.3 * self.layout.factor.shape[1]
+
+    def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        lowrank_swap_metropolis(
+            self.layout.factor,
+            self.layout.linear,
+            kept,
+            read.x,
+            self.layout.starts,
+            temperatures,
+            read.random,
+            read.best,
+            read.tally,
+        )
+
+
+def forms_for(layout: Layout) -> Sequence[Form]:
+    """The forms that fit the problem and memory."""
+    n = layout.half.size
+    counted = layout.problem.groups is not None
+    with_fields = [SwapFields(layout), SwapRows(layout)] if counted else [FlipFields(layout)]
+    if not isinstance(layout.problem.quadratic, LowRank):
+        return with_fields
+    with_factor = FactorSwaps(layout) if counted else FactorFlips(layout)
+    if n * n * layout.dtype.itemsize > _MOST_BYTES:
+        return [with_factor]
+    return [*with_fields, with_factor]
+
+
+def cheapest(forms: Sequence[Form], acceptance: float) -> Form:
+    """The form whose accepted moves cost least; the first on a tie."""
+    return min(forms, key=lambda form: form.cost(acceptance))
