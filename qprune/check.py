@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from qprune.errors import ImpossibleRequestError
+from qprune.layers import Layer, Layers
 from qprune.records import strict_json
 from qprune.run import FILES, MASK, MODEL, REPORT_JSON, STEPS, Saved, read_run, read_steps
+from qprune.sparsity import BUDGETS
 from qprune.steps import LayerRecord
 
 Tensors = Mapping[str, Tensor]
@@ -105,23 +108,43 @@ def _wrong_counts(mask: Tensors, saved: Saved) -> Iterator[str]:
     achieved = _pruned(mask) / max(_size(mask), 1)
     if not math.isclose(report.achieved_sparsity, achieved, abs_tol=1e-12):
         yield f"{REPORT_JSON} says sparsity {report.achieved_sparsity}, the mask has {achieved}"
-    if not math.isclose(report.asked_sparsity, settings.sparsity, abs_tol=1e-12):
-        yield f"{settings.sparsity} was asked, {REPORT_JSON} says {report.asked_sparsity}"
+    if not math.isclose(report.asked_sparsity, settings.asked_sparsity, abs_tol=1e-12):
+        yield f"{settings.asked_sparsity} was asked, {REPORT_JSON} says {report.asked_sparsity}"
 
 
 def _wrong_structure(mask: Tensors, saved: Saved) -> Iterator[str]:
-    """Runs of M consecutive inputs that keep more than N weights."""
-    if saved.settings.mask_structure is None:
+    """Groups (all weights, layers, rows, runs of N:M) that do not have their exact count."""
+    settings = saved.settings
+    if saved.report.stopped != "done":
+        return  # Stopped on the way up: what was reached is checked against the report alone.
+    structure = settings.structure
+    budget = structure or BUDGETS[settings.budget]
+    kind = f"mask structure {settings.mask_structure}" if structure else f"budget {settings.budget}"
+    layers = _as_layers(saved.report.layers)
+    try:
+        groups = budget.groups(layers, settings.asked_sparsity)
+    except ImpossibleRequestError as error:
+        yield f"{kind} does not fit: {error}"
         return
-    most, run = (int(part) for part in saved.settings.mask_structure.split(":"))
-    for name, kept in mask.items():
-        inputs = kept.flatten(1)  # (outputs, inputs); a convolution's kernel positions are inputs
-        if inputs.shape[1] % run:
-            yield f"{name}: {inputs.shape[1]} inputs do not divide into runs of {run}"
-            continue
-        crowded = int((inputs.unflatten(1, (-1, run)).sum(-1) > most).sum())
-        if crowded:
-            yield f"{name}: {crowded} runs keep more than {most} of {run} consecutive inputs"
+    pruned = groups.sizes_of(~torch.cat([mask[layer.parameter_name].flatten() for layer in layers]))
+    wrong = torch.nonzero(pruned != groups.counts)[:, 0].tolist()
+    if wrong:
+        first = wrong[0]
+        yield (
+            f"{kind}: {len(wrong)} of {len(groups.counts)} counts are wrong; group {first} "
+            f"has {int(pruned[first])} pruned, it should have {int(groups.counts[first])}"
+        )
+
+
+def _as_layers(records: tuple[LayerRecord, ...]) -> Layers:
+    """The tensors as layers of the same rows and inputs, without values."""
+    items, offset = [], 0
+    for record in records:
+        rows, inputs = record.shape[0], record.num_weights // record.shape[0]
+        module = nn.Linear(inputs, rows, bias=False, device="meta")
+        items.append(Layer(record.name.removesuffix("weight").removesuffix("."), module, offset))
+        offset += record.num_weights
+    return Layers(tuple(items))
 
 
 def _wrong_steps(path: Path, saved: Saved) -> Iterator[str]:

@@ -89,7 +89,7 @@ def prune(
     from qprune.records import strict_json
 
     settings = make_settings(_given(context.params), config)
-    with ProgressBar(settings.sparsity, Console(stderr=True)) as bar:
+    with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar:
         pruned = run_job(settings, output, observe=[bar])
     if json:
         typer.echo(strict_json(summary(pruned)))

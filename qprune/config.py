@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from qprune.cli_options import OptionValue
 from qprune.errors import ImpossibleRequestError
+from qprune.sparsity import KeepNofM, checked_sparsity
 
 
 def _names(value: Any) -> Any:
@@ -26,9 +27,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: str = Field(description="model by name")
-    data: str = Field(description="data by name")
-    sparsity: float = Field(ge=0, lt=1, description="share of targeted weights to be zero")
+    model: str
+    data: str
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
     weights: Path | None = None
     normalization: str | None = None
     targets: Names = ("Linear", "Conv2d")
@@ -50,9 +51,19 @@ class Settings(BaseModel):
     seed: int = Field(default=0, ge=0)
 
     @property
+    def structure(self) -> KeepNofM | None:
+        """The mask structure, if one was asked."""
+        return KeepNofM.parse(self.mask_structure) if self.mask_structure else None
+
+    @property
+    def asked_sparsity(self) -> float:
+        """The sparsity to reach; a mask structure alone has its own."""
+        return checked_sparsity(self.sparsity, self.structure)
+
+    @property
     def title(self) -> str:
         """The run in a few words."""
-        return f"{self.model} pruned to {100 * self.sparsity:.4g} %"
+        return f"{self.model} pruned to {100 * self.asked_sparsity:.4g} %"
 
     def to_yaml(self) -> str:
         """The settings as a file that ``--config`` reads."""
@@ -73,9 +84,12 @@ def make_settings(given: Mapping[str, Any], config: Path | None = None) -> Setti
     values = _read_yaml(config) if config is not None else {}
     values |= {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
         raise ImpossibleRequestError(_explain(error, config)) from error
+    if settings.sparsity is None and settings.mask_structure is None:
+        raise ImpossibleRequestError("--sparsity is missing; give it, or a --mask-structure")
+    return settings
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class ProgressBar:
 
     Args:
         sparsity: what was asked; the bar is full when it is reached.
-        console: where to draw.
+        console: where to draw; nothing is drawn where there is no terminal.
     """
 
     def __init__(self, sparsity: float, console: Console) -> None:
@@ -28,6 +28,7 @@ class ProgressBar:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("preparing", total=sparsity or 1.0, state="")
         self._accepted = 0

@@ -169,7 +169,7 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _unfinished(settings: Settings, steps: tuple[Step, ...]) -> Report:
     return Report(
-        asked_sparsity=settings.sparsity,
+        asked_sparsity=settings.asked_sparsity,
         achieved_sparsity=steps[-1].sparsity if steps else 0.0,
         layers=(),
         steps=steps,

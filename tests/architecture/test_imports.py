@@ -116,7 +116,7 @@ def test_solvers_import_neither_torch_nor_qprune():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_command_line_answers_help_without_torch():
+def test_the_command_line_loads_what_a_command_needs_only_then():
     done = _run(
         "import sys, qprune.cli\nprint([m for m in ('sklearn', 'matplotlib') if m in sys.modules])"
     )

@@ -1,0 +1,233 @@
+"""The command line as a user has it: a real run on real digits, and what mistakes get."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qprune import cli
+from qprune.run import CONFIG, FILES, MASK, MODEL, REPORT_JSON, STEPS
+from qprune.zoo import load_model
+
+PRUNE = ["prune", "--model", "digits-mlp", "--data", "digits"]
+TRIAL = [*PRUNE, "--sparsity", "0.9", "--max-steps", "12", "--num-calibration-samples", "400"]
+
+
+def run(*arguments):
+    """`qprune` in a process of its own."""
+    code = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run: its folder and its process."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    return folder, run(*TRIAL, "--output", folder, "--json")
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy to tamper with."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+@pytest.fixture
+def qprune(monkeypatch, capsys):
+    """`qprune` in this process: exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qprune", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        done = capsys.readouterr()
+        return stopped.value.code or 0, done.out, done.err
+
+    return call
+
+
+def test_a_run_says_what_it_did_in_the_last_line(finished):
+    _, done = finished
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["asked_sparsity"] == 0.9
+    assert outcome["achieved_sparsity"] == pytest.approx(0.9, abs=1 / 8832)
+    assert outcome["dense"]["accuracy"] == pytest.approx(0.974)
+    for name in ("dense", "start", "final"):
+        assert set(outcome[name]) == {"accuracy", "loss"}
+    assert outcome["final"]["loss"] < outcome["start"]["loss"]
+    assert outcome["steps"] <= 12
+    assert 0 < outcome["accepted"] <= outcome["steps"]
+    assert outcome["seconds"] > 0
+    assert outcome["cpu_seconds"] > 0
+    assert outcome["seed"] == 0
+
+
+def test_the_folder_holds_all_and_checks_out(finished, qprune):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    weights, mask = load_file(folder / MODEL), load_file(folder / MASK)
+    assert set(mask) == {"fc1.weight", "fc2.weight", "fc3.weight"}
+    zeros = sum(int((weights[name] == 0).sum()) for name in mask)
+    assert zeros == sum(int((~kept).sum()) for kept in mask.values())
+    load_model("digits-mlp", folder / MODEL)
+    code, out, err = qprune("check", folder)
+    assert (code, err) == (0, "")
+    assert f"{zeros} of 8832" in out
+
+
+def test_the_written_configuration_repeats_the_run(finished, tmp_path, qprune):
+    folder, _ = finished
+    code, _, err = qprune("prune", "--config", folder / CONFIG, "--output", tmp_path / "again")
+    assert code == 0, err
+    first, again = load_file(folder / MASK), load_file(tmp_path / "again" / MASK)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert (folder / MODEL).read_bytes() == (tmp_path / "again" / MODEL).read_bytes()
+
+
+def test_report_writes_the_page_again_even_of_a_stopped_run(folder, qprune):
+    page = folder / "report.html"
+    page.unlink()
+    assert qprune("report", folder)[0] == 0
+    assert "digits-mlp pruned to 90 %" in page.read_text()
+    (folder / REPORT_JSON).unlink()
+    assert qprune("report", folder)[0] == 0
+    assert "The run ended early: unfinished" in page.read_text()
+
+
+def _restore_a_weight(folder):
+    weights, mask = load_file(folder / MODEL), load_file(folder / MASK)
+    weights["fc1.weight"][tuple((~mask["fc1.weight"]).nonzero()[0])] = 1.0
+    save_file(weights, folder / MODEL)
+
+
+def _spoil_a_weight(folder):
+    weights, mask = load_file(folder / MODEL), load_file(folder / MASK)
+    weights["fc2.weight"][tuple(mask["fc2.weight"].nonzero()[0])] = float("nan")
+    save_file(weights, folder / MODEL)
+
+
+def _keep_another(folder):
+    mask = load_file(folder / MASK)
+    mask["fc2.weight"][tuple((~mask["fc2.weight"]).nonzero()[0])] = True
+    save_file(mask, folder / MASK)
+
+
+def _boast(folder):
+    record = json.loads((folder / REPORT_JSON).read_text())
+    record["achieved_sparsity"] = 0.95
+    (folder / REPORT_JSON).write_text(json.dumps(record))
+
+
+def _forget_a_step(folder):
+    lines = (folder / STEPS).read_text().splitlines(keepends=True)
+    (folder / STEPS).write_text("".join(lines[:-1]))
+
+
+def _improve_a_step(folder):
+    lines = (folder / STEPS).read_text().splitlines(keepends=True)
+    step = json.loads(lines[-1])
+    lines[-1] = json.dumps(step | {"loss": 0.0}) + "\n"
+    (folder / STEPS).write_text("".join(lines))
+
+
+def _ask_for_more(folder):
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("sparsity: 0.9\n", "sparsity: 0.95\n"))
+
+
+def _claim_structure(folder):
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("mask_structure: null\n", "mask_structure: '1:8'\n"))
+
+
+def _lose_the_mask(folder):
+    (folder / MASK).unlink()
+
+
+def _rename_a_mask(folder):
+    mask = load_file(folder / MASK)
+    mask["fc9.weight"] = mask.pop("fc1.weight")
+    save_file(mask, folder / MASK)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (_restore_a_weight, "fc1.weight: 1 weights that the mask prunes are not exactly zero"),
+        (_spoil_a_weight, "fc2.weight: weights are NaN or infinite"),
+        (_keep_another, "fc2.weight: report.json says"),
+        (_boast, "report.json says sparsity 0.95"),
+        (_forget_a_step, "steps.jsonl has"),
+        (_improve_a_step, "steps.jsonl and report.json differ in step"),
+        (_ask_for_more, "0.95 was asked, report.json says 0.9"),
+        (_claim_structure, "mask structure 1:8"),
+        (_lose_the_mask, "mask.safetensors is missing"),
+        (_rename_a_mask, "name different weights"),
+    ],
+)
+def test_check_catches_a_folder_that_lies(folder, qprune, tamper, reason):
+    tamper(folder)
+    code, out, err = qprune("check", folder)
+    assert (code, out) == (1, "")
+    assert reason in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*PRUNE, "--sparsity", "1.5"], "--sparsity must be less than 1, not 1.5"),
+        ([*PRUNE, "--sparsity", "-0.1"], "--sparsity must be greater than or equal to 0"),
+        ([*PRUNE, "--sparsity", "0.5", "--sampler", "nope"], "relax"),
+        ([*PRUNE, "--sparsity", "0.5", "--sampler-option", "sweeps=3"], "sweeps"),
+        ([*PRUNE, "--sparsity", "0.5", "--sampler-option", "sweeps"], "name=value"),
+        ([*PRUNE, "--sparsity", "0.5", "--start", "nope"], "there are: "),
+        ([*PRUNE, "--sparsity", "0.5", "--curvature", "nope"], "there are: "),
+        ([*PRUNE, "--sparsity", "0.5", "--mask-structure", "2:7"], "2:7"),
+        ([*PRUNE, "--sparsity", "0.5", "--mask-structure", "two"], "two"),
+        ([*PRUNE, "--sparsity", "0.5", "--block-size", "100000"], "8832"),
+        ([*PRUNE, "--sparsity", "0.5", "--targets", "Conv3d"], "Conv3d"),
+        ([*PRUNE, "--sparsity", "0.5", "--num-calibration-samples", "5000"], "1 to 1297"),
+        (["prune", "--data", "digits", "--sparsity", "0.5"], "--model is missing"),
+        (["prune", "--model", "vgg", "--data", "digits", "--sparsity", "0.5"], "no model named"),
+        ([*PRUNE, "--sparsity", "0.5", "--frobnicate"], "No such option: --frobnicate"),
+        ([*PRUNE, "--sparsity", "half"], "--sparsity"),
+        (["prune", "--config", "/no/such.yaml"], "/no/such.yaml"),
+        (["frobnicate"], "No such command"),
+        (["check", "/no/such"], "holds no run"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(tmp_path, qprune, arguments, message):
+    output = ["--output", tmp_path / "run"] if "prune" in arguments else []
+    code, out, err = qprune(*arguments, *output)
+    assert (code, out) == (2, "")
+    assert err.startswith("qprune: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_runs_folder_is_refused_before_any_work(finished, qprune):
+    folder, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = qprune(*TRIAL, "--output", folder)
+    assert code == 2
+    assert "holds another run" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_mistake_in_a_process_of_its_own_shows_no_traceback():
+    done = run(*PRUNE, "--sparsity", "0.5", "--sampler", "nope")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("qprune: ")
+    assert done.stderr.count("\n") == 1
