@@ -134,11 +134,11 @@ class _Run:
 
     def descend(self, x: States, totals: dict[str, Any]) -> None:
         """Improve one state, shape (n,), in place, until two passes bring nothing."""
-        idle = 0
+        idle, enough = 0, 2 if x.size > self.size else 1
         for index in range(self.max_passes):
             improved = self._pass(x, promising=index % 2 == 0, totals=totals)
             idle = 0 if improved else idle + 1
-            if idle == 2 or self.deadline.passed:
+            if idle == enough or self.deadline.passed:
                 return
 
     def _pass(self, x: States, *, promising: bool, totals: dict[str, Any]) -> bool:

@@ -80,8 +80,8 @@ class ForeignSampler(dimod.Sampler):
             SamplerFailedError: the sampler raised, or its answer is not one.
         """
         options = self._checked(bqm, options)
-        if not bqm.num_variables:
-            return _answer_of_nothing(bqm, options)
+        if is_constant(bqm):
+            return _answer_of_constant(bqm, options)
         labels = tuple(bqm.variables)
         plain = labels == tuple(range(len(labels)))
         model = bqm if plain else bqm.relabel_variables(_numbers(labels), inplace=False)
@@ -234,12 +234,26 @@ def _numbered_states(given: Any, bqm: dimod.BinaryQuadraticModel) -> Any:
     return (binary if bqm.vartype is dimod.BINARY else 2 * binary - 1, list(range(len(labels))))
 
 
-def _answer_of_nothing(
+def is_constant(bqm: dimod.BinaryQuadraticModel) -> bool:
+    """Whether every state has the same energy because every bias is zero."""
+    # Sums first: they are fast, and biases that cancel are rare.
+    return (
+        bqm.linear.sum() == 0
+        and bqm.quadratic.sum() == 0
+        and not any(bqm.linear.values())
+        and not any(bias for _, _, bias in bqm.iter_quadratic())
+    )
+
+
+def _answer_of_constant(
     bqm: dimod.BinaryQuadraticModel, options: Mapping[str, Any]
 ) -> dimod.SampleSet:
-    """The answer to a model without variables; many samplers fail on one."""
-    states = np.empty((options.get("num_reads", 1), 0), dtype=np.int8)
-    return dimod.SampleSet.from_samples_bqm((states, []), bqm)
+    """The answer where there is nothing to solve: many samplers fail or warn there."""
+    low = 0 if bqm.vartype is dimod.BINARY else -1
+    states = np.full((options.get("num_reads", 1), bqm.num_variables), low, dtype=np.int8)
+    return dimod.SampleSet.from_samples_bqm(
+        (states, list(bqm.variables)), bqm, sort_labels=False, aggregate_samples=False
+    )
 
 
 def _as_sampleset(
