@@ -51,13 +51,14 @@ def check_run(path: Path) -> Finding:
         weights, mask = load_file(path / MODEL), load_file(path / MASK)
     except (OSError, SafetensorError) as error:
         return Finding((f"{MODEL} or {MASK} cannot be read: {error}",))
-    misfits = tuple(_misfits(weights, mask, saved.report.layers))
+    layers = _as_layers(saved.report.layers)
+    misfits = tuple(_misfits(weights, mask, layers))
     if misfits:
         return Finding(misfits)
     lies = (
         *_wrong_zeros(weights, mask),
-        *_wrong_counts(mask, saved),
-        *_wrong_structure(mask, saved),
+        *_wrong_counts(mask, saved, layers),
+        *_wrong_structure(mask, saved, layers),
         *_wrong_steps(path, saved),
     )
     return Finding(lies, _size(mask), _pruned(mask))
@@ -71,9 +72,9 @@ def _pruned(mask: Tensors) -> int:
     return sum(int((~kept).sum()) for kept in mask.values())
 
 
-def _misfits(weights: Tensors, mask: Tensors, layers: tuple[LayerRecord, ...]) -> Iterator[str]:
+def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
     """Tensors that are not where, or what, the others say."""
-    if set(mask) != {layer.name for layer in layers}:
+    if set(mask) != {layer.parameter_name for layer in layers}:
         yield f"{MASK} and {REPORT_JSON} name different weights"
     for name, kept in mask.items():
         if name not in weights:
@@ -95,15 +96,17 @@ def _wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
             yield f"{name}: weights are NaN or infinite"
 
 
-def _wrong_counts(mask: Tensors, saved: Saved) -> Iterator[str]:
+def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
     """Counts that the mask does not have."""
     report, settings = saved.report, saved.settings
-    for layer in report.layers:
-        pruned = int((~mask[layer.name]).sum())
-        if (tuple(mask[layer.name].shape), pruned) != (layer.shape, layer.num_pruned):
+    for layer, record in zip(layers, report.layers, strict=True):
+        kept = mask[layer.parameter_name]
+        told = (record.shape, record.num_weights, record.num_pruned)
+        found = (tuple(kept.shape), kept.numel(), int((~kept).sum()))
+        if told != found:
             yield (
-                f"{layer.name}: {REPORT_JSON} says {layer.num_pruned} of {layer.shape} pruned, "
-                f"the mask prunes {pruned} of {tuple(mask[layer.name].shape)}"
+                f"{layer.parameter_name}: {REPORT_JSON} says {told[2]} of {told[1]} pruned, shape "
+                f"{told[0]}; the mask prunes {found[2]} of {found[1]}, shape {found[0]}"
             )
     achieved = _pruned(mask) / max(_size(mask), 1)
     if not math.isclose(report.achieved_sparsity, achieved, abs_tol=1e-12):
@@ -112,15 +115,12 @@ def _wrong_counts(mask: Tensors, saved: Saved) -> Iterator[str]:
         yield f"{settings.asked_sparsity} was asked, {REPORT_JSON} says {report.asked_sparsity}"
 
 
-def _wrong_structure(mask: Tensors, saved: Saved) -> Iterator[str]:
+def _wrong_structure(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
     """Groups (all weights, layers, rows, runs of N:M) that do not have their exact count."""
     settings = saved.settings
-    if saved.report.stopped != "done":
-        return  # Stopped on the way up: what was reached is checked against the report alone.
     structure = settings.structure
     budget = structure or BUDGETS[settings.budget]
     kind = f"mask structure {settings.mask_structure}" if structure else f"budget {settings.budget}"
-    layers = _as_layers(saved.report.layers)
     try:
         groups = budget.groups(layers, settings.asked_sparsity)
     except ImpossibleRequestError as error:
@@ -142,7 +142,7 @@ def _as_layers(records: tuple[LayerRecord, ...]) -> Layers:
     for record in records:
         rows, inputs = record.shape[0], record.num_weights // record.shape[0]
         module = nn.Linear(inputs, rows, bias=False, device="meta")
-        items.append(Layer(record.name.removesuffix("weight").removesuffix("."), module, offset))
+        items.append(Layer(record.name, module, offset))
         offset += record.num_weights
     return Layers(tuple(items))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -62,8 +62,8 @@ def main() -> None:
     """Run the command line; mistakes of the user end in one line, never in a traceback."""
     # Factories of the user's own are imported from where the command runs.
     sys.path.append("")
-    # click's UsageError, which typer carries under its own name or click's.
-    usage_error = typer.BadParameter.__mro__[1]
+    # UsageError: older typer takes click's, newer has its own.
+    usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
     try:
         sys.exit(app(standalone_mode=False))
     except (QpruneError, SolverError) as error:
@@ -71,7 +71,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("stopped", INTERRUPTED)
     except usage_error as error:
-        _fail(error.format_message(), MISTAKE)  # pyright: ignore[reportAttributeAccessIssue]
+        _fail(error.format_message(), MISTAKE)
 
 
 def _fail(message: str, code: int) -> None:

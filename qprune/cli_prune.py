@@ -36,6 +36,7 @@ def prune(
     sparsity: Annotated[
         float | None, typer.Option(help="share of targeted weights to set to zero, in [0, 1)")
     ] = None,
+    density: Annotated[float | None, typer.Option(help="1 - sparsity, instead of it")] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(help="class names, module names or re:PATTERN; Linear and Conv2d by default"),
@@ -44,7 +45,8 @@ def prune(
         list[str] | None, typer.Option(help="like --targets: what to leave dense")
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="first pass: random, magnitude, wanda, gradient, fisher")
+        str | None,
+        typer.Option(help="first pass: random, magnitude, wanda, gradient or fisher (fisher)"),
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(help="a name that `qprune samplers` lists (relax)")
@@ -52,7 +54,9 @@ def prune(
     sampler_option: Annotated[
         list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
     ] = None,
-    curvature: Annotated[str | None, typer.Option(help="fisher, empirical or hessian")] = None,
+    curvature: Annotated[
+        str | None, typer.Option(help="fisher, empirical or hessian (fisher)")
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="keep to the dense network's outputs (dense), or labels")
     ] = None,
@@ -63,8 +67,14 @@ def prune(
         str | None, typer.Option(help="N:M, at most N non-zero in every M consecutive inputs")
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="variables in a block (1024)")] = None,
-    stages: Annotated[int | None, typer.Option(help="rungs up to the asked sparsity")] = None,
-    rounds: Annotated[int | None, typer.Option(help="expansions in each stage")] = None,
+    num_blocks: Annotated[
+        int | None, typer.Option(help="disjoint blocks for one expansion (1)")
+    ] = None,
+    stages: Annotated[int | None, typer.Option(help="rungs up to the asked sparsity (20)")] = None,
+    rounds: Annotated[int | None, typer.Option(help="expansions in each stage (4)")] = None,
+    final_rounds: Annotated[
+        int | None, typer.Option(help="expansions in the last stage (5 x rounds)")
+    ] = None,
     compensate: Annotated[
         bool | None,
         typer.Option("--compensate/--mask-only", help="whether kept weights may move"),

@@ -30,11 +30,12 @@ class Settings(BaseModel):
     model: str
     data: str
     sparsity: float | None = Field(default=None, ge=0, lt=1)
+    density: float | None = Field(default=None, gt=0, le=1)
     weights: Path | None = None
     normalization: str | None = None
     targets: Names = ("Linear", "Conv2d")
     ignore: Names = ()
-    start: str = "magnitude"
+    start: str = "fisher"
     sampler: str = "relax"
     sampler_options: dict[str, OptionValue] = {}
     curvature: str = "fisher"
@@ -42,8 +43,10 @@ class Settings(BaseModel):
     budget: Literal["global", "layer", "row"] = "global"
     mask_structure: str | None = None
     block_size: int = Field(default=1024, ge=1)
-    stages: int | None = Field(default=None, ge=1)
-    rounds: int | None = Field(default=None, ge=0)
+    num_blocks: int = Field(default=1, ge=1)
+    stages: int = Field(default=20, ge=1)
+    rounds: int = Field(default=4, ge=0)
+    final_rounds: int | None = Field(default=None, ge=0)
     compensate: bool = True
     num_calibration_samples: int = Field(default=1000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
@@ -57,8 +60,13 @@ class Settings(BaseModel):
 
     @property
     def asked_sparsity(self) -> float:
-        """The sparsity to reach; a mask structure alone has its own."""
-        return checked_sparsity(self.sparsity, self.structure)
+        """The sparsity to reach, as given, from the density, or from the mask structure.
+
+        Raises:
+            ImpossibleRequestError: none of these was given.
+        """
+        sparsity = self.sparsity if self.density is None else 1 - self.density
+        return checked_sparsity(sparsity, self.structure)
 
     @property
     def title(self) -> str:
@@ -87,7 +95,9 @@ def make_settings(given: Mapping[str, Any], config: Path | None = None) -> Setti
         settings = Settings(**values)
     except ValidationError as error:
         raise ImpossibleRequestError(_explain(error, config)) from error
-    if settings.sparsity is None and settings.mask_structure is None:
+    if settings.sparsity is not None and settings.density is not None:
+        raise ImpossibleRequestError("--density is 1 - sparsity; give it or --sparsity, not both")
+    if (settings.sparsity, settings.density, settings.mask_structure) == (None, None, None):
         raise ImpossibleRequestError("--sparsity is missing; give it, or a --mask-structure")
     return settings
 

@@ -7,27 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from qprune.config import Settings
-from qprune.curvature import CURVATURES
 from qprune.datasets import load_data
-from qprune.errors import ImpossibleRequestError
 from qprune.losses import DenseOutputs, Labels
 from qprune.prune import Pruned, prune
 from qprune.records import ScorePoint
 from qprune.report import render_html
 from qprune.run import RunFolder, run_folder
-from qprune.scores import STARTS
 from qprune.steps import Observer, Score, Step
 from qprune.zoo import load_model
 from solvers.registry import get_sampler
 
-T = TypeVar("T")
-
 #: Settings that `qprune.prune` takes as they are.
 _PASSED_ON = (
     "sparsity",
+    "density",
+    "start",
+    "curvature",
     "budget",
     "mask_structure",
     "targets",
@@ -35,8 +33,10 @@ _PASSED_ON = (
     "sampler",
     "sampler_options",
     "block_size",
+    "num_blocks",
     "stages",
     "rounds",
+    "final_rounds",
     "compensate",
     "seed",
     "max_seconds",
@@ -84,8 +84,6 @@ def run_job(
         SolverError: there is no such sampler or option.
     """
     get_sampler(settings.sampler)  # Refused here, not after training a network.
-    start = _named("start", settings.start, STARTS)
-    curvature = _named("curvature", settings.curvature, CURVATURES)
     with nullcontext() if output is None else run_folder(output, settings) as folder:
         model = load_model(settings.model, settings.weights)
         data = load_data(settings.data, settings.normalization)
@@ -94,8 +92,6 @@ def run_job(
         pruned = prune(
             model,
             calibration,
-            start=start,
-            curvature=curvature,
             loss=_LOSSES[settings.target](),
             evaluate=data.score,
             observe=[*observe, *([folder, trace] if folder else [])],
@@ -130,9 +126,3 @@ def _save(
 ) -> None:
     html = render_html(pruned.report, title=settings.title, scores=points, others=others)
     folder.save(pruned.model, pruned.mask, pruned.report, points, html)
-
-
-def _named(what: str, name: str, known: Mapping[str, T]) -> T:
-    if name not in known:
-        raise ImpossibleRequestError(f"no {what} named {name!r}; there are: {', '.join(known)}")
-    return known[name]

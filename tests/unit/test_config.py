@@ -1,10 +1,15 @@
 """Settings from a file, from the command line, and refused."""
 
+import inspect
+
 import pytest
 import yaml
 
+import qprune
 from qprune.config import Settings, make_settings
+from qprune.curvature import CURVATURES
 from qprune.errors import ImpossibleRequestError
+from qprune.scores import STARTS
 
 ENOUGH = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9}
 
@@ -39,6 +44,8 @@ def test_written_settings_read_back_the_same(tmp_path):
         ({"block_size": 0}, "--block-size must be greater than or equal to 1"),
         ({"num_calibration_samples": 0}, "--num-calibration-samples"),
         ({"max_seconds": 0.0}, "--max-seconds must be greater than 0"),
+        ({"density": 0.1}, "give it or --sparsity, not both"),
+        ({"sparsity": None}, "--sparsity is missing"),
         ({"blocksize": 3}, "no setting named 'blocksize'; there are: model"),
     ],
 )
@@ -47,6 +54,24 @@ def test_what_makes_no_sense_is_refused_by_name(given, message):
         make_settings(ENOUGH | given)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_sparsity_comes_from_what_is_given():
+    given = {"model": "digits-mlp", "data": "digits"}
+    assert make_settings(given | {"sparsity": 0.9}).asked_sparsity == 0.9
+    assert make_settings(given | {"density": 0.25}).asked_sparsity == 0.75
+    assert make_settings(given | {"mask_structure": "1:4"}).asked_sparsity == 0.75
+
+
+def test_defaults_are_those_of_prune():
+    parameters = inspect.signature(qprune.prune).parameters
+    settings = make_settings(ENOUGH)
+    shared = set(parameters) & set(Settings.model_fields) - {"start", "curvature"}
+    assert len(shared) > 12
+    for name in shared - {"sparsity", "sampler_options"}:
+        assert getattr(settings, name) == parameters[name].default, name
+    assert STARTS[settings.start] == parameters["start"].default
+    assert CURVATURES[settings.curvature] == parameters["curvature"].default
 
 
 def test_what_is_missing_is_named():
