@@ -22,8 +22,6 @@ import gzip
 import io
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,6 @@ from solvers.problem import QuadraticProblem
 from solvers.quadratic import Dense, LowRank, Sparse
 
 _GRAPH_SUFFIXES = (".gset", ".rud", ".mc")
-_BROKEN = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile)
 
 
 def read_problem(
@@ -78,8 +75,9 @@ def read_problem(
             if not isinstance(error, LineError)
             else InvalidProblemError(f"{path}, {error}")
         ) from None
-    except _BROKEN as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except Exception as error:
+        # A broken file makes gzip, zip, JSON and dimod's readers raise nearly anything.
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InvalidProblemError(f"cannot read {path}: {reason}") from error
     if maximize and not stated_as_minimum:
         problem = negated(problem)
