@@ -7,3 +7,23 @@ if not getattr(solvers, "QPRUNE_SOLVERS", False):
         f"qprune needs its own package `solvers`, but Python found {solvers.__file__} first; "
         "rename that file, or run from another folder"
     )
+
+from qprune.calibration import Calibration, Mixup
+from qprune.compensate import Compensation
+from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher
+from qprune.losses import DenseOutputs, Labels, PerSample
+from qprune.prune import Pruned, prune
+
+__all__ = [
+    "Calibration",
+    "Compensation",
+    "DenseOutputs",
+    "EmpiricalFisher",
+    "ExactHessian",
+    "Labels",
+    "Mixup",
+    "PerSample",
+    "Pruned",
+    "SampledFisher",
+    "prune",
+]

@@ -1,0 +1,132 @@
+"""The data that a run may see, split once into a part to fit on and a part to accept on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qprune.errors import CalibrationError, ImpossibleRequestError
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Samples of what the network is used on.
+
+    Args:
+        inputs: shape (m, ...), one sample a row, as the model takes them.
+        labels: shape (m, ...); None when the loss needs none.
+
+    Raises:
+        CalibrationError: no samples, NaN or Inf in the inputs, or labels of another length.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.inputs.ndim or not len(self.inputs):
+            raise CalibrationError("the calibration data are empty; pass at least two samples")
+        if self.inputs.is_floating_point() and not torch.isfinite(self.inputs).all():
+            bad = torch.nonzero(~torch.isfinite(self.inputs))[0, 0].item()
+            raise CalibrationError(f"calibration sample {bad} holds NaN or Inf")
+        if self.labels is not None and len(self.labels) != len(self.inputs):
+            raise CalibrationError(
+                f"{len(self.inputs)} calibration inputs but {len(self.labels)} labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, indices: Tensor) -> Calibration:
+        """The samples at ``indices``."""
+        return Calibration(
+            self.inputs[indices], None if self.labels is None else self.labels[indices]
+        )
+
+    def split(
+        self, accept_share: float, generator: torch.Generator
+    ) -> tuple[Calibration, Calibration]:
+        """(fit, accept): a random ``accept_share`` of the samples is kept for acceptance.
+
+        Raises:
+            CalibrationError: one of the two would be empty.
+        """
+        order = torch.randperm(len(self), generator=generator)
+        size = round(accept_share * len(self))
+        if not 0 < size < len(self):
+            raise CalibrationError(
+                f"{len(self)} calibration samples cannot be split into a part to fit on and a "
+                f"part to accept on (share {accept_share}); pass more samples"
+            )
+        return self.take(order[size:].sort().values), self.take(order[:size].sort().values)
+
+
+def as_calibration(data: Any) -> Calibration:
+    """A `Calibration` of one, of a tensor, an (inputs, labels) pair, or an iterable of batches.
+
+    Raises:
+        CalibrationError: it is none of these, or empty.
+    """
+    if isinstance(data, Calibration):
+        return data
+    if isinstance(data, Tensor):
+        return Calibration(data)
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+        return Calibration(*data)
+    if isinstance(data, Iterable):
+        batches = [b if isinstance(b, tuple | list) else (b,) for b in data]
+        if batches and all(isinstance(t, Tensor) for batch in batches for t in batch):
+            columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+            return Calibration(*columns[:2])
+    raise CalibrationError(
+        "calibration must be a qprune.Calibration, a tensor of inputs, an (inputs, labels) "
+        f"pair, or a DataLoader of such batches, not {type(data).__name__}"
+    )
+
+
+class Augmentation(Protocol):
+    """Makes more samples to fit on from those there are; labels come from the dense network."""
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """New samples, shape (k, ...), from ``inputs`` (m, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Blends of two samples, (1 - t) a + t b with t uniform in (0, strength).
+
+    The dense network says what a blend should give, so no labels are invented
+    (Zhang et al., "mixup", arXiv 1710.09412, with the labels replaced by the teacher).
+
+    Args:
+        copies: blends made per sample.
+        strength: largest share of the second sample.
+
+    Raises:
+        ImpossibleRequestError: ``copies`` is negative or ``strength`` not in (0, 1].
+    """
+
+    copies: int = 8
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.copies < 0 or not 0 < self.strength <= 1:
+            raise ImpossibleRequestError(
+                f"Mixup needs copies >= 0 and 0 < strength <= 1, not {self.copies} "
+                f"and {self.strength}"
+            )
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        size = len(inputs)
+        blends = [inputs[:0]]
+        for _ in range(self.copies):
+            partner = torch.randperm(size, generator=generator)
+            share = self.strength * torch.rand(size, generator=generator)
+            share = share.view(-1, *[1] * (inputs.ndim - 1)).to(inputs)
+            blends.append(torch.lerp(inputs, inputs[partner], share))
+        return torch.cat(blends)

@@ -1,0 +1,148 @@
+"""Compensation: the kept weights move to where the second-order model wants them.
+
+The step is d = -(H + damping I)^-1 g on the kept weights, H the Gauss-Newton matrix of the mean
+loss (all outputs, not a sampled one; Martens, arXiv 1412.1193, section 8). It is solved by conjugate
+gradients, and the iterates on the way are candidates too: stopping early acts as damping that
+grows with lack of curvature (Hansen, "Rank-deficient and discrete ill-posed problems",
+chapter 6). Which iterate and which step length are taken is decided on the acceptance split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+
+from qprune.layers import Layers
+from qprune.losses import Loss
+from qprune.traces import Samples, differentiating, forward
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """How kept weights are moved.
+
+    Args:
+        damping: added to the diagonal of the curvature.
+        iterations: of conjugate gradients at which a candidate is taken, ascending.
+        lengths: step lengths tried for each.
+        final_steps: steps at the last stage, after the last block.
+    """
+
+    damping: float = 1e-3
+    iterations: tuple[int, ...] = (2, 4, 8, 16, 32)
+    lengths: tuple[float, ...] = (1.0, 0.5)
+    final_steps: int = 8
+
+    def steps(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        kept: Tensor,
+        samples: Samples,
+        loss: Loss,
+        batch_size: int,
+    ) -> Iterator[Tensor]:
+        """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
+        product, gradient = gauss_newton(model, layers, samples, loss, batch_size)
+
+        def damped(vector: Tensor) -> Tensor:
+            return torch.where(kept, product(vector) + self.damping * vector, 0.0)
+
+        for step in conjugate_gradients(damped, torch.where(kept, -gradient, 0.0), self.iterations):
+            for length in self.lengths:
+                yield length * step
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], target: Tensor, marks: tuple[int, ...]
+) -> Iterator[Tensor]:
+    """The iterates number ``marks`` of conjugate gradients for A x = target from x = 0.
+
+    Ends early when the residual vanishes or the curvature along the search is not positive.
+    """
+    x = torch.zeros_like(target)
+    residual, direction = target.clone(), target.clone()
+    squared = residual @ residual
+    limit = 1e-12 * squared
+    for iteration in range(1, max(marks) + 1):
+        if squared <= limit:
+            return
+        image = product(direction)
+        curvature = direction @ image
+        if not curvature > 0:
+            return
+        length = squared / curvature
+        x = x + length * direction
+        residual = residual - length * image
+        before, squared = squared, residual @ residual
+        direction = residual + (squared / before) * direction
+        if iteration in marks:
+            yield x
+
+
+def gauss_newton(
+    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """(v -> H v, gradient) of the mean loss at the current weights, over (N,) vectors.
+
+    H = 1/m sum_s J_s' C_s J_s, J_s the derivative of the outputs of sample s by the weights and
+    C_s the second derivative of its loss by the outputs.
+    """
+    names = [layer.parameter_name for layer in layers]
+    # Copies: the caller may try a step before it asks for the next.
+    weights = [layer.module.weight.detach().clone() for layer in layers]
+
+    def run(inputs: Tensor) -> Callable[..., Tensor]:
+        def function(*parameters: Tensor) -> Tensor:
+            outputs = functional_call(model, dict(zip(names, parameters, strict=True)), (inputs,))
+            return getattr(outputs, "logits", outputs)
+
+        return function
+
+    def flat(parts: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def shaped(vector: Tensor) -> tuple[Tensor, ...]:
+        parts = zip(layers.split(vector), weights, strict=True)
+        return tuple(part.view_as(weight) for part, weight in parts)
+
+    def product(vector: Tensor) -> Tensor:
+        total = torch.zeros_like(vector)
+        with differentiating(model, layers):
+            for batch in samples.batches(batch_size):
+                function = run(batch.inputs)
+                outputs, moved = jvp(function, tuple(weights), shaped(vector))
+                curved = _output_curvature(loss, outputs, batch.targets, moved)
+                total += flat(vjp(function, *weights)[1](curved))
+        return total / len(samples)
+
+    return product, _gradient(model, layers, samples, loss, batch_size)
+
+
+def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+    """C moved: the second derivative of the summed loss by the outputs, times ``moved``."""
+    with torch.enable_grad():
+        free = outputs.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(
+            loss.per_sample(free, targets).sum(), free, create_graph=True
+        )
+        (curved,) = torch.autograd.grad(slope, free, moved.detach())
+    return curved
+
+
+def _gradient(
+    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+) -> Tensor:
+    total = torch.zeros(layers.size, device=layers.device)
+    with differentiating(model, layers) as weights:
+        for batch in samples.batches(batch_size):
+            losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+            parts = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+            for own, part in zip(layers.split(total), parts, strict=True):
+                if part is not None:
+                    own += part.flatten()
+    return total / len(samples)

@@ -1,0 +1,147 @@
+"""Fisher matrices from per-sample gradients, gathered on the block only.
+
+H = 1/m sum_s g_s g_s', g_s the gradient of the loss of sample s. With labels drawn from the
+network's own output (`SampledFisher`) its expectation is the Gauss-Newton matrix of the
+divergence from the dense outputs; with the loss itself (`EmpiricalFisher`) it is the matrix of
+WoodFisher (Singh and Alistarh 2020, arXiv 2004.14340, eq. 3) and of CBS (arXiv 2203.04466).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qprune.curvature.expansion import Expansion
+from qprune.layers import Layers
+from qprune.losses import Loss
+from qprune.traces import Recorder, Samples, Trace, differentiating, forward, refuse_non_finite
+from solvers import LowRank
+
+# Traces of at most this many numbers are kept; larger ones are computed again for each block.
+_KEEP_FLOATS = 1 << 28
+
+
+@dataclass(frozen=True)
+class SampledFisher:
+    """Per-sample gradients against labels drawn from the network's own output distribution."""
+
+    def expand(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        samples: Samples,
+        loss: Loss,
+        *,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Expansion:
+        seed = int(torch.randint(2**62, (), generator=generator))
+
+        def losses(outputs: Tensor, targets: Tensor, batch: int) -> Tensor:
+            own = torch.Generator(outputs.device).manual_seed(seed + batch)
+            return loss.sampled(outputs, own)
+
+        return _expand(model, layers, samples, loss, losses, batch_size)
+
+
+@dataclass(frozen=True)
+class EmpiricalFisher:
+    """Per-sample gradients of the loss itself."""
+
+    def expand(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        samples: Samples,
+        loss: Loss,
+        *,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Expansion:
+        def losses(outputs: Tensor, targets: Tensor, batch: int) -> Tensor:
+            return loss.per_sample(outputs, targets)
+
+        return _expand(model, layers, samples, loss, losses, batch_size)
+
+
+_SampleLosses = Callable[[Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _FisherBlocks:
+    """Blocks of the Fisher matrix from kept or recomputed traces."""
+
+    layers: Layers
+    traces: Callable[[], Iterator[Trace]]
+    sum_of_squares: Tensor
+    num_samples: int
+
+    def diagonal(self) -> Tensor:
+        return self.sum_of_squares / self.num_samples
+
+    def block(self, indices: Tensor) -> LowRank:
+        columns = [trace.columns(self.layers, indices) for trace in self.traces()]
+        factor = torch.cat(columns).double() / self.num_samples**0.5
+        return LowRank(factor.cpu().numpy())
+
+
+def _expand(
+    model: nn.Module,
+    layers: Layers,
+    samples: Samples,
+    loss: Loss,
+    curvature_losses: _SampleLosses,
+    batch_size: int,
+) -> Expansion:
+    kept: list[Trace] = []
+    total = 0.0
+    gradient = torch.zeros(layers.size, device=layers.device)
+    squares = torch.zeros(layers.size, device=layers.device)
+    floats = 0
+    passes = _passes(model, layers, samples, loss, curvature_losses, batch_size, gradient)
+    for trace, batch_loss in passes:
+        total += batch_loss
+        for part, square in zip(layers.split(squares), trace.squares(), strict=True):
+            part += square.flatten()
+        floats += sum(c.inputs.numel() + c.deltas.numel() for calls in trace.calls for c in calls)
+        if floats <= _KEEP_FLOATS:
+            kept.append(trace)
+
+    def recompute() -> Iterator[Trace]:
+        again = _passes(model, layers, samples, loss, curvature_losses, batch_size, None)
+        return (trace for trace, _ in again)
+
+    traces = recompute if floats > _KEEP_FLOATS else lambda: iter(kept)
+    blocks = _FisherBlocks(layers, traces, squares, len(samples))
+    return Expansion(total / len(samples), gradient / len(samples), blocks.diagonal(), blocks)
+
+
+def _passes(
+    model: nn.Module,
+    layers: Layers,
+    samples: Samples,
+    loss: Loss,
+    curvature_losses: _SampleLosses,
+    batch_size: int,
+    gradient: Tensor | None,
+) -> Iterator[tuple[Trace, float]]:
+    """One (trace, summed loss) per batch; the summed gradient is added into ``gradient``."""
+    for number, batch in enumerate(samples.batches(batch_size)):
+        with differentiating(model, layers) as weights, Recorder(layers) as recorder:
+            outputs = forward(model, batch.inputs)
+            losses = loss.per_sample(outputs, batch.targets)
+            refuse_non_finite(layers, recorder, losses.detach(), number)
+            if gradient is not None:
+                parts = torch.autograd.grad(
+                    losses.sum(), weights, retain_graph=True, allow_unused=True
+                )
+                for total, part in zip(layers.split(gradient), parts, strict=True):
+                    if part is not None:
+                        total += part.flatten()
+            sampled = curvature_losses(outputs, batch.targets, number)
+            deltas = torch.autograd.grad(sampled.sum(), recorder.outputs(), allow_unused=True)
+            trace = recorder.trace(deltas, len(batch))
+        yield trace, losses.detach().double().sum().item()

@@ -1,0 +1,168 @@
+"""What is to be kept small: the loss of every sample, in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qprune.errors import CalibrationError
+
+
+class Loss(Protocol):
+    """A loss per sample, smooth in the network's outputs.
+
+    `needs_labels` says whether targets are labels; otherwise they are the dense outputs.
+    """
+
+    needs_labels: ClassVar[bool]
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each sample, shape (m,)."""
+        ...
+
+    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of each sample against a target drawn from the outputs' own distribution."""
+        ...
+
+    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> Loss:
+        """The loss with whatever it fits to the present outputs (nothing, for most).
+
+        ``values_move`` says whether kept weights are compensated.
+        """
+        ...
+
+
+def _classes_last(outputs: Tensor) -> Tensor:
+    """Logits of classifiers (m, classes) and of language models (m, tokens, classes) alike."""
+    return outputs if outputs.ndim > 2 else outputs[:, None, :]
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One class per row of (..., classes) logits, by inverting the distribution function.
+
+    Uniforms are drawn on the generator's device, so that the draw is the same on every device.
+    """
+    uniforms = torch.rand(logits.shape[:-1], generator=generator, device=generator.device)
+    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
+    drawn = torch.searchsorted(cumulative, uniforms.to(cumulative)[..., None])[..., 0]
+    return drawn.clamp(max=logits.shape[-1] - 1)
+
+
+@dataclass(frozen=True)
+class DenseOutputs:
+    """KL(dense || pruned) of the output distributions: needs no labels, zero when dense.
+
+    Args:
+        scale: the pruned network's logits are multiplied by it before they are compared.
+        fit_scale: refit ``scale`` (at least 1) whenever the loss is expanded; None means
+            only where kept weights do not move. Such a network loses logit scale with every
+            pruned weight; the argmax does not care, and without the refit most of the loss
+            is about confidence.
+    """
+
+    needs_labels: ClassVar[bool] = False
+    scale: float = 1.0
+    fit_scale: bool | None = None
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        ours = _classes_last(self.scale * outputs).log_softmax(-1)
+        dense = _classes_last(targets).log_softmax(-1)
+        return (dense.exp() * (dense - ours)).sum(-1).flatten(1).mean(1)
+
+    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        logits = _classes_last(self.scale * outputs)
+        drawn = _draw(logits, generator)
+        # A sequence's loss is a mean over tokens; independent draws add up to the variance
+        # of one, hence the root.
+        tokens = logits.flatten(1, -2).shape[1]
+        nll = functional.cross_entropy(
+            logits.flatten(0, -2), drawn.flatten(), reduction="none"
+        ).view(drawn.shape)
+        return nll.flatten(1).sum(1) / tokens**0.5
+
+    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> DenseOutputs:
+        fit = not values_move if self.fit_scale is None else self.fit_scale
+        if not fit:
+            return self
+        return replace(self, scale=_best_scale(outputs, targets))
+
+
+def _best_scale(outputs: Tensor, targets: Tensor, limit: float = 64.0) -> float:
+    """The factor in [1, limit] that minimises KL(dense || factor * outputs), by Newton.
+
+    The loss is convex in the factor; the second derivative is the variance of the logits
+    under the scaled distribution.
+    """
+    logits = outputs.double().flatten(0, -2)
+    dense = targets.double().flatten(0, -2).softmax(-1)
+    wanted = (dense * logits).sum(-1).mean().item()
+    scale = 1.0
+    for _ in range(50):
+        ours = (scale * logits).softmax(-1)
+        mean = (ours * logits).sum(-1, keepdim=True)
+        slope = mean.mean().item() - wanted
+        curvature = (ours * (logits - mean) ** 2).sum(-1).mean().item()
+        step = slope / max(curvature, 1e-12)
+        # Never more than a doubling: far from the minimum the curvature all but vanishes.
+        updated = min(max(scale - step, 1.0, scale / 2), limit, 2 * scale)
+        if abs(updated - scale) <= 1e-6 * scale:
+            break
+        scale = updated
+    return scale
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Cross entropy against the labels of the data (classes; one a sample or one a token)."""
+
+    needs_labels: ClassVar[bool] = True
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logits = _classes_last(outputs)
+        labels = targets.view(logits.shape[:-1])
+        nll = functional.cross_entropy(
+            logits.flatten(0, -2), labels.flatten().long(), reduction="none"
+        )
+        return nll.view(labels.shape).flatten(1).mean(1)
+
+    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        return DenseOutputs().sampled(outputs, generator)
+
+    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> Labels:
+        return self
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """Any loss of the user's own.
+
+    Args:
+        function: (outputs, targets) -> losses of shape (m,), differentiable in the outputs.
+        needs_labels: whether targets are the labels; otherwise they are the dense outputs.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    needs_labels: bool = True  # type: ignore[misc]
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = self.function(outputs, targets)
+        if losses.shape != (len(outputs),):
+            raise CalibrationError(
+                f"the loss must return one number per sample, shape ({len(outputs)},), "
+                f"not {tuple(losses.shape)}; leave out the mean"
+            )
+        return losses
+
+    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        raise CalibrationError(
+            "a loss of your own has no distribution to sample labels from; "
+            "use curvature=EmpiricalFisher()"
+        )
+
+    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> PerSample:
+        return self

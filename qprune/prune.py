@@ -1,0 +1,227 @@
+"""The walk: first pass, then blocks that mix kept and pruned weights, until the sparsity is there.
+
+stage -> first pass -> [ expand the loss -> select blocks -> formulate -> solve -> accept ->
+compensate ] -> report
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from qprune.blocks import Boundary, Select
+from qprune.calibration import Augmentation
+from qprune.compensate import Compensation
+from qprune.curvature import SampledFisher
+from qprune.curvature.expansion import Curvature
+from qprune.losses import DenseOutputs, Loss
+from qprune.masks import mask_by_name
+from qprune.rounds import block_round, compensate_once, first_pass
+from qprune.scores import DiagonalFisher, Start
+from qprune.setting import Request, Setting, State, prepare, restored_on_error
+from qprune.sparsity import Budget, KeepNofM
+from qprune.steps import LayerRecord, Observer, Report, Score
+from qprune.terms import Terms
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What `prune` returns.
+
+    Attributes:
+        model: the model that was passed in, pruned in place.
+        mask: parameter name -> bool tensor of the parameter's shape, True = kept.
+        report: what happened.
+    """
+
+    model: nn.Module
+    mask: dict[str, Tensor]
+    report: Report
+
+
+def prune(
+    model: nn.Module,
+    calibration: Any,
+    *,
+    sparsity: float | None = None,
+    density: float | None = None,
+    start: Start | str = DiagonalFisher(),
+    budget: Budget | str = "global",
+    mask_structure: KeepNofM | str | None = None,
+    targets: Sequence[str] = ("Linear", "Conv2d"),
+    ignore: Sequence[str] = (),
+    loss: Loss | None = None,
+    curvature: Curvature | str = SampledFisher(),
+    select: Select = Boundary(),
+    sampler: Any = "relax",
+    sampler_options: Mapping[str, Any] | None = None,
+    block_size: int = 1024,
+    num_blocks: int = 1,
+    stages: int = 20,
+    rounds: int = 4,
+    final_rounds: int | None = None,
+    compensate: bool | Compensation = True,
+    augment: Augmentation | str | None = "auto",
+    terms: Terms | None = None,
+    accept_share: float = 0.2,
+    samples_per_step: int = 2400,
+    batch_size: int | None = None,
+    seed: int = 0,
+    observe: Observer | Sequence[Observer] = (),
+    executor: Any = None,
+    max_seconds: float | None = None,
+    max_steps: int | None = None,
+    evaluate: Callable[[nn.Module], Score] | None = None,
+) -> Pruned:
+    """Prune ``model`` in place.
+
+    Args:
+        model: any module with Linear or Conv2d weights; put in evaluation mode meanwhile.
+        calibration: a `Calibration`, a tensor of inputs, an (inputs, labels) pair, or a
+            DataLoader. All the data that the method sees.
+        sparsity: share of targeted weights to be zero, in [0, 1).
+        density: 1 - sparsity, instead of it.
+        start: first pass; a strategy or its name in `qprune.scores.STARTS`.
+        budget: where the count is exact: "global", "layer", "row", or a strategy.
+        mask_structure: "N:M" keeps at most N of every M consecutive inputs, instead of budget.
+        targets, ignore: class names, module names, or ``re:`` patterns.
+        loss: `DenseOutputs` (default), `Labels`, or `PerSample` for one of your own.
+        curvature: `SampledFisher` (default), `EmpiricalFisher`, `ExactHessian`, or a name.
+        select: how blocks are chosen.
+        sampler: a registered name (see ``qprune samplers``) or any object with
+            ``sample(bqm, ...) -> SampleSet``.
+        sampler_options: passed with every call, for example ``{"num_reads": 10}``.
+        block_size: variables per block.
+        num_blocks: disjoint blocks per expansion of the loss.
+        stages: steps of the (cubic) way to the sparsity; 1 = one shot.
+        rounds: expansions per stage; 0 = first pass alone.
+        final_rounds: expansions at the last stage; default 5 x rounds.
+        compensate: whether kept weights move, or how.
+        augment: makes more samples to fit on; "auto" is `Mixup` where kept weights move, the
+            inputs are numbers and the loss is `DenseOutputs`, else none.
+        terms: extra energy over a block's variables; see `qprune.terms`.
+        accept_share: share of the samples on which steps are judged, and never fitted.
+        samples_per_step: at most this many samples per expansion.
+        batch_size: samples per forward pass; default by the size of the activations.
+        seed: one seed, one mask.
+        observe: called with every `Step`.
+        executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
+        max_seconds, max_steps: the run ends in time with the best mask at the asked sparsity.
+        evaluate: model -> `Score` on test data; fills the report's dense, start and final.
+
+    Raises:
+        QpruneError, solvers.SolverError: see `qprune.errors`; the model is then as it was.
+
+    Example:
+        >>> import torch, qprune
+        >>> model = torch.nn.Linear(8, 4)
+        >>> pruned = qprune.prune(model, torch.randn(64, 8), sparsity=0.5, stages=2)
+        >>> int((model.weight == 0).sum())
+        16
+    """
+    began = time.perf_counter(), time.process_time()
+    request = Request(
+        sparsity=sparsity,
+        density=density,
+        start=start,
+        budget=budget,
+        mask_structure=mask_structure,
+        targets=tuple(targets),
+        ignore=tuple(ignore),
+        loss=DenseOutputs() if loss is None else loss,
+        curvature=curvature,
+        select=select,
+        sampler=sampler,
+        sampler_options=dict(sampler_options or {}),
+        block_size=block_size,
+        num_blocks=num_blocks,
+        stages=stages,
+        rounds=rounds,
+        final_rounds=5 * rounds if final_rounds is None else final_rounds,
+        compensate=compensate,
+        augment=augment,
+        terms=terms,
+        accept_share=accept_share,
+        samples_per_step=samples_per_step,
+        batch_size=batch_size,
+        seed=seed,
+        max_seconds=max_seconds,
+        max_steps=max_steps,
+    )
+    observers = (observe,) if callable(observe) else tuple(observe)
+    with restored_on_error(model):
+        setting = prepare(request, model, calibration, observers, executor)
+        dense = evaluate(model) if evaluate else None
+        first = _first_pass_score(setting, evaluate)
+        state = walk(setting)
+        setting.layers.write(state.values)
+        final = evaluate(model) if evaluate else None
+    report = Report(
+        asked_sparsity=setting.sparsity,
+        achieved_sparsity=1 - int(state.mask.sum()) / setting.layers.size,
+        layers=_layer_records(setting, state),
+        steps=tuple(setting.journal.steps),
+        settings=request.to_json(),
+        seed=seed,
+        seconds=time.perf_counter() - began[0],
+        cpu_seconds=time.process_time() - began[1],
+        stopped=setting.journal.stopped,
+        dense=dense,
+        start=first,
+        final=final,
+    )
+    return Pruned(model, mask_by_name(setting.layers, state.mask), report)
+
+
+def walk(setting: Setting) -> State:
+    """From the dense network to the asked sparsity."""
+    request = setting.request
+    state = setting.dense
+    for stage in range(request.stages):
+        last = stage == request.stages - 1
+        state = first_pass(setting, state, stage)
+        state = compensate_once(setting, state, stage)
+        for number in range(request.final_rounds if last else request.rounds):
+            if setting.journal.exhausted:
+                break
+            state, changed = block_round(setting, state, stage, number)
+            if changed:
+                state = compensate_once(setting, state, stage)
+        if setting.journal.exhausted and not last:
+            return first_pass(setting, state, request.stages - 1)
+    for _ in range(setting.final_compensations):
+        before = state
+        state = compensate_once(setting, state, request.stages - 1)
+        if state is before or setting.journal.exhausted:
+            break
+    return state
+
+
+def _first_pass_score(
+    setting: Setting, evaluate: Callable[[nn.Module], Score] | None
+) -> Score | None:
+    """The score of the first pass alone, straight to the asked sparsity."""
+    if evaluate is None:
+        return None
+    alone = setting.pruned_at_once()
+    setting.layers.write(alone.values)
+    score = evaluate(setting.model)
+    setting.layers.write(setting.dense.values)
+    return score
+
+
+def _layer_records(setting: Setting, state: State) -> tuple[LayerRecord, ...]:
+    parts = setting.layers.split(state.mask)
+    return tuple(
+        LayerRecord(
+            layer.name,
+            tuple(layer.module.weight.shape),
+            layer.size,
+            layer.size - int(part.sum()),
+        )
+        for layer, part in zip(setting.layers, parts, strict=True)
+    )

@@ -1,0 +1,115 @@
+"""First passes: how much each weight seems worth before any couplings are looked at.
+
+A start is a strategy with one method, `scores`; the higher, the more worth keeping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qprune.curvature import Expansion
+from qprune.layers import Layers
+from qprune.traces import Recorder, Samples, forward
+
+
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """What a start may look at.
+
+    Attributes:
+        model: with its current weights.
+        layers: the targeted weights.
+        samples: the fitting split.
+        weights: current values, shape (N,).
+        expansion: of the loss at the current weights.
+        batch_size: for passes over the samples.
+        generator: for random choices.
+    """
+
+    model: nn.Module
+    layers: Layers
+    samples: Samples
+    weights: Tensor
+    expansion: Expansion
+    batch_size: int
+    generator: torch.Generator
+
+
+class Start(Protocol):
+    """A strategy: scores to prune by."""
+
+    def scores(self, situation: Situation) -> Tensor:
+        """Worth of every targeted weight, shape (N,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniformly random."""
+
+    def scores(self, situation: Situation) -> Tensor:
+        return torch.rand(situation.weights.shape, generator=situation.generator)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """|w|."""
+
+    def scores(self, situation: Situation) -> Tensor:
+        return situation.weights.abs()
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """|w g|: the first-order change of the loss (SNIP, Lee et al., arXiv 1810.02340)."""
+
+    def scores(self, situation: Situation) -> Tensor:
+        return (situation.weights * situation.expansion.gradient).abs()
+
+
+@dataclass(frozen=True)
+class DiagonalFisher:
+    """1/2 w^2 H_ii: the second-order change with couplings and gradient left out (OBD)."""
+
+    def scores(self, situation: Situation) -> Tensor:
+        return 0.5 * situation.weights**2 * situation.expansion.diagonal
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """|w| times the norm of the input it multiplies (Sun et al., arXiv 2306.11695, eq. 1)."""
+
+    def scores(self, situation: Situation) -> Tensor:
+        norms = _input_norms(situation)
+        parts = situation.layers.split(situation.weights.abs())
+        return torch.cat([part * norm for part, norm in zip(parts, norms, strict=True)])
+
+
+def _input_norms(situation: Situation) -> list[Tensor]:
+    """Per layer, the norm of every weight's input over samples and tokens, flat (size,)."""
+    squares = [torch.zeros(layer.size) for layer in situation.layers]
+    for batch in situation.samples.batches(situation.batch_size):
+        with torch.no_grad(), Recorder(situation.layers) as recorder:
+            forward(situation.model, batch.inputs)
+            outputs = [torch.zeros_like(output) for output in recorder.outputs()]
+            trace = recorder.trace(outputs, len(batch))
+        for layer, calls, square in zip(situation.layers, trace.calls, squares, strict=True):
+            for call in calls:
+                per_group = call.inputs.double().square().sum((0, 2))
+                rows = layer.rows // len(per_group)
+                square += per_group.repeat_interleave(rows, 0).flatten().to(square)
+    return [square.sqrt() for square in squares]
+
+
+#: Names on the command line.
+STARTS: dict[str, Start] = {
+    "random": Random(),
+    "magnitude": Magnitude(),
+    "wanda": Wanda(),
+    "gradient": Gradient(),
+    "fisher": DiagonalFisher(),
+}

@@ -1,0 +1,411 @@
+"""What a run is given and what it carries: checked once, before anything is touched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from qprune.blocks import Select
+from qprune.calibration import Augmentation, Calibration, Mixup, as_calibration
+from qprune.compensate import Compensation
+from qprune.curvature import CURVATURES
+from qprune.curvature.expansion import Curvature, Expansion
+from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
+from qprune.layers import Layers, find_layers
+from qprune.losses import DenseOutputs, Loss
+from qprune.masks import prune_lowest
+from qprune.scores import STARTS, Situation, Start
+from qprune.solve import Border
+from qprune.sparsity import BUDGETS, Budget, Groups, KeepNofM, checked_sparsity
+from qprune.steps import Observer, Step
+from qprune.terms import Terms
+from qprune.traces import Recorder, Samples, forward, mean_loss, outputs_of
+from qprune.trust import Trust
+
+T = TypeVar("T")
+
+# A batch is as large as keeps its traced activations below this many numbers.
+_BATCH_FLOATS = 1 << 27
+_MAX_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of `qprune.prune`, as they were given."""
+
+    sparsity: float | None
+    density: float | None
+    start: Start | str
+    budget: Budget | str
+    mask_structure: KeepNofM | str | None
+    targets: tuple[str, ...]
+    ignore: tuple[str, ...]
+    loss: Loss
+    curvature: Curvature | str
+    select: Select
+    sampler: Any
+    sampler_options: Mapping[str, Any]
+    block_size: int
+    num_blocks: int
+    stages: int
+    rounds: int
+    final_rounds: int
+    compensate: bool | Compensation
+    augment: Augmentation | str | None
+    terms: Terms | None
+    accept_share: float
+    samples_per_step: int
+    batch_size: int | None
+    seed: int
+    max_seconds: float | None
+    max_steps: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every argument as JSON has it; objects by their representation."""
+        plain = (str, int, float, bool, type(None))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: value
+            if isinstance(value, plain)
+            else list(value)
+            if isinstance(value, tuple)
+            else dict(value)
+            if isinstance(value, Mapping)
+            else repr(value)
+            for name, value in values.items()
+        }
+
+    def check(self) -> None:
+        """Refuse numbers that no run can be made of.
+
+        Raises:
+            ImpossibleRequestError: names the argument, its value and what it may be.
+        """
+        least = {"block_size": 2, "num_blocks": 1, "stages": 1, "rounds": 0, "final_rounds": 0}
+        least |= {"samples_per_step": 1}
+        optional = {"max_steps": 0, "batch_size": 1}
+        for name, low in (least | optional).items():
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ImpossibleRequestError(
+                    f"{name} must be a whole number of at least {low}, not {value!r}"
+                )
+        if not 0 < self.accept_share < 1:
+            raise ImpossibleRequestError(
+                f"accept_share must lie between 0 and 1, not {self.accept_share!r}"
+            )
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise ImpossibleRequestError(
+                f"max_seconds must be at least 0, not {self.max_seconds!r}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a run is.
+
+    Attributes:
+        values: weights, shape (N,), exactly 0 where pruned.
+        mask: True = kept, shape (N,).
+        trust: how far the quadratic model is believed.
+        resting: number of the first round in which a weight is offered again, shape (N,).
+    """
+
+    values: Tensor
+    mask: Tensor
+    trust: Trust
+    resting: Tensor
+
+
+class Journal:
+    """The steps so far, who hears of them, and when to stop."""
+
+    def __init__(
+        self, observers: Sequence[Observer], max_seconds: float | None, max_steps: int | None
+    ) -> None:
+        self.steps: list[Step] = []
+        self._observers = observers
+        self._end = None if max_seconds is None else time.perf_counter() + max_seconds
+        self._max_steps = max_steps
+
+    def add(self, **record: Any) -> None:
+        """Note one step and tell the observers."""
+        step = Step(index=len(self.steps), **record)
+        self.steps.append(step)
+        for observe in self._observers:
+            observe(step)
+
+    @property
+    def stopped(self) -> str:
+        """Why the run stops: "max_seconds", "max_steps", or "done"."""
+        if self._end is not None and time.perf_counter() >= self._end:
+            return "max_seconds"
+        if self._max_steps is not None and len(self.steps) >= self._max_steps:
+            return "max_steps"
+        return "done"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget is spent."""
+        return self.stopped != "done"
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A run's fixed surroundings: the request made concrete.
+
+    Attributes:
+        request: as given.
+        model: holds the current weights.
+        layers: the targeted weights.
+        groups: where counts are exact.
+        sparsity: share of weights to prune.
+        dense: the state before anything was pruned.
+        fit: samples to fit on, augmented ones included.
+        accept: samples to judge on.
+        start, curvature: strategies.
+        compensation: how kept weights move; None = mask only.
+        border: to the sampler.
+        batch_size: samples per forward pass.
+        generator: of all random choices outside the sampler.
+        journal: the steps so far.
+        executor: solves blocks with ``map``; None = one after the other.
+    """
+
+    request: Request
+    model: nn.Module
+    layers: Layers
+    groups: Groups
+    sparsity: float
+    dense: State
+    fit: Samples
+    accept: Samples
+    start: Start
+    curvature: Curvature
+    compensation: Compensation | None
+    border: Border
+    batch_size: int
+    generator: torch.Generator
+    journal: Journal
+    executor: Any
+
+    @property
+    def final_compensations(self) -> int:
+        """Compensations after the last block."""
+        return self.compensation.final_steps if self.compensation else 0
+
+    def draw(self) -> Samples:
+        """The samples of one expansion, a fresh draw where there are more than one takes."""
+        size = self.request.samples_per_step
+        if len(self.fit) <= size:
+            return self.fit
+        chosen = torch.randperm(len(self.fit), generator=self.generator)[:size]
+        return self.fit.take(chosen.sort().values)
+
+    def refitted_loss(self, samples: Samples) -> Loss:
+        """The loss, fitted to the current outputs where it has something to fit."""
+        outputs = outputs_of(self.model, samples.inputs, self.batch_size)
+        return self.request.loss.refit(
+            outputs, samples.targets, values_move=self.compensation is not None
+        )
+
+    def expand(self, samples: Samples, loss: Loss) -> Expansion:
+        """The second-order expansion of the loss at the current weights."""
+        expansion = self.curvature.expand(
+            self.model,
+            self.layers,
+            samples,
+            loss,
+            batch_size=self.batch_size,
+            generator=self.generator,
+        )
+        for what, vector in (("gradient", expansion.gradient), ("curvature", expansion.diagonal)):
+            if not torch.isfinite(vector).all():
+                at = int(torch.nonzero(~torch.isfinite(vector))[0])
+                layer, _, _ = self.layers.locate(torch.tensor([at]))[0]
+                raise NonFiniteError(
+                    f"the {what} of layer {layer.name!r} holds NaN or Inf; look at the loss"
+                )
+        return expansion
+
+    def judge(self, loss: Loss) -> float:
+        """Mean loss on the acceptance split at the model's current weights, nats."""
+        return mean_loss(self.model, self.accept, loss, self.batch_size)
+
+    def scores(self, weights: Tensor, samples: Samples, expansion: Expansion) -> Tensor:
+        """What the start thinks of every weight at the model's current weights."""
+        return self.start.scores(
+            Situation(
+                self.model,
+                self.layers,
+                samples,
+                weights,
+                expansion,
+                self.batch_size,
+                self.generator,
+            )
+        )
+
+    def pruned_at_once(self) -> State:
+        """The first pass alone, straight from the dense network; random choices untouched."""
+        state = self.generator.get_state()
+        samples = self.draw()
+        expansion = self.expand(samples, self.request.loss)
+        scores = self.scores(self.dense.values, samples, expansion)
+        self.generator.set_state(state)
+        mask = prune_lowest(scores, self.dense.mask, self.groups, self.groups.counts)
+        return replace(self.dense, values=self.dense.values * mask, mask=mask)
+
+
+def prepare(
+    request: Request,
+    model: nn.Module,
+    calibration: Any,
+    observers: Sequence[Observer],
+    executor: Any,
+) -> Setting:
+    """Check the request against model and data, and make it concrete.
+
+    Raises:
+        QpruneError, solvers.SolverError: see `qprune.errors`; nothing has been touched.
+    """
+    request.check()
+    structure = request.mask_structure
+    if isinstance(structure, str):
+        structure = KeepNofM.parse(structure)
+    sparsity = checked_sparsity(_asked_sparsity(request), structure)
+    layers = find_layers(model, request.targets, request.ignore)
+    budget = structure or _named("budget", request.budget, BUDGETS)
+    groups = budget.groups(layers, sparsity)
+    if request.block_size > layers.size:
+        raise ImpossibleRequestError(
+            f"block_size {request.block_size} is more than the model's {layers.size} targeted "
+            "weights; choose a smaller block"
+        )
+    border = Border.to(request.sampler, request.sampler_options)
+    generator = torch.Generator().manual_seed(request.seed)
+    compensation = request.compensate
+    if isinstance(compensation, bool):
+        compensation = Compensation() if compensation else None
+    fit, accept = as_calibration(calibration).split(request.accept_share, generator)
+    batch_size = request.batch_size or _batch_size(model, layers, fit)
+    values = layers.read()
+    dense = State(
+        values,
+        torch.ones(layers.size, dtype=torch.bool),
+        Trust(),
+        torch.zeros(layers.size, dtype=torch.int32),
+    )
+    augment = _augmentation(request, compensation, fit)
+    return Setting(
+        request=request,
+        model=model,
+        layers=layers,
+        groups=groups,
+        sparsity=sparsity,
+        dense=dense,
+        fit=_samples(model, request.loss, fit, batch_size, augment, generator),
+        accept=_samples(model, request.loss, accept, batch_size, None, generator),
+        start=_named("start", request.start, STARTS),
+        curvature=_named("curvature", request.curvature, CURVATURES),
+        compensation=compensation,
+        border=border,
+        batch_size=batch_size,
+        generator=generator,
+        journal=Journal(observers, request.max_seconds, request.max_steps),
+        executor=executor,
+    )
+
+
+@contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; on any error every parameter and buffer is put back."""
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(before[name])
+        raise
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _asked_sparsity(request: Request) -> float | None:
+    if request.density is None:
+        return request.sparsity
+    if request.sparsity is not None:
+        raise ImpossibleRequestError(
+            f"sparsity={request.sparsity} and density={request.density} are both given; "
+            "density is 1 - sparsity: pass one of them"
+        )
+    return 1 - request.density
+
+
+def _named(what: str, value: T | str, known: Mapping[str, T]) -> T:
+    if not isinstance(value, str):
+        return value
+    if value not in known:
+        raise ImpossibleRequestError(f"no {what} named {value!r}; there are: {', '.join(known)}")
+    return known[value]
+
+
+def _augmentation(
+    request: Request, compensation: Compensation | None, fit: Calibration
+) -> Augmentation | None:
+    if request.augment != "auto":
+        if isinstance(request.augment, str):
+            raise ImpossibleRequestError(
+                f"augment must be 'auto', None or an object such as Mixup(), "
+                f"not {request.augment!r}"
+            )
+        return request.augment
+    suits = fit.inputs.is_floating_point() and isinstance(request.loss, DenseOutputs)
+    return Mixup() if suits and compensation is not None else None
+
+
+def _samples(
+    model: nn.Module,
+    loss: Loss,
+    data: Calibration,
+    batch_size: int,
+    augment: Augmentation | None,
+    generator: torch.Generator,
+) -> Samples:
+    inputs = data.inputs
+    if augment is not None:
+        if loss.needs_labels:
+            raise ImpossibleRequestError(
+                "augmented samples have no labels; use loss=DenseOutputs() or augment=None"
+            )
+        inputs = torch.cat([inputs, augment(inputs, generator)])
+    if not loss.needs_labels:
+        return Samples(inputs, outputs_of(model, inputs, batch_size))
+    if data.labels is None:
+        raise CalibrationError(
+            f"{type(loss).__name__} needs labels, but the calibration data have none; pass "
+            "(inputs, labels), or use loss=DenseOutputs()"
+        )
+    return Samples(inputs, data.labels)
+
+
+def _batch_size(model: nn.Module, layers: Layers, data: Calibration) -> int:
+    """As many samples as keep a batch's traced activations within memory."""
+    with torch.no_grad(), Recorder(layers) as recorder:
+        forward(model, data.inputs[:1])
+        outputs = [torch.zeros_like(output) for output in recorder.outputs()]
+        trace = recorder.trace(outputs, 1)
+    per_sample = sum(c.inputs.numel() + c.deltas.numel() for calls in trace.calls for c in calls)
+    return max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, per_sample)))

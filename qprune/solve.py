@@ -1,0 +1,124 @@
+"""The one border to samplers: a problem goes out, a checked answer comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qprune.errors import SamplerError
+from solvers import QuadraticProblem
+from solvers.counting import ProblemSampler, configured, counting
+from solvers.errors import SamplerFailedError, SolverError, UnknownOptionError
+from solvers.repair import repair
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The best decision found for one problem; never worse than the present one.
+
+    Attributes:
+        sample: shape (n,), int8, 1 = pruned, counts exact.
+        energy: of the sample, recomputed in float64, nats.
+        lower_bound: no decision with these counts has less energy; -inf when unknown.
+        seconds: wall time inside the sampler.
+        info: what the sampler said, JSON-friendly.
+    """
+
+    sample: NDArray[np.int8]
+    energy: float
+    lower_bound: float
+    seconds: float
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Border:
+    """A sampler made ready: it counts, and its options are known to exist.
+
+    Attributes:
+        name: how reports call it.
+        sampler: takes problems, keeps counts.
+        options: passed with every call.
+    """
+
+    name: str
+    sampler: ProblemSampler
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def to(cls, sampler: Any, options: Mapping[str, Any] | None = None) -> Border:
+        """The border to a registered name or to any object with ``sample(bqm, ...)``.
+
+        Raises:
+            UnknownSamplerError: no such name.
+            UnknownOptionError: an option that the sampler does not have.
+        """
+        options = dict(options or {})
+        if isinstance(sampler, str):
+            made, rest = configured(sampler, options)
+            return cls(sampler, made, rest)
+        made = counting(sampler)
+        unknown = sorted(set(options) - set(made.parameters))
+        if unknown:
+            raise UnknownOptionError(
+                f"{type(sampler).__name__} has no option {unknown[0]!r}; it has: "
+                + ", ".join(sorted(made.parameters))
+            )
+        return cls(type(sampler).__name__, made, options)
+
+    def solve(self, problem: QuadraticProblem, present: NDArray[np.int8], seed: int) -> Answer:
+        """The best of what the sampler answers and the ``present`` decision.
+
+        Raises:
+            SamplerError: the sampler raised, or returned nothing, NaN, or wrong variables.
+        """
+        offered = {"seed": seed, "initial_states": present[None]}
+        known = self.sampler.parameters
+        options = {n: v for n, v in offered.items() if n in known} | dict(self.options)
+        began = time.perf_counter()
+        try:
+            solution = self.sampler.sample_problem(problem, **options)
+        except SamplerFailedError as error:
+            raise SamplerError(str(error), problem=problem, answer=error.answer) from error
+        except (SolverError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise SamplerError(
+                f"sampler {self.name!r} raised {type(error).__name__} on a block of "
+                f"{problem.num_variables} variables: {error}",
+                problem=problem,
+            ) from error
+        seconds = time.perf_counter() - began
+        return self._checked(problem, present, solution, seconds)
+
+    def _checked(
+        self, problem: QuadraticProblem, present: NDArray[np.int8], solution: Any, seconds: float
+    ) -> Answer:
+        raw = np.asarray(getattr(solution, "samples", None))
+        if raw.ndim != 2 or raw.shape[1] != problem.num_variables or not len(raw):
+            raise SamplerError(
+                f"sampler {self.name!r} returned samples of shape {raw.shape} for "
+                f"{problem.num_variables} variables",
+                problem=problem,
+                answer=solution,
+            )
+        if not np.isin(raw, (0, 1)).all():
+            raise SamplerError(
+                f"sampler {self.name!r} returned values other than 0 and 1",
+                problem=problem,
+                answer=solution,
+            )
+        info = dict(solution.info)
+        feasible = problem.feasible(raw)
+        if not feasible.all():
+            info["repaired"] = float(1 - feasible.mean())
+        states = np.concatenate([present[None], repair(problem, raw)]).astype(np.int8)
+        energies = problem.energies(states)
+        best = int(energies.argmin())
+        bound = min(float(solution.lower_bound), float(energies[best]))
+        return Answer(states[best], float(energies[best]), bound, seconds, info)

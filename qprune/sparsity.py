@@ -1,0 +1,188 @@
+"""From a sparsity to exact integer counts: over the model, per layer, per row, or N of every M."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qprune.errors import ImpossibleRequestError
+from qprune.layers import Layers
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """A partition of all targeted weights, and how many of each part are to be pruned.
+
+    Attributes:
+        ids: shape (N,), the group 0..g-1 of every weight; None when there is one group.
+        sizes: shape (g,), weights per group.
+        counts: shape (g,), weights to prune per group at the end.
+    """
+
+    ids: Tensor | None
+    sizes: Tensor
+    counts: Tensor
+
+    def counts_at(self, share: float) -> Tensor:
+        """Counts on the way: ``share`` of the final ones, summing to the rounded total.
+
+        Largest remainders first, ties by group index; share 1 gives `counts` exactly.
+        """
+        wanted = self.counts.double() * share
+        return apportion(wanted, round(self.counts.sum().item() * share), self.counts)
+
+    def of(self, indices: Tensor) -> Tensor:
+        """Group of each flat index."""
+        return torch.zeros_like(indices) if self.ids is None else self.ids[indices]
+
+    def sizes_of(self, chosen: Tensor) -> Tensor:
+        """How many True entries each group has in a bool vector (N,), shape (g,)."""
+        if self.ids is None:
+            return chosen.sum()[None]
+        return torch.zeros_like(self.sizes).index_add_(0, self.ids, chosen.to(self.sizes.dtype))
+
+
+def apportion(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
+    """Whole numbers near ``wanted`` (g,), at most ``limit``, that sum to ``total``."""
+    whole = torch.minimum((wanted + 1e-9).floor().long(), limit)
+    missing = total - int(whole.sum())
+    if missing > 0:
+        room = torch.where(whole < limit, wanted - whole, -torch.inf)
+        whole[room.argsort(descending=True, stable=True)[:missing]] += 1
+    return whole
+
+
+class Budget(Protocol):
+    """A strategy: over which parts of the model the count is exact."""
+
+    def groups(self, layers: Layers, sparsity: float) -> Groups:
+        """The partition and its counts; the counts sum to round(sparsity * N)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Global:
+    """One count over all targeted weights; layers find their own sparsity."""
+
+    def groups(self, layers: Layers, sparsity: float) -> Groups:
+        sizes = torch.tensor([layers.size])
+        return Groups(None, sizes, torch.tensor([round(sparsity * layers.size)]))
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """The same sparsity in every layer."""
+
+    def groups(self, layers: Layers, sparsity: float) -> Groups:
+        sizes = torch.tensor([layer.size for layer in layers])
+        ids = torch.repeat_interleave(torch.arange(len(layers)), sizes)
+        counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
+        for layer, size, count in zip(layers, sizes.tolist(), counts.tolist(), strict=True):
+            if count == size:
+                raise ImpossibleRequestError(
+                    f"layer {layer.name!r} has {size} weights; sparsity {sparsity} would leave "
+                    "none of them: lower the sparsity, add the layer to ignore, or use "
+                    "budget='global'"
+                )
+        return Groups(ids, sizes, counts)
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """The same sparsity for every output of every layer."""
+
+    def groups(self, layers: Layers, sparsity: float) -> Groups:
+        sizes = torch.cat([torch.full((layer.rows,), layer.cols) for layer in layers])
+        ids = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
+        for layer in layers:
+            if round(sparsity * layer.cols) >= layer.cols:
+                raise ImpossibleRequestError(
+                    f"a row of layer {layer.name!r} has {layer.cols} weights; sparsity "
+                    f"{sparsity} would leave none of them: lower the sparsity, add the layer "
+                    "to ignore, or use budget='global'"
+                )
+        return Groups(ids, sizes, counts)
+
+
+@dataclass(frozen=True)
+class KeepNofM:
+    """At most ``n`` non-zero weights in every ``m`` consecutive inputs of an output.
+
+    "2:4" is NVIDIA's sense, and so is "1:4": one weight of four stays (75 % sparsity). Tools
+    that read N:M as N *pruned* of M agree only for N = M / 2.
+
+    Raises:
+        ImpossibleRequestError: not 0 < n < m; or, when applied, a layer's inputs are not a
+            multiple of m, or a sparsity other than 1 - n/m was asked.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ImpossibleRequestError(
+                f"mask_structure {self.n}:{self.m} must keep between 1 and M - 1 of every M"
+            )
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that the structure prunes, 1 - n/m."""
+        return 1 - self.n / self.m
+
+    @classmethod
+    def parse(cls, text: str) -> KeepNofM:
+        """From "N:M".
+
+        Raises:
+            ImpossibleRequestError: it is not of that form.
+        """
+        match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+        if not match:
+            raise ImpossibleRequestError(
+                f"mask_structure {text!r} is not of the form N:M, for example 2:4"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    def groups(self, layers: Layers, sparsity: float) -> Groups:
+        for layer in layers:
+            if layer.cols % self.m:
+                raise ImpossibleRequestError(
+                    f"layer {layer.name!r} has {layer.cols} inputs per output, not a multiple "
+                    f"of {self.m}; {self.n}:{self.m} does not fit: add the layer to ignore"
+                )
+        if abs(sparsity - self.sparsity) > 1e-6:
+            raise ImpossibleRequestError(
+                f"mask_structure {self.n}:{self.m} means sparsity {self.sparsity:g}, "
+                f"not {sparsity:g}; ask for that, or leave the sparsity out"
+            )
+        number = layers.size // self.m
+        ids = torch.repeat_interleave(torch.arange(number), self.m)
+        return Groups(ids, torch.full((number,), self.m), torch.full((number,), self.m - self.n))
+
+
+#: Names on the command line.
+BUDGETS: Mapping[str, Budget] = {"global": Global(), "layer": PerLayer(), "row": PerRow()}
+
+
+def checked_sparsity(sparsity: float | None, structure: KeepNofM | None) -> float:
+    """The sparsity to reach, in [0, 1).
+
+    Raises:
+        ImpossibleRequestError: outside [0, 1), or missing without a structure.
+    """
+    if sparsity is None:
+        if structure is None:
+            raise ImpossibleRequestError("say how sparse: sparsity=0.9 prunes 90 % of the weights")
+        return structure.sparsity
+    if not 0 <= sparsity < 1:
+        raise ImpossibleRequestError(
+            f"sparsity must lie in [0, 1), the share of weights to prune, not {sparsity!r}"
+        )
+    return float(sparsity)
