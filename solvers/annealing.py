@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from solvers.elite import improve_with_restarts
 from solvers.forms import Form, cheapest, forms_for
-from solvers.greedy import descend
 from solvers.layout import Layout, search_dtype
 from solvers.problem import Floats, QuadraticProblem
-from solvers.reads import Read, better_of, run_walks, start_states
-from solvers.sampler import CountingSampler, Deadline, positive_int
+from solvers.reads import Limits, Read, search, start_states, whole_number
+from solvers.sampler import CountingSampler, positive_int
 from solvers.solution import Solution
 from solvers.temperatures import temperatures_for
 
@@ -23,6 +23,7 @@ _PROPOSALS_PER_STEP = 1_000_000
 # Kept fields are computed afresh after this many moves per variable, to shed rounding.
 _MOVES_PER_REFRESH = 32
 _QUENCH_SWEEPS = 5
+_POOL_SIZE = 16
 
 
 class SwapAnnealing(CountingSampler):
@@ -41,12 +42,14 @@ class SwapAnnealing(CountingSampler):
     options: ClassVar = {
         "num_reads": "independent reads (default 1)",
         "num_sweeps": "temperatures, one sweep each (default 1000)",
+        "num_restarts": "further anneals in a read: crossings of its best states (default 0)",
         "beta_range": "first and last inverse temperature (default: from the problem)",
         "schedule": "temperatures in between: geometric (default) or linear",
         "seed": "seed of starts and moves",
         "initial_states": "states to start from, shape (k, n); further reads start at random",
         "num_threads": "threads that share the reads (default 1); no effect on the answer",
         "time_limit": "seconds after which the best so far is returned",
+        "target_energy": "a read that gets there stops (default: none)",
     }
 
     def sample_problem(
@@ -55,47 +58,43 @@ class SwapAnnealing(CountingSampler):
         *,
         num_reads: int = 1,
         num_sweeps: int = 1000,
+        num_restarts: int = 0,
         beta_range: Sequence[float] | None = None,
         schedule: str = "geometric",
         seed: int | None = None,
         initial_states: ArrayLike | None = None,
         num_threads: int = 1,
         time_limit: float | None = None,
+        target_energy: float | None = None,
     ) -> Solution:
         """Anneal.
 
         Raises:
             InvalidOptionError: an option's value makes no sense; the message says which and why.
         """
-        deadline = Deadline(time_limit)
+        limits = Limits.of(num_threads, time_limit, target_energy)
         num_reads = positive_int("num_reads", num_reads)
         num_sweeps = positive_int("num_sweeps", num_sweeps)
-        num_threads = positive_int("num_threads", num_threads)
+        num_restarts = whole_number("num_restarts", num_restarts)
         states, randoms = start_states(problem, num_reads, seed, initial_states)
         layout = Layout.of(problem, search_dtype(problem))
         forms = forms_for(layout)
-        starts = layout.sorted(states)
+        quenched = _quenched(forms[-1], layout.sorted(states[0]), randoms[0])
         temperatures = temperatures_for(
-            problem,
-            layout.unsorted(_quenched(forms[-1], starts[0], randoms[0])),
-            num_sweeps,
-            beta_range,
-            schedule,
+            problem, layout.unsorted(quenched), num_sweeps, beta_range, schedule
         )
-        reads = [Read.start(x, random) for x, random in zip(starts, randoms, strict=True)]
-        walks = [anneal_steps(forms, read, temperatures) for read in reads]
-        begun = run_walks(walks, num_threads, deadline)
-        found = layout.unsorted(np.array([reads[index].best for index in begun], dtype=np.int8))
-        polished = descend(problem, found)
-        samples = better_of(problem, states[begun], better_of(problem, polished, found))
-        return Solution.of(
-            problem,
-            samples,
-            info={
-                "moves": int(sum(reads[index].tally[2] for index in begun)),
-                "beta_range": [float(1 / temperatures[0]), float(1 / temperatures[-1])],
-                "reads_begun": len(begun),
-            },
+
+        def improve(read: Read, crossing: bool) -> Iterator[None]:
+            hottest = temperatures[0] ** 0.8 * temperatures[-1] ** 0.2 if crossing else np.inf
+            return anneal_steps(forms, read, np.minimum(temperatures, hottest))
+
+        return search(
+            layout,
+            states,
+            randoms,
+            lambda read: improve_with_restarts(layout, read, improve, num_restarts, _POOL_SIZE),
+            limits,
+            {"beta_range": [float(1 / temperatures[0]), float(1 / temperatures[-1])]},
         )
 
 
