@@ -175,7 +175,20 @@ def _read_bqm(data: bytes) -> QuadraticProblem:
 
 
 def _read_cqm(data: bytes) -> QuadraticProblem:
-    return QuadraticProblem.from_cqm(dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(data)))
+    problem = QuadraticProblem.from_cqm(dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(data)))
+    if problem.groups is None or problem.counts is None:
+        return problem
+    # The file's constraints come in any order; groups are numbered as their variables come.
+    old, first = np.unique(problem.groups, return_index=True)
+    old = old[np.argsort(first)]
+    return QuadraticProblem(
+        problem.linear,
+        problem.quadratic,
+        problem.offset,
+        np.argsort(old)[np.searchsorted(np.sort(old), problem.groups)],
+        problem.counts[old],
+        problem.labels,
+    )
 
 
 def _read_npz(data: bytes) -> QuadraticProblem:

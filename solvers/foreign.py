@@ -87,7 +87,8 @@ class ForeignSampler(dimod.Sampler):
         model = bqm if plain else bqm.relabel_variables(_numbers(labels), inplace=False)
         try:
             answer = self.run(model, options)
-            answer.resolve()
+            if isinstance(answer, dimod.SampleSet):
+                answer.resolve()
         except (SolverError, KeyboardInterrupt):
             raise
         except Exception as error:
