@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from solvers.errors import InvalidProblemError
-from solvers.row_kernels import exact_swap_row
+from solvers.row_kernels import exact_swap_row, oscillate_row
 
 Floats = NDArray[np.float64]
 
@@ -88,16 +88,23 @@ def marginals_of(tableau: Floats, kept: NDArray[np.bool_], diagonal: Floats) -> 
 
 
 def settled_row(
-    gram: Floats, target: Floats, kept: NDArray[np.bool_], run: int, tolerance: float
+    gram: Floats,
+    target: Floats,
+    kept: NDArray[np.bool_],
+    run: int,
+    tolerance: float,
+    depth: int,
 ) -> tuple[int, Floats, RowMarginals]:
-    """Swap one row to its optimum; ``kept`` changes in place.
+    """Swap one row to its optimum, with oscillations up to ``depth``; ``kept`` changes in place.
 
     Returns:
-        The number of swaps, the kept values (0 elsewhere), and `marginals_of` the result.
+        The number of swaps and swings made, the kept values (0 elsewhere), and `marginals_of`
+        the result.
     """
     pull = gram @ target
     tableau = tableau_of(gram, pull, float(pull @ target), kept)
     diagonal = np.diagonal(gram).copy()
-    swaps = exact_swap_row(tableau, kept, diagonal, run, tolerance, np.iinfo(np.int64).max)
+    moves = exact_swap_row(tableau, kept, diagonal, run, tolerance, np.iinfo(np.int64).max)
+    moves += oscillate_row(tableau, kept, diagonal, run, tolerance, depth)
     values = np.where(kept, tableau[-1, :-1], 0.0)
-    return swaps, values, marginals_of(tableau, kept, diagonal)
+    return moves, values, marginals_of(tableau, kept, diagonal)

@@ -168,3 +168,100 @@ def exact_swap_row(tableau, kept, diagonal, run, tolerance, max_swaps):
         kept[into] = True
         swaps += 1
     return swaps
+
+
+@kernel
+def _cheapest(tableau, kept, surplus, run):
+    """The kept input whose removal costs least among runs with a surplus, or -1."""
+    size = kept.size
+    least = np.inf
+    at = -1
+    for i in range(size):
+        if kept[i] and surplus[i // run] > 0:
+            cost = tableau[i, size] * tableau[i, size] / -tableau[i, i]
+            if cost < least:
+                least = cost
+                at = i
+    return at
+
+
+@kernel
+def _worthiest(tableau, kept, diagonal, surplus, run):
+    """The pruned input whose return gains most among runs with a deficit, or -1."""
+    size = kept.size
+    most = -np.inf
+    at = -1
+    for j in range(size):
+        if not kept[j] and surplus[j // run] < 0 and tableau[j, j] > 1e-9 * diagonal[j]:
+            gain = tableau[j, size] * tableau[j, size] / tableau[j, j]
+            if gain > most:
+                most = gain
+                at = j
+    return at
+
+
+@kernel
+def _toggle(tableau, kept, surplus, run, k):
+    """Move input k into the support or out of it."""
+    pivot(tableau, k, -1.0 if kept[k] else 1.0)
+    surplus[k // run] += -1 if kept[k] else 1
+    kept[k] = not kept[k]
+
+
+@kernel
+def _swing(tableau, kept, diagonal, run, depth, outward):
+    """``depth`` inputs more (outward) or fewer, greedily, and back; whether counts came back."""
+    surplus = np.zeros(kept.size // run + 1, dtype=np.int64)
+    anywhere = np.full(surplus.size, -1 if outward else 1)
+    for _ in range(depth):
+        if outward:
+            k = _worthiest(tableau, kept, diagonal, anywhere, run)
+        else:
+            k = _cheapest(tableau, kept, anywhere, run)
+        if k < 0:
+            break
+        _toggle(tableau, kept, surplus, run, k)
+    while surplus.any():
+        if outward:
+            k = _cheapest(tableau, kept, surplus, run)
+        else:
+            k = _worthiest(tableau, kept, diagonal, surplus, run)
+        if k < 0:
+            return False
+        _toggle(tableau, kept, surplus, run, k)
+    return True
+
+
+@kernel
+def oscillate_row(tableau, kept, diagonal, run, tolerance, depth):
+    """Strategic oscillation of a row that no swap improves; returns the swings that paid.
+
+    Adds the inputs that gain most, one after the other, then removes as many of the cheapest (and
+    the other way round), then swaps; what does not lower the objective is undone. Swings go
+    2, 4, ... up to ``depth`` inputs far, from 2 again after each that pays (Glover 1977).
+
+    Args:
+        tableau: as for `exact_swap_row`, changed in place; so is ``kept``.
+        kept: the mask.
+        diagonal: the diagonal of A.
+        run: counts hold in every run of this many inputs.
+        tolerance: improvements of the objective smaller than this do not count.
+        depth: the longest swing; below 2 nothing is done.
+    """
+    paid = 0
+    length = 2
+    while length <= depth:
+        improved = False
+        for outward in (True, False):
+            tableau_before = tableau.copy()
+            kept_before = kept.copy()
+            if _swing(tableau, kept, diagonal, run, length, outward):
+                exact_swap_row(tableau, kept, diagonal, run, tolerance, 1 << 62)
+                improved = tableau[-1, -1] < tableau_before[-1, -1] - 2.0 * tolerance
+            if improved:
+                paid += 1
+                break
+            tableau[:] = tableau_before
+            kept[:] = kept_before
+        length = 2 if improved else 2 * length
+    return paid

@@ -178,10 +178,10 @@ class HeldSearch:
 
 
 class ExactSearch:
-    """Swaps with all kept values refitted, from each row's sweep tableau (numba)."""
+    """Swaps and oscillations with all kept values refitted, from each row's tableau (numba)."""
 
     def __init__(
-        self, problem: RowProblem, mask: Array, values: Array, num_threads: int = 1
+        self, problem: RowProblem, mask: Array, values: Array, depth: int, num_threads: int = 1
     ) -> None:
         self.problem = problem
         self.mask = mask | False
@@ -190,6 +190,7 @@ class ExactSearch:
         self.threshold = float(self.tolerance.max()) if problem.num_rows else 0.0
         self._gram = regular(problem.gram)
         self._marginals = [NO_MARGINALS] * problem.num_rows
+        self._depth = depth
         self._threads = num_threads
 
     def settle(self, rows: Integers) -> tuple[int, Integers]:
@@ -197,7 +198,12 @@ class ExactSearch:
 
         def settle_row(row: int) -> int:
             swaps, self.values[row], self._marginals[row] = settled_row(
-                self._gram, self.problem.targets[row], self.mask[row], run, self.tolerance[row]
+                self._gram,
+                self.problem.targets[row],
+                self.mask[row],
+                run,
+                self.tolerance[row],
+                self._depth,
             )
             return swaps
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from solvers.arrays import Array, as_float, namespace
+from solvers.arrays import Array, as_count, as_float, namespace
+
+# Residuals below this share of the start's do not count: rounding makes up the rest.
+CONVERGED = {"float64": 1e-12, "float32": 1e-9}
 
 # Converged rows are dropped from the products once fewer than this share are still live.
 SHRINK = 0.75
@@ -23,55 +26,51 @@ def objectives(gram: Array, targets: Array, values: Array) -> Array:
 
 
 def refit(
-    gram: Array,
-    targets: Array,
-    mask: Array,
-    values: Array,
-    *,
-    tolerance: float = 1e-12,
-    max_iterations: int = 500,
+    gram: Array, targets: Array, mask: Array, values: Array, *, max_iterations: int = 500
 ) -> Array:
     """Minimise every row's objective over the values that ``mask`` keeps.
 
     Solves A_SS (w_S - w0_S) = A_SP w0_P (P the pruned inputs) by conjugate gradients with the
     diagonal of A as preconditioner, started from ``values``; one product with A serves all rows.
-    Rows that have converged are left out of later products, a quarter at a time.
+    A row is done when r' D^-1 r (D the diagonal of A, r the residual) falls below `CONVERGED`
+    times the energy of the row pruned entirely. Converged rows stand still, and are left out of
+    later products a quarter at a time.
 
     Args:
         gram: A, shape (inputs, inputs).
         targets: w0, shape (rows, inputs).
         mask: True where kept, same shape.
         values: where to start, same shape; pruned entries are ignored.
-        tolerance: a row stops when r' D^-1 r falls below ``tolerance`` times the energy of
-            the row pruned entirely (D the diagonal of A, r the residual).
         max_iterations: products with A at most.
 
     Returns:
-        The values, exact zeros where pruned.
+        The values, exact zeros where pruned; in no row worse than the start.
     """
     inverse = safe_inverse(gram.diagonal())
-    stop = tolerance * ((targets @ gram) * targets).sum(-1)
+    small = CONVERGED[str(gram.dtype).removeprefix("torch.")]
+    stop = small * ((targets @ gram) * targets).sum(-1)
     keep = as_float(mask, values)
-    result = values * keep
+    start = values * keep
+    result = start + 0.0
     residual = ((targets - result) @ gram) * keep
     direction = residual * inverse
     power = (residual * direction).sum(-1)
-    rows = (power > stop).nonzero()
-    rows = rows[0] if isinstance(rows, tuple) else rows[:, 0]
+    rows = as_count(range(len(targets)), gram)[power > stop]
     keep, residual, direction, power = keep[rows], residual[rows], direction[rows], power[rows]
     for _ in range(max_iterations):
         if not len(rows):
             break
+        live = power > stop[rows]
+        if int(live.sum()) < SHRINK * len(rows):
+            rows, keep, residual = rows[live], keep[live], residual[live]
+            direction, power, live = direction[live], power[live], live[live]
         image = (direction @ gram) * keep
-        step = power * safe_inverse((direction * image).sum(-1))
+        step = live * power * safe_inverse((direction * image).sum(-1))
         result[rows] += step[:, None] * direction
         residual = residual - step[:, None] * image
         scaled = residual * inverse
         new_power = (residual * scaled).sum(-1)
-        direction = scaled + (new_power * safe_inverse(power))[:, None] * direction
+        direction = scaled + (live * new_power * safe_inverse(power))[:, None] * direction
         power = new_power
-        live = power > stop[rows]
-        if int(live.sum()) < SHRINK * len(rows):
-            rows, keep, residual = rows[live], keep[live], residual[live]
-            direction, power = direction[live], power[live]
-    return result
+    better = objectives(gram, targets, result) <= objectives(gram, targets, start)
+    return namespace(gram).where(better[:, None], result, start)

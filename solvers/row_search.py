@@ -25,6 +25,7 @@ def solve_rows(
     values: ArrayLike | None = None,
     compensate: bool = True,
     exact: bool | None = None,
+    depth: int = 4,
     max_rounds: int = 200,
     time_limit: float | None = None,
     num_threads: int = 1,
@@ -40,6 +41,9 @@ def solve_rows(
         compensate: move the kept values to their best; False holds them at the targets.
         exact: make swaps that account for the refit of all kept values (host only). None:
             where that costs little, on the host up to `EXACT_INPUTS` inputs.
+        depth: with exact swaps, how many weights an oscillation (some more, then as many fewer)
+            goes beyond the counts to leave a local optimum; 0 for swaps alone. Time grows with
+            it, steadily better results too.
         max_rounds: rounds of swaps, trades and refit at most.
         time_limit: seconds, checked between rounds.
         num_threads: the rows are shared among this many threads.
@@ -58,7 +62,7 @@ def solve_rows(
     start = start * start_mask
     if compensate:
         start = refit(problem.gram, problem.targets, start_mask, start)
-    search = _search(problem, start_mask, start, compensate, exact, num_threads)
+    search = _search(problem, start_mask, start, compensate, exact, depth, num_threads)
     swaps = trades = rounds = 0
     rows = np.arange(problem.num_rows)
     while rows.size and rounds < max_rounds and not limit.passed:
@@ -84,9 +88,12 @@ def _search(
     values: Array,
     compensate: bool,
     exact: bool | None,
+    depth: int,
     num_threads: int,
 ) -> Search:
     threads = positive_int("num_threads", num_threads)
+    if depth < 0:
+        raise InvalidOptionError(f"depth must be at least 0, not {depth!r}")
     on_device = is_tensor(problem.gram)
     if exact and (on_device or not compensate):
         raise InvalidOptionError(
@@ -97,7 +104,7 @@ def _search(
 
         return TorchSearch(problem, mask, values, compensate)
     if exact or (exact is None and compensate and problem.num_inputs <= EXACT_INPUTS):
-        return ExactSearch(problem, mask, values, threads)
+        return ExactSearch(problem, mask, values, depth, threads)
     return HeldSearch(problem, mask, values, compensate, threads)
 
 

@@ -159,7 +159,7 @@ class RowSolution:
         values: the weights, exactly 0 where pruned, same shape.
         objectives: 1/2 (w - w0)' A (w - w0) of every row, float64, shape (rows,).
         start: the same for the start, after its refit where values may move.
-        swaps: exchanges of a kept for a pruned weight inside a row.
+        swaps: exchanges of a kept for a pruned weight inside a row, and oscillations that paid.
         trades: exchanges between rows (layer budgets only).
         rounds: rounds of swaps and refit.
         finished: False where a limit ended the search before no move improved.

@@ -44,7 +44,7 @@ class Batch:
         self.half = 0.5 * matrices.diagonal(dim1=1, dim2=2)
         self.device = matrices.device
         self.problems, self.reads, self.size = states.shape
-        self.rows = matrices.reshape(-1, self.size)
+        self.rows = matrices.reshape(self.problems * self.size, self.size)
         #: Row of ``rows`` where each problem's matrix begins, shape (problems, 1).
         self.first = torch.arange(self.problems, device=self.device)[:, None] * self.size
         self.refresh()

@@ -1,0 +1,110 @@
+"""The sweep tableau and the field arithmetic of row problems, against plain least squares."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from solvers.row_budgets import highest
+from solvers.row_exact import marginals_of, regular, tableau_of
+from solvers.row_kernels import pivot, swap_row
+
+
+def drawn(seed, size):
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(size + 2, size))
+    return rng, factor.T @ factor, rng.normal(size=size)
+
+
+def least(gram, target, support):
+    values = np.zeros(target.size)
+    if len(support):
+        values[support] = np.linalg.solve(gram[np.ix_(support, support)], gram[support] @ target)
+    return 0.5 * (values - target) @ gram @ (values - target), values
+
+
+seeds, sizes = st.integers(0, 10_000), st.integers(1, 7)
+
+
+@given(seeds, sizes)
+def test_the_tableau_holds_values_residuals_and_objective(seed, size):
+    rng, gram, target = drawn(seed, size)
+    kept = rng.random(size) < 0.5
+    tableau = tableau_of(gram, gram @ target, target @ gram @ target, kept)
+    objective, values = least(gram, target, np.flatnonzero(kept))
+    np.testing.assert_allclose(0.5 * tableau[-1, -1], objective, atol=1e-7)
+    np.testing.assert_allclose(tableau[-1, :-1][kept], values[kept], atol=1e-7)
+    residual = gram @ (target - values)
+    np.testing.assert_allclose(tableau[-1, :-1][~kept], residual[~kept], atol=1e-7)
+    np.testing.assert_allclose(tableau, tableau.T, atol=1e-7)
+
+
+@given(seeds, st.integers(2, 7))
+def test_pivots_move_between_the_tableaus_of_supports(seed, size):
+    rng, gram, target = drawn(seed, size)
+    pull, energy = gram @ target, target @ gram @ target
+    kept = rng.random(size) < 0.5
+    k = int(rng.integers(size))
+    before = tableau_of(gram, pull, energy, kept)
+    moved = before.copy()
+    pivot(moved, k, -1.0 if kept[k] else 1.0)
+    flipped = kept.copy()
+    flipped[k] = not kept[k]
+    expected = tableau_of(gram, pull, energy, flipped)
+    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+
+
+@given(seeds, st.integers(2, 7))
+def test_marginals_are_the_best_single_changes(seed, size):
+    rng, gram, target = drawn(seed, size)
+    kept = rng.random(size) < 0.5
+    tableau = tableau_of(gram, gram @ target, target @ gram @ target, kept)
+    cost, _, gain, _ = marginals_of(tableau, kept, np.diagonal(gram).copy())
+    support = np.flatnonzero(kept)
+    now = least(gram, target, support)[0]
+    costs = [least(gram, target, support[support != i])[0] - now for i in support]
+    gains = [now - least(gram, target, np.append(support, j))[0] for j in np.flatnonzero(~kept)]
+    if costs:
+        np.testing.assert_allclose(cost, min(costs), atol=1e-6)
+    if gains:
+        np.testing.assert_allclose(gain, max(gains), atol=1e-6)
+
+
+@given(seeds, st.integers(2, 7), st.booleans())
+def test_the_kernel_keeps_the_field_and_counts_its_gain(seed, size, compensate):
+    rng, gram, target = drawn(seed, size)
+    kept = rng.random(size) < 0.5
+    values = np.where(kept, target, 0.0)
+    field = (values - target) @ gram
+    before = 0.5 * (values - target) @ gram @ (values - target)
+    diagonal = np.diagonal(gram)
+    curve = 0.5 / diagonal if compensate else np.zeros(size)
+    slope = np.zeros(size) if compensate else target
+    cost = np.where(kept, np.inf, 0.5 * slope**2 * diagonal)
+    count = kept.sum()
+    swaps = swap_row(gram, values, field, kept, curve, slope, cost, size, 1e-12, 1000)
+    after = 0.5 * (values - target) @ gram @ (values - target)
+    assert kept.sum() == count
+    assert after < before or (swaps == 0 and after == before)
+    np.testing.assert_allclose(field, (values - target) @ gram, atol=1e-8)
+    assert not values[~kept].any()
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 6))
+def test_highest_breaks_ties_by_index(seed, rows, size):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 3, (rows, size)).astype(float)
+    counts = rng.integers(0, size + 1, rows)
+    mask = highest(scores, counts)
+    for row in range(rows):
+        expected = np.zeros(size, bool)
+        expected[np.argsort(-scores[row], kind="stable")[: counts[row]]] = True
+        np.testing.assert_array_equal(mask[row], expected)
+
+
+@given(seeds, sizes)
+def test_a_singular_matrix_becomes_regular(seed, size):
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(max(1, size // 2), size))
+    gram = factor.T @ factor
+    gram[0] = gram[:, 0] = 0.0
+    assert np.linalg.eigvalsh(regular(gram)).min() > 0
