@@ -6,78 +6,158 @@ enough it is convex, and its continuous relaxation then bounds the binary minimu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, eigh
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import Floats, LowRank, Quadratic
+from solvers.problem import Integers, QuadraticProblem
+from solvers.quadratic import Dense, Floats, LowRank, Quadratic, Sparse
 
-# Up to here all eigenvalues are cheaper than one by iteration.
+# Up to here all eigenvalues are cheaper than two by iteration.
 _SMALL = 400
+# A sparse matrix up to this size is cheaper to work with in full.
+_DENSE = 1500
 
 
 @dataclass(frozen=True, eq=False)
 class Convex:
-    """A convex problem equal to ``problem`` on binary states.
+    """A convex problem equal to the original on binary states, laid out for the kernels.
 
     Attributes:
-        problem: the original.
-        shift: added to the diagonal of Q, shape (n,).
-        linear: linear - shift / 2.
-        method: "" where nothing had to be done, else how ``shift`` was found.
+        quadratic: positive semidefinite, variables sorted by group.
+        linear: shape (n,), same order.
+        diagonal: of ``quadratic``.
+        offset: added to every energy.
+        starts: group g holds positions ``starts[g]`` to ``starts[g + 1] - 1``; shape (1,) where
+            there are no counts.
+        counts: shape (g,).
+        order: position -> variable, or None where they are the same.
+        method: "" where Q was positive semidefinite, else how it was made so.
     """
 
-    problem: QuadraticProblem
-    shift: Floats
+    quadratic: Quadratic
     linear: Floats
+    diagonal: Floats
+    offset: float
+    starts: Integers
+    counts: Integers
+    order: Integers | None = None
     method: str = ""
 
-    def product(self, x: Floats) -> Floats:
-        """(Q + diag(shift)) x, shape (n,)."""
-        product = self.problem.quadratic.product(x)
-        return product + self.shift * x if self.method else product
+    @property
+    def size(self) -> int:
+        """Number of variables."""
+        return self.linear.size
 
-    def diagonal(self) -> Floats:
-        """The diagonal of the shifted matrix, never below 0 but by rounding."""
-        return self.problem.quadratic.diagonal() + self.shift
+    @property
+    def operator(self) -> Any:
+        """The matrix as `solvers.newton_kernels` takes it."""
+        if isinstance(self.quadratic, LowRank):
+            return (self.quadratic.factor,)
+        if isinstance(self.quadratic, Sparse):
+            csr = self.quadratic.matrix
+            return csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data
+        return self.quadratic.dense()
 
-    def block(self, indices: np.ndarray) -> Floats:
-        """The rows and columns ``indices`` of the shifted matrix, a new array."""
-        block = np.array(self.problem.quadratic.restrict(indices).dense())
-        block[np.diag_indices(indices.size)] += self.shift[indices]
-        return block
+    def energy(self, x: np.ndarray, product: Floats) -> float:
+        """E of one point whose Q x is known."""
+        return self.offset + float(self.linear @ x + 0.5 * (product @ x))
+
+    def centre(self) -> Floats:
+        """The point with all variables of a group alike, shape (n,)."""
+        if self.counts.size == 0:
+            return np.full(self.size, 0.5)
+        sizes = np.diff(self.starts)
+        return np.repeat(self.counts / np.maximum(sizes, 1), sizes)
+
+    def unsorted(self, values: np.ndarray) -> np.ndarray:
+        """``values`` (..., n) in the order of the original problem."""
+        if self.order is None:
+            return values
+        result = np.empty_like(values)
+        result[..., self.order] = values
+        return result
+
+    def sorted(self, values: np.ndarray) -> np.ndarray:
+        """The inverse of `unsorted`."""
+        return values if self.order is None else np.ascontiguousarray(values[..., self.order])
+
+    def restrict(self, keep: Integers, x: np.ndarray, product: Floats) -> Convex:
+        """The problem on the positions ``keep``, ascending, all others fixed as in ``x``.
+
+        Args:
+            keep: positions that stay free.
+            x: shape (n,); entries outside ``keep`` are taken as they are.
+            product: Q x.
+        """
+        inside = np.zeros(self.size, bool)
+        inside[keep] = True
+        block = self.quadratic.restrict(keep).dense()
+        linear = self.linear[keep] + product[keep] - block @ x[keep]
+        # E = linear.x + 1/2 x.Q.x; what the kept variables contribute is taken out again.
+        total = float(self.linear @ x + 0.5 * (x @ product))
+        mine = float(linear @ x[keep] + 0.5 * (x[keep] @ (block @ x[keep])))
+        starts, counts = np.zeros(1, np.int64), self.counts
+        if counts.size:
+            cumulative = np.concatenate([[0], np.cumsum(inside)])
+            starts = cumulative[self.starts]
+            kept = np.add.reduceat(np.append(np.where(inside, 0.0, x), 0.0), self.starts[:-1])
+            kept[np.diff(self.starts) == 0] = 0.0
+            counts = counts - np.rint(kept).astype(np.int64)
+        return Convex(
+            Dense.trusted(block),
+            linear,
+            np.diagonal(block).copy(),
+            self.offset + total - mine,
+            starts.astype(np.int64),
+            counts,
+            method=self.method,
+        )
+
+    def as_dense(self) -> Convex:
+        """The same with Q in full."""
+        return replace(self, quadratic=Dense.trusted(self.quadratic.dense()))
 
 
 def convexify(problem: QuadraticProblem) -> Convex:
-    """``problem`` with the least of three diagonal shifts that make it convex.
+    """``problem`` sorted by group and, where it is not convex, with a shifted diagonal.
 
     A low-rank Q is convex as it is. Otherwise Q + t R is tried for R = I and for R the squared
     row norms: a Gram matrix without its diagonal has rows in proportion to the root of what is
-    missing. t is the least eigenvalue of R^-1/2 Q R^-1/2, with a margin for rounding.
+    missing. t is the least eigenvalue of R^-1/2 Q R^-1/2, with a margin for rounding; the R of
+    least trace is taken.
     """
-    n = problem.num_variables
-    zero = np.zeros(n)
-    if isinstance(problem.quadratic, LowRank) or n == 0 or _positive(problem.quadratic):
-        return Convex(problem, zero, problem.linear)
-    squared = _row_norms(problem.quadratic)
-    candidates = [_shift(problem.quadratic, np.ones(n))]
-    if squared.max() > 0:
-        candidates.append(_shift(problem.quadratic, squared + 1e-6 * squared.max()))
-    shift = min(candidates, key=lambda s: float(s.sum()))
-    return Convex(problem, shift, problem.linear - 0.5 * shift, "diagonal shift")
-
-
-def _positive(quadratic: Quadratic) -> bool:
-    """Whether Q is positive semidefinite up to a relative 1e-11 of its largest entry."""
+    quadratic, linear, order = problem.quadratic, problem.linear, None
+    starts, counts = np.zeros(1, np.int64), np.zeros(0, np.int64)
+    if problem.groups is not None and problem.counts is not None:
+        starts = np.concatenate([starts, np.cumsum(problem.group_sizes)])
+        counts = problem.counts
+        if (np.diff(problem.groups) < 0).any():
+            order = np.argsort(problem.groups, kind="stable")
+            quadratic, linear = quadratic.restrict(order), linear[order]
     diagonal = quadratic.diagonal()
-    if (diagonal < 0).any():
-        return False
-    if not diagonal.any():
+    method = ""
+    if not (isinstance(quadratic, LowRank) or _positive(quadratic, diagonal)):
+        shift = _least_shift(quadratic)
+        quadratic = _shifted(quadratic, shift)
+        linear, diagonal = linear - 0.5 * shift, diagonal + shift
+        method = "diagonal shift"
+    return Convex(
+        quadratic, linear, diagonal, problem.offset, starts, counts, order=order, method=method
+    )
+
+
+def _positive(quadratic: Quadratic, diagonal: Floats) -> bool:
+    """Whether Q is positive semidefinite up to a relative 1e-11 of its largest entry."""
+    if diagonal.size == 0:
+        return True
+    if (diagonal < 0).any() or not diagonal.any():
         return not _row_norms(quadratic).any()
+    if diagonal.size > _DENSE and isinstance(quadratic, Sparse):
+        return False
     matrix = np.array(quadratic.dense())
     matrix[np.diag_indices(len(matrix))] += 1e-11 * diagonal.max()
     try:
@@ -89,13 +169,24 @@ def _positive(quadratic: Quadratic) -> bool:
 
 def _row_norms(quadratic: Quadratic) -> Floats:
     """Squared Euclidean norms of the rows."""
-    return np.array([float(row @ row) for row in map(quadratic.row, range(quadratic.size))])
+    if isinstance(quadratic, Sparse):
+        return np.asarray(quadratic.matrix.multiply(quadratic.matrix).sum(axis=1)).ravel()
+    matrix = quadratic.dense()
+    return np.einsum("ij,ij->i", matrix, matrix)
+
+
+def _least_shift(quadratic: Quadratic) -> Floats:
+    """The one of least trace among the shifts tried, shape (n,)."""
+    squared = _row_norms(quadratic)
+    candidates = [_shift(quadratic, np.ones(squared.size))]
+    if squared.max() > 0:
+        candidates.append(_shift(quadratic, squared / squared.max() + 1e-6))
+    return min(candidates, key=lambda shift: float(shift.sum()))
 
 
 def _shift(quadratic: Quadratic, weight: Floats) -> Floats:
     """``weight`` times the least t that makes Q + t diag(weight) positive semidefinite."""
-    scale = 1.0 / np.sqrt(weight)
-    least, largest = _extreme_eigenvalues(quadratic, scale)
+    least, largest = _extreme_eigenvalues(quadratic, 1.0 / np.sqrt(weight))
     return max(0.0, -least + 1e-9 * max(abs(least), abs(largest))) * weight
 
 
@@ -115,3 +206,14 @@ def _extreme_eigenvalues(quadratic: Quadratic, scale: Floats) -> tuple[float, fl
     # Lanczos comes from inside the spectrum; what it may lack is added.
     margin = 1e-4 * np.abs(values).max()
     return float(values.min() - margin), float(values.max())
+
+
+def _shifted(quadratic: Quadratic, shift: Floats) -> Quadratic:
+    """Q + diag(shift)."""
+    if isinstance(quadratic, Sparse) and shift.size > _DENSE:
+        from scipy import sparse
+
+        return Sparse(sparse.csr_array(quadratic.matrix + sparse.diags_array(shift)))
+    matrix = np.array(quadratic.dense())
+    matrix[np.diag_indices(shift.size)] += shift
+    return Dense.trusted(matrix)

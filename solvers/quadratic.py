@@ -95,6 +95,13 @@ class Dense:
             )
         object.__setattr__(self, "matrix", matrix)
 
+    @classmethod
+    def trusted(cls, matrix: Floats) -> Dense:
+        """A matrix known to be square, symmetric, finite and float64: not looked at again."""
+        dense = object.__new__(cls)
+        object.__setattr__(dense, "matrix", matrix)
+        return dense
+
     @property
     def size(self) -> int:
         return self.matrix.shape[0]

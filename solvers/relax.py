@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from solvers.bounds import Counts, Relaxation, relax
+from solvers.bounds import Relaxation, relax_convex
 from solvers.convex_kernels import linear_minimum
+from solvers.convexify import convexify
+from solvers.errors import InvalidOptionError
 from solvers.greedy import descend
-from solvers.problem import QuadraticProblem
+from solvers.kernels import GUMBELS, random_states_for
+from solvers.kernels_flip import flip_metropolis
+from solvers.kernels_swap import swap_heat_bath
+from solvers.layout import Layout, search_dtype
+from solvers.problem import Integers, QuadraticProblem
+from solvers.quadratic import Dense, Sparse
+from solvers.restrict import restricted
 from solvers.sampler import CountingSampler, Deadline, States, checked_states, positive_int
 from solvers.solution import Solution
 
-
-def rounded(
-    problem: QuadraticProblem, relaxation: Relaxation, num: int, seed: int | None
-) -> States:
-    """``num`` binary states with exact counts near the fractional point, shape (num, n).
-
-    The first takes the largest entries of x; the others add noise to it first, so that a variable
-    is rounded up roughly with probability x_i.
-    """
-    counts = Counts.of(problem)
-    rng = np.random.default_rng(seed)
-    states = np.empty((num, problem.num_variables), np.int8)
-    scratch = np.empty(problem.num_variables)
-    ranked = 0.5 - relaxation.x + 1e-9 * (1 - 2.0 * relaxation.vertex)
-    for index, state in enumerate(states):
-        noise = rng.uniform(-0.5, 0.5, scratch.size) if index else 0.0
-        cost = ranked + noise
-        linear_minimum(cost, counts.order, counts.starts, counts.counts, state, scratch)
-    return states
+# Variables that annealing works on: at least this many, and so many per fractional one.
+_CORE = 256
+_CORE_PER_FRACTIONAL = 4
+# Beyond this a sparse problem is annealed as it is: its core in full would not pay.
+_LARGEST_CORE = 2000
+# First temperature in units of the gap per fractional variable, and its ratio to the last.
+_HOT = 0.5
+_COOLING = 50.0
 
 
 class Relax(CountingSampler):
-    """Convex relaxation with rounding and descent; answers with a certified lower bound."""
+    """Convex relaxation, rounding, descent, a short warm annealing; answers with a lower bound.
+
+    The relaxation leaves few variables in doubt. Only those whose reduced cost does not already
+    rule out a better state are annealed, from the rounded relaxation, at temperatures that its
+    gap sets. Problems that are not convex get a larger diagonal first; ``info["convexified"]``
+    says so, and their bound is weaker.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0, 0.5], np.ones((3, 3)), counts=2)
+        >>> solution = Relax().sample_problem(problem, seed=0)
+        >>> solution.sample.tolist(), bool(solution.lower_bound <= solution.energy)
+        ([0, 1, 1], True)
+    """
 
     options: ClassVar = {
-        "num_reads": "roundings, each descended (default 1)",
-        "seed": "seed of the random roundings",
-        "initial_states": "states to descend from besides the roundings, shape (k, n)",
-        "time_limit": "seconds of wall time (default: none)",
+        "num_reads": "answers: the rounded relaxation first, then random roundings (default 1)",
+        "num_sweeps": "sweeps of warm annealing for each (default 100; 0 for none)",
+        "tolerance": "relative gap to which the relaxation is solved (default 1e-4)",
+        "seed": "seed of roundings and moves",
+        "initial_states": "states improved besides the roundings, shape (k, n)",
+        "time_limit": "seconds after which the best so far is returned",
     }
 
     @property
-    def properties(self) -> dict:
+    def properties(self) -> dict[str, Any]:
         return {**super().properties, "bound": True}
 
     def sample_problem(
@@ -54,17 +66,149 @@ class Relax(CountingSampler):
         problem: QuadraticProblem,
         *,
         num_reads: int = 1,
+        num_sweeps: int = 100,
+        tolerance: float = 1e-4,
         seed: int | None = None,
         initial_states: ArrayLike | None = None,
         time_limit: float | None = None,
     ) -> Solution:
+        """Relax, round, improve. An interrupt ends it early with the best state so far.
+
+        Raises:
+            InvalidOptionError: an option's value makes no sense; the message says which and why.
+        """
         num_reads = positive_int("num_reads", num_reads)
+        if num_sweeps != int(num_sweeps) or num_sweeps < 0:
+            raise InvalidOptionError(f"num_sweeps must be a whole number from 0, not {num_sweeps}")
+        if not tolerance > 0:
+            raise InvalidOptionError(f"tolerance must be above 0, not {tolerance}")
         deadline = Deadline(time_limit)
         given = checked_states(problem, initial_states)
-        relaxation = relax(problem, tolerance=1e-4, deadline=deadline)
-        starts = rounded(problem, relaxation, num_reads, seed)
+        convex = convexify(problem)
+        relaxation = relax_convex(convex, tolerance=tolerance, deadline=deadline)
+        states = rounded(relaxation, num_reads, seed)
         if given is not None:
-            starts = np.concatenate([starts, given])
-        states = descend(problem, starts)
-        info = {"iterations": relaxation.iterations, "convexified": relaxation.convexified}
+            states = np.concatenate([states, given])
+        info: dict[str, Any] = {
+            "newton_steps": relaxation.steps,
+            "fractional": relaxation.num_fractional,
+            "relaxed_energy": relaxation.energy,
+            "convexified": convex.method,
+        }
+        try:
+            for index, better in _improved(problem, relaxation, states, int(num_sweeps), seed):
+                states[index] = better
+                if deadline.passed:
+                    break
+        except KeyboardInterrupt:
+            info["interrupted"] = True
         return Solution.of(problem, states, lower_bound=relaxation.lower_bound, info=info)
+
+
+def rounded(relaxation: Relaxation, num: int, seed: int | None) -> States:
+    """``num`` binary states with exact counts near the fractional point, shape (num, n).
+
+    The first takes the largest entries of x; the others add uniform noise, so that a variable is
+    rounded up about with probability x_i.
+    """
+    convex = relaxation.convex
+    rng = np.random.default_rng(seed)
+    states = np.empty((num, convex.size), np.int8)
+    scratch = np.empty(convex.size)
+    # Ties go with the state that minimises the tangent.
+    ranked = 0.5 - relaxation.x - 1e-9 * relaxation.tangent.vertex
+    for index, state in enumerate(states):
+        noise = rng.uniform(-0.5, 0.5, convex.size) if index else 0.0
+        linear_minimum(ranked + noise, convex.starts, convex.counts, state, scratch)
+    return np.ascontiguousarray(convex.unsorted(states))
+
+
+def _improved(
+    problem: QuadraticProblem,
+    relaxation: Relaxation,
+    states: States,
+    num_sweeps: int,
+    seed: int | None,
+) -> Iterator[tuple[int, NDArray[np.int8]]]:
+    """Each state after descent, then after annealing, as (index, better state)."""
+    randoms = random_states_for(np.random.SeedSequence(seed), len(states))
+    energy = float(problem.energies(states).min())
+    for index, start in enumerate(states):
+        keep = _core(problem, relaxation, energy)
+        if keep.size == 0:
+            return
+        part = _part(problem, start, keep)
+        x = descend(part, start[keep][None])[0]
+        better = start.copy()
+        better[keep] = x
+        yield index, better
+        energy = min(energy, part.energy(x))
+        if num_sweeps:
+            temperatures = _temperatures(relaxation, energy, num_sweeps)
+            better[keep] = _annealed(part, x, temperatures, randoms[index])
+            yield index, better
+            energy = min(energy, part.energy(better[keep]))
+
+
+def _core(problem: QuadraticProblem, relaxation: Relaxation, energy: float) -> Integers:
+    """The variables worth changing: those that a state better than ``energy`` may differ in.
+
+    Where that is still many, the ones of least reduced cost.
+    """
+    n = problem.num_variables
+    costs = relaxation.convex.unsorted(relaxation.tangent.reduced_costs)
+    keep = np.flatnonzero(costs <= max(0.0, energy - relaxation.lower_bound))
+    most = max(_CORE, _CORE_PER_FRACTIONAL * relaxation.num_fractional)
+    if isinstance(problem.quadratic, Sparse) and min(most, n) > _LARGEST_CORE:
+        return np.arange(n)
+    if keep.size > most:
+        keep = np.sort(keep[np.argpartition(costs[keep], most)[:most]])
+    return keep
+
+
+def _part(problem: QuadraticProblem, state: NDArray[np.int8], keep: Integers) -> QuadraticProblem:
+    """The problem on ``keep``, in full unless it is sparse and all of it."""
+    if keep.size == problem.num_variables and isinstance(problem.quadratic, Sparse):
+        return problem
+    part = restricted(problem, state, keep)
+    return QuadraticProblem(
+        part.linear, Dense.trusted(part.quadratic.dense()), part.offset, part.groups, part.counts
+    )
+
+
+def _temperatures(relaxation: Relaxation, energy: float, num_sweeps: int) -> NDArray[np.float64]:
+    gap = max(energy - relaxation.lower_bound, 1e-9 * abs(energy), 1e-300)
+    hot = _HOT * gap / max(1, relaxation.num_fractional)
+    return np.geomspace(hot, hot / _COOLING, num_sweeps)
+
+
+def _annealed(
+    problem: QuadraticProblem,
+    state: NDArray[np.int8],
+    temperatures: NDArray[np.float64],
+    random: NDArray[np.uint64],
+) -> NDArray[np.int8]:
+    """The best state of one annealing from ``state``, descended."""
+    layout = Layout.of(problem, search_dtype(problem))
+    x = layout.sorted(state)
+    field = layout.fields(x[None])[0]
+    best, tally = x.copy(), np.zeros(3)
+    schedule = temperatures.astype(layout.dtype)
+    if problem.groups is None:
+        flip_metropolis(layout.matrix, field, layout.half, x, schedule, random, best, tally)
+    else:
+        scores = np.empty(max(1, x.size), layout.dtype)
+        swap_heat_bath(
+            layout.matrix,
+            field,
+            layout.half,
+            x,
+            layout.starts,
+            schedule,
+            random,
+            GUMBELS,
+            best,
+            tally,
+            scores,
+        )
+    return descend(problem, layout.unsorted(best)[None])[0]
