@@ -11,6 +11,7 @@ import dimod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from solvers.errors import ChargeRefusedError
 from solvers.foreign import ForeignSampler, refuse_unknown
 from solvers.problem import QuadraticProblem
 from solvers.repair import repair
@@ -72,6 +73,9 @@ class CountingComposite(CountingSampler, dimod.ComposedSampler):
     ) -> Solution:
         """Solve with exact counts; see the class for ``options``.
 
+        An interrupt, and a budget that is used up between rounds, end the search with the best
+        so far; ``info`` then has ``interrupted``, or ``info["penalty"]`` has ``stopped``.
+
         Raises:
             UnknownOptionError: an option that neither the composite nor its child has.
             InvalidOptionError: an option has a value that makes no sense.
@@ -91,6 +95,10 @@ class CountingComposite(CountingSampler, dimod.ComposedSampler):
             if not search.states:
                 raise
             search.interrupted = True
+        except ChargeRefusedError as refused:
+            if not search.rounds:
+                raise
+            search.info["stopped"] = str(refused)
         return search.solution()
 
     @abstractmethod

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.counting import ProblemSampler, counting
-from solvers.errors import InvalidOptionError
+from solvers.errors import ChargeRefusedError, InvalidOptionError
 from solvers.foreign import refuse_unknown, small_seed
 from solvers.problem import QuadraticProblem
 from solvers.repair import repair
@@ -38,7 +38,8 @@ class Decompose(CountingSampler, dimod.ComposedSampler):
     Every pass offers each variable once, in blocks that mix ones and zeros of the same group:
     by turns the most promising flips together, and at random. A sub-block keeps its own number
     of ones per group, so that counts stay exact; only improvements are taken, so that the
-    answer is never worse than the start. It ends after two passes in a row without one.
+    answer is never worse than the start. It ends after two passes in a row without one, and
+    returns the best so far when interrupted or when a paid child's budget is used up.
 
     Args:
         child: the small sampler: a name, a class or an object. One that cannot count is
@@ -104,15 +105,20 @@ class Decompose(CountingSampler, dimod.ComposedSampler):
             max_passes=positive_int("max_passes", max_passes),
             options=options,
         )
-        totals = {"blocks": 0, "improved": 0, "passes": 0}
+        totals: dict[str, Any] = {"blocks": 0, "improved": 0, "passes": 0}
+        info: dict[str, Any] = {"decompose": totals}
         finished: list[States] = []
         try:
             for start in starts:
                 finished.append(start)
                 run.descend(start, totals)
         except KeyboardInterrupt:
-            totals["interrupted"] = True
-        return Solution.of(problem, np.array(finished), info={"decompose": totals})
+            info["interrupted"] = True
+        except ChargeRefusedError as refused:
+            if totals["blocks"] == 1:
+                raise
+            totals["stopped"] = str(refused)
+        return Solution.of(problem, np.array(finished), info=info)
 
 
 def decompose(child: Any, *, size: int | None = None) -> Decompose:
@@ -163,6 +169,9 @@ class _Run:
         if "initial_states" in self.child.parameters:
             options["initial_states"] = now[None, :]
         found = self.child.sample_problem(part, **options)
+        if found.info.get("interrupted"):
+            # The child has answered with its best so far; the whole search is to end, too.
+            raise KeyboardInterrupt
         before = part.energy(now)
         if not found.energy < before - 1e-12 * (1.0 + abs(before)):
             return False

@@ -117,6 +117,19 @@ def test_the_budget_stops_before_the_call_that_would_pass_it(on_mock_chips):
     assert sampler.meter.spent_seconds == pytest.approx(8550.28e-6)
 
 
+def test_composites_end_with_the_best_so_far_when_the_budget_is_used_up(on_mock_chips):
+    problem = convex_problem(8, 5, counts=3)
+    sampler = Decompose(CardinalityPenalty(get_sampler("qpu-clique", max_charge_seconds=0.03)))
+    sampler.size = 4
+    solution = sampler.sample_problem(problem, seed=1)
+    assert problem.feasible(solution.samples).all()
+    assert "max_charge_seconds" in solution.info["decompose"]["stopped"]
+    with pytest.raises(ChargeRefusedError):
+        sampler.sample_problem(problem, seed=1)
+    with pytest.raises(ChargeRefusedError):
+        counting(get_sampler("qpu-clique", max_charge_seconds=0.0)).sample_problem(problem)
+
+
 def test_a_call_can_be_declined(on_mock_chips):
     asked = []
     sampler = get_sampler("qpu-clique", confirm=lambda call: asked.append(call) or False)
