@@ -49,7 +49,7 @@ def with_terms(problem: QuadraticProblem, block: Block, terms: Terms) -> Quadrat
 
 def _as_bqm(terms: Any) -> dimod.BinaryQuadraticModel:
     if isinstance(terms, dimod.BinaryQuadraticModel):
-        return terms.change_vartype("BINARY", inplace=False)
+        return terms.change_vartype(dimod.BINARY, inplace=False)
     try:
         problem = from_pyqubo(terms)
     except (TypeError, AttributeError, ValueError) as error:
@@ -58,4 +58,5 @@ def _as_bqm(terms: Any) -> dimod.BinaryQuadraticModel:
             f"{type(terms).__name__}: {error}"
         ) from error
     bqm = problem.to_bqm()
-    return bqm.relabel_variables({v: int(v) for v in bqm.variables}, inplace=False)
+    numbers = {v: int(str(v)) for v in bqm.variables if str(v).isdecimal()}
+    return bqm.relabel_variables(numbers, inplace=False)
