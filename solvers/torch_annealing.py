@@ -31,7 +31,7 @@ from solvers.sampler import (
 from solvers.solution import Solution
 from solvers.temperatures import temperatures_for
 from solvers.torch_batch import checked_device, generator, matrix_on, scale_of
-from solvers.torch_moves import Batch, Flips, Moves, Swaps
+from solvers.torch_moves import Batch, Moves, moves_for
 
 
 class TorchAnnealing(CountingSampler):
@@ -98,7 +98,7 @@ class TorchAnnealing(CountingSampler):
             return []
         start = _starts(problems, num_reads, seed, given)
         batch = _batch(problems, start, generator(seed, on), on)
-        moves: Moves = Flips(batch) if problems[0].counts is None else Swaps(batch, problems)
+        moves = moves_for(batch, problems)
         moves.sweep(None)  # to a state near a local minimum, whose barriers set temperatures
         near = batch.states()[:, 0]
         schedules = [

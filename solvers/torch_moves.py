@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from solvers.problem import QuadraticProblem
+
+# The longest row that a GPU's registers hold well.
+LONGEST_FUSED = 8192
 
 # Draws of Gumbel noise beyond a row's length: each step reads them from another offset.
 _NOISE = 4096
@@ -100,8 +104,9 @@ class Swaps:
     plus log-exponential noise, over zeros of the group and over i itself, which costs 0.
     """
 
-    def __init__(self, batch: Batch, problems: list[QuadraticProblem]) -> None:
+    def __init__(self, batch: Batch, groups: torch.Tensor | None) -> None:
         self.batch = batch
+        self.groups = None if groups is None else groups[:, None]
         self.counts = batch.x[:, 0].sum(-1)
         self.steps = int(self.counts.max()) if batch.size and batch.problems else 0
         # The ones of each replica; shorter lists are padded with zeros' indices, never drawn.
@@ -109,10 +114,6 @@ class Swaps:
         # Added to the cost of a partner: inf where it cannot be one. With nothing to move
         # (no ones) that is everywhere, so every draw ends in staying put.
         self.barred = torch.where(batch.x | (self.counts == 0)[:, None, None], torch.inf, 0.0)
-        self.groups = None
-        if max(problem.num_groups for problem in problems) > 1:
-            groups = np.stack([problem.groups for problem in problems])  # pyright: ignore
-            self.groups = torch.from_numpy(groups).to(batch.device)[:, None]
         self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
     def sweep(self, temperatures: torch.Tensor | None) -> None:
@@ -211,3 +212,18 @@ class Flips:
 
     def made(self) -> int:
         return int(self._made)
+
+
+def moves_for(batch: Batch, problems: list[QuadraticProblem]) -> Moves:
+    """Swaps where there are counts, fused into one kernel a sweep where Triton is; else flips."""
+    if problems[0].counts is None:
+        return Flips(batch)
+    groups = None
+    if max(problem.num_groups for problem in problems) > 1:
+        ids = [problem.groups for problem in problems if problem.groups is not None]
+        groups = torch.from_numpy(np.stack(ids)).to(batch.device)
+    if batch.device.type == "cuda" and find_spec("triton") and 0 < batch.size <= LONGEST_FUSED:
+        from solvers.triton_swaps import FusedSwaps
+
+        return FusedSwaps(batch, groups)
+    return Swaps(batch, groups)
