@@ -29,8 +29,8 @@ Reals = NDArray[np.floating]
 _CACHE_BYTES = 16e6
 # A dense matrix beyond this is never built for a problem given by its factor.
 _MOST_BYTES = 4e9
-# A row's heat bath moves about as often as this many single proposals.
-_PROPOSALS_PER_ROW = 50
+# A row's heat bath moves about as often as one single proposal to every so many of its group.
+_GROUP_PER_PROPOSAL = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,14 +145,22 @@ class SwapRows(SwapFields):
         if problem.counts is None:
             return 0
         rows = np.minimum(problem.counts, problem.group_sizes - problem.counts).sum()
-        return int(rows) * _PROPOSALS_PER_ROW
+        return int(rows * self._proposals_per_row)
+
+    @cached_property
+    def _group(self) -> float:
+        """Size of the group of a variable, on average."""
+        sizes = self.layout.problem.group_sizes
+        return float((sizes**2).sum() / max(1, sizes.sum()))
+
+    @property
+    def _proposals_per_row(self) -> float:
+        return max(1.0, self._group / _GROUP_PER_PROPOSAL)
 
     def cost(self, acceptance: float) -> float:
-        sizes = self.layout.problem.group_sizes
-        partners = float((sizes**2).sum() / max(1, sizes.sum()))
-        scan = 25.0 + self.row * partners / max(1, self.layout.half.size)
-        scan += 0.06 * partners * self.layout.dtype.itemsize / 4
-        return scan / min(1.0, _PROPOSALS_PER_ROW * max(acceptance, 1e-9)) + self.move
+        scan = 25.0 + self.row * self._group / max(1, self.layout.half.size)
+        scan += 0.06 * self._group * self.layout.dtype.itemsize / 4
+        return scan / min(1.0, self._proposals_per_row * max(acceptance, 1e-9)) + self.move
 
     def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
         swap_heat_bath(

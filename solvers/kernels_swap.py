@@ -137,15 +137,15 @@ def swap_heat_bath(
             changes from the start; carried on by a second call with the same arrays.
         scores: scratch, as long as the largest group, dtype of the matrix.
     """
+    place, firsts = arranged(x, starts)
     energy, lowest, moves = tally[0], tally[1], tally[2]
     for temperature in temperatures:
         for g in range(starts.size - 1):
-            low, high = starts[g], starts[g + 1]
-            value = rarer_value(x, low, high)
-            for i in range(low, high):
-                if x[i] != value:
-                    continue
-                own = half[i] - field[i] if value == 1 else half[i] + field[i]
+            low, middle, high = starts[g], firsts[g], starts[g + 1]
+            first, last = (low, middle) if 2 * middle <= low + high else (middle, high)
+            for p in range(first, last):
+                i = place[p]
+                own = half[i] - field[i] if x[i] == 1 else half[i] + field[i]
                 stay = -own - temperature * noise[below(next_random(random), noise.size)]
                 least = score_partners(
                     matrix, field, half, x, low, high, i, temperature, random, noise, scores
@@ -157,6 +157,8 @@ def swap_heat_bath(
                         lowest = energy
                         best[:] = x
                     swap(matrix, field, x, i, j)
+                    # The list of the rarer value moves on; that of the other is not read here.
+                    place[p] = j
                     energy += gain
                     moves += 1
     if energy < lowest:
