@@ -1,10 +1,11 @@
 """Compensation: the kept weights move to where the second-order model wants them.
 
 The step is d = -(H + damping I)^-1 g on the kept weights, H the Gauss-Newton matrix of the mean
-loss (all outputs, not a sampled one; Martens, arXiv 1412.1193, section 8). It is solved by conjugate
-gradients, and the iterates on the way are candidates too: stopping early acts as damping that
-grows with lack of curvature (Hansen, "Rank-deficient and discrete ill-posed problems",
-chapter 6). Which iterate and which step length are taken is decided on the acceptance split.
+loss (all outputs, not a sampled one; Martens, arXiv 1412.1193, section 8). It is solved by
+conjugate gradients, and the iterates on the way are candidates too: stopping early acts as
+damping that grows with lack of curvature (Hansen, "Rank-deficient and discrete ill-posed
+problems", chapter 6). Which iterate and which step length are taken is decided on the
+acceptance split.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def gauss_newton(
         with differentiating(model, layers):
             for batch in samples.batches(batch_size):
                 function = run(batch.inputs)
-                outputs, moved = jvp(function, tuple(weights), shaped(vector))
+                outputs, moved = jvp(function, tuple(weights), shaped(vector))[:2]
                 curved = _output_curvature(loss, outputs, batch.targets, moved)
                 total += flat(vjp(function, *weights)[1](curved))
         return total / len(samples)
@@ -144,5 +145,5 @@ def _gradient(
             parts = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
             for own, part in zip(layers.split(total), parts, strict=True):
                 if part is not None:
-                    own += part.flatten()
+                    own.add_(part.flatten())
     return total / len(samples)

@@ -101,7 +101,7 @@ def _input_norms(situation: Situation) -> list[Tensor]:
             for call in calls:
                 per_group = call.inputs.double().square().sum((0, 2))
                 rows = layer.rows // len(per_group)
-                square += per_group.repeat_interleave(rows, 0).flatten().to(square)
+                square.add_(per_group.repeat_interleave(rows, 0).flatten().to(square))
     return [square.sqrt() for square in squares]
 
 

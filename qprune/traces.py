@@ -63,10 +63,11 @@ class Call:
         if self.inputs.shape[2] == 1:
             deltas, inputs = self.deltas[:, :, 0] ** 2, self.inputs[:, :, 0] ** 2
             return torch.einsum("mgr,mgc->grc", deltas, inputs).flatten(0, 1)
-        return sum(  # type: ignore[return-value]
-            Call(i, d).gradients().square_().sum(0)
-            for i, d in zip(*self._chunks(self.deltas.shape[1:2].numel()), strict=True)
-        )
+        rows, cols = self.deltas.shape[1] * self.deltas.shape[3], self.inputs.shape[3]
+        total = self.deltas.new_zeros(rows, cols)
+        for i, d in zip(*self._chunks(rows * cols), strict=True):
+            total += Call(i, d).gradients().square_().sum(0)
+        return total
 
     def columns(self, local: Tensor) -> Tensor:
         """Per-sample gradients at flat positions ``local`` (k,) of the weight, shape (m, k)."""
@@ -112,9 +113,12 @@ class Trace:
     calls: tuple[tuple[Call, ...], ...]
     num_samples: int
 
-    def squares(self) -> list[Tensor]:
+    def squares(self, layers: Layers) -> list[Tensor]:
         """Per layer, the sum over samples of squared per-sample gradients, (rows, cols)."""
-        return [_total(calls, self.num_samples) for calls in self.calls]
+        return [
+            _joined(calls).squares() if calls else torch.zeros(layer.rows, layer.cols)
+            for layer, calls in zip(layers, self.calls, strict=True)
+        ]
 
     def columns(self, layers: Layers, indices: Tensor) -> Tensor:
         """Per-sample gradients at flat ``indices`` (n,), shape (m, n)."""
@@ -127,11 +131,12 @@ class Trace:
         return out
 
 
-def _total(calls: Sequence[Call], num_samples: int) -> Tensor:
+def _joined(calls: Sequence[Call]) -> Call:
+    """Several uses in one pass as one: a sample's gradient sums over uses as over tokens."""
     if len(calls) == 1:
-        return calls[0].squares()
-    # Used several times in one pass: a sample's gradient is the sum over the uses.
-    return sum(call.gradients() for call in calls).square().sum(0)  # type: ignore[union-attr]
+        return calls[0]
+    inputs, deltas = zip(*((call.inputs, call.deltas) for call in calls), strict=True)
+    return Call(torch.cat(inputs, 2), torch.cat(deltas, 2))
 
 
 class Recorder:
@@ -183,34 +188,39 @@ class Recorder:
 
 
 def _call(layer: Layer, inputs: Tensor, deltas: Tensor, num_samples: int) -> Call:
-    if isinstance(layer.module, nn.Conv2d):
-        return _conv_call(layer.module, inputs, deltas)
-    if inputs.numel() % (num_samples * layer.cols) or len(inputs) % num_samples:
+    if len(inputs) % num_samples:
         raise CalibrationError(
             f"layer {layer.name!r} got inputs of shape {tuple(inputs.shape)} for {num_samples} "
             "samples; the first dimension must be the sample"
         )
+    if isinstance(layer.module, nn.Conv2d):
+        return _conv_call(layer.module, inputs, deltas, num_samples)
     return Call(
         inputs.reshape(num_samples, 1, -1, layer.cols),
         deltas.reshape(num_samples, 1, -1, layer.rows),
     )
 
 
-def _conv_call(conv: nn.Conv2d, inputs: Tensor, deltas: Tensor) -> Call:
+def _conv_call(conv: nn.Conv2d, inputs: Tensor, deltas: Tensor, num_samples: int) -> Call:
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padded = functional.pad(inputs, conv._reversed_padding_repeated_twice, mode=mode)
     unfolded = functional.unfold(
         padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride
     )
-    samples, _, tokens = unfolded.shape
-    return Call(
-        unfolded.view(samples, conv.groups, -1, tokens).transpose(-1, -2),
-        deltas.reshape(samples, conv.groups, -1, tokens).transpose(-1, -2),
-    )
+    images, _, positions = unfolded.shape
+
+    def by_token(columns: Tensor) -> Tensor:
+        """(images, channels, positions) as (m, groups, images of a sample * positions, c)."""
+        parts = columns.reshape(
+            num_samples, -1, conv.groups, columns.shape[1] // conv.groups, positions
+        )
+        return parts.permute(0, 2, 1, 4, 3).flatten(2, 3)
+
+    return Call(by_token(unfolded), by_token(deltas.reshape(images, -1, positions)))
 
 
 @contextmanager
-def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[nn.Parameter]]:
+def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
     """Evaluation mode with gradients for the targeted weights only; everything put back."""
     weights = [layer.module.weight for layer in layers]
     wanted = {id(weight) for weight in weights}

@@ -104,8 +104,8 @@ def _expand(
     passes = _passes(model, layers, samples, loss, curvature_losses, batch_size, gradient)
     for trace, batch_loss in passes:
         total += batch_loss
-        for part, square in zip(layers.split(squares), trace.squares(), strict=True):
-            part += square.flatten()
+        for part, square in zip(layers.split(squares), trace.squares(layers), strict=True):
+            part.add_(square.flatten())
         floats += sum(c.inputs.numel() + c.deltas.numel() for calls in trace.calls for c in calls)
         if floats <= _KEEP_FLOATS:
             kept.append(trace)
@@ -140,7 +140,7 @@ def _passes(
                 )
                 for total, part in zip(layers.split(gradient), parts, strict=True):
                     if part is not None:
-                        total += part.flatten()
+                        total.add_(part.flatten())
             sampled = curvature_losses(outputs, batch.targets, number)
             deltas = torch.autograd.grad(sampled.sum(), recorder.outputs(), allow_unused=True)
             trace = recorder.trace(deltas, len(batch))
