@@ -84,6 +84,9 @@ def counting(sampler: Any) -> ProblemSampler:
     Args:
         sampler: a name, a class or an object; see `get_sampler`.
 
+    Raises:
+        InvalidOptionError: it is no sampler, or one of another kind of problem.
+
     Example:
         >>> problem = QuadraticProblem([1.0, -1.0, 0.5], np.zeros((3, 3)), counts=2)
         >>> import dimod
@@ -93,9 +96,18 @@ def counting(sampler: Any) -> ProblemSampler:
     found = get_sampler(sampler)
     if isinstance(found, ProblemSampler):
         return found
+    if not callable(getattr(found, "sample", None)):
+        raise _of_layers(sampler)
     if "cardinality" in option_names(found):
         return CountsByModel(found)
     return CardinalityPenalty(found)
+
+
+def _of_layers(name: Any) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"{name!r} solves whole layers (RowProblem), not single problems; "
+        f"call get_sampler({name!r})(problem, mask=...)"
+    )
 
 
 def configured(
@@ -111,9 +123,13 @@ def configured(
 
     Raises:
         UnknownOptionError: neither has an option of that name.
-        InvalidOptionError: ``time_limit`` is wanted of a sampler that cannot keep one.
+        InvalidOptionError: ``time_limit`` is wanted of a sampler that cannot keep one, or the
+            sampler solves another kind of problem.
     """
-    made_with = inspect.signature(find_entry(name).load()).parameters
+    entry = find_entry(name)
+    if entry.solves == "RowProblem":
+        raise _of_layers(name)
+    made_with = inspect.signature(entry.load()).parameters
     sampler = counting(get_sampler(name, **{k: options[k] for k in options if k in made_with}))
     rest = {k: value for k, value in options.items() if k not in made_with}
     rest |= {k: value for k, value in wanted.items() if value is not None}

@@ -44,6 +44,7 @@ class SamplerEntry:
         bound: answers with a lower bound.
         packages: modules that must be importable.
         install: the command that installs them.
+        solves: the kind of problem: `QuadraticProblem`, or `RowProblem` for a whole layer.
         builtin: one of those listed here, not a third party's.
         broken: what a third party's entry raised when it was imported.
     """
@@ -58,6 +59,7 @@ class SamplerEntry:
     bound: bool = False
     packages: tuple[str, ...] = ()
     install: str = ""
+    solves: str = "QuadraticProblem"
     builtin: bool = True
     broken: str = ""
 
@@ -157,6 +159,15 @@ BUILTIN: tuple[SamplerEntry, ...] = (
     _ours("greedy", "solvers.greedy:Greedy", "swap descent"),
     _torch("bifurcation", "solvers.bifurcation:Bifurcation", "simulated bifurcation"),
     _torch("torch-anneal", "solvers.torch_annealing:TorchAnnealing", "batched annealing"),
+    SamplerEntry(
+        "rows",
+        "solvers.row_search:solve_rows",
+        where="CPU, GPU",
+        about="all rows of a layer at once; a function of a RowProblem",
+        counts=True,
+        warm_start=True,
+        solves="RowProblem",
+    ),
     _local("sa", "solvers.ocean:simulated_annealing", "D-Wave's simulated annealing"),
     _local("tabu", "solvers.ocean:tabu", "D-Wave's tabu search"),
     _local("steepest", "solvers.ocean:steepest_descent", "D-Wave's steepest descent"),
@@ -228,6 +239,7 @@ def get_sampler(sampler: Any, **options: Any) -> Any:
 
     Returns:
         An object with ``sample(bqm, ...)``; ours also have ``sample_problem(problem, ...)``.
+        ``rows``, which solves whole layers, is a function: `solvers.row_search.solve_rows`.
 
     Raises:
         UnknownSamplerError: no such name; the message lists those there are.
@@ -240,7 +252,9 @@ def get_sampler(sampler: Any, **options: Any) -> Any:
         True
     """
     if isinstance(sampler, str):
-        return _made(sampler, find_entry(sampler).load(), options)
+        entry = find_entry(sampler)
+        made_by = entry.load()
+        return made_by if entry.solves == "RowProblem" else _made(sampler, made_by, options)
     if isinstance(sampler, type):
         return _made(sampler.__name__, sampler, options)
     if options:

@@ -23,7 +23,7 @@ from solvers.registry import SamplerEntry, get_sampler, list_samplers
 
 ASKED_FOR = {
     "relax", "exact", "enumerate", "swap-anneal", "swap-tabu", "greedy", "bifurcation",
-    "torch-anneal", "sa", "tabu", "steepest", "path-integral", "rotor", "tree", "neal",
+    "torch-anneal", "rows", "sa", "tabu", "steepest", "path-integral", "rotor", "tree", "neal",
     "openjij-sa", "openjij-sqa", "roof-duality", "decompose", "qpu", "qpu-clique", "hybrid-bqm",
     "hybrid-cqm",
 }  # fmt: skip
@@ -67,6 +67,8 @@ def test_everything_asked_for_is_listed_once():
 def test_listed_abilities_are_real(entry):
     if not entry.installed or entry.where in ("QPU", "cloud"):
         pytest.skip(entry.missing or "needs an account")
+    if entry.solves == "RowProblem":
+        pytest.skip("a function of whole layers")
     sampler = get_sampler(entry.name)
     assert hasattr(sampler, "sample_problem") == entry.counts
     assert ("seed" in sampler.parameters) == entry.seed
@@ -137,6 +139,15 @@ def test_counting_wraps_only_what_needs_it():
     solution = mine.sample_problem(problem)
     assert solution.sample.tolist() == [1, 1, 0]
     assert solution.info["repaired"] == 0
+
+
+def test_rows_are_a_function_of_layers():
+    from solvers.row_search import solve_rows
+
+    assert get_sampler("rows") is solve_rows
+    for refuse in (counting, lambda name: configured(name, {})):
+        with pytest.raises(InvalidOptionError, match="solves whole layers"):
+            refuse("rows")
 
 
 def test_configured_sends_options_where_they_belong(third_party):
