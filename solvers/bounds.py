@@ -83,24 +83,29 @@ class Relaxation:
 
 
 def tangent_at(convex: Convex, y: Floats, product: Floats) -> Tangent:
-    """The bound of the module's docstring at ``y``, rounding errors taken off.
-
-    |Q_ij| <= r_i r_j with r the root of the diagonal. With S = r.|y|, an entry of Q y is thus
-    off by at most (n + m) eps r_i S and every sum here by that times r.s or S.
-    """
+    """The bound of the module's docstring at ``y``, rounding errors taken off."""
     cost = convex.linear + product
     vertex = np.empty(y.size, np.int8)
     threshold = np.empty(y.size)
     least = linear_minimum(cost, convex.starts, convex.counts, vertex, threshold)
-    root = np.sqrt(np.maximum(convex.diagonal, 0.0))
-    size = max(float(root @ np.abs(y)), float(root @ vertex))
+    slack = rounding_slack(convex, np.maximum(np.abs(y), vertex))
+    bound = convex.offset + least - 0.5 * float(y @ product) - slack
+    return Tangent(bound, vertex, np.abs(cost - threshold))
+
+
+def rounding_slack(convex: Convex, y: Floats) -> float:
+    """How far off by rounding a bound can be at y, or at any point smaller in every entry.
+
+    |Q_ij| <= r_i r_j with r the root of the diagonal. With S = r.|y|, an entry of Q y is off by
+    at most (n + m) eps r_i S and every sum of them with y by that times S.
+    """
+    size = float(np.sqrt(np.maximum(convex.diagonal, 0.0)) @ np.abs(y))
     terms = size * size + float(np.abs(convex.linear).sum()) + abs(convex.offset)
     slack = 4.0 * (y.size + 64) * _EPS * terms
     if not isinstance(convex.quadratic, LowRank):
         # How far from positive semidefinite `convexify` lets a matrix be.
         slack += 1e-11 * float(convex.diagonal.max(initial=0.0)) * y.size
-    bound = convex.offset + least - 0.5 * float(y @ product) - slack
-    return Tangent(bound, vertex, np.abs(cost - threshold))
+    return slack
 
 
 def relax(
@@ -131,7 +136,7 @@ def relax_convex(
     deadline = deadline or Deadline(None)
     if convex.size <= _SMALL and not isinstance(convex.quadratic, Sparse):
         convex = convex.as_dense()
-    metric = _metric(convex)
+    metric = diagonal_metric(convex)
     x, shift = _warm_up(convex, metric)
     product = convex.quadratic.product(x)
     energy = convex.energy(x, product)
@@ -152,7 +157,7 @@ def relax_convex(
     return Relaxation(convex, x, energy, best, newton.steps)
 
 
-def _metric(convex: Convex) -> Floats:
+def diagonal_metric(convex: Convex) -> Floats:
     """The diagonal of Q, kept away from 0 for variables that touch nothing."""
     diagonal = np.maximum(convex.diagonal, 0.0)
     return diagonal + (1e-3 * float(diagonal.mean() if diagonal.size else 0.0) or 1.0)
@@ -239,6 +244,7 @@ class _Newton:
                 part.counts,
                 self.metric[keep],
                 self.tolerance * abs(start + part.offset),
+                np.inf,
                 chunk,
                 self.shift,
                 inner,

@@ -168,7 +168,9 @@ def spread(free, reference, solved, step):
             step[reference[a]] -= solved[a]
 
 
-def _newton_dense(matrix, free, reference, damping, right, step, change):
+@kernel
+def reduced_system(matrix, free, reference):
+    """Q on the space that keeps the counts, lower half only, for a dense Q."""
     size = free.size
     system = np.empty((size, size), matrix.dtype)
     for a in range(size):
@@ -181,6 +183,11 @@ def _newton_dense(matrix, free, reference, damping, right, step, change):
                 system[a, b] -= base[free[b]]
             for b in range(a + 1):
                 system[a, b] -= row[reference[b]] - base[reference[b]]
+    return system
+
+
+def _newton_dense(matrix, free, reference, damping, right, step, change):
+    system = reduced_system(matrix, free, reference)
     add_damping(system, free, reference, damping)
     if not factorise(system):
         return
@@ -301,7 +308,20 @@ def accelerate(matrix, linear, starts, counts, width, iterations, shift, x, prod
 
 @kernel
 def proximal_newton(
-    matrix, linear, starts, counts, metric, tolerance, max_steps, shift, x, centre, y, best_y, best
+    matrix,
+    linear,
+    starts,
+    counts,
+    metric,
+    tolerance,
+    cutoff,
+    max_steps,
+    shift,
+    x,
+    centre,
+    y,
+    best_y,
+    best,
 ):
     """Proximal rounds by semismooth Newton (Li, Sun and Toh 2018) until the gap is small.
 
@@ -315,6 +335,7 @@ def proximal_newton(
         counts: (g,).
         metric: (n,), positive.
         tolerance: gap at which to stop.
+        cutoff: bound at which to stop.
         max_steps: Newton steps at most.
         shift: (g,) multipliers of the counts, in and out.
         x: (n,) where the best feasible point goes.
@@ -351,7 +372,7 @@ def proximal_newton(
         if energy < best[1]:
             best[1] = energy
             x[:] = point
-        if best[1] - best[0] <= tolerance:
+        if best[1] - best[0] <= tolerance or best[0] >= cutoff:
             return taken
         distance = dot(residual, moved)
         proximity = 0.0
