@@ -97,11 +97,9 @@ def _input_norms(situation: Situation) -> list[Tensor]:
             forward(situation.model, batch.inputs)
             outputs = [torch.zeros_like(output) for output in recorder.outputs()]
             trace = recorder.trace(outputs, len(batch))
-        for layer, calls, square in zip(situation.layers, trace.calls, squares, strict=True):
+        for calls, square in zip(trace.calls, squares, strict=True):
             for call in calls:
-                per_group = call.inputs.double().square().sum((0, 2))
-                rows = layer.rows // len(per_group)
-                square.add_(per_group.repeat_interleave(rows, 0).flatten().to(square))
+                square.add_(call.input_squares().flatten().to(square))
     return [square.sqrt() for square in squares]
 
 

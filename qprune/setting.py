@@ -407,5 +407,4 @@ def _batch_size(model: nn.Module, layers: Layers, data: Calibration) -> int:
         forward(model, data.inputs[:1])
         outputs = [torch.zeros_like(output) for output in recorder.outputs()]
         trace = recorder.trace(outputs, 1)
-    per_sample = sum(c.inputs.numel() + c.deltas.numel() for calls in trace.calls for c in calls)
-    return max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, per_sample)))
+    return max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, trace.num_floats)))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from qprune.calls import Call, make_call, sum_of_squares
 from qprune.errors import CalibrationError, NonFiniteError
-from qprune.layers import Layer, Layers
+from qprune.layers import Layers
 from qprune.losses import Loss
 
 
@@ -42,81 +42,25 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One use of one layer in one batch, as a matrix product per channel group.
-
-    Attributes:
-        inputs: shape (m, groups, tokens, cols).
-        deltas: shape (m, groups, tokens, rows // groups), d loss_s / d output.
-    """
-
-    inputs: Tensor
-    deltas: Tensor
-
-    def gradients(self) -> Tensor:
-        """Per-sample weight gradients, shape (m, rows, cols)."""
-        full = self.deltas.transpose(-1, -2) @ self.inputs
-        return full.flatten(1, 2)
-
-    def squares(self) -> Tensor:
-        """Sum over samples of squared per-sample gradients, shape (rows, cols)."""
-        if self.inputs.shape[2] == 1:
-            deltas, inputs = self.deltas[:, :, 0] ** 2, self.inputs[:, :, 0] ** 2
-            return torch.einsum("mgr,mgc->grc", deltas, inputs).flatten(0, 1)
-        rows, cols = self.deltas.shape[1] * self.deltas.shape[3], self.inputs.shape[3]
-        total = self.deltas.new_zeros(rows, cols)
-        for i, d in zip(*self._chunks(rows * cols), strict=True):
-            total += Call(i, d).gradients().square_().sum(0)
-        return total
-
-    def columns(self, local: Tensor) -> Tensor:
-        """Per-sample gradients at flat positions ``local`` (k,) of the weight, shape (m, k)."""
-        cols = self.inputs.shape[-1]
-        rows_per_group = self.deltas.shape[-1]
-        row, col = local // cols, local % cols
-        group, row = row // rows_per_group, row % rows_per_group
-        if self.inputs.shape[2] == 1:
-            return self.deltas[:, group, 0, row] * self.inputs[:, group, 0, col]
-        weights = self.deltas.shape[1] * rows_per_group * cols
-        if local.numel() * 16 > weights:
-            # A matrix product over everything beats gathering a large part of it.
-            return torch.cat(
-                [
-                    Call(i, d).gradients().flatten(1)[:, local]
-                    for i, d in zip(*self._chunks(weights), strict=True)
-                ]
-            )
-        per_sample = self.inputs.shape[2] * local.numel()
-        return torch.cat(
-            [
-                torch.einsum(
-                    "mtk,mtk->mk",
-                    d[:, group, :, row].movedim(0, -1),
-                    i[:, group, :, col].movedim(0, -1),
-                )
-                for i, d in zip(*self._chunks(per_sample), strict=True)
-            ]
-        )
-
-    def _chunks(self, floats_per_sample: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        size = max(1, _CHUNK_FLOATS // max(1, floats_per_sample))
-        return self.inputs.split(size), self.deltas.split(size)
-
-
-_CHUNK_FLOATS = 1 << 24
-
-
-@dataclass(frozen=True, eq=False)
 class Trace:
     """What every targeted layer saw in one batch: calls per layer, in order of use."""
 
     calls: tuple[tuple[Call, ...], ...]
     num_samples: int
 
+    @property
+    def num_floats(self) -> int:
+        """Numbers held, for memory."""
+        return sum(c.inputs.numel() + c.deltas.numel() for calls in self.calls for c in calls)
+
     def squares(self, layers: Layers) -> list[Tensor]:
         """Per layer, the sum over samples of squared per-sample gradients, (rows, cols)."""
         return [
-            _joined(calls).squares() if calls else torch.zeros(layer.rows, layer.cols)
+            torch.zeros(layer.rows, layer.cols)
+            if not calls
+            else calls[0].squares()
+            if len(calls) == 1
+            else sum_of_squares(calls)
             for layer, calls in zip(layers, self.calls, strict=True)
         ]
 
@@ -129,14 +73,6 @@ class Trace:
             for call in self.calls[position[id(layer)]]:
                 out[:, where] += call.columns(local)
         return out
-
-
-def _joined(calls: Sequence[Call]) -> Call:
-    """Several uses in one pass as one: a sample's gradient sums over uses as over tokens."""
-    if len(calls) == 1:
-        return calls[0]
-    inputs, deltas = zip(*((call.inputs, call.deltas) for call in calls), strict=True)
-    return Call(torch.cat(inputs, 2), torch.cat(deltas, 2))
 
 
 class Recorder:
@@ -177,7 +113,7 @@ class Recorder:
         for layer, uses in zip(self.layers, self.seen, strict=True):
             calls.append(
                 tuple(
-                    _call(layer, inputs, delta, num_samples)
+                    make_call(layer, inputs, delta, num_samples)
                     for (inputs, _), delta in zip(uses, remaining, strict=False)
                     if delta is not None
                 )
@@ -185,38 +121,6 @@ class Recorder:
                 else ()
             )
         return Trace(tuple(calls), num_samples)
-
-
-def _call(layer: Layer, inputs: Tensor, deltas: Tensor, num_samples: int) -> Call:
-    if len(inputs) % num_samples:
-        raise CalibrationError(
-            f"layer {layer.name!r} got inputs of shape {tuple(inputs.shape)} for {num_samples} "
-            "samples; the first dimension must be the sample"
-        )
-    if isinstance(layer.module, nn.Conv2d):
-        return _conv_call(layer.module, inputs, deltas, num_samples)
-    return Call(
-        inputs.reshape(num_samples, 1, -1, layer.cols),
-        deltas.reshape(num_samples, 1, -1, layer.rows),
-    )
-
-
-def _conv_call(conv: nn.Conv2d, inputs: Tensor, deltas: Tensor, num_samples: int) -> Call:
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    padded = functional.pad(inputs, conv._reversed_padding_repeated_twice, mode=mode)
-    unfolded = functional.unfold(
-        padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride
-    )
-    images, _, positions = unfolded.shape
-
-    def by_token(columns: Tensor) -> Tensor:
-        """(images, channels, positions) as (m, groups, images of a sample * positions, c)."""
-        parts = columns.reshape(
-            num_samples, -1, conv.groups, columns.shape[1] // conv.groups, positions
-        )
-        return parts.permute(0, 2, 1, 4, 3).flatten(2, 3)
-
-    return Call(by_token(unfolded), by_token(deltas.reshape(images, -1, positions)))
 
 
 @contextmanager

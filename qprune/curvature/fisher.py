@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.curvature.expansion import Expansion
+from qprune.errors import CalibrationError
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.traces import Recorder, Samples, Trace, differentiating, forward, refuse_non_finite
@@ -106,7 +107,7 @@ def _expand(
         total += batch_loss
         for part, square in zip(layers.split(squares), trace.squares(layers), strict=True):
             part.add_(square.flatten())
-        floats += sum(c.inputs.numel() + c.deltas.numel() for calls in trace.calls for c in calls)
+        floats += trace.num_floats
         if floats <= _KEEP_FLOATS:
             kept.append(trace)
 
@@ -134,6 +135,10 @@ def _passes(
             outputs = forward(model, batch.inputs)
             losses = loss.per_sample(outputs, batch.targets)
             refuse_non_finite(layers, recorder, losses.detach(), number)
+            if not losses.requires_grad:
+                raise CalibrationError(
+                    "the loss does not depend on any targeted weight; look at targets and ignore"
+                )
             if gradient is not None:
                 parts = torch.autograd.grad(
                     losses.sum(), weights, retain_graph=True, allow_unused=True

@@ -151,7 +151,7 @@ def test_chunks_change_nothing(case, monkeypatch):
     trace = traced(model, layers, samples)
     few = torch.arange(0, layers.size, 29)
     columns, squares = trace.columns(layers, few), trace.squares(layers)
-    monkeypatch.setattr("qprune.traces._CHUNK_FLOATS", 1)
+    monkeypatch.setattr("qprune.calls._PIECE_FLOATS", 1)
     torch.testing.assert_close(trace.columns(layers, few), columns)
     torch.testing.assert_close(trace.squares(layers), squares)
 
@@ -182,8 +182,8 @@ def test_squares_need_no_full_gradient_of_many_samples(monkeypatch):
         sizes.append(full.numel())
         return full
 
-    monkeypatch.setattr("qprune.traces._CHUNK_FLOATS", 1000)
-    monkeypatch.setattr("qprune.traces.Call.gradients", watched)
+    monkeypatch.setattr("qprune.calls._PIECE_FLOATS", 1000)
+    monkeypatch.setattr("qprune.calls.ConvCall.gradients", watched)
     trace.squares(layers)
     assert sizes
     assert max(sizes) <= 1000
