@@ -13,7 +13,8 @@ from solvers.forms import Form, cheapest, forms_for
 from solvers.layout import Layout, search_dtype
 from solvers.problem import Floats, QuadraticProblem
 from solvers.reads import Limits, Read, search, start_states, whole_number
-from solvers.sampler import CountingSampler, positive_int
+from solvers.reduction import reduced
+from solvers.sampler import CountingSampler, checked_states, positive_int
 from solvers.solution import Solution
 from solvers.temperatures import temperatures_for
 
@@ -31,7 +32,8 @@ class SwapAnnealing(CountingSampler):
 
     Hot sweeps propose random swaps; once few are taken, a sweep looks at whole rows and draws the
     partner from the Boltzmann distribution over all of them. Low-rank problems are walked on
-    their factor while that is cheaper. Without counts: single flips.
+    their factor while that is cheaper. Without counts: single flips, and sparse problems are
+    reduced first.
 
     Example:
         >>> problem = QuadraticProblem([1.0, -1.0, 0.5], np.ones((3, 3)), counts=2)
@@ -76,7 +78,10 @@ class SwapAnnealing(CountingSampler):
         num_reads = positive_int("num_reads", num_reads)
         num_sweeps = positive_int("num_sweeps", num_sweeps)
         num_restarts = whole_number("num_restarts", num_restarts)
-        states, randoms = start_states(problem, num_reads, seed, initial_states)
+        reduction = reduced(problem)
+        given = reduction.restrict(checked_states(problem, initial_states))
+        problem = reduction.problem
+        states, randoms = start_states(problem, num_reads, seed, given)
         layout = Layout.of(problem, search_dtype(problem))
         forms = forms_for(layout)
         quenched = _quenched(forms[-1], layout.sorted(states[0]), randoms[0])
@@ -88,7 +93,7 @@ class SwapAnnealing(CountingSampler):
             hottest = temperatures[0] ** 0.8 * temperatures[-1] ** 0.2 if crossing else np.inf
             return anneal_steps(forms, read, np.minimum(temperatures, hottest))
 
-        return search(
+        solution = search(
             layout,
             states,
             randoms,
@@ -96,6 +101,7 @@ class SwapAnnealing(CountingSampler):
             limits,
             {"beta_range": [float(1 / temperatures[0]), float(1 / temperatures[-1])]},
         )
+        return reduction.lifted(solution)
 
 
 def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Iterator[None]:

@@ -14,6 +14,8 @@ instead of n: the form for high temperatures and m much smaller than n. Argument
 
 from __future__ import annotations
 
+import numpy as np
+
 from solvers.kernels import below, exponential, kernel, next_random, part
 from solvers.kernels_swap import arranged
 
@@ -37,26 +39,19 @@ def push(factor, projection, i, sign):
 
 
 @part
-def exchange_gain(factor, linear, projection, out, into):
+def exchange_gain(factor, linear, projection, out, into, steps):
     """Change of E when ``out`` (at 1) and ``into`` (at 0) exchange.
 
-    That is the difference of linear plus d.(U x + d / 2) with d = U_into - U_out.
+    That is the difference of linear plus d.(U x + d / 2); d = U_into - U_out is left in ``steps``.
     """
     real = projection.dtype.type
     out_row, in_row = factor[out], factor[into]
     gain = linear[into] - linear[out]
     for t in range(projection.size):
         step = in_row[t] - out_row[t]
+        steps[t] = step
         gain += step * (projection[t] + real(0.5) * step)
     return gain
-
-
-@part
-def exchange(factor, projection, out, into):
-    """``projection += U_into - U_out``."""
-    out_row, in_row = factor[out], factor[into]
-    for t in range(projection.size):
-        projection[t] += in_row[t] - out_row[t]
 
 
 @kernel
@@ -65,6 +60,7 @@ def lowrank_swap_metropolis(
 ):
     """`solvers.kernels_swap.swap_metropolis` on the factor; the same moves, the same answer."""
     place, firsts = arranged(x, starts)
+    steps = np.empty_like(projection)
     energy, lowest, moves = tally[0], tally[1], tally[2]
     for temperature in temperatures:
         for g in range(starts.size - 1):
@@ -79,12 +75,13 @@ def lowrank_swap_metropolis(
                 else:
                     q = low + below(bits, middle - low)
                     out, into = place[q], place[p]
-                gain = exchange_gain(factor, linear, projection, out, into)
+                gain = exchange_gain(factor, linear, projection, out, into, steps)
                 if gain < temperature * exponential(bits):
                     if gain > 0 and energy < lowest:
                         lowest = energy
                         best[:] = x
-                    exchange(factor, projection, out, into)
+                    for t in range(projection.size):
+                        projection[t] += steps[t]
                     x[out], x[into] = 0, 1
                     place[p], place[q] = place[q], place[p]
                     energy += gain

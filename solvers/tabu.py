@@ -15,7 +15,8 @@ from solvers.kernels_tabu import flip_tabu, swap_tabu
 from solvers.layout import Layout, search_dtype
 from solvers.problem import QuadraticProblem
 from solvers.reads import Limits, Read, search, start_states, whole_number
-from solvers.sampler import CountingSampler, positive_int
+from solvers.reduction import reduced
+from solvers.sampler import CountingSampler, checked_states, positive_int
 from solvers.solution import Solution
 
 # One step of a walk; a fixed number of moves, so that the steps do not depend on the machine.
@@ -75,15 +76,16 @@ class SwapTabu(CountingSampler):
         limits = Limits.of(num_threads, time_limit, target_energy)
         num_reads = positive_int("num_reads", num_reads)
         num_restarts = whole_number("num_restarts", num_restarts)
-        n = problem.num_variables
+        reduction = reduced(problem)
+        given = reduction.restrict(checked_states(problem, initial_states))
+        tenure = _checked_tenure(problem, reduction.problem.num_variables, tenure)
+        problem = reduction.problem
         if num_iterations is None:
-            num_iterations = _MOVES_PER_VARIABLE * max(1, n)
+            num_iterations = _MOVES_PER_VARIABLE * max(1, problem.num_variables)
         moves = positive_int("num_iterations", num_iterations)
-        rule = _Tabu(
-            Layout.of(problem, search_dtype(problem)), moves, _checked_tenure(problem, tenure)
-        )
-        states, randoms = start_states(problem, num_reads, seed, initial_states)
-        return search(
+        rule = _Tabu(Layout.of(problem, search_dtype(problem)), moves, tenure)
+        states, randoms = start_states(problem, num_reads, seed, given)
+        solution = search(
             rule.layout,
             states,
             randoms,
@@ -91,20 +93,22 @@ class SwapTabu(CountingSampler):
                 rule.layout, read, rule.steps, num_restarts, _POOL_SIZE
             ),
             limits,
-            {"tenure": rule.tenure},
+            {"tenure": tenure},
         )
+        return reduction.lifted(solution)
 
 
-def _checked_tenure(problem: QuadraticProblem, tenure: int | None) -> int:
+def _checked_tenure(problem: QuadraticProblem, left: int, tenure: int | None) -> int:
+    """The tenure given, or the default; at most a quarter of the ``left`` variables to search."""
     n = problem.num_variables
     if tenure is None:
-        default = _SWAP_TENURE if problem.groups is not None else int(n * _TENURE_SHARE)
-        return min(default, n // 4)
+        default = _SWAP_TENURE if problem.groups is not None else int(left * _TENURE_SHARE)
+        return min(default, left // 4)
     if whole_number("tenure", tenure) >= max(1, n):
         raise InvalidOptionError(
             f"tenure must be less than the number of variables, {n}, not {tenure}"
         )
-    return int(tenure)
+    return min(int(tenure), left // 4) if left < n else int(tenure)
 
 
 @dataclass(frozen=True, eq=False)
