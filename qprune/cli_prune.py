@@ -85,6 +85,9 @@ def prune(
     max_seconds: Annotated[float | None, typer.Option(help="end after so long")] = None,
     max_steps: Annotated[int | None, typer.Option(help="end after so many steps")] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="threads of the arithmetic (1); large networks gain by more")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="new folder for weights, mask, settings, steps, report")
     ] = None,

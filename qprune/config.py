@@ -52,6 +52,7 @@ class Settings(BaseModel):
     max_seconds: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1)
 
     @property
     def structure(self) -> KeepNofM | None:

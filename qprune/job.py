@@ -17,6 +17,7 @@ from qprune.records import ScorePoint
 from qprune.report import render_html
 from qprune.run import RunFolder, run_folder
 from qprune.steps import Observer, Score, Step
+from qprune.threads import limited_threads
 from qprune.zoo import load_model
 from solvers.registry import get_sampler
 
@@ -84,7 +85,8 @@ def run_job(
         SolverError: there is no such sampler or option.
     """
     get_sampler(settings.sampler)  # Refused here, not after training a network.
-    with nullcontext() if output is None else run_folder(output, settings) as folder:
+    saving = nullcontext() if output is None else run_folder(output, settings)
+    with limited_threads(settings.threads), saving as folder:
         model = load_model(settings.model, settings.weights)
         data = load_data(settings.data, settings.normalization)
         calibration = data.calibration(settings.num_calibration_samples, settings.seed)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from qprune.datasets import load_data
 from qprune.errors import ImpossibleRequestError
 from qprune.factories import call_factory
 from qprune.networks import MLP, ResNet20, initialise
+from qprune.threads import limited_threads
 
 _TRAINING_SEED = 0
 
@@ -59,7 +59,7 @@ def train_classifier(model: nn.Module, inputs: torch.Tensor, labels: torch.Tenso
     steps = epochs * -(-len(inputs) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(_TRAINING_SEED)
-    with _one_thread():
+    with limited_threads(1):
         for _ in range(epochs):
             for batch in torch.randperm(len(inputs), generator=generator).split(batch_size):
                 optimizer.zero_grad()
@@ -137,14 +137,3 @@ def _load_weights(model: nn.Module, path: Path) -> None:
                 f"the model's {tuple(tensor.shape)}"
             )
     model.load_state_dict(state)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small sums then come out the same whatever number of threads the caller has set."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -17,6 +17,8 @@ CORE = (
     "layers",
     "calibration",
     "losses",
+    "calls",
+    "traces",
     "curvature",
     "sparsity",
     "scores",
@@ -25,11 +27,15 @@ CORE = (
     "formulate",
     "solve",
     "trust",
+    "terms",
     "compensate",
+    "setting",
+    "rounds",
     "prune",
 )
 #: What lives around the walk; no module of the walk may import it.
 AROUND = (
+    "threads",
     "networks",
     "factories",
     "datasets",

@@ -14,7 +14,8 @@ from qprune.run import CONFIG, FILES, MASK, MODEL, REPORT_JSON, STEPS
 from qprune.zoo import load_model
 
 PRUNE = ["prune", "--model", "digits-mlp", "--data", "digits"]
-TRIAL = [*PRUNE, "--sparsity", "0.9", "--max-steps", "12", "--num-calibration-samples", "400"]
+SHORT = ["--stages", "3", "--rounds", "1", "--final-rounds", "2", "--block-size", "256"]
+TRIAL = [*PRUNE, *SHORT, "--sparsity", "0.9", "--num-calibration-samples", "400"]
 
 
 def run(*arguments):
@@ -66,7 +67,6 @@ def test_a_run_says_what_it_did_in_the_last_line(finished):
     for name in ("dense", "start", "final"):
         assert set(outcome[name]) == {"accuracy", "loss"}
     assert outcome["final"]["loss"] < outcome["start"]["loss"]
-    assert outcome["steps"] <= 12
     assert 0 < outcome["accepted"] <= outcome["steps"]
     assert outcome["seconds"] > 0
     assert outcome["cpu_seconds"] > 0

@@ -14,6 +14,7 @@ from qprune.datasets import NORMALIZATIONS, DataSet, load_data
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.metrics import correlation, score
 from qprune.networks import MLP, ResNet20
+from qprune.threads import limited_threads
 from qprune.zoo import load_model
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -55,6 +56,16 @@ def test_digits_mlp_is_trained_the_same_every_time_and_leaves_the_generator_alon
     assert all(p.grad is None for p in model.parameters())
     data = load_data("digits")
     assert score(model, data.test_inputs, data.test_labels).accuracy == pytest.approx(0.974)
+
+
+def test_threads_are_limited_inside_and_given_back():
+    before = torch.get_num_threads()
+    with limited_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        with limited_threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_calibration_draws_from_the_training_part_by_seed():
