@@ -59,7 +59,7 @@ class Layout:
         quadratic = self._quadratic
         if isinstance(quadratic, Sparse):
             csr = quadratic.matrix
-            indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int64)
+            indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.uint32)
             return indptr, indices, csr.data.astype(self.dtype)
         if isinstance(quadratic, LowRank):
             factor = quadratic.factor.astype(self.dtype, copy=False)
