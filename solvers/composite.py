@@ -17,6 +17,7 @@ from solvers.problem import QuadraticProblem
 from solvers.repair import repair
 from solvers.sampler import CountingSampler, Deadline, States, checked_states, positive_int
 from solvers.solution import Solution
+from solvers.strength import with_matrix
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class CountingComposite(CountingSampler, dimod.ComposedSampler):
             ProblemTooLargeError: the model that the child needs does not fit into memory.
         """
         refuse_unknown(type(self).__name__, options, self.options)
-        search = Search(problem, positive_int("max_rounds", max_rounds), Deadline(time_limit))
+        limits = positive_int("max_rounds", max_rounds), Deadline(time_limit)
+        search = Search(with_matrix(problem), *limits)
         given = checked_states(problem, initial_states)
         if given is not None:
             search.keep(given)
@@ -99,7 +101,7 @@ class CountingComposite(CountingSampler, dimod.ComposedSampler):
             if not search.rounds:
                 raise
             search.info["stopped"] = str(refused)
-        return search.solution()
+        return search.solution(problem)
 
     @abstractmethod
     def _rounds(self, search: Search, theirs: dict[str, Any], mine: Mapping[str, Any]) -> None:
@@ -167,7 +169,7 @@ class Search:
         self.child_info = dict(answer.info)
         return float(feasible.mean())
 
-    def solution(self) -> Solution:
+    def solution(self, problem: QuadraticProblem) -> Solution:
         """Everything seen, best first, with what the rounds have to say."""
         feasible = self._feasible / max(1, self._samples)
         penalty = self.info | {
@@ -179,7 +181,7 @@ class Search:
         info: dict[str, Any] = {"penalty": penalty, "child": self.child_info}
         if self.interrupted:
             info["interrupted"] = True
-        return Solution.of(self.problem, np.concatenate(self.states), info=info)
+        return Solution.of(problem, np.concatenate(self.states), info=info)
 
 
 def _ones(problem: QuadraticProblem, x: NDArray[np.int8]) -> NDArray[np.int64]:
