@@ -97,7 +97,7 @@ class TorchAnnealing(CountingSampler):
         if not problems:
             return []
         start = _starts(problems, num_reads, seed, given)
-        batch = _batch(problems, start, generator(seed, on), on)
+        batch = batch_of(problems, start, generator(seed, on), on)
         moves = moves_for(batch, problems)
         moves.sweep(None)  # to a state near a local minimum, whose barriers set temperatures
         near = batch.states()[:, 0]
@@ -142,12 +142,13 @@ def _starts(
     return states
 
 
-def _batch(
+def batch_of(
     problems: list[QuadraticProblem],
     states: States,
     random: torch.Generator,
     device: torch.device,
 ) -> Batch:
+    """Problems of equal size and their states, shape (problems, reads, n), on ``device``."""
     scales = np.array([scale_of(problem) for problem in problems])
     size = problems[0].num_variables
     matrices = torch.empty((len(problems), size, size), device=device)

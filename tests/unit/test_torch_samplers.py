@@ -13,8 +13,9 @@ from solvers.rows import RowProblem
 torch = pytest.importorskip("torch")
 
 from solvers.bifurcation import Bifurcation  # noqa: E402
-from solvers.torch_annealing import TorchAnnealing  # noqa: E402
-from solvers.torch_batch import largest_in_groups  # noqa: E402
+from solvers.torch_annealing import TorchAnnealing, batch_of  # noqa: E402
+from solvers.torch_batch import generator, largest_in_groups  # noqa: E402
+from solvers.torch_moves import Swaps  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
@@ -148,6 +149,24 @@ def test_a_batch_solves_each_problem_with_its_own_counts(device):
         assert problem.feasible(solution.samples).all()
         assert solution.energy == pytest.approx(enumerated(problem))
     assert TorchAnnealing().sample_problems([]) == []
+
+
+def test_swaps_sample_boltzmanns_distribution():
+    problem = problem_of(6, seed=4, counts=3)
+    states = (np.arange(64)[:, None] >> np.arange(6)) & 1
+    states = states[problem.feasible(states)]
+    expected = np.exp(-problem.energies(states))
+    expected /= expected.sum()
+    device = torch.device("cpu")
+    start = np.repeat(states[:1], 400, axis=0)[None].astype(np.int8)
+    batch = batch_of([problem], start, generator(3, device), device)
+    swaps = Swaps(batch, None)
+    seen = np.zeros(len(states))
+    for sweep in range(60):
+        swaps.sweep(torch.tensor([1.0 / batch.scales[0]], dtype=torch.float32))
+        if sweep >= 10:
+            seen += (batch.states()[0][:, None] == states[None]).all(-1).sum(0)
+    assert abs(seen / seen.sum() - expected).sum() / 2 < 0.03
 
 
 def test_largest_in_groups_counts_exactly():
