@@ -38,7 +38,16 @@ class Loss(Protocol):
 
 
 def _classes_last(outputs: Tensor) -> Tensor:
-    """Logits of classifiers (m, classes) and of language models (m, tokens, classes) alike."""
+    """Logits of classifiers (m, classes) and of language models (m, tokens, classes) alike.
+
+    Raises:
+        CalibrationError: there are no two classes to tell apart.
+    """
+    if outputs.ndim < 2 or outputs.shape[-1] < 2:
+        raise CalibrationError(
+            f"outputs of shape {tuple(outputs.shape)} are no logits over classes; "
+            "for other outputs pass loss=PerSample(...)"
+        )
     return outputs if outputs.ndim > 2 else outputs[:, None, :]
 
 
@@ -124,11 +133,22 @@ class Labels:
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits = _classes_last(outputs)
-        labels = targets.view(logits.shape[:-1])
-        nll = functional.cross_entropy(
-            logits.flatten(0, -2), labels.flatten().long(), reduction="none"
-        )
-        return nll.view(labels.shape).flatten(1).mean(1)
+        shape = logits.shape[:-1]
+        if targets.numel() != shape.numel():
+            raise CalibrationError(
+                f"labels of shape {tuple(targets.shape)} do not fit outputs of shape "
+                f"{tuple(outputs.shape)}; pass one label a sample, or one a token"
+            )
+        try:
+            nll = functional.cross_entropy(
+                logits.flatten(0, -2), targets.flatten().long(), reduction="none"
+            )
+        except IndexError as error:
+            raise CalibrationError(
+                f"labels must be classes 0..{logits.shape[-1] - 1}, as the model has outputs; "
+                f"they run from {targets.min():g} to {targets.max():g}"
+            ) from error
+        return nll.view(shape).flatten(1).mean(1)
 
     def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         return DenseOutputs().sampled(outputs, generator)
