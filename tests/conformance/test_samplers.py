@@ -69,11 +69,10 @@ def test_foreign(name):
         (LagrangeCardinality(get_sampler("sa")), {"num_sweeps": 200}),
         (CardinalityPenalty(get_sampler("steepest")), {}),
         (Decompose("greedy", size=8), {}),
-        (Decompose("steepest", size=9), {"num_reads": 15}),
         (RoofDuality("tabu"), {"num_reads": 5}),
         (dimod.ExactSolver(), {}),
     ],
-    ids=["lagrange", "penalty", "decompose", "decompose-penalty", "roof", "dimod-exact"],
+    ids=["lagrange", "penalty", "decompose", "roof", "dimod-exact"],
 )
 def test_composites_and_plain_dimod_samplers(sampler, options):
     check_sampler(sampler, **options)
