@@ -77,6 +77,11 @@ class Relaxation:
         return self.tangent.bound
 
     @property
+    def preference(self) -> Floats:
+        """x, ties broken by the state that minimises the tangent, for rounding."""
+        return self.x + 1e-9 * self.tangent.vertex
+
+    @property
     def num_fractional(self) -> int:
         """How many variables are neither 0 nor 1."""
         return int(((self.x > 0.0) & (self.x < 1.0)).sum())

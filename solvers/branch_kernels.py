@@ -40,7 +40,10 @@ def free_part(state, starts, counts):
 
 @kernel
 def settle(state, starts, counts):
-    """Decide what the counts force: groups that are full, or need all they have left."""
+    """Decide what the counts force; False if what is decided already breaks one.
+
+    A group that is full takes no more, one that needs all it has left takes all.
+    """
     for g in range(counts.size):
         left = counts[g]
         free = 0
@@ -49,10 +52,13 @@ def settle(state, starts, counts):
                 free += 1
             else:
                 left -= state[i]
+        if left < 0 or left > free:
+            return False
         if left in (0, free):
             for i in range(starts[g], starts[g + 1]):
                 if state[i] < 0:
                     state[i] = 1 if left > 0 else 0
+    return True
 
 
 @kernel
@@ -100,7 +106,8 @@ def bound_node(matrix, linear, starts, counts, metric, upper, slack, accuracy, s
     Returns:
         (bound, energy of ``sample``, variable to branch on or -1 when there is nothing left).
     """
-    settle(state, starts, counts)
+    if not settle(state, starts, counts):
+        return np.inf, np.inf, -1
     free, part_starts, part_counts = free_part(state, starts, counts)
     field, fixed = fixed_field(matrix, linear, state)
     sample[:] = state
@@ -113,7 +120,7 @@ def bound_node(matrix, linear, starts, counts, metric, upper, slack, accuracy, s
     ones = np.ones(free.size)
     project(x[free], ones, part_starts, part_counts, shift, point)
     best_y = point.copy()
-    best = np.array([-np.inf, np.inf, 100.0, 0.0])
+    best = np.array([-np.inf, np.inf, 50.0, 0.0])
     proximal_newton(
         part,
         cost,

@@ -23,6 +23,8 @@ from solvers.solution import Solution
 
 _MOST_ENUMERATED = 24
 _LOW_BITS = 12
+# Nodes explored best first for each one of a dive.
+_NODES_PER_DIVE = 4
 # Open nodes beyond this many bytes are explored depth first, which opens few new ones.
 _MEMORY = 1 << 30
 
@@ -126,22 +128,38 @@ class _Search:
         self.bound = max(self.bound, relaxation.lower_bound)
         self.core = _Core.of(relaxation, self.target)
         state = np.full(self.core.keep.size, -1, np.int8)
-        self._push(self.bound, state, relaxation.x[self.core.keep])
+        self.open = [self._node(self.bound, state, relaxation.x[self.core.keep])]
 
     def run(self, deadline: Deadline, max_nodes: int | None) -> None:
-        """Explore open nodes until none can hold a better state."""
+        """Explore open nodes until none can hold a better state.
+
+        Best bound first, but every so often down from there to the nearer value until nothing is
+        left: that finds good states, which rule out more than bounds do.
+        """
+        dived = 0
         while self.open and self.open[0][0] < self.target:
-            if deadline.passed or self.nodes == max_nodes:
-                break
-            bound, _, state, x = self._pop()
-            self._explore(bound, state, x)
+            dive = self.nodes >= _NODES_PER_DIVE * dived
+            before = self.nodes
+            node: _Node | None = self._pop()
+            while node is not None:
+                if deadline.passed or self.nodes == max_nodes:
+                    heapq.heappush(self.open, node)
+                    break
+                following = self._explore(node)
+                if following is not None and not dive:
+                    heapq.heappush(self.open, following)
+                node = following if dive else None
+            else:
+                dived += self.nodes - before if dive else 0
+                continue
+            break
         if self.open:
             self.bound = max(self.bound, min(self.open)[0])
         if not self.open or self.bound >= self.target:
             self.bound = max(self.bound, self.target)
 
-    def _push(self, bound: float, state: NDArray[np.int8], x: NDArray[np.floating]) -> None:
-        heapq.heappush(self.open, (bound, next(self.serial), state, x))
+    def _node(self, bound: float, state: NDArray[np.int8], x: NDArray[np.floating]) -> _Node:
+        return bound, next(self.serial), state, x
 
     def _pop(self) -> _Node:
         size = self.problem.num_variables
@@ -153,8 +171,10 @@ class _Search:
             return node
         return heapq.heappop(self.open)
 
-    def _explore(self, bound: float, state: NDArray[np.int8], x: NDArray[np.floating]) -> None:
+    def _explore(self, node: _Node) -> _Node | None:
+        """Bound one node; its farther child is left open, the nearer one returned."""
         assert self.core is not None
+        bound, _, state, x = node
         self.nodes += 1
         core = self.core
         x = x.astype(np.float64)
@@ -167,7 +187,7 @@ class _Search:
             core.metric,
             self.target - core.convex.offset,
             core.slack,
-            0.02 * (self.target - bound),
+            0.05 * (self.target - bound),
             state,
             x,
             sample,
@@ -176,11 +196,13 @@ class _Search:
         if energy + core.convex.offset < self.energy:
             self._improve(sample)
         if branch < 0 or bound >= self.target:
-            return
-        for value in (0, 1):
-            child = state.copy()
-            child[branch] = value
-            self._push(bound, child, x.astype(np.float32))
+            return None
+        near, far = state, state.copy()
+        near[branch] = x[branch] > 0.5
+        far[branch] = 1 - near[branch]
+        single = x.astype(np.float32)
+        heapq.heappush(self.open, self._node(bound, far, single))
+        return self._node(bound, near, single)
 
     def _improve(self, sample: NDArray[np.int8]) -> None:
         assert self.core is not None

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.bounds import Relaxation, relax_convex
-from solvers.convex_kernels import linear_minimum
 from solvers.convexify import convexify
 from solvers.errors import InvalidOptionError
 from solvers.greedy import descend
@@ -18,18 +17,18 @@ from solvers.kernels_flip import flip_metropolis
 from solvers.kernels_swap import swap_heat_bath
 from solvers.layout import Layout, search_dtype
 from solvers.problem import Integers, QuadraticProblem
-from solvers.quadratic import Dense, Sparse
+from solvers.quadratic import Dense, Floats, Sparse
 from solvers.restrict import restricted
-from solvers.sampler import CountingSampler, Deadline, States, checked_states, positive_int
+from solvers.sampler import CountingSampler, Deadline, checked_states, positive_int
 from solvers.solution import Solution
 
 # Variables that annealing works on: at least this many, and so many per fractional one.
 _CORE = 256
-_CORE_PER_FRACTIONAL = 4
+_CORE_PER_FRACTIONAL = 6
 # Beyond this a sparse problem is annealed as it is: its core in full would not pay.
 _LARGEST_CORE = 2000
 # First temperature in units of the gap per fractional variable, and its ratio to the last.
-_HOT = 0.5
+_HOT = 2.0
 _COOLING = 50.0
 
 
@@ -49,11 +48,11 @@ class Relax(CountingSampler):
     """
 
     options: ClassVar = {
-        "num_reads": "answers: the rounded relaxation first, then random roundings (default 1)",
-        "num_sweeps": "sweeps of warm annealing for each (default 100; 0 for none)",
+        "num_reads": "anneals: from the rounded relaxation, then from random roundings (default 1)",
+        "num_sweeps": "sweeps of each (default 200; 0 for descent only)",
         "tolerance": "relative gap to which the relaxation is solved (default 1e-4)",
         "seed": "seed of roundings and moves",
-        "initial_states": "states improved besides the roundings, shape (k, n)",
+        "initial_states": "states, shape (k, n); the best of them and the rounding is the start",
         "time_limit": "seconds after which the best so far is returned",
     }
 
@@ -66,7 +65,7 @@ class Relax(CountingSampler):
         problem: QuadraticProblem,
         *,
         num_reads: int = 1,
-        num_sweeps: int = 100,
+        num_sweeps: int = 200,
         tolerance: float = 1e-4,
         seed: int | None = None,
         initial_states: ArrayLike | None = None,
@@ -86,9 +85,10 @@ class Relax(CountingSampler):
         given = checked_states(problem, initial_states)
         convex = convexify(problem)
         relaxation = relax_convex(convex, tolerance=tolerance, deadline=deadline)
-        states = rounded(relaxation, num_reads, seed)
-        if given is not None:
-            states = np.concatenate([states, given])
+        start = rounded(problem, convex.unsorted(relaxation.preference))
+        candidates = start[None] if given is None else np.concatenate([start[None], given])
+        start = candidates[problem.energies(candidates).argmin()]
+        answers = np.repeat(start[None], num_reads, axis=0)
         info: dict[str, Any] = {
             "newton_steps": relaxation.steps,
             "fractional": relaxation.num_fractional,
@@ -96,58 +96,66 @@ class Relax(CountingSampler):
             "convexified": convex.method,
         }
         try:
-            for index, better in _improved(problem, relaxation, states, int(num_sweeps), seed):
-                states[index] = better
+            for index, better in _improved(
+                problem, relaxation, start, num_reads, int(num_sweeps), seed
+            ):
+                answers[index] = better
                 if deadline.passed:
                     break
         except KeyboardInterrupt:
             info["interrupted"] = True
-        return Solution.of(problem, states, lower_bound=relaxation.lower_bound, info=info)
+        return Solution.of(problem, answers, lower_bound=relaxation.lower_bound, info=info)
 
 
-def rounded(relaxation: Relaxation, num: int, seed: int | None) -> States:
-    """``num`` binary states with exact counts near the fractional point, shape (num, n).
+def rounded(problem: QuadraticProblem, preference: Floats) -> NDArray[np.int8]:
+    """The state with exact counts that takes the largest of ``preference``, shape (n,).
 
-    The first takes the largest entries of x; the others add uniform noise, so that a variable is
-    rounded up about with probability x_i.
+    Without counts: those above 1/2.
     """
-    convex = relaxation.convex
-    rng = np.random.default_rng(seed)
-    states = np.empty((num, convex.size), np.int8)
-    scratch = np.empty(convex.size)
-    # Ties go with the state that minimises the tangent.
-    ranked = 0.5 - relaxation.x - 1e-9 * relaxation.tangent.vertex
-    for index, state in enumerate(states):
-        noise = rng.uniform(-0.5, 0.5, convex.size) if index else 0.0
-        linear_minimum(ranked + noise, convex.starts, convex.counts, state, scratch)
-    return np.ascontiguousarray(convex.unsorted(states))
+    if problem.groups is None or problem.counts is None:
+        return (preference > 0.5).astype(np.int8)
+    order = np.lexsort((-preference, problem.groups))
+    group = problem.groups[order]
+    rank = np.arange(order.size) - (np.cumsum(problem.group_sizes) - problem.group_sizes)[group]
+    state = np.zeros(order.size, np.int8)
+    state[order[rank < problem.counts[group]]] = 1
+    return state
 
 
 def _improved(
     problem: QuadraticProblem,
     relaxation: Relaxation,
-    states: States,
+    start: NDArray[np.int8],
+    num_reads: int,
     num_sweeps: int,
     seed: int | None,
-) -> Iterator[tuple[int, NDArray[np.int8]]]:
-    """Each state after descent, then after annealing, as (index, better state)."""
-    randoms = random_states_for(np.random.SeedSequence(seed), len(states))
-    energy = float(problem.energies(states).min())
-    for index, start in enumerate(states):
-        keep = _core(problem, relaxation, energy)
-        if keep.size == 0:
-            return
-        part = _part(problem, start, keep)
-        x = descend(part, start[keep][None])[0]
-        better = start.copy()
-        better[keep] = x
+) -> Iterator[tuple[int | slice, NDArray[np.int8]]]:
+    """Better states for the answers of an index: all get the descended start, then each its own."""
+    keep = _core(problem, relaxation, problem.energy(start))
+    if keep.size == 0:
+        return
+    part = _part(problem, start, keep)
+    x = descend(part, start[keep][None])[0]
+    base = start.copy()
+    base[keep] = x
+    yield slice(None), base
+    energy = part.energy(x)
+    if not num_sweeps and num_reads == 1:
+        return
+    # The better state rules out more.
+    inside = np.isin(keep, _core(problem, relaxation, energy))
+    part, x, keep = restricted(part, x, np.flatnonzero(inside)), x[inside], keep[inside]
+    temperatures = _temperatures(relaxation, energy, num_sweeps)
+    layout = Layout.of(part, search_dtype(part))
+    preference = relaxation.convex.unsorted(relaxation.preference)[keep]
+    rng = np.random.default_rng(seed)
+    for index, random in enumerate(random_states_for(np.random.SeedSequence(seed), num_reads)):
+        if index:
+            # Rounds a variable up about with probability x_i.
+            x = rounded(part, preference + rng.uniform(-0.5, 0.5, keep.size))
+        better = base.copy()
+        better[keep] = descend(part, _annealed(layout, x, temperatures, random)[None])[0]
         yield index, better
-        energy = min(energy, part.energy(x))
-        if num_sweeps:
-            temperatures = _temperatures(relaxation, energy, num_sweeps)
-            better[keep] = _annealed(part, x, temperatures, randoms[index])
-            yield index, better
-            energy = min(energy, part.energy(better[keep]))
 
 
 def _core(problem: QuadraticProblem, relaxation: Relaxation, energy: float) -> Integers:
@@ -176,39 +184,25 @@ def _part(problem: QuadraticProblem, state: NDArray[np.int8], keep: Integers) ->
     )
 
 
-def _temperatures(relaxation: Relaxation, energy: float, num_sweeps: int) -> NDArray[np.float64]:
+def _temperatures(relaxation: Relaxation, energy: float, num_sweeps: int) -> Floats:
+    """From a multiple of the gap per fractional variable down to next to nothing."""
     gap = max(energy - relaxation.lower_bound, 1e-9 * abs(energy), 1e-300)
     hot = _HOT * gap / max(1, relaxation.num_fractional)
     return np.geomspace(hot, hot / _COOLING, num_sweeps)
 
 
 def _annealed(
-    problem: QuadraticProblem,
-    state: NDArray[np.int8],
-    temperatures: NDArray[np.float64],
-    random: NDArray[np.uint64],
+    layout: Layout, state: NDArray[np.int8], temperatures: Floats, random: NDArray[np.uint64]
 ) -> NDArray[np.int8]:
-    """The best state of one annealing from ``state``, descended."""
-    layout = Layout.of(problem, search_dtype(problem))
+    """The best state of one annealing from ``state``."""
     x = layout.sorted(state)
     field = layout.fields(x[None])[0]
     best, tally = x.copy(), np.zeros(3)
+    walk = (layout.matrix, field, layout.half, x)
     schedule = temperatures.astype(layout.dtype)
-    if problem.groups is None:
-        flip_metropolis(layout.matrix, field, layout.half, x, schedule, random, best, tally)
+    if layout.problem.groups is None:
+        flip_metropolis(*walk, schedule, random, best, tally)
     else:
         scores = np.empty(max(1, x.size), layout.dtype)
-        swap_heat_bath(
-            layout.matrix,
-            field,
-            layout.half,
-            x,
-            layout.starts,
-            schedule,
-            random,
-            GUMBELS,
-            best,
-            tally,
-            scores,
-        )
-    return descend(problem, layout.unsorted(best)[None])[0]
+        swap_heat_bath(*walk, layout.starts, schedule, random, GUMBELS, best, tally, scores)
+    return layout.unsorted(best)
