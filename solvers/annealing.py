@@ -25,6 +25,7 @@ _PROPOSALS_PER_STEP = 1_000_000
 _MOVES_PER_REFRESH = 32
 _QUENCH_SWEEPS = 5
 _POOL_SIZE = 16
+_REHEAT = 0.9
 
 
 class SwapAnnealing(CountingSampler):
@@ -90,14 +91,16 @@ class SwapAnnealing(CountingSampler):
         )
 
         def improve(read: Read, crossing: bool) -> Iterator[None]:
-            hottest = temperatures[0] ** 0.8 * temperatures[-1] ** 0.2 if crossing else np.inf
+            hottest = _crossing_start(temperatures) if crossing else np.inf
             return anneal_steps(forms, read, np.minimum(temperatures, hottest))
 
         solution = search(
             layout,
             states,
             randoms,
-            lambda read: improve_with_restarts(layout, read, improve, num_restarts, _POOL_SIZE),
+            lambda read: improve_with_restarts(
+                layout, read, improve, num_restarts, _POOL_SIZE, limits.target
+            ),
             limits,
             {"beta_range": [float(1 / temperatures[0]), float(1 / temperatures[-1])]},
         )
@@ -120,6 +123,11 @@ def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Ite
         chosen = cheapest(forms, acceptance)
         if chosen is not form or read.tally[2] - fresh_at > _MOVES_PER_REFRESH * n:
             form, kept, fresh_at = chosen, chosen.kept(read.x), read.tally[2]
+
+
+def _crossing_start(temperatures: Floats) -> float:
+    """Where to reheat a crossing to: hot enough to mix, not so hot that it is forgotten."""
+    return float(temperatures[0] ** _REHEAT * temperatures[-1] ** (1 - _REHEAT))
 
 
 def _quenched(form: Form, x: np.ndarray, random: np.ndarray) -> np.ndarray:

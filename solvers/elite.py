@@ -95,15 +95,20 @@ class Pool:
 
 
 def improve_with_restarts(
-    layout: Layout, read: Read, improve: Improve, num_restarts: int, pool_size: int
+    layout: Layout,
+    read: Read,
+    improve: Improve,
+    num_restarts: int,
+    pool_size: int,
+    target: float,
 ) -> Iterator[None]:
     """Improve the read's start, then ``num_restarts`` others; ``read.best`` has the best of all."""
     problem = layout.problem
     pool = Pool(layout, pool_size, np.random.default_rng(read.random))
     start = read.x
     for _ in range(num_restarts + 1):
-        trial = Read.start(start, read.random)
         origin = problem.energy(layout.unsorted(start))
+        trial = Read.start(start, read.random, target - origin)
         for _step in improve(trial, pool.parents is not None):
             read.offer(trial.best, origin + trial.tally[1])
             yield

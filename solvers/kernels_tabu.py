@@ -41,7 +41,7 @@ def flip_scores(field, half, x, until, now, aspired, scores):
 
 @kernel
 def flip_tabu(
-    matrix, field, half, x, until, tenure, spread, iterations, random, best, tally, scores
+    matrix, field, half, x, until, tenure, spread, iterations, goal, random, best, tally, scores
 ):
     """One-flip tabu search (Glover 1989; for QUBO, Glover, Kochenberger and Alidaee 1998).
 
@@ -54,6 +54,7 @@ def flip_tabu(
         tenure: least number of iterations a flipped variable rests.
         spread: its random part, at least 1.
         iterations: how many.
+        goal: stop when E, in the tally's terms, is at most this.
         random: generator state, (4,) uint64, advanced in place.
         best: (n,) int8, the best state seen; written only when better than ``tally[1]``.
         tally: float64 [E now, best E, flips made], relative to any origin.
@@ -78,6 +79,8 @@ def flip_tabu(
         energy += least
         until[i] = iteration + tenure + below(next_random(random), spread)
         tally[2] += 1
+        if energy <= goal:
+            break
     if energy < lowest:
         lowest = energy
         best[:] = x
@@ -122,6 +125,7 @@ def swap_tabu(
     spread,
     candidates,
     iterations,
+    goal,
     random,
     best,
     tally,
@@ -164,6 +168,8 @@ def swap_tabu(
             for moved in (best_i, best_j):
                 until[moved] = iteration + tenure + below(next_random(random), spread)
             tally[2] += 1
+            if energy <= goal:
+                break
     if energy < lowest:
         lowest = energy
         best[:] = x

@@ -29,6 +29,7 @@ class Read:
         best: the best state so far.
         random: the generator of the kernels, (4,) uint64.
         tally: [E now, best E, moves made], float64; energies relative to the start.
+        goal: an energy, relative to the start, that is low enough.
         energy: of the best state offered, infinite before.
         moves: made in all.
     """
@@ -37,13 +38,14 @@ class Read:
     best: NDArray[np.int8]
     random: NDArray[np.uint64]
     tally: NDArray[np.float64]
+    goal: float = -np.inf
     energy: float = np.inf
     moves: float = 0
 
     @classmethod
-    def start(cls, x: NDArray[np.int8], random: NDArray[np.uint64]) -> Read:
+    def start(cls, x: NDArray[np.int8], random: NDArray[np.uint64], goal: float = -np.inf) -> Read:
         """A read that begins at ``x``."""
-        return cls(x.copy(), x.copy(), random, np.zeros(3))
+        return cls(x.copy(), x.copy(), random, np.zeros(3), goal)
 
     def offer(self, state: NDArray[np.int8], energy: float) -> None:
         """Keep ``state`` as the best if its energy is lower."""

@@ -90,7 +90,7 @@ class SwapTabu(CountingSampler):
             states,
             randoms,
             lambda read: improve_with_restarts(
-                rule.layout, read, rule.steps, num_restarts, _POOL_SIZE
+                rule.layout, read, rule.steps, num_restarts, _POOL_SIZE, limits.target
             ),
             limits,
             {"tenure": tenure},
@@ -153,6 +153,7 @@ class _Tabu:
                 self.tenure,
                 spread,
                 moves,
+                read.goal,
                 read.random,
                 read.best,
                 read.tally,
@@ -170,6 +171,7 @@ class _Tabu:
                 spread,
                 _CANDIDATES,
                 moves,
+                read.goal,
                 read.random,
                 read.best,
                 read.tally,

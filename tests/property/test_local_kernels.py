@@ -28,7 +28,9 @@ def run_flip_metropolis(layout, field, x, random, best, tally):
 
 def run_flip_tabu(layout, field, x, random, best, tally):
     until, scores = np.zeros(x.size, np.int32), np.empty(x.size, layout.dtype)
-    flip_tabu(layout.matrix, field, layout.half, x, until, 3, 4, 200, random, best, tally, scores)
+    flip_tabu(
+        layout.matrix, field, layout.half, x, until, 3, 4, 200, -np.inf, random, best, tally, scores
+    )
 
 
 def run_swap_descent(layout, field, x, random, best, tally):
@@ -55,8 +57,8 @@ def run_swap_heat_bath(layout, field, x, random, best, tally):
 def run_swap_tabu(layout, field, x, random, best, tally):
     until, scores = np.zeros(x.size, np.int32), np.empty(x.size, layout.dtype)
     swap_tabu(
-        layout.matrix, field, layout.half, x, layout.starts, until, 2, 4, 4, 200, random, best,
-        tally, scores,
+        layout.matrix, field, layout.half, x, layout.starts, until, 2, 4, 4, 200, -np.inf, random,
+        best, tally, scores,
     )  # fmt: skip
 
 
