@@ -8,7 +8,8 @@ if not getattr(solvers, "QPRUNE_SOLVERS", False):
         "rename that file, or run from another folder"
     )
 
-from qprune.calibration import Calibration, Mixup
+from qprune.augment import Mixup, ShiftImages
+from qprune.calibration import Calibration
 from qprune.compensate import Compensation
 from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher
 from qprune.losses import DenseOutputs, Labels, PerSample
@@ -25,5 +26,6 @@ __all__ = [
     "PerSample",
     "Pruned",
     "SampledFisher",
+    "ShiftImages",
     "prune",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.errors import CalibrationError
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,47 +86,3 @@ def as_calibration(data: Any) -> Calibration:
         "calibration must be a qprune.Calibration, a tensor of inputs, an (inputs, labels) "
         f"pair, or a DataLoader of such batches, not {type(data).__name__}"
     )
-
-
-class Augmentation(Protocol):
-    """Makes more samples to fit on from those there are; labels come from the dense network."""
-
-    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """New samples, shape (k, ...), from ``inputs`` (m, ...)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Mixup:
-    """Blends of two samples, (1 - t) a + t b with t uniform in (0, strength).
-
-    The dense network says what a blend should give, so no labels are invented
-    (Zhang et al., "mixup", arXiv 1710.09412, with the labels replaced by the teacher).
-
-    Args:
-        copies: blends made per sample.
-        strength: largest share of the second sample.
-
-    Raises:
-        ImpossibleRequestError: ``copies`` is negative or ``strength`` not in (0, 1].
-    """
-
-    copies: int = 8
-    strength: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.copies < 0 or not 0 < self.strength <= 1:
-            raise ImpossibleRequestError(
-                f"Mixup needs copies >= 0 and 0 < strength <= 1, not {self.copies} "
-                f"and {self.strength}"
-            )
-
-    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        size = len(inputs)
-        blends = [inputs[:0]]
-        for _ in range(self.copies):
-            partner = torch.randperm(size, generator=generator)
-            share = self.strength * torch.rand(size, generator=generator)
-            share = share.view(-1, *[1] * (inputs.ndim - 1)).to(inputs)
-            blends.append(torch.lerp(inputs, inputs[partner], share))
-        return torch.cat(blends)

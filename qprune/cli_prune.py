@@ -79,6 +79,10 @@ def prune(
         bool | None,
         typer.Option("--compensate/--mask-only", help="whether kept weights may move"),
     ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option(help="whether to fit on shifted or blended copies of the samples too"),
+    ] = None,
     num_calibration_samples: Annotated[
         int | None, typer.Option(help="all training samples the method sees (1000)")
     ] = None,

@@ -48,6 +48,7 @@ class Settings(BaseModel):
     rounds: int = Field(default=4, ge=0)
     final_rounds: int | None = Field(default=None, ge=0)
     compensate: bool = True
+    augment: bool = True
     num_calibration_samples: int = Field(default=1000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, ge=0)

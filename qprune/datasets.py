@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from qprune.augment import Augmentation, ShiftImages
 from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.factories import call_factory
@@ -55,6 +56,7 @@ class DataSet:
         train_labels: shape (samples,), class indices.
         test_inputs: shape (samples, ...); only ever scored on.
         test_labels: shape (samples,), class indices.
+        augment: what makes more samples of this kind; "auto" when nothing better is known.
 
     Raises:
         CalibrationError: a part is empty, or its inputs and labels differ in number.
@@ -64,6 +66,7 @@ class DataSet:
     train_labels: Tensor
     test_inputs: Tensor
     test_labels: Tensor
+    augment: Augmentation | str | None = "auto"
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -139,13 +142,15 @@ def _digits(path: str, normalize: Normalization) -> DataSet:
     order = np.random.default_rng(_DIGITS_SEED).permutation(len(images))
     train, test = order[_DIGITS_TEST:], order[:_DIGITS_TEST]
     inputs, targets = normalize(images, full_scale=16.0), torch.from_numpy(labels).long()
-    return DataSet(inputs[train], targets[train], inputs[test], targets[test])
+    shifts = ShiftImages(pixels=1, shape=(1, 8, 8))
+    return DataSet(inputs[train], targets[train], inputs[test], targets[test], shifts)
 
 
 def _mnist(path: str, normalize: Normalization) -> DataSet:
     arrays = _image_arrays("mnist", path, (28, 28))
     x_train, x_test = (normalize(arrays[key]).flatten(1) for key in ("x_train", "x_test"))
-    return DataSet(x_train, _labels(arrays["y_train"]), x_test, _labels(arrays["y_test"]))
+    y_train, y_test = _labels(arrays["y_train"]), _labels(arrays["y_test"])
+    return DataSet(x_train, y_train, x_test, y_test, ShiftImages(shape=(1, 28, 28)))
 
 
 def _cifar10(path: str, normalize: Normalization) -> DataSet:
@@ -154,7 +159,8 @@ def _cifar10(path: str, normalize: Normalization) -> DataSet:
     x_train, x_test = (
         normalize(arrays[key]).permute(0, 3, 1, 2).contiguous() for key in ("x_train", "x_test")
     )
-    return DataSet(x_train, _labels(arrays["y_train"]), x_test, _labels(arrays["y_test"]))
+    y_train, y_test = _labels(arrays["y_train"]), _labels(arrays["y_test"])
+    return DataSet(x_train, y_train, x_test, y_test, ShiftImages(mirror=True))
 
 
 def _labels(labels: NDArray[np.uint8]) -> Tensor:

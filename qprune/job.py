@@ -16,7 +16,7 @@ from qprune.prune import Pruned, prune
 from qprune.records import ScorePoint
 from qprune.report import render_html
 from qprune.run import RunFolder, run_folder
-from qprune.steps import Observer, Score, Step
+from qprune.steps import Observer, Report, Score, Step
 from qprune.threads import limited_threads
 from qprune.zoo import load_model
 from solvers.registry import get_sampler
@@ -64,6 +64,13 @@ class ScoreTrace:
         self.points.append(ScorePoint(step.index, self._evaluate()))
         self._spent += time.perf_counter() - before
 
+    def ending_with(self, report: Report) -> tuple[ScorePoint, ...]:
+        """The points, with the final score at the last step."""
+        if report.final is None or not report.steps:
+            return tuple(self.points)
+        last = ScorePoint(report.steps[-1].index, report.final)
+        return (*(point for point in self.points if point.step < last.step), last)
+
 
 def run_job(
     settings: Settings,
@@ -95,12 +102,13 @@ def run_job(
             model,
             calibration,
             loss=_LOSSES[settings.target](),
+            augment=data.augment if settings.augment else None,
             evaluate=data.score,
             observe=[*observe, *([folder, trace] if folder else [])],
             **_given(settings),
         )
         if folder is not None:
-            _save(folder, pruned, settings, tuple(trace.points), others or {})
+            _save(folder, pruned, settings, trace.ending_with(pruned.report), others or {})
     return pruned
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
-from qprune.calibration import Augmentation
 from qprune.compensate import Compensation
 from qprune.curvature import SampledFisher
 from qprune.curvature.expansion import Curvature
@@ -101,8 +101,8 @@ def prune(
         rounds: expansions per stage; 0 = first pass alone.
         final_rounds: expansions at the last stage; default 5 x rounds.
         compensate: whether kept weights move, or how.
-        augment: makes more samples to fit on; "auto" is `Mixup` where kept weights move, the
-            inputs are numbers and the loss is `DenseOutputs`, else none.
+        augment: makes more samples to fit on (`qprune.augment`); "auto", with `DenseOutputs`,
+            shifts images (m, c, h, w), blends other numbers, and leaves tokens alone.
         terms: extra energy over a block's variables; see `qprune.terms`.
         accept_share: share of the samples on which steps are judged, and never fitted.
         samples_per_step: at most this many samples per expansion.

@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from qprune.augment import Augmentation, natural
 from qprune.blocks import Select
-from qprune.calibration import Augmentation, Calibration, Mixup, as_calibration
+from qprune.calibration import Calibration, as_calibration
 from qprune.compensate import Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.layers import Layers, find_layers
-from qprune.losses import DenseOutputs, Loss
+from qprune.losses import Loss
 from qprune.masks import prune_lowest
 from qprune.scores import STARTS, Situation, Start
 from qprune.solve import Border
@@ -304,7 +305,7 @@ def prepare(
         Trust(),
         torch.zeros(layers.size, dtype=torch.int32),
     )
-    augment = _augmentation(request, compensation, fit)
+    augment = _augmentation(request, fit)
     return Setting(
         request=request,
         model=model,
@@ -362,18 +363,22 @@ def _named(what: str, value: T | str, known: Mapping[str, T]) -> T:
     return known[value]
 
 
-def _augmentation(
-    request: Request, compensation: Compensation | None, fit: Calibration
-) -> Augmentation | None:
-    if request.augment != "auto":
-        if isinstance(request.augment, str):
+def _augmentation(request: Request, fit: Calibration) -> Augmentation | None:
+    augment = request.augment
+    if isinstance(augment, str):
+        if augment != "auto":
             raise ImpossibleRequestError(
-                f"augment must be 'auto', None or an object such as Mixup(), "
-                f"not {request.augment!r}"
+                f"augment must be 'auto', None or an object such as Mixup(), not {augment!r}"
             )
-        return request.augment
-    suits = fit.inputs.is_floating_point() and isinstance(request.loss, DenseOutputs)
-    return Mixup() if suits and compensation is not None else None
+        augment = natural(fit.inputs)
+        suits = augment is None or augment.keeps_labels or not request.loss.needs_labels
+        return augment if suits else None
+    if augment is not None and request.loss.needs_labels and not augment.keeps_labels:
+        raise ImpossibleRequestError(
+            f"samples of {type(augment).__name__} have no labels; use loss=DenseOutputs(), "
+            "or augment=None"
+        )
+    return augment
 
 
 def _samples(
@@ -384,13 +389,10 @@ def _samples(
     augment: Augmentation | None,
     generator: torch.Generator,
 ) -> Samples:
-    inputs = data.inputs
+    inputs, copies = data.inputs, 1
     if augment is not None:
-        if loss.needs_labels:
-            raise ImpossibleRequestError(
-                "augmented samples have no labels; use loss=DenseOutputs() or augment=None"
-            )
         inputs = torch.cat([inputs, augment(inputs, generator)])
+        copies = len(inputs) // len(data)
     if not loss.needs_labels:
         return Samples(inputs, outputs_of(model, inputs, batch_size))
     if data.labels is None:
@@ -398,7 +400,7 @@ def _samples(
             f"{type(loss).__name__} needs labels, but the calibration data have none; pass "
             "(inputs, labels), or use loss=DenseOutputs()"
         )
-    return Samples(inputs, data.labels)
+    return Samples(inputs, data.labels.repeat(copies, *[1] * (data.labels.ndim - 1)))
 
 
 def _batch_size(model: nn.Module, layers: Layers, data: Calibration) -> int:

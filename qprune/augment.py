@@ -1,0 +1,134 @@
+"""More samples to fit on, made from those there are; the dense network says what they should give.
+
+With few calibration samples the second-order step fits their noise. A dense network can be asked
+about any input, so that blends and shifted copies of the samples pin it down further, and no
+labels are invented. The acceptance split is never augmented.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qprune.errors import CalibrationError, ImpossibleRequestError
+
+
+class Augmentation(Protocol):
+    """A strategy: more samples from those there are.
+
+    `keeps_labels` says whether a new sample has the label of the one it was made from.
+    """
+
+    keeps_labels: ClassVar[bool]
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Whole copies of ``inputs`` (m, ...), one after the other, shape (copies * m, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Blends of two samples, (1 - t) a + t b with t uniform in (0, strength).
+
+    The inputs of Zhang et al., "mixup" (arXiv 1710.09412), with the dense network's answer in
+    place of blended labels.
+
+    Args:
+        copies: blends made per sample.
+        strength: largest share of the second sample.
+
+    Raises:
+        ImpossibleRequestError: ``copies`` is negative or ``strength`` not in (0, 1].
+    """
+
+    keeps_labels: ClassVar[bool] = False
+    copies: int = 8
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_copies(self.copies)
+        if not 0 < self.strength <= 1:
+            raise ImpossibleRequestError(f"strength must lie in (0, 1], not {self.strength!r}")
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        size = len(inputs)
+        blends = [inputs[:0]]
+        for _ in range(self.copies):
+            partner = torch.randperm(size, generator=generator)
+            share = self.strength * torch.rand(size, generator=generator)
+            share = share.view(-1, *[1] * (inputs.ndim - 1)).to(inputs)
+            blends.append(torch.lerp(inputs, inputs[partner], share))
+        return torch.cat(blends)
+
+
+@dataclass(frozen=True)
+class ShiftImages:
+    """Images moved by a few pixels each way, edges repeated; mirrored too where that is natural.
+
+    Args:
+        pixels: largest shift along height and along width.
+        mirror: whether half of the copies are flipped left to right.
+        shape: (channels, height, width) of flattened images; None for inputs (m, c, h, w).
+        copies: shifted images made per sample.
+
+    Raises:
+        ImpossibleRequestError: ``pixels`` or ``copies`` is negative.
+    """
+
+    keeps_labels: ClassVar[bool] = True
+    pixels: int = 2
+    mirror: bool = False
+    shape: tuple[int, int, int] | None = None
+    copies: int = 8
+
+    def __post_init__(self) -> None:
+        _check_copies(self.copies)
+        if self.pixels < 0:
+            raise ImpossibleRequestError(f"pixels must be at least 0, not {self.pixels!r}")
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """See `Augmentation`.
+
+        Raises:
+            CalibrationError: the inputs are no images of that shape.
+        """
+        shape = self.shape or tuple(inputs.shape[1:])
+        if len(shape) != 3 or inputs[0].numel() != shape[0] * shape[1] * shape[2]:
+            raise CalibrationError(
+                f"inputs of shape {tuple(inputs.shape[1:])} are no images (channels, height, "
+                "width); give ShiftImages their shape, or use Mixup"
+            )
+        images = inputs.view(-1, *shape)
+        copies = [self._moved(images, generator) for _ in range(self.copies)]
+        return torch.cat([inputs[:0], *(copy.view_as(inputs) for copy in copies)])
+
+    def _moved(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        number, _, height, width = images.shape
+        edge = self.pixels
+        padded = functional.pad(images, (edge,) * 4, mode="replicate")
+        down, right = (
+            torch.randint(2 * edge + 1, (number, 1), generator=generator) for _ in range(2)
+        )
+        rows = down + torch.arange(height)
+        cols = right + torch.arange(width)
+        if self.mirror:
+            flip = torch.rand(number, 1, generator=generator) < 0.5
+            cols = torch.where(flip, cols.flip(1), cols)
+        sample = torch.arange(number)[:, None, None]
+        return padded.movedim(1, -1)[sample, rows[:, :, None], cols[:, None, :]].movedim(-1, 1)
+
+
+def natural(inputs: Tensor) -> Augmentation | None:
+    """What suits inputs about which nothing else is known: shifts, blends, or (tokens) nothing."""
+    if not inputs.is_floating_point():
+        return None
+    return ShiftImages() if inputs.ndim == 4 else Mixup()
+
+
+def _check_copies(copies: int) -> None:
+    if copies < 0:
+        raise ImpossibleRequestError(f"copies must be at least 0, not {copies!r}")
