@@ -17,6 +17,7 @@ from solvers.errors import (
     SolverError,
     UnknownOptionError,
 )
+from solvers.problem import require_bqm
 from solvers.sampler import positive_int, states_of
 
 # Foreign generators take 31 or 32 bits.
@@ -76,7 +77,7 @@ class ForeignSampler(dimod.Sampler):
         Raises:
             UnknownOptionError: an option that `parameters` does not list.
             InvalidOptionError: an option has a value that makes no sense.
-            InvalidProblemError: a coefficient is not finite.
+            InvalidProblemError: no BQM, or a coefficient is not finite.
             SamplerFailedError: the sampler raised, or its answer is not one.
         """
         options = self._checked(bqm, options)
@@ -106,6 +107,7 @@ class ForeignSampler(dimod.Sampler):
     def _checked(
         self, bqm: dimod.BinaryQuadraticModel, options: Mapping[str, Any]
     ) -> dict[str, Any]:
+        require_bqm(bqm)
         refuse_unknown(self.name, options, self.parameters)
         require_finite(bqm)
         checked = {name: value for name, value in options.items() if value is not None}

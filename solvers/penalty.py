@@ -37,8 +37,8 @@ class CardinalityPenalty(CountingComposite):
         >>> import dimod
         >>> sampler = CardinalityPenalty(dimod.ExactSolver())
         >>> bqm = dimod.BinaryQuadraticModel({"a": -3.0, "b": -2.0, "c": 1.0}, {}, 0.0, "BINARY")
-        >>> sampler.sample(bqm, cardinality=1).first.sample
-        {'a': 1, 'b': 0, 'c': 0}
+        >>> float(sampler.sample(bqm, cardinality=1).first.energy)
+        -3.0
     """
 
     own_options: ClassVar[Mapping[str, str]] = {

@@ -191,8 +191,10 @@ class QuadraticProblem:
             groups: the group of each variable, by label or in the model's order.
 
         Raises:
-            InvalidProblemError: see `QuadraticProblem`; also labels that the model lacks.
+            InvalidProblemError: see `QuadraticProblem`; also labels that the model lacks, and a
+                model of another kind.
         """
+        require_bqm(bqm)
         binary = bqm if bqm.vartype is dimod.BINARY else bqm.change_vartype("BINARY", inplace=False)
         labels = tuple(binary.variables)
         size = len(labels)
@@ -255,6 +257,19 @@ class QuadraticProblem:
         if not counts:
             return cls.from_bqm(objective)
         return cls.from_bqm(objective, cardinality=counts, groups=groups)
+
+
+def require_bqm(model: Any) -> None:
+    """Refuse what is not a binary quadratic model.
+
+    Raises:
+        InvalidProblemError: says what it is and what to pass instead.
+    """
+    if not isinstance(model, dimod.BinaryQuadraticModel):
+        raise InvalidProblemError(
+            f"a {type(model).__name__} is not a binary quadratic model; pass a dimod BQM of "
+            "vartype BINARY or SPIN (a CQM of counts: QuadraticProblem.from_cqm)"
+        )
 
 
 def _count_of(label: Any, constraint: Any, groups: dict[Hashable, int], group: int) -> int:
