@@ -18,6 +18,7 @@ from solvers.torch_batch import (
     generator,
     largest_in_groups,
     matrix_on,
+    require_room,
     scale_of,
 )
 
@@ -41,6 +42,13 @@ class _Dynamics:
     def __init__(
         self, problem: QuadraticProblem, discrete: bool, time_step: float, device: torch.device
     ) -> None:
+        size = problem.num_variables
+        require_room(
+            8.0 * size * size,
+            f"the dense matrix of {size} variables",
+            "use a sampler for sparse problems, such as swap-anneal",
+            device,
+        )
         scale = scale_of(problem)
         self.matrix = matrix_on(problem, scale, device)
         half = 0.5 * self.matrix.diagonal().clone()
@@ -48,7 +56,6 @@ class _Dynamics:
         linear = torch.from_numpy(problem.linear / scale).float().to(device) + half
         # E(s) = s.bias + 1/4 sum_{i<j} Q_ij s_i s_j + constant
         self.bias = 0.5 * linear + 0.25 * self.matrix.sum(-1)
-        size = problem.num_variables
         spread = float((self.matrix.double() / 4).square().sum() / max(1, size * (size - 1))) ** 0.5
         if spread == 0.0:
             spread = float(self.bias.abs().mean()) or 1.0
@@ -152,10 +159,14 @@ class Bifurcation(CountingSampler):
 def _run(
     dynamics: _Dynamics, s: torch.Tensor, y: torch.Tensor, num_steps: int, limit: Deadline
 ) -> int:
-    for step in range(num_steps):
-        if step % _STEPS == 0 and limit.passed:
-            return step
-        dynamics.step(s, y, step / num_steps)
+    step = 0
+    try:
+        for step in range(num_steps):
+            if step % _STEPS == 0 and limit.passed:
+                return step
+            dynamics.step(s, y, step / num_steps)
+    except KeyboardInterrupt:
+        return step  # what the positions stand for now is an answer
     return num_steps
 
 

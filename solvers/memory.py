@@ -23,14 +23,17 @@ def available_memory() -> float:
         return float("inf")
 
 
-def require_memory(num_bytes: float, what: str, way_out: str) -> None:
-    """Refuse what cannot fit.
+def require_memory(
+    num_bytes: float, what: str, way_out: str, available: float | None = None
+) -> None:
+    """Refuse what cannot fit into ``available`` bytes (default: the host's free memory).
 
     Raises:
         ProblemTooLargeError: ``num_bytes`` is more than is available; the message names
             ``what`` needs them, how much there is, and the ``way_out``.
     """
-    available = available_memory()
+    if available is None:
+        available = available_memory()
     if num_bytes > available:
         raise ProblemTooLargeError(
             f"{what} needs {num_bytes / _GIB:.1f} GiB, {available / _GIB:.1f} GiB are available; "

@@ -45,7 +45,7 @@ def solve_rows(
             goes beyond the counts to leave a local optimum; 0 for swaps alone. Time grows with
             it, steadily better results too.
         max_rounds: rounds of swaps, trades and refit at most.
-        time_limit: seconds, checked between rounds.
+        time_limit: seconds, checked between rounds. An interrupt, too, ends with the best so far.
         num_threads: the rows are shared among this many threads.
 
     Returns:
@@ -65,14 +65,17 @@ def solve_rows(
     search = _search(problem, start_mask, start, compensate, exact, depth, num_threads)
     swaps = trades = rounds = 0
     rows = np.arange(problem.num_rows)
-    while rows.size and rounds < max_rounds and not limit.passed:
-        rounds += 1
-        made, rows = search.settle(rows)
-        swaps += made
-        if problem.budget.trades:
-            traded = _trade(search, search.threshold)
-            trades += traded.size // 2
-            rows = np.union1d(rows, traded)
+    try:
+        while rows.size and rounds < max_rounds and not limit.passed:
+            rounds += 1
+            made, rows = search.settle(rows)
+            swaps += made
+            if problem.budget.trades:
+                traded = _trade(search, search.threshold)
+                trades += traded.size // 2
+                rows = np.union1d(rows, traded)
+    except KeyboardInterrupt:
+        pass  # counts hold at every moment, and the refit below mends the values
     best = search.values
     if compensate:
         best = refit(problem.gram, problem.targets, search.mask, best)

@@ -30,7 +30,7 @@ from solvers.sampler import (
 )
 from solvers.solution import Solution
 from solvers.temperatures import temperatures_for
-from solvers.torch_batch import checked_device, generator, matrix_on, scale_of
+from solvers.torch_batch import checked_device, generator, matrix_on, require_room, scale_of
 from solvers.torch_moves import Batch, Moves, moves_for
 
 
@@ -96,6 +96,13 @@ class TorchAnnealing(CountingSampler):
         _check_alike(problems)
         if not problems:
             return []
+        size = problems[0].num_variables
+        require_room(
+            len(problems) * (4.0 * size * size + 40.0 * num_reads * size),
+            f"a batch of {len(problems)} problems of {size} variables x {num_reads} reads",
+            "pass fewer problems at a time, or fewer reads",
+            on,
+        )
         start = _starts(problems, num_reads, seed, given)
         batch = batch_of(problems, start, generator(seed, on), on)
         moves = moves_for(batch, problems)
@@ -168,12 +175,15 @@ def _anneal(moves: Moves, temperatures: NDArray[np.float64], batch: Batch, limit
     """Sweep at every temperature, shape (problems, sweeps), then once more at zero."""
     scaled = torch.from_numpy(temperatures / batch.scales[:, None]).float().to(batch.device)
     done = 0
-    for at in scaled.T:
-        if limit.passed:
-            return done
-        moves.sweep(at)
-        done += 1
-    moves.sweep(None)
+    try:
+        for at in scaled.T:
+            if limit.passed:
+                return done
+            moves.sweep(at)
+            done += 1
+        moves.sweep(None)
+    except KeyboardInterrupt:
+        pass  # the states are those of the last whole sweep
     return done
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from solvers.errors import InvalidOptionError, MissingPackageError
+from solvers.memory import require_memory
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import LowRank, Sparse
 
@@ -24,6 +25,12 @@ def checked_device(device: str) -> torch.device:
     if known.type == "cuda" and not torch.cuda.is_available():
         raise MissingPackageError("torch finds no CUDA device here; pass device='cpu'")
     return known
+
+
+def require_room(num_bytes: float, what: str, way_out: str, device: torch.device) -> None:
+    """Refuse what does not fit on ``device``; see `solvers.memory.require_memory`."""
+    free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    require_memory(num_bytes, what, way_out, free)
 
 
 def generator(seed: int | None, device: torch.device) -> torch.Generator:

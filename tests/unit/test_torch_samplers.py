@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from solvers import QuadraticProblem
-from solvers.errors import InvalidOptionError, InvalidProblemError, MissingPackageError
+from solvers.errors import (
+    InvalidOptionError,
+    InvalidProblemError,
+    MissingPackageError,
+    ProblemTooLargeError,
+)
 from solvers.row_budgets import LayerBudget, NofM, RowBudget
 from solvers.row_search import solve_rows
 from solvers.row_starts import admm, magnitude, obs_sweep, wanda
@@ -236,3 +241,34 @@ def test_starts_on_a_device_are_those_on_the_host(start, device):
         mask = start(problem).mask
         there = start(problem.on(device, "float64")).mask.cpu().numpy()
         assert (mask == there).mean() > 0.99
+
+
+def test_a_batch_too_large_for_memory_says_so():
+    problem = QuadraticProblem(np.zeros(2000), np.zeros((2000, 2000)), counts=5)
+    with pytest.raises(ProblemTooLargeError, match="fewer problems"):
+        TorchAnnealing().sample_problems([problem] * 100_000, num_reads=1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "broken"),
+    [
+        (*ANNEAL, "solvers.torch_moves.Swaps._step"),
+        (*BALLISTIC, "solvers.bifurcation._Dynamics.step"),
+    ],
+)
+def test_an_interrupt_ends_with_a_feasible_answer(monkeypatch, sampler, options, broken):
+    problem = problem_of(12, counts=5)
+    calls = iter(range(100))
+    module, name, method = broken.rsplit(".", 2)
+    kind = getattr(__import__(module, fromlist=[name]), name)
+    original = getattr(kind, method)
+
+    def step(self, *args):
+        if next(calls) == 40:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(kind, method, step)
+    solution = sampler.sample_problem(problem, seed=0, **options)
+    assert next(calls) == 41
+    assert problem.feasible(solution.samples).all()
