@@ -20,6 +20,7 @@ from qprune.progress import ProgressBar
 from qprune.run import REPORT_HTML
 from qprune.scores import Magnitude, Wanda
 from qprune.steps import Score
+from qprune.threads import limited_threads
 from qprune.zoo import load_model
 
 SAMPLES = 1000
@@ -35,13 +36,16 @@ def main() -> None:
     console = Console()
     console.print("training a 64-64-64-10 network on scikit-learn's digits ...")
     model, data = load_model("digits-mlp"), load_data("digits")
-    others = one_shot(model, data, asked.sparsity, asked.seed)
+    with limited_threads(1):
+        others = one_shot(model, data, asked.sparsity, asked.seed)
 
     settings = Settings(
         model="digits-mlp",
         data="digits",
         sparsity=asked.sparsity,
         num_calibration_samples=SAMPLES,
+        stages=8,
+        rounds=1,
         seed=asked.seed,
     )
     output = asked.output or free_folder(Path("runs"))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from qprune.config import Settings
@@ -75,8 +75,8 @@ class RunFolder:
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         packed = {name: kept.cpu().contiguous() for name, kept in mask.items()}
         record = report.to_json() | {"scores": [point.to_json() for point in scores]}
-        self._write(MODEL, lambda target: save_file(state, target))
-        self._write(MASK, lambda target: save_file(packed, target))
+        self._write(MODEL, lambda target: target.write_bytes(save(state)))
+        self._write(MASK, lambda target: target.write_bytes(save(packed)))
         self.write_page(html)
         self._write(REPORT_JSON, lambda target: target.write_text(strict_json(record, indent=1)))
 
