@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -42,13 +43,14 @@ class Pool:
     energies: list[float] = field(default_factory=list)
     parents: tuple[int, int] | None = None
 
-    def __post_init__(self) -> None:
-        # Where E(x) = E(1 - x), as in MaxCut, a state and its mirror image are the same.
+    @cached_property
+    def mirrored(self) -> bool:
+        """Whether E(x) = E(1 - x), as in MaxCut: a state and its mirror image are then the same."""
         problem = self.layout.problem
         ones = np.ones(problem.num_variables)
         tilt = 2.0 * problem.linear + problem.quadratic.product(ones)
         scale = np.abs(problem.linear).max(initial=0.0)
-        self.mirrored = problem.groups is None and bool((np.abs(tilt) <= 1e-9 * scale).all())
+        return problem.groups is None and bool((np.abs(tilt) <= 1e-9 * scale).all())
 
     def next_start(self) -> State:
         """A random state while the pool fills, then a crossing of two of the pool."""

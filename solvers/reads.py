@@ -133,8 +133,7 @@ def search(
     reads = [Read.start(x, random) for x, random in starts]
     begun = _run(reads, [walk(read) for read in reads], limits)
     found = layout.unsorted(np.array([reads[index].best for index in begun], dtype=np.int8))
-    polished = descend(problem, found)
-    best = _better_of(problem, states[begun], _better_of(problem, polished, found))
+    best = _best_of(problem, [states[begun], found, descend(problem, found)])
     moves = int(sum(reads[index].moves for index in begun))
     return Solution.of(problem, best, info={**info, "moves": moves, "reads_begun": len(begun)})
 
@@ -177,7 +176,9 @@ def _run_threads(run: Callable[[int], None], num: int, num_threads: int, stop: E
             stop.set()
 
 
-def _better_of(problem: QuadraticProblem, first: States, second: States) -> States:
-    """Row by row the state of lower energy, shape (reads, n); the first on a tie."""
-    keep = problem.energies(first) <= problem.energies(second)
-    return np.where(keep[:, None], first, second)
+def _best_of(problem: QuadraticProblem, rivals: Sequence[States]) -> States:
+    """Row by row the state of lowest energy, shape (reads, n); the first on a tie."""
+    stacked = np.stack(rivals)
+    num, reads, n = stacked.shape
+    energies = problem.energies(stacked.reshape(num * reads, n)).reshape(num, reads)
+    return stacked[energies.argmin(axis=0), np.arange(reads)]

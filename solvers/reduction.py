@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from solvers.problem import Integers, QuadraticProblem
-from solvers.quadratic import Sparse
+from solvers.quadratic import Quadratic, Sparse
 from solvers.sampler import States
 from solvers.solution import Solution
 
@@ -73,12 +73,21 @@ class Reduction:
 def reduced(problem: QuadraticProblem) -> Reduction:
     """Eliminate what can be from a sparse problem without counts; others come back as they are."""
     everything = np.arange(problem.num_variables)
-    if problem.groups is None and isinstance(problem.quadratic, Sparse):
+    if problem.groups is None and _few_couplings(problem.quadratic):
+        assert isinstance(problem.quadratic, Sparse)
         graph = _Graph(problem, problem.quadratic.matrix)
         if graph.removable.size:
             graph.eliminate()
             return graph.reduction()
     return Reduction(problem, problem, everything)
+
+
+def _few_couplings(quadratic: Quadratic) -> bool:
+    """Whether some row is short enough, diagonal included, to be worth a closer look."""
+    if not isinstance(quadratic, Sparse):
+        return False
+    lengths = np.diff(quadratic.matrix.indptr)
+    return bool((lengths <= _MOST_COUPLINGS + 1).any())
 
 
 class _Graph:
