@@ -125,13 +125,16 @@ class ForeignSampler(dimod.Sampler):
 
 
 def option_names(sampler: Any) -> frozenset[str]:
-    """The options that a sampler takes: its ``parameters``, else ``sample``'s keywords."""
+    """The options that a sampler takes: its ``parameters``, and ``sample``'s named keywords.
+
+    Both, because ``parameters`` is often incomplete (`dimod.RandomSampler` leaves out its seed)
+    and the keywords are where a remote solver's options go through ``**kwargs``.
+    """
     parameters = getattr(sampler, "parameters", None)
-    if isinstance(parameters, Mapping):
-        return frozenset(parameters)
+    listed = frozenset(parameters) if isinstance(parameters, Mapping) else frozenset()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    signature = list(inspect.signature(sampler.sample).parameters.values())[1:]
-    return frozenset(p.name for p in signature if p.kind in named)
+    keywords = list(inspect.signature(sampler.sample).parameters.values())[1:]
+    return listed | frozenset(p.name for p in keywords if p.kind in named)
 
 
 def refuse_unknown(sampler: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
