@@ -33,6 +33,7 @@ _LARGEST_SET = 1200
 _WARM_UP = 80
 _FIRST_STEP = 40.0
 _MAX_STEPS = 1000
+_MAX_SETS = 20
 # A variable at a bound is beyond doubt when ``_DOUBT`` diagonal Newton steps would not free it.
 _DOUBT = 20.0
 
@@ -148,15 +149,17 @@ def relax_convex(
     best = tangent_at(convex, x, product)
     members = np.zeros(convex.size, bool)
     newton = _Newton(metric, shift, 0.5 * tolerance, deadline)
-    while energy - best.bound > tolerance * abs(energy) and not deadline.passed:
-        before = members.sum()
+    for _ in range(_MAX_SETS):
+        if energy - best.bound <= tolerance * abs(energy) or deadline.passed:
+            break
+        before = members.sum(), best.bound
         members |= _in_doubt(convex, metric, x, product, shift)
         if convex.size <= _SMALL or members.sum() > min(_LARGEST_SET, 0.8 * convex.size):
             members[:] = True
         energy, y = newton.improve(convex, np.flatnonzero(members), x, product)
         y_product = convex.quadratic.product(y)
         best = max(best, tangent_at(convex, y, y_product), key=lambda t: t.bound)
-        if members.all() or (newton.stalled and members.sum() == before):
+        if members.all() or (members.sum(), best.bound) == before:
             break
         product = convex.quadratic.product(x)
     return Relaxation(convex, x, energy, best, newton.steps)
@@ -227,7 +230,6 @@ class _Newton:
         self.tolerance, self.deadline = tolerance, deadline
         self.proximal_step = _FIRST_STEP
         self.steps = 0
-        self.stalled = False
 
     def improve(
         self, convex: Convex, keep: Integers, x: Floats, product: Floats
@@ -262,7 +264,6 @@ class _Newton:
             if taken < chunk:
                 break
         self.steps += total
-        self.stalled = total == 0
         self.proximal_step = best[2]
         x[keep] = inner
         whole_y = x.copy()
