@@ -9,29 +9,30 @@ from qprune.layers import Layers
 from qprune.sparsity import Groups
 
 
-def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, counts: Tensor) -> Tensor:
-    """The mask with ``counts[g]`` weights pruned in every group, the lowest scores first.
+def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Tensor:
+    """The mask with ``total`` weights pruned, the lowest scores first.
 
-    Weights that are already pruned stay so; among the rest ties are broken by index, so that
-    the count is met exactly whatever the scores.
+    No group loses more than its final count, so that with ``groups.total`` every count is met
+    exactly whatever the scores. Weights that are already pruned stay so; among the rest ties
+    are broken by index.
 
     Args:
         scores: shape (N,), the higher the more worth keeping.
         kept: shape (N,), bool, the mask to start from.
         groups: the partition.
-        counts: shape (g,), at least what is pruned already.
+        total: at least what is pruned already, at most ``groups.total``.
     """
     key = torch.where(kept, scores.double(), -torch.inf)
     order = key.argsort(stable=True)
     if groups.ids is not None:
-        order = order[groups.ids[order].argsort(stable=True)]
+        by_group = order[groups.ids[order].argsort(stable=True)]
         first = torch.repeat_interleave(groups.sizes.cumsum(0) - groups.sizes, groups.sizes)
         rank = torch.arange(order.numel()) - first
-        pruned = order[rank < torch.repeat_interleave(counts, groups.sizes)]
-    else:
-        pruned = order[: int(counts[0])]
+        may_go = torch.zeros_like(kept)
+        may_go[by_group[rank < torch.repeat_interleave(groups.counts, groups.sizes)]] = True
+        order = order[may_go[order]]
     mask = torch.ones_like(kept)
-    mask[pruned] = False
+    mask[order[:total]] = False
     return mask
 
 

@@ -59,7 +59,7 @@ def first_pass(setting: Setting, state: State, stage: int) -> State:
     """Prune to the stage's counts by the start's scores; always taken."""
     watch = Stopwatch()
     share = 1 - (1 - (stage + 1) / setting.request.stages) ** 3
-    counts = setting.groups.counts_at(share)
+    total = round(share * setting.groups.total)
     samples = setting.draw()
     loss = setting.refitted_loss(samples)
     before = setting.judge(loss)
@@ -67,7 +67,7 @@ def first_pass(setting: Setting, state: State, stage: int) -> State:
         expansion = setting.expand(samples, loss)
     with watch.phase("select"):
         scores = setting.scores(state.values, samples, expansion)
-        mask = prune_lowest(scores, state.mask, setting.groups, counts)
+        mask = prune_lowest(scores, state.mask, setting.groups, total)
     pruned = replace(state, values=state.values * mask, mask=mask)
     setting.layers.write(pruned.values)
     with watch.phase("accept"):

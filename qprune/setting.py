@@ -262,7 +262,7 @@ class Setting:
         expansion = self.expand(samples, self.request.loss)
         scores = self.scores(self.dense.values, samples, expansion)
         self.generator.set_state(state)
-        mask = prune_lowest(scores, self.dense.mask, self.groups, self.groups.counts)
+        mask = prune_lowest(scores, self.dense.mask, self.groups, self.groups.total)
         return replace(self.dense, values=self.dense.values * mask, mask=mask)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -28,13 +29,10 @@ class Groups:
     sizes: Tensor
     counts: Tensor
 
-    def counts_at(self, share: float) -> Tensor:
-        """Counts on the way: ``share`` of the final ones, summing to the rounded total.
-
-        Largest remainders first, ties by group index; share 1 gives `counts` exactly.
-        """
-        wanted = self.counts.double() * share
-        return apportion(wanted, round(self.counts.sum().item() * share), self.counts)
+    @property
+    def total(self) -> int:
+        """Weights to prune in all at the end."""
+        return int(self.counts.sum())
 
     def of(self, indices: Tensor) -> Tensor:
         """Group of each flat index."""
@@ -70,8 +68,9 @@ class Global:
     """One count over all targeted weights; layers find their own sparsity."""
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
-        sizes = torch.tensor([layers.size])
-        return Groups(None, sizes, torch.tensor([round(sparsity * layers.size)]))
+        sizes, counts = (torch.tensor([n]) for n in (layers.size, round(sparsity * layers.size)))
+        _refuse_empty("the model", sizes, counts, sparsity, "lower the sparsity")
+        return Groups(None, sizes, counts)
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,8 @@ class PerLayer:
         sizes = torch.tensor([layer.size for layer in layers])
         ids = torch.repeat_interleave(torch.arange(len(layers)), sizes)
         counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
-        for layer, size, count in zip(layers, sizes.tolist(), counts.tolist(), strict=True):
-            if count == size:
-                raise ImpossibleRequestError(
-                    f"layer {layer.name!r} has {size} weights; sparsity {sparsity} would leave "
-                    "none of them: lower the sparsity, add the layer to ignore, or use "
-                    "budget='global'"
-                )
+        for layer, size, count in zip(layers, sizes, counts, strict=True):
+            _refuse_empty(f"layer {layer.name!r}", size, count, sparsity, _WAY_OUT)
         return Groups(ids, sizes, counts)
 
 
@@ -100,14 +94,21 @@ class PerRow:
         sizes = torch.cat([torch.full((layer.rows,), layer.cols) for layer in layers])
         ids = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
-        for layer in layers:
-            if round(sparsity * layer.cols) >= layer.cols:
-                raise ImpossibleRequestError(
-                    f"a row of layer {layer.name!r} has {layer.cols} weights; sparsity "
-                    f"{sparsity} would leave none of them: lower the sparsity, add the layer "
-                    "to ignore, or use budget='global'"
-                )
+        rows = [layer.rows for layer in layers]
+        for layer, size, count in zip(layers, sizes.split(rows), counts.split(rows), strict=True):
+            _refuse_empty(f"a row of layer {layer.name!r}", size, count, sparsity, _WAY_OUT)
         return Groups(ids, sizes, counts)
+
+
+_WAY_OUT = "lower the sparsity, add the layer to ignore, or use budget='global'"
+
+
+def _refuse_empty(what: str, sizes: Tensor, counts: Tensor, sparsity: float, way_out: str) -> None:
+    if (counts >= sizes).any():
+        size = int(sizes.reshape(-1)[0])
+        raise ImpossibleRequestError(
+            f"{what} has {size} weights; sparsity {sparsity} would leave none of them: {way_out}"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def checked_sparsity(sparsity: float | None, structure: KeepNofM | None) -> floa
         if structure is None:
             raise ImpossibleRequestError("say how sparse: sparsity=0.9 prunes 90 % of the weights")
         return structure.sparsity
-    if not 0 <= sparsity < 1:
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
+    if not number or not 0 <= sparsity < 1:
         raise ImpossibleRequestError(
             f"sparsity must lie in [0, 1), the share of weights to prune, not {sparsity!r}"
         )
