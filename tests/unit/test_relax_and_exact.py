@@ -1,0 +1,134 @@
+"""Limits, interrupts and options of the samplers that bound what they answer."""
+
+import numpy as np
+import pytest
+
+from solvers import exact as exact_module
+from solvers import relax as relax_module
+from solvers.errors import InvalidOptionError, ProblemTooLargeError, UnknownOptionError
+from solvers.exact import Enumeration, Exact
+from solvers.problem import QuadraticProblem
+from solvers.quadratic import LowRank
+from solvers.relax import Relax
+
+
+def block(size=120, rank=40, seed=0, counts=None):
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(rank, size)) * rng.exponential(size=size)
+    return QuadraticProblem(
+        0.1 * rng.normal(size=size), LowRank(factor), counts=size // 2 if counts is None else counts
+    )
+
+
+@pytest.mark.parametrize("sampler", [Relax(), Exact()])
+def test_time_limit_ends_the_solve_with_an_honest_bound(sampler):
+    problem = block(300, 60)
+    sampler.sample_problem(block(40, 10))
+    solution = sampler.sample_problem(problem, time_limit=0.0, seed=0)
+    assert problem.feasible(solution.samples).all()
+    assert solution.lower_bound <= Relax().sample_problem(problem, num_reads=8, seed=1).energy
+
+
+def test_exact_stops_at_the_node_limit_unproved_and_proves_without():
+    problem = block(40, 12)
+    stopped = Exact().sample_problem(problem, max_nodes=3, seed=0)
+    assert stopped.info["nodes"] == 3
+    assert not stopped.info["proved"]
+    assert stopped.gap > 1e-6
+    proved = Exact().sample_problem(problem, seed=0)
+    assert proved.info["proved"]
+    assert proved.gap <= 1e-6
+    assert stopped.lower_bound <= proved.energy <= stopped.energy
+
+
+def test_a_wider_gap_is_enough_when_asked_for():
+    problem = block(40, 12)
+    wide = Exact().sample_problem(problem, gap=0.2, seed=0)
+    tight = Exact().sample_problem(problem, seed=0)
+    assert wide.info["proved"]
+    assert wide.gap <= 0.2
+    assert wide.info["nodes"] < tight.info["nodes"]
+    assert wide.lower_bound <= tight.energy
+
+
+def test_an_interrupt_in_branch_and_bound_returns_the_best_so_far(monkeypatch):
+    problem = block(60, 20)
+    real, calls = exact_module.bound_node, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    optimum = Exact().sample_problem(problem, seed=0).energy
+    monkeypatch.setattr(exact_module, "bound_node", interrupted)
+    solution = Exact().sample_problem(problem, seed=0)
+    assert solution.info["interrupted"]
+    assert not solution.info["proved"]
+    assert problem.feasible(solution.samples).all()
+    assert solution.lower_bound <= optimum <= solution.energy + 1e-9
+
+
+def test_an_interrupt_in_annealing_returns_the_descended_rounding(monkeypatch):
+    problem = block()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(relax_module, "_annealed", interrupted)
+    solution = Relax().sample_problem(problem, seed=0)
+    assert solution.info["interrupted"]
+    assert problem.feasible(solution.samples).all()
+    assert solution.lower_bound <= solution.energy
+
+
+def test_same_seed_same_answer_and_more_reads_are_never_worse():
+    problem = block()
+    one, again = (Relax().sample_problem(problem, seed=3) for _ in range(2))
+    assert (one.samples == again.samples).all()
+    assert one.lower_bound == again.lower_bound
+    many = Relax().sample_problem(problem, num_reads=6, seed=3)
+    assert len(many.samples) == 6
+    assert many.energy <= one.energy
+
+
+@pytest.mark.parametrize("sampler", [Relax(), Exact()])
+def test_never_worse_than_the_initial_state(sampler):
+    problem = block()
+    good = Relax().sample_problem(problem, num_reads=20, num_sweeps=500, seed=9)
+    options = {"time_limit": 2.0} if isinstance(sampler, Exact) else {}
+    answer = sampler.sample_problem(problem, initial_states=good.sample, seed=0, **options)
+    assert answer.energy <= good.energy
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "says"),
+    [
+        (Relax(), {"num_sweeps": -1}, "num_sweeps"),
+        (Relax(), {"tolerance": 0.0}, "tolerance"),
+        (Relax(), {"time_limit": -1.0}, "time_limit"),
+        (Exact(), {"gap": -1.0}, "gap"),
+        (Exact(), {"max_nodes": 0}, "max_nodes"),
+    ],
+)
+def test_bad_options_are_refused_by_name(sampler, options, says):
+    with pytest.raises(InvalidOptionError, match=says):
+        sampler.sample_problem(block(10, 4), **options)
+
+
+def test_enumeration_refuses_what_would_never_end():
+    with pytest.raises(ProblemTooLargeError, match="exact"):
+        Enumeration().sample_problem(block(25, 4))
+    with pytest.raises(UnknownOptionError):
+        Enumeration().sample(block(4, 2).to_bqm(), seed=1)
+
+
+def test_fixing_everything_but_one_variable_never_breaks_a_count():
+    """Reduced costs may decide all but the branching variable; both its values must be safe."""
+    for seed in range(30):
+        problem = block(30, 8, seed=seed, counts=3 + seed % 24)
+        solution = Exact().sample_problem(problem, num_reads=1, seed=0)
+        assert problem.feasible(solution.samples).all()
+        assert solution.energy == pytest.approx(problem.energy(solution.sample))
+        assert solution.info["proved"]
