@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,16 @@ class Calibration:
         return self.take(order[size:].sort().values), self.take(order[:size].sort().values)
 
 
+def _joined(batches: list[Sequence[Tensor]]) -> list[Tensor]:
+    try:
+        return [torch.cat(column) for column in zip(*batches, strict=True)]
+    except (RuntimeError, ValueError) as error:
+        shapes = " and ".join(str([tuple(t.shape) for t in batch]) for batch in batches[:2])
+        raise CalibrationError(
+            f"calibration batches do not fit together, they begin with {shapes}: {error}"
+        ) from error
+
+
 def as_calibration(data: Any) -> Calibration:
     """A `Calibration` of one, of a tensor, an (inputs, labels) pair, or an iterable of batches.
 
@@ -80,8 +90,7 @@ def as_calibration(data: Any) -> Calibration:
     if isinstance(data, Iterable):
         batches = [b if isinstance(b, tuple | list) else (b,) for b in data]
         if batches and all(isinstance(t, Tensor) for batch in batches for t in batch):
-            columns = [torch.cat(column) for column in zip(*batches, strict=True)]
-            return Calibration(*columns[:2])
+            return Calibration(*_joined(batches)[:2])
     raise CalibrationError(
         "calibration must be a qprune.Calibration, a tensor of inputs, an (inputs, labels) "
         f"pair, or a DataLoader of such batches, not {type(data).__name__}"

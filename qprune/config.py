@@ -42,7 +42,7 @@ class Settings(BaseModel):
     target: Literal["dense", "labels"] = "dense"
     budget: Literal["global", "layer", "row"] = "global"
     mask_structure: str | None = None
-    block_size: int = Field(default=1024, ge=1)
+    block_size: int | None = Field(default=None, ge=2)
     num_blocks: int = Field(default=1, ge=1)
     stages: int = Field(default=20, ge=1)
     rounds: int = Field(default=4, ge=0)

@@ -83,8 +83,9 @@ class Layers(Sequence[Layer]):
         return self.items[0].module.weight.device
 
     def read(self) -> Tensor:
-        """All weights as one new float32 vector, shape (N,)."""
-        return torch.cat([layer.module.weight.detach().reshape(-1).float() for layer in self])
+        """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
+        weights = [layer.module.weight.detach().reshape(-1) for layer in self]
+        return torch.cat([w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights])
 
     def write(self, values: Tensor) -> None:
         """Set all weights from a vector of shape (N,)."""
@@ -96,8 +97,8 @@ class Layers(Sequence[Layer]):
         """Set the weights at flat ``indices`` (k,) to ``values`` (k,); costs O(k), not O(N)."""
         with torch.no_grad():
             for layer, where, local in self.locate(indices):
-                weight = layer.module.weight.view(-1)
-                weight[local] = values[where].to(weight.dtype)
+                weight = layer.module.weight
+                weight[torch.unravel_index(local, weight.shape)] = values[where].to(weight.dtype)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """A vector over all weights, cut into one view per layer."""
@@ -131,7 +132,8 @@ def find_layers(
 
     Raises:
         ImpossibleRequestError: nothing is targeted, or a targeted weight is tied to another.
-        UnsupportedLayerError: a target names a module that has no Linear or Conv2d weight.
+        UnsupportedLayerError: a target names a module that has no Linear or Conv2d weight, or
+            one whose weight is parametrized.
         NonFiniteError: a targeted weight holds NaN or Inf.
     """
     items: list[Layer] = []
@@ -143,6 +145,11 @@ def find_layers(
             raise UnsupportedLayerError(
                 f"target {name!r} is a {type(module).__name__}; qprune prunes the weights of "
                 "Linear and Conv2d: name those inside it, or add it to ignore"
+            )
+        if "weight" not in module._parameters:
+            raise UnsupportedLayerError(
+                f"the weight of {name!r} is computed from other parameters (a parametrization); "
+                "remove that first, or add the layer to ignore"
             )
         items.append(Layer(name, module, offset))
         offset += module.weight.numel()

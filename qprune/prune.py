@@ -59,7 +59,7 @@ def prune(
     select: Select = Boundary(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
-    block_size: int = 1024,
+    block_size: int | None = None,
     num_blocks: int = 1,
     stages: int = 20,
     rounds: int = 4,
@@ -88,14 +88,15 @@ def prune(
         start: first pass; a strategy or its name in `qprune.scores.STARTS`.
         budget: where the count is exact: "global", "layer", "row", or a strategy.
         mask_structure: "N:M" keeps at most N of every M consecutive inputs, instead of budget.
-        targets, ignore: class names, module names, or ``re:`` patterns.
+        targets: class names, module names, or ``re:`` patterns.
+        ignore: the same, taken away again.
         loss: `DenseOutputs` (default), `Labels`, or `PerSample` for one of your own.
         curvature: `SampledFisher` (default), `EmpiricalFisher`, `ExactHessian`, or a name.
         select: how blocks are chosen.
         sampler: a registered name (see ``qprune samplers``) or any object with
             ``sample(bqm, ...) -> SampleSet``.
         sampler_options: passed with every call, for example ``{"num_reads": 10}``.
-        block_size: variables per block.
+        block_size: variables per block; default 1024, or all weights where there are fewer.
         num_blocks: disjoint blocks per expansion of the loss.
         stages: steps of the (cubic) way to the sparsity; 1 = one shot.
         rounds: expansions per stage; 0 = first pass alone.
@@ -110,7 +111,8 @@ def prune(
         seed: one seed, one mask.
         observe: called with every `Step`.
         executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
-        max_seconds, max_steps: the run ends in time with the best mask at the asked sparsity.
+        max_seconds: the run ends in time with the best mask at the asked sparsity.
+        max_steps: the same by number of steps.
         evaluate: model -> `Score` on test data; fills the report's dense, start and final.
 
     Raises:
@@ -158,6 +160,7 @@ def prune(
         dense = evaluate(model) if evaluate else None
         first = _first_pass_score(setting, evaluate)
         state = walk(setting)
+        stopped = setting.journal.stopped
         setting.layers.write(state.values)
         final = evaluate(model) if evaluate else None
     report = Report(
@@ -169,7 +172,7 @@ def prune(
         seed=seed,
         seconds=time.perf_counter() - began[0],
         cpu_seconds=time.process_time() - began[1],
-        stopped=setting.journal.stopped,
+        stopped=stopped,
         dense=dense,
         start=first,
         final=final,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,8 @@ def first_pass(setting: Setting, state: State, stage: int) -> State:
     samples = setting.draw()
     loss = setting.refitted_loss(samples)
     before = setting.judge(loss)
+    if not math.isfinite(before):
+        setting.require_finite(loss)
     with watch.phase("curvature"):
         expansion = setting.expand(samples, loss)
     with watch.phase("select"):
@@ -332,7 +335,7 @@ def _selected(
         setting.layers, setting.groups, state.mask, cost, state.resting > clock, setting.generator
     )
     request = setting.request
-    return request.select.blocks(offer, request.block_size, request.num_blocks)
+    return request.select.blocks(offer, setting.block_size, request.num_blocks)
 
 
 def _block(

@@ -26,7 +26,7 @@ from qprune.solve import Border
 from qprune.sparsity import BUDGETS, Budget, Groups, KeepNofM, checked_sparsity
 from qprune.steps import Observer, Step
 from qprune.terms import Terms
-from qprune.traces import Recorder, Samples, forward, mean_loss, outputs_of
+from qprune.traces import Recorder, Samples, forward, mean_loss, outputs_of, refuse_non_finite
 from qprune.trust import Trust
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ T = TypeVar("T")
 # A batch is as large as keeps its traced activations below this many numbers.
 _BATCH_FLOATS = 1 << 27
 _MAX_BATCH = 4096
+# Variables per block where the model has as many weights.
+_BLOCK_SIZE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Request:
     select: Select
     sampler: Any
     sampler_options: Mapping[str, Any]
-    block_size: int
+    block_size: int | None
     num_blocks: int
     stages: int
     rounds: int
@@ -88,9 +90,9 @@ class Request:
         Raises:
             ImpossibleRequestError: names the argument, its value and what it may be.
         """
-        least = {"block_size": 2, "num_blocks": 1, "stages": 1, "rounds": 0, "final_rounds": 0}
-        least |= {"samples_per_step": 1}
-        optional = {"max_steps": 0, "batch_size": 1}
+        least = {"num_blocks": 1, "stages": 1, "rounds": 0, "final_rounds": 0}
+        least |= {"samples_per_step": 1, "seed": 0}
+        optional = {"block_size": 2, "max_steps": 0, "batch_size": 1}
         for name, low in (least | optional).items():
             value = getattr(self, name)
             if value is None and name in optional:
@@ -175,6 +177,7 @@ class Setting:
         start, curvature: strategies.
         compensation: how kept weights move; None = mask only.
         border: to the sampler.
+        block_size: variables per block.
         batch_size: samples per forward pass.
         generator: of all random choices outside the sampler.
         journal: the steps so far.
@@ -193,6 +196,7 @@ class Setting:
     curvature: Curvature
     compensation: Compensation | None
     border: Border
+    block_size: int
     batch_size: int
     generator: torch.Generator
     journal: Journal
@@ -238,8 +242,22 @@ class Setting:
         return expansion
 
     def judge(self, loss: Loss) -> float:
-        """Mean loss on the acceptance split at the model's current weights, nats."""
+        """Mean loss on the acceptance split at the model's current weights, nats.
+
+        Not a number after a move that breaks the network; see `require_finite`.
+        """
         return mean_loss(self.model, self.accept, loss, self.batch_size)
+
+    def require_finite(self, loss: Loss) -> None:
+        """Refuse NaN or Inf on the acceptance split.
+
+        Raises:
+            NonFiniteError: with batch and layer.
+        """
+        for number, batch in enumerate(self.accept.batches(self.batch_size)):
+            with torch.no_grad(), Recorder(self.layers) as recorder:
+                losses = loss.per_sample(forward(self.model, batch.inputs), batch.targets)
+                refuse_non_finite(self.layers, recorder, losses, number)
 
     def scores(self, weights: Tensor, samples: Samples, expansion: Expansion) -> Tensor:
         """What the start thinks of every weight at the model's current weights."""
@@ -286,11 +304,7 @@ def prepare(
     layers = find_layers(model, request.targets, request.ignore)
     budget = structure or _named("budget", request.budget, BUDGETS)
     groups = budget.groups(layers, sparsity)
-    if request.block_size > layers.size:
-        raise ImpossibleRequestError(
-            f"block_size {request.block_size} is more than the model's {layers.size} targeted "
-            "weights; choose a smaller block"
-        )
+    block_size = _block_size(request, layers)
     border = Border.to(request.sampler, request.sampler_options)
     generator = torch.Generator().manual_seed(request.seed)
     compensation = request.compensate
@@ -319,6 +333,7 @@ def prepare(
         curvature=_named("curvature", request.curvature, CURVATURES),
         compensation=compensation,
         border=border,
+        block_size=block_size,
         batch_size=batch_size,
         generator=generator,
         journal=Journal(observers, request.max_seconds, request.max_steps),
@@ -353,6 +368,17 @@ def _asked_sparsity(request: Request) -> float | None:
             "density is 1 - sparsity: pass one of them"
         )
     return 1 - request.density
+
+
+def _block_size(request: Request, layers: Layers) -> int:
+    if request.block_size is None:
+        return min(_BLOCK_SIZE, layers.size)
+    if request.block_size > layers.size:
+        raise ImpossibleRequestError(
+            f"block_size {request.block_size} is more than the model's {layers.size} targeted "
+            "weights; choose a smaller block"
+        )
+    return request.block_size
 
 
 def _named(what: str, value: T | str, known: Mapping[str, T]) -> T:

@@ -41,7 +41,7 @@ def test_written_settings_read_back_the_same(tmp_path):
         ({"sparsity": float("nan")}, "--sparsity"),
         ({"budget": "column"}, "--budget must be 'global', 'layer' or 'row'"),
         ({"target": "teacher"}, "--target must be 'dense' or 'labels'"),
-        ({"block_size": 0}, "--block-size must be greater than or equal to 1"),
+        ({"block_size": 1}, "--block-size must be greater than or equal to 2"),
         ({"num_calibration_samples": 0}, "--num-calibration-samples"),
         ({"max_seconds": 0.0}, "--max-seconds must be greater than 0"),
         ({"density": 0.1}, "give it or --sparsity, not both"),
