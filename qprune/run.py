@@ -141,7 +141,7 @@ def read_run(path: Path) -> Saved:
             scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
             return Saved(settings, report_from_json(record), scores)
         return Saved(settings, _unfinished(settings, read_steps(path)), ())
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RunFolderError(f"{path} does not hold a readable run: {reason}") from error
 

@@ -36,6 +36,14 @@ def finished(tmp_path_factory):
     return folder, run(*TRIAL, "--output", folder, "--json")
 
 
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory):
+    """The dense network's weights, so that it need not be trained again."""
+    path = tmp_path_factory.mktemp("dense") / "digits.safetensors"
+    save_file(load_model("digits-mlp").state_dict(), path)
+    return path
+
+
 @pytest.fixture
 def folder(finished, tmp_path):
     """A copy to tamper with."""
@@ -93,6 +101,37 @@ def test_the_written_configuration_repeats_the_run(finished, tmp_path, qprune):
     first, again = load_file(folder / MASK), load_file(tmp_path / "again" / MASK)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert (folder / MODEL).read_bytes() == (tmp_path / "again" / MODEL).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "pruned_in_a_row"),
+    [
+        (["--mask-structure", "2:4"], {"fc1.weight": 32, "fc3.weight": 32}),
+        (["--mask-structure", "1:4", "--sparsity", "0.75"], {"fc1.weight": 48}),
+        (["--budget", "row", "--density", "0.25"], {"fc1.weight": 48, "fc3.weight": 48}),
+        (["--budget", "layer", "--sparsity", "0.5", "--ignore", "fc3"], None),
+    ],
+)
+def test_structures_and_budgets_are_kept(dense, tmp_path, qprune, options, pruned_in_a_row):
+    folder = tmp_path / "run"
+    one_shot = ["--stages", "1", "--rounds", "1", "--final-rounds", "1", "--mask-only"]
+    code, _, err = qprune(
+        *PRUNE, "--weights", dense, *one_shot, "--block-size", "64", *options, "--output", folder
+    )
+    assert code == 0, err
+    assert qprune("check", folder)[0] == 0
+    mask, before, after = load_file(folder / MASK), load_file(dense), load_file(folder / MODEL)
+    for name, count in (pruned_in_a_row or {}).items():
+        assert set((~mask[name]).sum(1).tolist()) == {count}
+    if "--ignore" in options:
+        assert set(mask) == {"fc1.weight", "fc2.weight"}
+        assert {name: int((~kept).sum()) for name, kept in mask.items()} == dict.fromkeys(
+            mask, 2048
+        )
+    if "2:4" in options:
+        assert (mask["fc1.weight"].unflatten(1, (-1, 4)).sum(-1) == 2).all()
+    for name, kept in mask.items():  # Masks only: what is kept has not moved.
+        assert torch.equal(after[name], before[name] * kept)
 
 
 def test_report_writes_the_page_again_even_of_a_stopped_run(folder, qprune):

@@ -164,6 +164,12 @@ def test_an_unreadable_run_is_refused_by_name(tmp_path, name, text):
         read_run(tmp_path / "run")
 
 
+def test_a_run_killed_before_its_first_step_is_refused_by_name(tmp_path):
+    (tmp_path / CONFIG).write_text(SETTINGS.to_yaml())
+    with pytest.raises(RunFolderError, match=r"does not hold a readable run.*steps\.jsonl"):
+        read_run(tmp_path)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="holds no run"):
         read_run(tmp_path)
