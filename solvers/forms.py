@@ -27,8 +27,6 @@ Reals = NDArray[np.floating]
 
 # A matrix beyond this many bytes streams from main memory, one below from the cache.
 _CACHE_BYTES = 16e6
-# A dense matrix beyond this is never built for a problem given by its factor.
-_MOST_BYTES = 4e9
 # A row's heat bath moves about as often as one single proposal to every so many of its group.
 _GROUP_PER_PROPOSAL = 16
 
@@ -233,15 +231,12 @@ class FactorSwaps(FactorFlips):
 
 def forms_for(layout: Layout) -> Sequence[Form]:
     """The forms that fit the problem and memory."""
-    n = layout.half.size
     counted = layout.problem.groups is not None
     with_fields = [SwapFields(layout), SwapRows(layout)] if counted else [FlipFields(layout)]
     if not isinstance(layout.problem.quadratic, LowRank):
         return with_fields
     with_factor = FactorSwaps(layout) if counted else FactorFlips(layout)
-    if n * n * layout.dtype.itemsize > _MOST_BYTES:
-        return [with_factor]
-    return [*with_fields, with_factor]
+    return [*with_fields, with_factor] if layout.has_matrix else [with_factor]
 
 
 def cheapest(forms: Sequence[Form], acceptance: float) -> Form:

@@ -25,16 +25,16 @@ _NO_LIMIT = np.iinfo(np.int64).max
 
 
 def descend(problem: QuadraticProblem, states: States, layout: Layout | None = None) -> States:
-    """Every row of ``states`` after swap (or flip) descent in float64; rows keep their counts.
+    """Every row of ``states`` after swap (or flip) descent; rows keep their counts.
 
     Args:
         problem: what to descend on.
         states: shape (reads, n), with exact counts.
-        layout: the problem's float64 layout, when the caller has it already.
+        layout: the problem's layout, when the caller has it; otherwise one in float64 is made.
     """
     layout = layout or Layout.of(problem)
     result = layout.sorted(states)
-    scores = np.empty(problem.num_variables)
+    scores = np.empty(problem.num_variables, dtype=layout.dtype)
     unused = np.zeros(4, dtype=np.uint64)
     for x, field in zip(result, layout.fields(result), strict=True):
         if problem.groups is None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import LowRank, Quadratic, Sparse
 
+# A dense matrix beyond this is never built for a problem given by its factor.
+_MOST_BYTES = 4e9
 # Beyond this single precision could overflow or lose whole coefficients.
 _SINGLE_LIMIT = 1e15
 
@@ -72,6 +74,14 @@ class Layout:
         quadratic = self._quadratic
         assert isinstance(quadratic, LowRank)
         return np.ascontiguousarray(quadratic.factor.T, dtype=self.dtype)
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether ``matrix`` is there, or small enough to be made from the factor."""
+        n = self.problem.num_variables
+        if not isinstance(self.problem.quadratic, LowRank):
+            return True
+        return n * n * self.dtype.itemsize <= _MOST_BYTES
 
     @property
     def _quadratic(self) -> Quadratic:

@@ -16,8 +16,12 @@ from solvers.greedy import descend
 from solvers.kernels import random_states_for
 from solvers.layout import Layout
 from solvers.problem import QuadraticProblem
+from solvers.quadratic import LowRank
 from solvers.sampler import Deadline, States, checked_states, positive_int, random_states
 from solvers.solution import Solution
+
+# A low-rank problem beyond this many variables is polished on the matrix that the search used.
+_LARGE = 2048
 
 
 @dataclass
@@ -133,7 +137,7 @@ def search(
     reads = [Read.start(x, random) for x, random in starts]
     begun = _run(reads, [walk(read) for read in reads], limits)
     found = layout.unsorted(np.array([reads[index].best for index in begun], dtype=np.int8))
-    best = _best_of(problem, [states[begun], found, descend(problem, found)])
+    best = _best_of(problem, [states[begun], found, _polished(layout, found)])
     moves = int(sum(reads[index].moves for index in begun))
     return Solution.of(problem, best, info={**info, "moves": moves, "reads_begun": len(begun)})
 
@@ -174,6 +178,15 @@ def _run_threads(run: Callable[[int], None], num: int, num_threads: int, stop: E
                 job.result()
         finally:
             stop.set()
+
+
+def _polished(layout: Layout, states: States) -> States:
+    """The states after descent, in float64 unless that would need a second large matrix."""
+    problem = layout.problem
+    if not layout.has_matrix:
+        return states
+    large = isinstance(problem.quadratic, LowRank) and problem.num_variables > _LARGE
+    return descend(problem, states, layout if large else None)
 
 
 def _best_of(problem: QuadraticProblem, rivals: Sequence[States]) -> States:

@@ -10,7 +10,7 @@ from solvers import Dense, LowRank, QuadraticProblem, Sparse
 from solvers.annealing import SwapAnnealing
 from solvers.elite import Pool
 from solvers.errors import InvalidOptionError
-from solvers.forms import FactorSwaps, SwapFields, SwapRows, cheapest, forms_for
+from solvers.forms import FactorFlips, FactorSwaps, SwapFields, SwapRows, cheapest, forms_for
 from solvers.greedy import Greedy
 from solvers.layout import Layout
 from solvers.tabu import SwapTabu
@@ -201,3 +201,14 @@ def test_pool_knows_mirror_images_and_keeps_counts():
         assert grouped.feasible(state).all()
         pool.add(start, grouped.energy(state))
     assert len(pool.states) == 3
+
+
+@pytest.mark.parametrize("counts", [None, 4])
+def test_a_factor_too_wide_for_a_matrix_is_walked_alone(monkeypatch, counts):
+    monkeypatch.setattr("solvers.layout._MOST_BYTES", 0)
+    problem = random_problem("lowrank", 2, counts=counts)
+    forms = forms_for(Layout.of(problem, np.float32))
+    assert [isinstance(form, FactorFlips) for form in forms] == [True]
+    solution = SwapAnnealing().sample_problem(problem, num_reads=20, num_sweeps=100, seed=0)
+    assert problem.feasible(solution.samples).all()
+    assert solution.energy == pytest.approx(optimum(problem), abs=1e-6)
