@@ -103,6 +103,29 @@ def test_the_written_configuration_repeats_the_run(finished, tmp_path, qprune):
     assert (folder / MODEL).read_bytes() == (tmp_path / "again" / MODEL).read_bytes()
 
 
+def test_a_model_and_data_of_the_users_own(tmp_path, monkeypatch, qprune):
+    (tmp_path / "my_own_network.py").write_text(
+        "import torch\n"
+        "from qprune.datasets import DataSet\n"
+        "from qprune.networks import MLP\n"
+        "def net():\n"
+        "    torch.manual_seed(0)\n"
+        "    return MLP((6, 8, 3), bias=True)\n"
+        "def data():\n"
+        "    inputs = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))\n"
+        "    labels = net()(inputs).argmax(1)\n"
+        "    return DataSet(inputs[:60], labels[:60], inputs[60:], labels[60:])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = ["--model", "my_own_network:net", "--data", "my_own_network:data"]
+    small = ["--num-calibration-samples", "60", "--block-size", "16", "--stages", "2"]
+    code, out, err = qprune("prune", *own, *small, "--rounds", "1", "--sparsity", "0.5", "--json")
+    assert code == 0, err
+    outcome = json.loads(out)
+    assert outcome["dense"]["accuracy"] == 1
+    assert outcome["achieved_sparsity"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "pruned_in_a_row"),
     [
