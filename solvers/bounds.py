@@ -143,7 +143,8 @@ def relax_convex(
     if convex.size <= _SMALL and not isinstance(convex.quadratic, Sparse):
         convex = convex.as_dense()
     metric = diagonal_metric(convex)
-    x, shift = _warm_up(convex, metric)
+    # A rough answer needs only a rough start.
+    x, shift = _warm_up(convex, metric, _WARM_UP if tolerance < 0.1 else _WARM_UP // 4)
     product = convex.quadratic.product(x)
     energy = convex.energy(x, product)
     best = tangent_at(convex, x, product)
@@ -171,7 +172,7 @@ def diagonal_metric(convex: Convex) -> Floats:
     return diagonal + (1e-3 * float(diagonal.mean() if diagonal.size else 0.0) or 1.0)
 
 
-def _warm_up(convex: Convex, metric: Floats) -> tuple[Floats, Floats]:
+def _warm_up(convex: Convex, metric: Floats, steps: int) -> tuple[Floats, Floats]:
     """(x, multipliers of the counts) after the accelerated steps."""
     real = np.float32 if convex.size > _SMALL and _fits_single(convex) else np.float64
     operator = _as(convex.operator, real)
@@ -186,7 +187,7 @@ def _warm_up(convex: Convex, metric: Floats) -> tuple[Floats, Floats]:
         convex.starts,
         convex.counts,
         _as(width, real),
-        _WARM_UP,
+        steps,
         shift,
         x,
         product,

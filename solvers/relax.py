@@ -95,9 +95,10 @@ class Relax(CountingSampler):
             "relaxed_energy": relaxation.energy,
             "convexified": convex.method,
         }
+        formed = _formed(problem, relaxation)
         try:
             for index, better in _improved(
-                problem, relaxation, start, num_reads, int(num_sweeps), seed
+                formed, relaxation, start, num_reads, int(num_sweeps), seed
             ):
                 answers[index] = better
                 if deadline.passed:
@@ -105,6 +106,17 @@ class Relax(CountingSampler):
         except KeyboardInterrupt:
             info["interrupted"] = True
         return Solution.of(problem, answers, lower_bound=relaxation.lower_bound, info=info)
+
+
+def _formed(problem: QuadraticProblem, relaxation: Relaxation) -> QuadraticProblem:
+    """The problem with Q in full where the relaxation has formed it, so that it is done once."""
+    convex = relaxation.convex
+    same = convex.order is None and not convex.method and isinstance(convex.quadratic, Dense)
+    if not same:
+        return problem
+    return QuadraticProblem(
+        problem.linear, convex.quadratic, problem.offset, problem.groups, problem.counts
+    )
 
 
 def rounded(problem: QuadraticProblem, preference: Floats) -> NDArray[np.int8]:
