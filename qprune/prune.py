@@ -184,21 +184,21 @@ def walk(setting: Setting) -> State:
     """From the dense network to the asked sparsity."""
     request = setting.request
     state = setting.dense
+    last = request.stages - 1
     for stage in range(request.stages):
-        last = stage == request.stages - 1
+        if setting.journal.exhausted:
+            return first_pass(setting, state, last)
         state = first_pass(setting, state, stage)
         state = compensate_once(setting, state, stage)
-        for number in range(request.final_rounds if last else request.rounds):
+        for number in range(request.final_rounds if stage == last else request.rounds):
             if setting.journal.exhausted:
                 break
             state, changed = block_round(setting, state, stage, number)
             if changed:
                 state = compensate_once(setting, state, stage)
-        if setting.journal.exhausted and not last:
-            return first_pass(setting, state, request.stages - 1)
     for _ in range(setting.final_compensations):
         before = state
-        state = compensate_once(setting, state, request.stages - 1)
+        state = compensate_once(setting, state, last)
         if state is before or setting.journal.exhausted:
             break
     return state

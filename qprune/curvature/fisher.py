@@ -41,9 +41,10 @@ class SampledFisher:
     ) -> Expansion:
         seed = int(torch.randint(2**62, (), generator=generator))
 
-        def losses(outputs: Tensor, targets: Tensor, batch: int) -> Tensor:
-            own = torch.Generator(outputs.device).manual_seed(seed + batch)
-            return loss.sampled(outputs, own)
+        def losses() -> _SampleLosses:
+            # One stream over all batches of a pass: draws do not depend on their size.
+            own = torch.Generator().manual_seed(seed)
+            return lambda outputs, targets: loss.sampled(outputs, own)
 
         return _expand(model, layers, samples, loss, losses, batch_size)
 
@@ -62,13 +63,10 @@ class EmpiricalFisher:
         batch_size: int,
         generator: torch.Generator,
     ) -> Expansion:
-        def losses(outputs: Tensor, targets: Tensor, batch: int) -> Tensor:
-            return loss.per_sample(outputs, targets)
-
-        return _expand(model, layers, samples, loss, losses, batch_size)
+        return _expand(model, layers, samples, loss, lambda: loss.per_sample, batch_size)
 
 
-_SampleLosses = Callable[[Tensor, Tensor, int], Tensor]
+_SampleLosses = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ def _expand(
     layers: Layers,
     samples: Samples,
     loss: Loss,
-    curvature_losses: _SampleLosses,
+    curvature_losses: Callable[[], _SampleLosses],
     batch_size: int,
 ) -> Expansion:
     kept: list[Trace] = []
@@ -125,11 +123,12 @@ def _passes(
     layers: Layers,
     samples: Samples,
     loss: Loss,
-    curvature_losses: _SampleLosses,
+    curvature_losses: Callable[[], _SampleLosses],
     batch_size: int,
     gradient: Tensor | None,
 ) -> Iterator[tuple[Trace, float]]:
     """One (trace, summed loss) per batch; the summed gradient is added into ``gradient``."""
+    losses_of = curvature_losses()
     for number, batch in enumerate(samples.batches(batch_size)):
         with differentiating(model, layers) as weights, Recorder(layers) as recorder:
             outputs = forward(model, batch.inputs)
@@ -146,7 +145,7 @@ def _passes(
                 for total, part in zip(layers.split(gradient), parts, strict=True):
                     if part is not None:
                         total.add_(part.flatten())
-            sampled = curvature_losses(outputs, batch.targets, number)
+            sampled = losses_of(outputs, batch.targets)
             deltas = torch.autograd.grad(sampled.sum(), recorder.outputs(), allow_unused=True)
             trace = recorder.trace(deltas, len(batch))
         yield trace, losses.detach().double().sum().item()

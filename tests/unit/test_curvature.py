@@ -176,6 +176,15 @@ def test_one_seed_one_draw_of_labels(setup):
     assert not np.allclose(first, other)
 
 
+def test_draws_do_not_depend_on_the_size_of_batches(setup):
+    indices = torch.arange(setup[1].size)
+    whole, pieces = (
+        expand(SampledFisher(), setup, batch_size=size).curvature.block(indices).factor
+        for size in (12, 5)
+    )
+    np.testing.assert_allclose(pieces, whole, atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", [DenseOutputs(), DenseOutputs(scale=1.5)], ids=["plain", "scaled"])
 def test_sampled_labels_give_the_gauss_newton_matrix_on_average(setup, loss):
     wanted = gauss_newton_matrix(setup, loss).numpy()
