@@ -141,18 +141,8 @@ def find_layers(
     for name, module in model.named_modules():
         if not _named(name, module, targets) or _named(name, module, ignore):
             continue
-        if not isinstance(module, SUPPORTED):
-            raise UnsupportedLayerError(
-                f"target {name!r} is a {type(module).__name__}; qprune prunes the weights of "
-                "Linear and Conv2d: name those inside it, or add it to ignore"
-            )
-        if "weight" not in module._parameters:
-            raise UnsupportedLayerError(
-                f"the weight of {name!r} is computed from other parameters (a parametrization); "
-                "remove that first, or add the layer to ignore"
-            )
-        items.append(Layer(name, module, offset))
-        offset += module.weight.numel()
+        items.append(Layer(name, _supported(name, module), offset))
+        offset = items[-1].end
     if not items:
         raise ImpossibleRequestError(
             f"the model has no weights to prune: targets={list(targets)} and "
@@ -172,6 +162,20 @@ def _named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
         elif pattern in (name, type(module).__name__):
             return True
     return False
+
+
+def _supported(name: str, module: nn.Module) -> nn.Linear | nn.Conv2d:
+    if not isinstance(module, SUPPORTED):
+        raise UnsupportedLayerError(
+            f"target {name!r} is a {type(module).__name__}; qprune prunes the weights of "
+            "Linear and Conv2d: name those inside it, or add it to ignore"
+        )
+    if "weight" not in module._parameters:
+        raise UnsupportedLayerError(
+            f"the weight of {name!r} is computed from other parameters (a parametrization); "
+            "remove that first, or add the layer to ignore"
+        )
+    return module
 
 
 def _refuse_tied(model: nn.Module, layers: Layers) -> None:
