@@ -65,7 +65,7 @@ class Calibration:
         return self.take(order[size:].sort().values), self.take(order[:size].sort().values)
 
 
-def _joined(batches: list[Sequence[Tensor]]) -> list[Tensor]:
+def _joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     try:
         return [torch.cat(column) for column in zip(*batches, strict=True)]
     except (RuntimeError, ValueError) as error:

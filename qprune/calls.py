@@ -27,8 +27,15 @@ _GATHER_COST = 16
 class Call(Protocol):
     """What a trace holds of one use of a layer."""
 
-    inputs: Tensor
-    deltas: Tensor
+    @property
+    def inputs(self) -> Tensor:
+        """What went in, one sample a row."""
+        ...
+
+    @property
+    def deltas(self) -> Tensor:
+        """Derivative of every sample's loss by what came out, one sample a row."""
+        ...
 
     @property
     def floats_per_sample(self) -> int:
