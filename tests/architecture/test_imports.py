@@ -22,6 +22,7 @@ CORE = (
     "curvature",
     "sparsity",
     "scores",
+    "augment",
     "masks",
     "blocks",
     "formulate",

@@ -66,10 +66,17 @@ def test_the_sparsity_comes_from_what_is_given():
 def test_defaults_are_those_of_prune():
     parameters = inspect.signature(qprune.prune).parameters
     settings = make_settings(ENOUGH)
-    shared = set(parameters) & set(Settings.model_fields) - {"model", "start", "curvature"}
+    shared = set(parameters) & set(Settings.model_fields) - {
+        "model",
+        "start",
+        "curvature",
+        "augment",
+    }
     assert len(shared) > 12
     for name in shared - {"sparsity", "sampler_options"}:
         assert getattr(settings, name) == parameters[name].default, name
+    assert settings.augment  # True leaves it to prune's own "auto".
+    assert parameters["augment"].default == "auto"
     assert STARTS[settings.start] == parameters["start"].default
     assert CURVATURES[settings.curvature] == parameters["curvature"].default
 
