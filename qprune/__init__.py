@@ -11,7 +11,7 @@ if not getattr(solvers, "QPRUNE_SOLVERS", False):
 from qprune.augment import Mixup, ShiftImages
 from qprune.calibration import Calibration
 from qprune.compensate import Compensation
-from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher
+from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
 from qprune.losses import DenseOutputs, Labels, PerSample
 from qprune.prune import Pruned, prune
 
@@ -27,5 +27,6 @@ __all__ = [
     "Pruned",
     "SampledFisher",
     "ShiftImages",
+    "SketchedFisher",
     "prune",
 ]

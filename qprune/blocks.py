@@ -64,15 +64,10 @@ class Boundary:
             )
 
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
-        # Past any finite cost, so that resting weights keep their order among themselves.
-        cost = offer.cost.double()
-        cost = cost + offer.resting * (1.0 + 2.0 * cost.abs().max())
+        sides = _Sides.of(offer, _rested(offer))
         pairs = block_size // 2
-        dealt = _dealt_pairs(offer, cost, round(pairs * self.layer_share), num_blocks)
-        taken = torch.zeros_like(offer.mask)
-        if dealt.numel():
-            taken[dealt.flatten()] = True
-        general = _best_pairs(cost, offer.mask, offer.groups, taken, pairs * num_blocks)
+        dealt = _dealt_pairs(offer, sides, round(pairs * self.layer_share), num_blocks)
+        general = sides.without(dealt).pairs(pairs * num_blocks)
         return _cut(dealt, general, pairs, num_blocks)
 
 
@@ -83,8 +78,7 @@ class RandomPairs:
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
         cost = torch.rand(offer.mask.shape, generator=offer.generator, dtype=torch.float64)
         pairs = block_size // 2
-        none = torch.zeros_like(offer.mask)
-        chosen = _best_pairs(cost, offer.mask, offer.groups, none, pairs * num_blocks)
+        chosen = _Sides.of(offer, cost).pairs(pairs * num_blocks)
         return _cut(chosen[:0], chosen, pairs, num_blocks)
 
 
@@ -93,82 +87,102 @@ class LayerByLayer:
     """Boundary pairs of one layer a block, the layers with the most to gain first."""
 
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
-        pairs = block_size // 2
-        cost = offer.cost.double() + offer.resting * (1.0 + 2.0 * offer.cost.double().abs().max())
+        cost = _rested(offer)
+        sides = _Sides.of(offer, cost)
         ranked = []
         for layer in offer.layers:
-            chosen = _layer_pairs(offer, cost, layer.offset, layer.end, pairs)
+            chosen = sides.part(layer.offset, layer.end).pairs(block_size // 2) + layer.offset
             if len(chosen):
                 ranked.append((cost[chosen].sum().item(), chosen))
         ranked.sort(key=lambda entry: entry[0])
         return [chosen.flatten().sort().values for _, chosen in ranked[:num_blocks]]
 
 
-def _best_pairs(cost: Tensor, mask: Tensor, groups: Groups, taken: Tensor, limit: int) -> Tensor:
-    """At most ``limit`` disjoint (kept, pruned) pairs within groups, cheapest first, (p, 2).
+def _rested(offer: Offer) -> Tensor:
+    """The cost with resting weights past any other, their order among themselves kept."""
+    if not offer.resting.any():
+        return offer.cost
+    cost = offer.cost.double()
+    return cost.add_(offer.resting, alpha=1.0 + 2.0 * cost.abs().max().item())
 
-    In every group the r-th cheapest kept weight is paired with the r-th cheapest pruned one.
+
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """What each side of a swap costs: infinite for weights that are not on that side.
+
+    Attributes:
+        kept, pruned: shape (N,).
+        ids: group of each, shape (N,); None for one group.
     """
-    kept, pruned = (_ranked(cost, side & ~taken, groups, limit) for side in (mask, ~mask))
-    if groups.ids is None:
-        number = min(len(kept[0]), len(pruned[0]))
-        return torch.stack([kept[0][:number], pruned[0][:number]], 1)
-    # Both sides are keyed by (group, rank); pairs are the keys they share.
-    span = len(cost) + 1
-    kept_key, pruned_key = (g * span + r for _, g, r in (kept, pruned))
-    at = torch.searchsorted(pruned_key, kept_key)
-    both = (at < len(pruned_key)) & (
-        pruned_key[at.clamp(max=max(len(pruned_key) - 1, 0))] == kept_key
-        if len(pruned_key)
-        else torch.zeros_like(at, dtype=torch.bool)
-    )
-    pairs = torch.stack([kept[0][both], pruned[0][at[both]]], 1)
-    order = cost[pairs].sum(1).argsort(stable=True)
-    return pairs[order[:limit]]
+
+    kept: Tensor
+    pruned: Tensor
+    ids: Tensor | None
+
+    @classmethod
+    def of(cls, offer: Offer, cost: Tensor) -> _Sides:
+        return cls(
+            cost.masked_fill(~offer.mask, torch.inf),
+            cost.masked_fill(offer.mask, torch.inf),
+            offer.groups.ids,
+        )
+
+    def part(self, start: int, end: int) -> _Sides:
+        ids = None if self.ids is None else self.ids[start:end]
+        return _Sides(self.kept[start:end], self.pruned[start:end], ids)
+
+    def without(self, pairs: Tensor) -> _Sides:
+        kept, pruned = self.kept.clone(), self.pruned.clone()
+        kept[pairs[:, 0]] = torch.inf
+        pruned[pairs[:, 1]] = torch.inf
+        return _Sides(kept, pruned, self.ids)
+
+    def pairs(self, limit: int) -> Tensor:
+        """At most ``limit`` disjoint (kept, pruned) pairs within groups, cheapest first, (p, 2).
+
+        In every group the r-th cheapest kept weight is paired with the r-th cheapest pruned one.
+        """
+        if self.ids is None:
+            sides = [_cheapest(side, limit) for side in (self.kept, self.pruned)]
+            number = min(len(side) for side in sides)
+            return torch.stack([side[:number] for side in sides], 1)
+        (kept, kept_key), (pruned, pruned_key) = (
+            _ranked(side, self.ids) for side in (self.kept, self.pruned)
+        )
+        # Both sides are keyed by (group, rank); pairs are the keys they share.
+        at = torch.searchsorted(pruned_key, kept_key)
+        both = torch.isin(kept_key, pruned_key, assume_unique=True)
+        found = torch.stack([kept[both], pruned[at[both]]], 1)
+        order = (self.kept[found[:, 0]] + self.pruned[found[:, 1]]).argsort(stable=True)
+        return found[order[:limit]]
 
 
-def _ranked(
-    cost: Tensor, side: Tensor, groups: Groups, limit: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of one side by (group, cost): (indices, group, rank within the group)."""
-    members = torch.nonzero(side)[:, 0]
-    values = cost[members]
-    if groups.ids is None:
-        if len(members) > 4 * limit:
-            # Only the cheapest can be in a pair; a partial sort is enough to find them.
-            bound = values.kthvalue(limit).values
-            members, values = members[values <= bound], values[values <= bound]
-        ordered = members[values.argsort(stable=True)][:limit]
-        return ordered, torch.zeros_like(ordered), torch.arange(len(ordered))
-    order = values.argsort(stable=True)
-    members = members[order]
-    group = groups.ids[members]
-    by_group = group.argsort(stable=True)
-    members, group = members[by_group], group[by_group]
-    first = torch.searchsorted(group, group, right=False)
-    return members, group, torch.arange(len(members)) - first
+def _cheapest(side: Tensor, limit: int) -> Tensor:
+    """Indices of the at most ``limit`` cheapest finite entries, ascending."""
+    values, indices = side.topk(min(limit, len(side)), largest=False)
+    return indices[values.isfinite()]
 
 
-def _dealt_pairs(offer: Offer, cost: Tensor, share: int, num_blocks: int) -> Tensor:
+def _ranked(side: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The members of one side by (group, cost), and a key that grows with (group, rank)."""
+    members = torch.nonzero(side.isfinite())[:, 0]
+    members = members[side[members].argsort(stable=True)]
+    members = members[ids[members].argsort(stable=True)]
+    group = ids[members]
+    rank = torch.arange(len(members)) - torch.searchsorted(group, group)
+    return members, group * (len(side) + 1) + rank
+
+
+def _dealt_pairs(offer: Offer, sides: _Sides, share: int, num_blocks: int) -> Tensor:
     """Pairs dealt evenly to the layers, (p, 2): per block, ``share`` pairs over all layers."""
     each = max(1, share // len(offer.layers)) if share else 0
     wanted = each * num_blocks
-    if not wanted:
-        return torch.zeros(0, 2, dtype=torch.long)
     per_layer = [
-        _layer_pairs(offer, cost, layer.offset, layer.end, wanted) for layer in offer.layers
+        sides.part(layer.offset, layer.end).pairs(wanted) + layer.offset for layer in offer.layers
     ]
     # Round robin over the layers, so that every block gets its part of each.
     rows = [pairs[rank] for rank in range(wanted) for pairs in per_layer if rank < len(pairs)]
     return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.long)
-
-
-def _layer_pairs(offer: Offer, cost: Tensor, start: int, end: int, limit: int) -> Tensor:
-    part = slice(start, end)
-    ids = None if offer.groups.ids is None else offer.groups.ids[part]
-    inside = Groups(ids, offer.groups.sizes, offer.groups.counts)
-    none = torch.zeros(end - start, dtype=torch.bool)
-    return _best_pairs(cost[part], offer.mask[part], inside, none, limit) + start
 
 
 def _cut(dealt: Tensor, general: Tensor, pairs: int, num_blocks: int) -> list[Tensor]:

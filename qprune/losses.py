@@ -29,6 +29,14 @@ class Loss(Protocol):
         """Loss of each sample against a target drawn from the outputs' own distribution."""
         ...
 
+    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Numbers, shape (m,), whose gradients' outer products average to the Gauss-Newton's.
+
+        Sum_s grad grad' over random signs has the expectation sum_s J_s' C_s J_s, C_s the
+        second derivative of the loss of sample s by the outputs.
+        """
+        ...
+
     def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> Loss:
         """The loss with whatever it fits to the present outputs (nothing, for most).
 
@@ -94,6 +102,18 @@ class DenseOutputs:
         ).view(drawn.shape)
         return nll.flatten(1).sum(1) / tokens**0.5
 
+    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        logits = _classes_last(self.scale * outputs)
+        shares = logits.detach().softmax(-1)
+        # diag(p) - pp' = sum_c p_c (e_c - p)(e_c - p)'; a random sign per class makes one row
+        # of the sum. A drawn label has the same mean, but of a confident network nearly all
+        # draws are zero and a few are huge.
+        signs = torch.randint(2, shares.shape, generator=generator, device=generator.device)
+        root = shares.sqrt() * (2 * signs - 1).to(shares)
+        rows = root - shares * root.sum(-1, keepdim=True)
+        tokens = logits.flatten(1, -2).shape[1]
+        return (logits * rows).flatten(1).sum(1) / tokens**0.5
+
     def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> DenseOutputs:
         fit = not values_move if self.fit_scale is None else self.fit_scale
         if not fit:
@@ -153,6 +173,9 @@ class Labels:
     def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         return DenseOutputs().sampled(outputs, generator)
 
+    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        return DenseOutputs().sketched(outputs, generator)
+
     def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> Labels:
         return self
 
@@ -183,6 +206,9 @@ class PerSample:
             "a loss of your own has no distribution to sample labels from; "
             "use curvature=EmpiricalFisher()"
         )
+
+    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        return self.sampled(outputs, generator)
 
     def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> PerSample:
         return self

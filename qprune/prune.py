@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
 from qprune.compensate import Compensation
-from qprune.curvature import SampledFisher
+from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
@@ -55,7 +55,7 @@ def prune(
     targets: Sequence[str] = ("Linear", "Conv2d"),
     ignore: Sequence[str] = (),
     loss: Loss | None = None,
-    curvature: Curvature | str = SampledFisher(),
+    curvature: Curvature | str = SketchedFisher(),
     select: Select = Boundary(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
@@ -67,6 +67,7 @@ def prune(
     compensate: bool | Compensation = True,
     augment: Augmentation | str | None = "auto",
     terms: Terms | None = None,
+    damping: float = 0.1,
     accept_share: float = 0.2,
     samples_per_step: int = 2400,
     batch_size: int | None = None,
@@ -91,7 +92,8 @@ def prune(
         targets: class names, module names, or ``re:`` patterns.
         ignore: the same, taken away again.
         loss: `DenseOutputs` (default), `Labels`, or `PerSample` for one of your own.
-        curvature: `SampledFisher` (default), `EmpiricalFisher`, `ExactHessian`, or a name.
+        curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`,
+            `ExactHessian`, or a name.
         select: how blocks are chosen.
         sampler: a registered name (see ``qprune samplers``) or any object with
             ``sample(bqm, ...) -> SampleSet``.
@@ -105,6 +107,7 @@ def prune(
         augment: makes more samples to fit on (`qprune.augment`); "auto", with `DenseOutputs`,
             shifts images (m, c, h, w), blends other numbers, and leaves tokens alone.
         terms: extra energy over a block's variables; see `qprune.terms`.
+        damping: added to the curvature's diagonal, as a multiple of its mean.
         accept_share: share of the samples on which steps are judged, and never fitted.
         samples_per_step: at most this many samples per expansion.
         batch_size: samples per forward pass; default by the size of the activations.
@@ -147,6 +150,7 @@ def prune(
         compensate=compensate,
         augment=augment,
         terms=terms,
+        damping=damping,
         accept_share=accept_share,
         samples_per_step=samples_per_step,
         batch_size=batch_size,

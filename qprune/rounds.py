@@ -138,7 +138,7 @@ def block_round(setting: Setting, state: State, stage: int, number: int) -> tupl
     loss = setting.refitted_loss(samples)
     with watch.phase("curvature"):
         expansion = setting.expand(samples, loss)
-    clock = len(setting.journal.steps)
+    clock = stage * (setting.request.rounds + 1) + number
     with watch.phase("select"):
         keep_value = _keep_values(setting, state, expansion)
         chosen = _selected(setting, state, expansion, keep_value, clock)
@@ -148,14 +148,14 @@ def block_round(setting: Setting, state: State, stage: int, number: int) -> tupl
             curvature = expansion.curvature.block(indices)
         with watch.phase("formulate"):
             block = _block(setting, state, expansion, keep_value, indices)
-            model = formulate(block, curvature)
+            model = formulate(block, curvature, ridge=expansion.damping / 2)
             terms = setting.request.terms
             proposals.append(
                 Proposal(block, model, with_terms(model, block, terms) if terms else model)
             )
     rest = state.resting.clone()
     for indices in chosen:
-        rest[indices] = clock + _REST
+        rest[indices] = clock + 1 + _REST
     attempt = _Attempt(setting, loss, expansion.loss, watch, stage, number)
     return attempt.settle(replace(state, resting=rest), proposals)
 
@@ -233,12 +233,12 @@ class _Attempt:
                 return replace(moved, trust=state.trust.taken(predicted, real, flips)), True
             self._write(state, trying)
             self._note(state, trying, False, real, present)
-            state = replace(state, trust=state.trust.raised(predicted, flips))
             if self.setting.journal.exhausted:
                 break
             if len(trying) > 1:
                 trying = trying[: len(trying) // 2]
                 continue
+            state = replace(state, trust=state.trust.raised(predicted, flips))
             trying = [p for p in self._solve(trying, state.trust.price) if p.flips]
             if not trying:
                 break
@@ -301,7 +301,7 @@ def _seed(*key: int) -> int:
 
 
 def _applied(state: State, proposals: Sequence[Proposal]) -> State:
-    """The state with every proposal's answer carried out; changed weights need no rest."""
+    """The state with every proposal's answer carried out; only what was changed rests."""
     values, mask, resting = state.values.clone(), state.mask.clone(), state.resting.clone()
     for proposal in proposals:
         assert proposal.answer is not None
@@ -317,12 +317,15 @@ def _keep_values(setting: Setting, state: State, expansion: Expansion) -> Tensor
     """Every weight's value if kept: as it is, or what a pruned one would come back with.
 
     That is the original value, or with compensation the minimum of the loss along the weight
-    alone, -g / (H_ii + damping).
+    alone, -g / (H_ii + damping), no larger than the original.
     """
     if setting.compensation is None:
         back = setting.dense.values
     else:
-        back = -expansion.gradient / (expansion.diagonal + setting.compensation.damping)
+        limit = setting.dense.values.abs()
+        # Where nothing is known of a weight, 0 / 0, nothing is proposed for it.
+        alone = -expansion.gradient / (expansion.diagonal + expansion.damping)
+        back = alone.nan_to_num().clamp(-limit, limit)
     return torch.where(state.mask, state.values, back)
 
 
@@ -330,7 +333,8 @@ def _selected(
     setting: Setting, state: State, expansion: Expansion, keep_value: Tensor, clock: int
 ) -> list[Tensor]:
     move = torch.where(state.mask, -keep_value, keep_value)
-    cost = move * (expansion.gradient + 0.5 * expansion.diagonal * move)
+    curvature = expansion.diagonal + expansion.damping
+    cost = move * (expansion.gradient + 0.5 * curvature * move)
     offer = Offer(
         setting.layers, setting.groups, state.mask, cost, state.resting > clock, setting.generator
     )

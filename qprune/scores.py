@@ -73,10 +73,19 @@ class Gradient:
 
 @dataclass(frozen=True)
 class DiagonalFisher:
-    """1/2 w^2 H_ii: the second-order change with couplings and gradient left out (OBD)."""
+    """1/2 w^2 (H_ii + damping mean(H)): the second-order change without couplings (OBD).
+
+    Args:
+        damping: draws the scores towards squared magnitude, for a curvature from few samples
+            is mostly noise. Weights that no sample reaches (H_ii = 0) still go first.
+    """
+
+    damping: float = 1.0
 
     def scores(self, situation: Situation) -> Tensor:
-        return 0.5 * situation.weights**2 * situation.expansion.diagonal
+        diagonal = situation.expansion.diagonal
+        damped = torch.where(diagonal > 0, diagonal + self.damping * diagonal.mean(), 0.0)
+        return 0.5 * situation.weights**2 * damped
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Request:
     compensate: bool | Compensation
     augment: Augmentation | str | None
     terms: Terms | None
+    damping: float
     accept_share: float
     samples_per_step: int
     batch_size: int | None
@@ -239,7 +240,8 @@ class Setting:
                 raise NonFiniteError(
                     f"the {what} of layer {layer.name!r} holds NaN or Inf; look at the loss"
                 )
-        return expansion
+        damping = self.request.damping * float(expansion.diagonal.mean())
+        return replace(expansion, damping=damping)
 
     def judge(self, loss: Loss) -> float:
         """Mean loss on the acceptance split at the model's current weights, nats.

@@ -1,14 +1,22 @@
 """Second-order models of the loss: which matrix stands for its curvature on a block."""
 
 from qprune.curvature.expansion import Expansion
-from qprune.curvature.fisher import EmpiricalFisher, SampledFisher
+from qprune.curvature.fisher import EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.curvature.hessian import ExactHessian
 
 #: Names on the command line.
 CURVATURES = {
-    "fisher": SampledFisher(),
+    "fisher": SketchedFisher(),
+    "sampled": SampledFisher(),
     "empirical": EmpiricalFisher(),
     "hessian": ExactHessian(),
 }
 
-__all__ = ["CURVATURES", "EmpiricalFisher", "ExactHessian", "Expansion", "SampledFisher"]
+__all__ = [
+    "CURVATURES",
+    "EmpiricalFisher",
+    "ExactHessian",
+    "Expansion",
+    "SampledFisher",
+    "SketchedFisher",
+]

@@ -35,12 +35,14 @@ class Expansion:
         gradient: of the mean loss, over all targeted weights, shape (N,).
         diagonal: of the curvature, shape (N,).
         curvature: gives blocks of the curvature.
+        damping: what to add to every diagonal entry, for what the samples did not show.
     """
 
     loss: float
     gradient: Tensor
     diagonal: Tensor
     curvature: BlockCurvature
+    damping: float = 0.0
 
 
 class Curvature(Protocol):

@@ -1,9 +1,10 @@
 """Fisher matrices from per-sample gradients, gathered on the block only.
 
 H = 1/m sum_s g_s g_s', g_s the gradient of the loss of sample s. With labels drawn from the
-network's own output (`SampledFisher`) its expectation is the Gauss-Newton matrix of the
-divergence from the dense outputs; with the loss itself (`EmpiricalFisher`) it is the matrix of
-WoodFisher (Singh and Alistarh 2020, arXiv 2004.14340, eq. 3) and of CBS (arXiv 2203.04466).
+network's own output (`SampledFisher`), or with random signs over the classes
+(`SketchedFisher`), its expectation is the Gauss-Newton matrix of the loss; with the loss itself
+(`EmpiricalFisher`) it is the matrix of WoodFisher (Singh and Alistarh 2020, arXiv 2004.14340,
+eq. 3) and of CBS (arXiv 2203.04466).
 """
 
 from __future__ import annotations
@@ -26,6 +27,28 @@ _KEEP_FLOATS = 1 << 28
 
 
 @dataclass(frozen=True)
+class SketchedFisher:
+    """The Gauss-Newton matrix of the loss, one gradient of random signs over classes a sample.
+
+    The same expectation as `SampledFisher` at the same cost, with far less noise where the
+    network is confident.
+    """
+
+    def expand(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        samples: Samples,
+        loss: Loss,
+        *,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Expansion:
+        losses = _drawn(loss.sketched, generator)
+        return _expand(model, layers, samples, loss, losses, batch_size)
+
+
+@dataclass(frozen=True)
 class SampledFisher:
     """Per-sample gradients against labels drawn from the network's own output distribution."""
 
@@ -39,13 +62,7 @@ class SampledFisher:
         batch_size: int,
         generator: torch.Generator,
     ) -> Expansion:
-        seed = int(torch.randint(2**62, (), generator=generator))
-
-        def losses() -> _SampleLosses:
-            # One stream over all batches of a pass: draws do not depend on their size.
-            own = torch.Generator().manual_seed(seed)
-            return lambda outputs, targets: loss.sampled(outputs, own)
-
+        losses = _drawn(loss.sampled, generator)
         return _expand(model, layers, samples, loss, losses, batch_size)
 
 
@@ -67,6 +84,20 @@ class EmpiricalFisher:
 
 
 _SampleLosses = Callable[[Tensor, Tensor], Tensor]
+
+
+def _drawn(
+    losses: Callable[[Tensor, torch.Generator], Tensor], generator: torch.Generator
+) -> Callable[[], _SampleLosses]:
+    """Losses with random choices of their own, the same ones in every pass."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+
+    def one_pass() -> _SampleLosses:
+        # One stream over all batches of a pass: draws do not depend on their size.
+        own = torch.Generator().manual_seed(seed)
+        return lambda outputs, targets: losses(outputs, own)
+
+    return one_pass
 
 
 @dataclass(frozen=True, eq=False)

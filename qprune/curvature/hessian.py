@@ -44,7 +44,7 @@ class ExactHessian:
         if layers.size > self.max_weights:
             raise ImpossibleRequestError(
                 f"the exact Hessian of {layers.size} weights would hold {layers.size**2:.1e} "
-                f"numbers (limit {self.max_weights} weights); use curvature=SampledFisher()"
+                f"numbers (limit {self.max_weights} weights); use curvature=SketchedFisher()"
             )
         function = _loss_of_weights(model, layers, samples, loss)
         weights = layers.read().double()

@@ -7,7 +7,13 @@ from torch import nn
 from torch.func import functional_call
 
 from qprune.compensate import Compensation, conjugate_gradients, gauss_newton
-from qprune.curvature import CURVATURES, EmpiricalFisher, ExactHessian, SampledFisher
+from qprune.curvature import (
+    CURVATURES,
+    EmpiricalFisher,
+    ExactHessian,
+    SampledFisher,
+    SketchedFisher,
+)
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.layers import find_layers
 from qprune.losses import DenseOutputs, Labels, PerSample
@@ -102,7 +108,7 @@ def test_the_exact_hessian_is_that_of_autograd(setup):
 def test_the_exact_hessian_refuses_large_networks():
     model = nn.Linear(10, 5)
     setup = model, find_layers(model), Samples(torch.randn(4, 10), torch.randn(4, 5))
-    with pytest.raises(ImpossibleRequestError, match=r"50 weights .*SampledFisher"):
+    with pytest.raises(ImpossibleRequestError, match=r"50 weights .*SketchedFisher"):
         expand(ExactHessian(max_weights=49), setup)
 
 
@@ -131,7 +137,7 @@ def test_the_model_is_left_as_it_was(strategy, setup):
         assert torch.equal(tensor, before[name]), name
 
 
-@pytest.mark.parametrize("strategy", [SampledFisher(), EmpiricalFisher()])
+@pytest.mark.parametrize("strategy", [SketchedFisher(), SampledFisher(), EmpiricalFisher()])
 def test_diagonal_and_blocks_agree(strategy, setup):
     expansion = expand(strategy, setup)
     everything = torch.arange(setup[1].size)
@@ -186,12 +192,13 @@ def test_draws_do_not_depend_on_the_size_of_batches(setup):
 
 
 @pytest.mark.parametrize("loss", [DenseOutputs(), DenseOutputs(scale=1.5)], ids=["plain", "scaled"])
-def test_sampled_labels_give_the_gauss_newton_matrix_on_average(setup, loss):
+@pytest.mark.parametrize("strategy", [SampledFisher(), SketchedFisher()], ids=["drawn", "signs"])
+def test_fishers_are_the_gauss_newton_matrix_on_average(setup, loss, strategy):
     wanted = gauss_newton_matrix(setup, loss).numpy()
     indices = torch.arange(setup[1].size)
     draws = np.stack(
         [
-            expand(SampledFisher(), setup, loss, seed, 12).curvature.block(indices).dense()
+            expand(strategy, setup, loss, seed, 12).curvature.block(indices).dense()
             for seed in range(300)
         ]
     )
@@ -202,7 +209,8 @@ def test_sampled_labels_give_the_gauss_newton_matrix_on_average(setup, loss):
     assert np.linalg.norm(draws.mean(0) - wanted) < 0.1 * np.linalg.norm(wanted)
 
 
-def test_sampled_labels_of_tokens_give_the_gauss_newton_matrix_on_average():
+@pytest.mark.parametrize("strategy", [SampledFisher(), SketchedFisher()], ids=["drawn", "signs"])
+def test_fishers_of_tokens_are_the_gauss_newton_matrix_on_average(strategy):
     torch.manual_seed(0)
     model = nn.Linear(3, 2, bias=False)
     inputs = torch.randn(4, 5, 3)
@@ -210,8 +218,7 @@ def test_sampled_labels_of_tokens_give_the_gauss_newton_matrix_on_average():
     wanted = gauss_newton_matrix(setup, DenseOutputs()).numpy()
     indices = torch.arange(6)
     draws = [
-        expand(SampledFisher(), setup, seed=seed).curvature.block(indices).dense()
-        for seed in range(400)
+        expand(strategy, setup, seed=seed).curvature.block(indices).dense() for seed in range(400)
     ]
     assert np.linalg.norm(np.mean(draws, 0) - wanted) < 0.1 * np.linalg.norm(wanted)
 
@@ -273,7 +280,7 @@ def test_compensation_never_revives_a_pruned_weight(setup):
     assert any((step[kept] != 0).any() for step in steps)
 
 
-@pytest.mark.parametrize("strategy", [SampledFisher(), EmpiricalFisher()])
+@pytest.mark.parametrize("strategy", [SketchedFisher(), SampledFisher(), EmpiricalFisher()])
 def test_activations_that_are_not_numbers_name_layer_and_batch(strategy, setup):
     model, layers, samples = setup
     inputs = samples.inputs.clone()
