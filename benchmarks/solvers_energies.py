@@ -1,0 +1,81 @@
+"""The best energies of the Fisher blocks, beside the best-known ones of the data folder's table.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.solvers_energies --data ../shared/data/qubo
+        [--instances digits-n1024] [--counts 512] [--reads 40] [--restarts 40] [--seed 0]
+
+Many reads of ``relax``, then ``swap-tabu`` and ``swap-anneal`` with restarts from the best of them.
+No limit of time, so the same seed gives the same states anywhere. The energy printed is recomputed
+from the file's own arrays, d.x + |U x|^2 / 2 in float64. CPU seconds are those of all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.solvers_convex import Block, blocks
+from solvers.annealing import SwapAnnealing
+from solvers.relax import Relax
+from solvers.tabu import SwapTabu
+
+
+def best_known(data: Path) -> dict[tuple[str, int], tuple[float, bool]]:
+    """Energy of each (instance, count) in the folder's table, and whether it is proved there."""
+    row = re.compile(r"\| (\S+) \| (\d+) \| (-?[\d.]+) \| -?[\d.]+ \| (yes|no) \|")
+    rows = (row.match(line) for line in (data / "README.md").read_text().splitlines())
+    return {(m[1], int(m[2])): (float(m[3]), m[4] == "yes") for m in rows if m}
+
+
+def energy_of(data: Path, name: str, count: int, state: np.ndarray) -> float:
+    """The energy from the file's arrays alone; the state has the count or this fails."""
+    if int(state.sum()) != count or not np.isin(state, (0, 1)).all():
+        raise ValueError(f"{name}: the state has {state.sum()} ones, not {count}")
+    with np.load(data / "fisher" / f"{name}.npz") as arrays:
+        outputs = arrays["U"].astype(np.float64) @ state
+        return float(arrays["d"].astype(np.float64) @ state + 0.5 * outputs @ outputs)
+
+
+def search(block: Block, reads: int, restarts: int, seed: int) -> np.ndarray:
+    """The best state of ``relax``, improved by the two local searches."""
+    state = Relax().sample_problem(block.problem, num_reads=reads, seed=seed).sample
+    for sampler in (SwapTabu(), SwapAnnealing()):
+        state = sampler.sample_problem(
+            block.problem, initial_states=state[None], num_restarts=restarts, seed=seed
+        ).sample
+    return state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds fisher/")
+    parser.add_argument("--instances", nargs="+", default=[], help="names, or how they begin")
+    parser.add_argument("--counts", nargs="+", type=int, default=[], help="only these counts")
+    parser.add_argument("--reads", type=int, default=40)
+    parser.add_argument("--restarts", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(f"{platform.machine()}, seed {args.seed}, {args.reads} reads, {args.restarts} restarts")
+    known = best_known(args.data)
+    for block in blocks(args.data, args.instances, args.counts):
+        begun = time.process_time()
+        state = search(block, args.reads, args.restarts, args.seed)
+        seconds = time.process_time() - begun
+        energy = energy_of(args.data, block.name, block.count, state)
+        best, proved = known.get((block.name, block.count), (np.inf, False))
+        # The table has six decimals.
+        verdict = "equal" if abs(energy - best) <= 1e-6 else "BETTER" if energy < best else "worse"
+        print(
+            f"{block.name:24} {block.count:5} best known {best:14.6f} "
+            f"{'proved' if proved else '':6} found {energy:14.6f} {verdict:6} "
+            f"{100 * (energy - best) / abs(best):+9.4f} %  {seconds:8.2f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
