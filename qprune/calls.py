@@ -38,6 +38,11 @@ class Call(Protocol):
         ...
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the weight."""
+        ...
+
+    @property
     def floats_per_sample(self) -> int:
         """Numbers that `gradients` makes on its way, per sample."""
         ...

@@ -70,8 +70,12 @@ def prune(
     num_blocks: Annotated[
         int | None, typer.Option(help="disjoint blocks for one expansion (1)")
     ] = None,
-    stages: Annotated[int | None, typer.Option(help="rungs up to the asked sparsity (20)")] = None,
-    rounds: Annotated[int | None, typer.Option(help="expansions in each stage (4)")] = None,
+    stages: Annotated[
+        int | None, typer.Option(help="rungs up to the asked sparsity (20; 10 for a large network)")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="expansions in each stage (4; 1 for a large network)")
+    ] = None,
     final_rounds: Annotated[
         int | None, typer.Option(help="expansions in the last stage (5 x rounds)")
     ] = None,
@@ -82,6 +86,9 @@ def prune(
     augment: Annotated[
         bool | None,
         typer.Option(help="whether to fit on shifted or blended copies of the samples too"),
+    ] = None,
+    samples_per_step: Annotated[
+        int | None, typer.Option(help="samples in one expansion (2400; 400 for a large network)")
     ] = None,
     num_calibration_samples: Annotated[
         int | None, typer.Option(help="all training samples the method sees (1000)")

@@ -11,12 +11,13 @@ acceptance split.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
+from qprune.effort import THOROUGH, Effort
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.traces import Samples, differentiating, forward
@@ -29,14 +30,25 @@ class Compensation:
     Args:
         damping: added to the diagonal of the curvature.
         iterations: of conjugate gradients at which a candidate is taken, ascending.
+        curvature_share: share of the samples that the curvature is taken on; the gradient
+            always has all. Both are by the size of the network where not given (`qprune.effort`).
         lengths: step lengths tried for each.
         final_steps: steps at the last stage, after the last block.
     """
 
     damping: float = 1e-3
-    iterations: tuple[int, ...] = (2, 4, 8, 16, 32)
+    iterations: tuple[int, ...] | None = None
+    curvature_share: float | None = None
     lengths: tuple[float, ...] = (1.0, 0.5)
     final_steps: int = 8
+
+    def completed(self, effort: Effort) -> Compensation:
+        """With the defaults of ``effort`` where nothing was said."""
+        return replace(
+            self,
+            iterations=self.iterations or effort.iterations,
+            curvature_share=self.curvature_share or effort.curvature_share,
+        )
 
     def steps(
         self,
@@ -48,12 +60,18 @@ class Compensation:
         batch_size: int,
     ) -> Iterator[Tensor]:
         """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
-        product, gradient = gauss_newton(model, layers, samples, loss, batch_size)
+        gradient = mean_gradient(model, layers, samples, loss, batch_size)
+        complete = self.completed(THOROUGH)
+        # Every so many samples, not the first: augmented ones stand behind the others.
+        stride = max(1, round(1 / (complete.curvature_share or 1.0)))
+        some = samples.take(torch.arange(0, len(samples), stride))
+        product = gauss_newton(model, layers, some, loss, batch_size)
 
         def damped(vector: Tensor) -> Tensor:
             return torch.where(kept, product(vector) + self.damping * vector, 0.0)
 
-        for step in conjugate_gradients(damped, torch.where(kept, -gradient, 0.0), self.iterations):
+        marks = complete.iterations or ()
+        for step in conjugate_gradients(damped, torch.where(kept, -gradient, 0.0), marks):
             for length in self.lengths:
                 yield length * step
 
@@ -87,8 +105,8 @@ def conjugate_gradients(
 
 def gauss_newton(
     model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """(v -> H v, gradient) of the mean loss at the current weights, over (N,) vectors.
+) -> Callable[[Tensor], Tensor]:
+    """The product v -> H v for the mean loss at the current weights, over (N,) vectors.
 
     H = 1/m sum_s J_s' C_s J_s, J_s the derivative of the outputs of sample s by the weights and
     C_s the second derivative of its loss by the outputs.
@@ -121,7 +139,7 @@ def gauss_newton(
                 total += flat(vjp(function, *weights)[1](curved))
         return total / len(samples)
 
-    return product, _gradient(model, layers, samples, loss, batch_size)
+    return product
 
 
 def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
@@ -135,9 +153,10 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tenso
     return curved
 
 
-def _gradient(
+def mean_gradient(
     model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
 ) -> Tensor:
+    """Gradient of the mean loss by all targeted weights, shape (N,)."""
     total = torch.zeros(layers.size, device=layers.device)
     with differentiating(model, layers) as weights:
         for batch in samples.batches(batch_size):

@@ -44,11 +44,12 @@ class Settings(BaseModel):
     mask_structure: str | None = None
     block_size: int | None = Field(default=None, ge=2)
     num_blocks: int = Field(default=1, ge=1)
-    stages: int = Field(default=20, ge=1)
-    rounds: int = Field(default=4, ge=0)
+    stages: int | None = Field(default=None, ge=1)
+    rounds: int | None = Field(default=None, ge=0)
     final_rounds: int | None = Field(default=None, ge=0)
     compensate: bool = True
     augment: bool = True
+    samples_per_step: int | None = Field(default=None, ge=1)
     num_calibration_samples: int = Field(default=1000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, ge=0)

@@ -38,6 +38,7 @@ _PASSED_ON = (
     "stages",
     "rounds",
     "final_rounds",
+    "samples_per_step",
     "compensate",
     "seed",
     "max_seconds",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,15 +61,15 @@ def prune(
     sampler_options: Mapping[str, Any] | None = None,
     block_size: int | None = None,
     num_blocks: int = 1,
-    stages: int = 20,
-    rounds: int = 4,
+    stages: int | None = None,
+    rounds: int | None = None,
     final_rounds: int | None = None,
     compensate: bool | Compensation = True,
     augment: Augmentation | str | None = "auto",
     terms: Terms | None = None,
     damping: float = 0.1,
     accept_share: float = 0.2,
-    samples_per_step: int = 2400,
+    samples_per_step: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     observe: Observer | Sequence[Observer] = (),
@@ -100,8 +100,9 @@ def prune(
         sampler_options: passed with every call, for example ``{"num_reads": 10}``.
         block_size: variables per block; default 1024, or all weights where there are fewer.
         num_blocks: disjoint blocks per expansion of the loss.
-        stages: steps of the (cubic) way to the sparsity; 1 = one shot.
-        rounds: expansions per stage; 0 = first pass alone.
+        stages: steps of the (cubic) way to the sparsity; 1 = one shot. Default 20; for a
+            network whose passes are dear, 10 (see `qprune.effort`, also for the next two).
+        rounds: expansions per stage; 0 = first pass alone. Default 4 or 1.
         final_rounds: expansions at the last stage; default 5 x rounds.
         compensate: whether kept weights move, or how.
         augment: makes more samples to fit on (`qprune.augment`); "auto", with `DenseOutputs`,
@@ -109,7 +110,7 @@ def prune(
         terms: extra energy over a block's variables; see `qprune.terms`.
         damping: added to the curvature's diagonal, as a multiple of its mean.
         accept_share: share of the samples on which steps are judged, and never fitted.
-        samples_per_step: at most this many samples per expansion.
+        samples_per_step: at most this many samples per expansion. Default 2400 or 400.
         batch_size: samples per forward pass; default by the size of the activations.
         seed: one seed, one mask.
         observe: called with every `Step`.
@@ -146,7 +147,7 @@ def prune(
         num_blocks=num_blocks,
         stages=stages,
         rounds=rounds,
-        final_rounds=5 * rounds if final_rounds is None else final_rounds,
+        final_rounds=final_rounds,
         compensate=compensate,
         augment=augment,
         terms=terms,
@@ -172,7 +173,7 @@ def prune(
         achieved_sparsity=1 - int(state.mask.sum()) / setting.layers.size,
         layers=_layer_records(setting, state),
         steps=tuple(setting.journal.steps),
-        settings=request.to_json(),
+        settings=request.to_json() | asdict(setting.effort),
         seed=seed,
         seconds=time.perf_counter() - began[0],
         cpu_seconds=time.process_time() - began[1],
@@ -186,15 +187,15 @@ def prune(
 
 def walk(setting: Setting) -> State:
     """From the dense network to the asked sparsity."""
-    request = setting.request
+    effort = setting.effort
     state = setting.dense
-    last = request.stages - 1
-    for stage in range(request.stages):
+    last = effort.stages - 1
+    for stage in range(effort.stages):
         if setting.journal.exhausted:
             return first_pass(setting, state, last)
         state = first_pass(setting, state, stage)
         state = compensate_once(setting, state, stage)
-        for number in range(request.final_rounds if stage == last else request.rounds):
+        for number in range(effort.final_rounds if stage == last else effort.rounds):
             if setting.journal.exhausted:
                 break
             state, changed = block_round(setting, state, stage, number)

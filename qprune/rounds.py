@@ -59,7 +59,7 @@ class Stopwatch:
 def first_pass(setting: Setting, state: State, stage: int) -> State:
     """Prune to the stage's counts by the start's scores; always taken."""
     watch = Stopwatch()
-    share = 1 - (1 - (stage + 1) / setting.request.stages) ** 3
+    share = 1 - (1 - (stage + 1) / setting.effort.stages) ** 3
     total = round(share * setting.groups.total)
     samples = setting.draw()
     loss = setting.refitted_loss(samples)
@@ -138,7 +138,7 @@ def block_round(setting: Setting, state: State, stage: int, number: int) -> tupl
     loss = setting.refitted_loss(samples)
     with watch.phase("curvature"):
         expansion = setting.expand(samples, loss)
-    clock = stage * (setting.request.rounds + 1) + number
+    clock = stage * (setting.effort.rounds + 1) + number
     with watch.phase("select"):
         keep_value = _keep_values(setting, state, expansion)
         chosen = _selected(setting, state, expansion, keep_value, clock)

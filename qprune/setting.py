@@ -17,6 +17,7 @@ from qprune.calibration import Calibration, as_calibration
 from qprune.compensate import Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
+from qprune.effort import Effort, effort_for
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
@@ -26,7 +27,15 @@ from qprune.solve import Border
 from qprune.sparsity import BUDGETS, Budget, Groups, KeepNofM, checked_sparsity
 from qprune.steps import Observer, Step
 from qprune.terms import Terms
-from qprune.traces import Recorder, Samples, forward, mean_loss, outputs_of, refuse_non_finite
+from qprune.traces import (
+    Recorder,
+    Samples,
+    Trace,
+    forward,
+    mean_loss,
+    outputs_of,
+    refuse_non_finite,
+)
 from qprune.trust import Trust
 
 T = TypeVar("T")
@@ -56,15 +65,15 @@ class Request:
     sampler_options: Mapping[str, Any]
     block_size: int | None
     num_blocks: int
-    stages: int
-    rounds: int
-    final_rounds: int
+    stages: int | None
+    rounds: int | None
+    final_rounds: int | None
     compensate: bool | Compensation
     augment: Augmentation | str | None
     terms: Terms | None
     damping: float
     accept_share: float
-    samples_per_step: int
+    samples_per_step: int | None
     batch_size: int | None
     seed: int
     max_seconds: float | None
@@ -85,15 +94,23 @@ class Request:
             for name, value in values.items()
         }
 
+    def effort(self, usual: Effort) -> Effort:
+        """The ``usual`` effort with what was asked in its place."""
+        asked = {name: getattr(self, name) for name in ("stages", "rounds", "samples_per_step")}
+        asked["final_rounds"] = self.final_rounds
+        if self.final_rounds is None and self.rounds is not None:
+            asked["final_rounds"] = 5 * self.rounds
+        return replace(usual, **{name: value for name, value in asked.items() if value is not None})
+
     def check(self) -> None:
         """Refuse numbers that no run can be made of.
 
         Raises:
             ImpossibleRequestError: names the argument, its value and what it may be.
         """
-        least = {"num_blocks": 1, "stages": 1, "rounds": 0, "final_rounds": 0}
-        least |= {"samples_per_step": 1, "seed": 0}
-        optional = {"block_size": 2, "max_steps": 0, "batch_size": 1}
+        least = {"num_blocks": 1, "seed": 0}
+        optional = {"block_size": 2, "max_steps": 0, "batch_size": 1, "samples_per_step": 1}
+        optional |= {"stages": 1, "rounds": 0, "final_rounds": 0}
         for name, low in (least | optional).items():
             value = getattr(self, name)
             if value is None and name in optional:
@@ -168,6 +185,7 @@ class Setting:
 
     Attributes:
         request: as given.
+        effort: how much work, where the request left it open.
         model: holds the current weights.
         layers: the targeted weights.
         groups: where counts are exact.
@@ -186,6 +204,7 @@ class Setting:
     """
 
     request: Request
+    effort: Effort
     model: nn.Module
     layers: Layers
     groups: Groups
@@ -210,7 +229,7 @@ class Setting:
 
     def draw(self) -> Samples:
         """The samples of one expansion, a fresh draw where there are more than one takes."""
-        size = self.request.samples_per_step
+        size = self.effort.samples_per_step
         if len(self.fit) <= size:
             return self.fit
         chosen = torch.randperm(len(self.fit), generator=self.generator)[:size]
@@ -313,7 +332,11 @@ def prepare(
     if isinstance(compensation, bool):
         compensation = Compensation() if compensation else None
     fit, accept = as_calibration(calibration).split(request.accept_share, generator)
-    batch_size = request.batch_size or _batch_size(model, layers, fit)
+    seen = _seen(model, layers, fit)
+    effort = request.effort(effort_for(seen.multiplications))
+    batch_size = request.batch_size or max(
+        1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, seen.num_floats))
+    )
     values = layers.read()
     dense = State(
         values,
@@ -324,6 +347,7 @@ def prepare(
     augment = _augmentation(request, fit)
     return Setting(
         request=request,
+        effort=effort,
         model=model,
         layers=layers,
         groups=groups,
@@ -333,7 +357,7 @@ def prepare(
         accept=_samples(model, request.loss, accept, batch_size, None, generator),
         start=_named("start", request.start, STARTS),
         curvature=_named("curvature", request.curvature, CURVATURES),
-        compensation=compensation,
+        compensation=compensation.completed(effort) if compensation else None,
         border=border,
         block_size=block_size,
         batch_size=batch_size,
@@ -431,10 +455,9 @@ def _samples(
     return Samples(inputs, data.labels.repeat(copies, *[1] * (data.labels.ndim - 1)))
 
 
-def _batch_size(model: nn.Module, layers: Layers, data: Calibration) -> int:
-    """As many samples as keep a batch's traced activations within memory."""
+def _seen(model: nn.Module, layers: Layers, data: Calibration) -> Trace:
+    """What the targeted layers see of one sample, for what a pass costs and holds."""
     with torch.no_grad(), Recorder(layers) as recorder:
         forward(model, data.inputs[:1])
         outputs = [torch.zeros_like(output) for output in recorder.outputs()]
-        trace = recorder.trace(outputs, 1)
-    return max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, trace.num_floats)))
+        return recorder.trace(outputs, 1)

@@ -53,6 +53,11 @@ class Trace:
         """Numbers held, for memory."""
         return sum(c.inputs.numel() + c.deltas.numel() for calls in self.calls for c in calls)
 
+    @property
+    def multiplications(self) -> int:
+        """Multiplications that the calls took in the forward pass."""
+        return sum(c.deltas.numel() * c.shape[1] for calls in self.calls for c in calls)
+
     def squares(self, layers: Layers) -> list[Tensor]:
         """Per layer, the sum over samples of squared per-sample gradients, (rows, cols)."""
         return [

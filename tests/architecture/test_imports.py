@@ -29,6 +29,7 @@ CORE = (
     "solve",
     "trust",
     "terms",
+    "effort",
     "compensate",
     "setting",
     "rounds",
