@@ -14,6 +14,7 @@ import argparse
 import platform
 import statistics
 import time
+from itertools import pairwise
 
 import torch
 from rich.console import Console
@@ -29,7 +30,7 @@ PHASES = ("select", "curvature", "formulate", "solve", "accept")
 def network(*widths: int) -> nn.Sequential:
     """A ReLU network with small random weights."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -131,7 +131,8 @@ def find_layers(
         ignore: the same, taken away again.
 
     Raises:
-        ImpossibleRequestError: nothing is targeted, or a targeted weight is tied to another.
+        ImpossibleRequestError: nothing is targeted, a targeted weight is tied to another, or
+            it is not on the CPU.
         UnsupportedLayerError: a target names a module that has no Linear or Conv2d weight, or
             one whose weight is parametrized.
         NonFiniteError: a targeted weight holds NaN or Inf.
@@ -149,6 +150,7 @@ def find_layers(
             f"ignore={list(ignore)} leave no Linear or Conv2d"
         )
     layers = Layers(tuple(items))
+    _refuse_other_devices(layers)
     _refuse_tied(model, layers)
     _refuse_non_finite(layers)
     return layers
@@ -176,6 +178,16 @@ def _supported(name: str, module: nn.Module) -> nn.Linear | nn.Conv2d:
             "remove that first, or add the layer to ignore"
         )
     return module
+
+
+def _refuse_other_devices(layers: Layers) -> None:
+    for layer in layers:
+        device = layer.module.weight.device
+        if device.type != "cpu":
+            raise ImpossibleRequestError(
+                f"the weight of {layer.name!r} is on {device}; this version prunes on the CPU: "
+                "pass model.cpu()"
+            )
 
 
 def _refuse_tied(model: nn.Module, layers: Layers) -> None:

@@ -20,9 +20,10 @@ from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
+from qprune.request import Request
 from qprune.rounds import block_round, compensate_once, first_pass
 from qprune.scores import DiagonalFisher, Start
-from qprune.setting import Request, Setting, State, prepare, restored_on_error
+from qprune.setting import Setting, State, prepare, restored_on_error
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
@@ -162,12 +163,12 @@ def prune(
     observers = (observe,) if callable(observe) else tuple(observe)
     with restored_on_error(model):
         setting = prepare(request, model, calibration, observers, executor)
-        dense = evaluate(model) if evaluate else None
+        dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
         state = walk(setting)
         stopped = setting.journal.stopped
         setting.layers.write(state.values)
-        final = evaluate(model) if evaluate else None
+        final = _scored(model, evaluate)
     report = Report(
         asked_sparsity=setting.sparsity,
         achieved_sparsity=1 - int(state.mask.sum()) / setting.layers.size,
@@ -209,6 +210,13 @@ def walk(setting: Setting) -> State:
     return state
 
 
+def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:
+    """The model's score; whatever mode that leaves it in, it is in evaluation mode again."""
+    score = evaluate(model) if evaluate else None
+    model.eval()
+    return score
+
+
 def _first_pass_score(
     setting: Setting, evaluate: Callable[[nn.Module], Score] | None
 ) -> Score | None:
@@ -217,7 +225,7 @@ def _first_pass_score(
         return None
     alone = setting.pruned_at_once()
     setting.layers.write(alone.values)
-    score = evaluate(setting.model)
+    score = _scored(setting.model, evaluate)
     setting.layers.write(setting.dense.values)
     return score
 

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from qprune.augment import Augmentation, natural
-from qprune.blocks import Select
 from qprune.calibration import Calibration, as_calibration
 from qprune.compensate import Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
 from qprune.effort import Effort, effort_for
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
+from qprune.journal import Journal
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
+from qprune.request import Request
 from qprune.scores import STARTS, Situation, Start
 from qprune.solve import Border
-from qprune.sparsity import BUDGETS, Budget, Groups, KeepNofM, checked_sparsity
-from qprune.steps import Observer, Step
-from qprune.terms import Terms
+from qprune.sparsity import BUDGETS, Groups, KeepNofM, checked_sparsity
+from qprune.steps import Observer
 from qprune.traces import (
     Recorder,
     Samples,
@@ -47,88 +46,6 @@ _MAX_BATCH = 4096
 _BLOCK_SIZE = 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The arguments of `qprune.prune`, as they were given."""
-
-    sparsity: float | None
-    density: float | None
-    start: Start | str
-    budget: Budget | str
-    mask_structure: KeepNofM | str | None
-    targets: tuple[str, ...]
-    ignore: tuple[str, ...]
-    loss: Loss
-    curvature: Curvature | str
-    select: Select
-    sampler: Any
-    sampler_options: Mapping[str, Any]
-    block_size: int | None
-    num_blocks: int
-    stages: int | None
-    rounds: int | None
-    final_rounds: int | None
-    compensate: bool | Compensation
-    augment: Augmentation | str | None
-    terms: Terms | None
-    damping: float
-    accept_share: float
-    samples_per_step: int | None
-    batch_size: int | None
-    seed: int
-    max_seconds: float | None
-    max_steps: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Every argument as JSON has it; objects by their representation."""
-        plain = (str, int, float, bool, type(None))
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            name: value
-            if isinstance(value, plain)
-            else list(value)
-            if isinstance(value, tuple)
-            else dict(value)
-            if isinstance(value, Mapping)
-            else repr(value)
-            for name, value in values.items()
-        }
-
-    def effort(self, usual: Effort) -> Effort:
-        """The ``usual`` effort with what was asked in its place."""
-        asked = {name: getattr(self, name) for name in ("stages", "rounds", "samples_per_step")}
-        asked["final_rounds"] = self.final_rounds
-        if self.final_rounds is None and self.rounds is not None:
-            asked["final_rounds"] = 5 * self.rounds
-        return replace(usual, **{name: value for name, value in asked.items() if value is not None})
-
-    def check(self) -> None:
-        """Refuse numbers that no run can be made of.
-
-        Raises:
-            ImpossibleRequestError: names the argument, its value and what it may be.
-        """
-        least = {"num_blocks": 1, "seed": 0}
-        optional = {"block_size": 2, "max_steps": 0, "batch_size": 1, "samples_per_step": 1}
-        optional |= {"stages": 1, "rounds": 0, "final_rounds": 0}
-        for name, low in (least | optional).items():
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ImpossibleRequestError(
-                    f"{name} must be a whole number of at least {low}, not {value!r}"
-                )
-        if not 0 < self.accept_share < 1:
-            raise ImpossibleRequestError(
-                f"accept_share must lie between 0 and 1, not {self.accept_share!r}"
-            )
-        if self.max_seconds is not None and not self.max_seconds >= 0:
-            raise ImpossibleRequestError(
-                f"max_seconds must be at least 0, not {self.max_seconds!r}"
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class State:
     """Where a run is.
@@ -144,39 +61,6 @@ class State:
     mask: Tensor
     trust: Trust
     resting: Tensor
-
-
-class Journal:
-    """The steps so far, who hears of them, and when to stop."""
-
-    def __init__(
-        self, observers: Sequence[Observer], max_seconds: float | None, max_steps: int | None
-    ) -> None:
-        self.steps: list[Step] = []
-        self._observers = observers
-        self._end = None if max_seconds is None else time.perf_counter() + max_seconds
-        self._max_steps = max_steps
-
-    def add(self, **record: Any) -> None:
-        """Note one step and tell the observers."""
-        step = Step(index=len(self.steps), **record)
-        self.steps.append(step)
-        for observe in self._observers:
-            observe(step)
-
-    @property
-    def stopped(self) -> str:
-        """Why the run stops: "max_seconds", "max_steps", or "done"."""
-        if self._end is not None and time.perf_counter() >= self._end:
-            return "max_seconds"
-        if self._max_steps is not None and len(self.steps) >= self._max_steps:
-            return "max_steps"
-        return "done"
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the budget is spent."""
-        return self.stopped != "done"
 
 
 @dataclass(frozen=True, eq=False)

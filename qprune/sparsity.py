@@ -116,7 +116,8 @@ class KeepNofM:
     """At most ``n`` non-zero weights in every ``m`` consecutive inputs of an output.
 
     "2:4" is NVIDIA's sense, and so is "1:4": one weight of four stays (75 % sparsity). Tools
-    that read N:M as N *pruned* of M agree only for N = M / 2.
+    that read N:M as N *pruned* of M agree only for N = M / 2. The inputs of a Conv2d are counted
+    in the order they are stored in, channel by channel and kernel position by position.
 
     Raises:
         ImpossibleRequestError: not 0 < n < m; or, when applied, a layer's inputs are not a

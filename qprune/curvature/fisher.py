@@ -9,6 +9,7 @@ eq. 3) and of CBS (arXiv 2203.04466).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,64 +27,57 @@ from solvers import LowRank
 _KEEP_FLOATS = 1 << 28
 
 
+_SampleLosses = Callable[[Tensor, Tensor], Tensor]
+
+
+class PerSampleFisher(ABC):
+    """H = 1/m sum_s g_s g_s'; a subclass says whose gradients the g_s are."""
+
+    @abstractmethod
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
+        """For each pass anew: (outputs, targets) -> the numbers (m,) to be differentiated."""
+
+    def expand(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        samples: Samples,
+        loss: Loss,
+        *,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Expansion:
+        """See `Curvature.expand`."""
+        losses = self.losses(loss, generator)
+        return _expand(model, layers, samples, loss, losses, batch_size)
+
+
 @dataclass(frozen=True)
-class SketchedFisher:
+class SketchedFisher(PerSampleFisher):
     """The Gauss-Newton matrix of the loss, one gradient of random signs over classes a sample.
 
     The same expectation as `SampledFisher` at the same cost, with far less noise where the
     network is confident.
     """
 
-    def expand(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        samples: Samples,
-        loss: Loss,
-        *,
-        batch_size: int,
-        generator: torch.Generator,
-    ) -> Expansion:
-        losses = _drawn(loss.sketched, generator)
-        return _expand(model, layers, samples, loss, losses, batch_size)
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
+        return _drawn(loss.sketched, generator)
 
 
 @dataclass(frozen=True)
-class SampledFisher:
+class SampledFisher(PerSampleFisher):
     """Per-sample gradients against labels drawn from the network's own output distribution."""
 
-    def expand(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        samples: Samples,
-        loss: Loss,
-        *,
-        batch_size: int,
-        generator: torch.Generator,
-    ) -> Expansion:
-        losses = _drawn(loss.sampled, generator)
-        return _expand(model, layers, samples, loss, losses, batch_size)
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
+        return _drawn(loss.sampled, generator)
 
 
 @dataclass(frozen=True)
-class EmpiricalFisher:
+class EmpiricalFisher(PerSampleFisher):
     """Per-sample gradients of the loss itself."""
 
-    def expand(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        samples: Samples,
-        loss: Loss,
-        *,
-        batch_size: int,
-        generator: torch.Generator,
-    ) -> Expansion:
-        return _expand(model, layers, samples, loss, lambda: loss.per_sample, batch_size)
-
-
-_SampleLosses = Callable[[Tensor, Tensor], Tensor]
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
+        return lambda: loss.per_sample
 
 
 def _drawn(

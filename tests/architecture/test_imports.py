@@ -31,6 +31,8 @@ CORE = (
     "terms",
     "effort",
     "compensate",
+    "request",
+    "journal",
     "setting",
     "rounds",
     "prune",

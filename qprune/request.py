@@ -1,0 +1,100 @@
+"""What a run is asked: the arguments of `qprune.prune`, and which numbers make no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from qprune.augment import Augmentation
+from qprune.blocks import Select
+from qprune.compensate import Compensation
+from qprune.curvature.expansion import Curvature
+from qprune.effort import Effort
+from qprune.errors import ImpossibleRequestError
+from qprune.losses import Loss
+from qprune.scores import Start
+from qprune.sparsity import Budget, KeepNofM
+from qprune.terms import Terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of `qprune.prune`, as they were given."""
+
+    sparsity: float | None
+    density: float | None
+    start: Start | str
+    budget: Budget | str
+    mask_structure: KeepNofM | str | None
+    targets: tuple[str, ...]
+    ignore: tuple[str, ...]
+    loss: Loss
+    curvature: Curvature | str
+    select: Select
+    sampler: Any
+    sampler_options: Mapping[str, Any]
+    block_size: int | None
+    num_blocks: int
+    stages: int | None
+    rounds: int | None
+    final_rounds: int | None
+    compensate: bool | Compensation
+    augment: Augmentation | str | None
+    terms: Terms | None
+    damping: float
+    accept_share: float
+    samples_per_step: int | None
+    batch_size: int | None
+    seed: int
+    max_seconds: float | None
+    max_steps: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every argument as JSON has it; objects by their representation."""
+        plain = (str, int, float, bool, type(None))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: value
+            if isinstance(value, plain)
+            else list(value)
+            if isinstance(value, tuple)
+            else dict(value)
+            if isinstance(value, Mapping)
+            else repr(value)
+            for name, value in values.items()
+        }
+
+    def effort(self, usual: Effort) -> Effort:
+        """The ``usual`` effort with what was asked in its place."""
+        asked = {name: getattr(self, name) for name in ("stages", "rounds", "samples_per_step")}
+        asked["final_rounds"] = self.final_rounds
+        if self.final_rounds is None and self.rounds is not None:
+            asked["final_rounds"] = 5 * self.rounds
+        return replace(usual, **{name: value for name, value in asked.items() if value is not None})
+
+    def check(self) -> None:
+        """Refuse numbers that no run can be made of.
+
+        Raises:
+            ImpossibleRequestError: names the argument, its value and what it may be.
+        """
+        least = {"num_blocks": 1, "seed": 0}
+        optional = {"block_size": 2, "max_steps": 0, "batch_size": 1, "samples_per_step": 1}
+        optional |= {"stages": 1, "rounds": 0, "final_rounds": 0}
+        for name, low in (least | optional).items():
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ImpossibleRequestError(
+                    f"{name} must be a whole number of at least {low}, not {value!r}"
+                )
+        if not 0 < self.accept_share < 1:
+            raise ImpossibleRequestError(
+                f"accept_share must lie between 0 and 1, not {self.accept_share!r}"
+            )
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise ImpossibleRequestError(
+                f"max_seconds must be at least 0, not {self.max_seconds!r}"
+            )
