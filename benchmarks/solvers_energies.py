@@ -1,10 +1,10 @@
 """The best energies of the Fisher blocks, beside the best-known ones of the data folder's table.
 
     OMP_NUM_THREADS=1 python -m benchmarks.solvers_energies --data ../shared/data/qubo
-        [--instances digits-n1024] [--counts 512] [--reads 40] [--restarts 40] [--seed 0]
+        [--instances digits-n1024] [--counts 512] [--reads 400] [--sweeps 2000] [--seed 0]
 
-Many reads of ``relax``, then ``swap-tabu`` and ``swap-anneal`` with restarts from the best of them.
-No limit of time, so the same seed gives the same states anywhere. The energy printed is recomputed
+Many reads of ``relax``, then ``swap-tabu`` from the best of them, then ``exact`` from that. No
+limit of time, so the same seed gives the same states anywhere. The energy printed is recomputed
 from the file's own arrays, d.x + |U x|^2 / 2 in float64. CPU seconds are those of all three.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.solvers_convex import Block, blocks
-from solvers.annealing import SwapAnnealing
+from solvers.exact import Exact
 from solvers.relax import Relax
 from solvers.tabu import SwapTabu
 
@@ -40,14 +40,24 @@ def energy_of(data: Path, name: str, count: int, state: np.ndarray) -> float:
         return float(arrays["d"].astype(np.float64) @ state + 0.5 * outputs @ outputs)
 
 
-def search(block: Block, reads: int, restarts: int, seed: int) -> np.ndarray:
-    """The best state of ``relax``, improved by the two local searches."""
-    state = Relax().sample_problem(block.problem, num_reads=reads, seed=seed).sample
-    for sampler in (SwapTabu(), SwapAnnealing()):
-        state = sampler.sample_problem(
-            block.problem, initial_states=state[None], num_restarts=restarts, seed=seed
-        ).sample
-    return state
+def search(block: Block, args: argparse.Namespace) -> np.ndarray:
+    """The best state of ``relax``, improved by tabu search and then by branch and bound."""
+    states = Relax().sample_problem(
+        block.problem, num_reads=args.reads, num_sweeps=args.sweeps, seed=args.seed
+    )
+    found = SwapTabu().sample_problem(
+        block.problem,
+        initial_states=states.sample[None],
+        num_restarts=args.restarts,
+        seed=args.seed,
+    )
+    return (
+        Exact()
+        .sample_problem(
+            block.problem, initial_states=found.sample[None], max_nodes=args.nodes, seed=args.seed
+        )
+        .sample
+    )
 
 
 def main() -> None:
@@ -55,15 +65,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds fisher/")
     parser.add_argument("--instances", nargs="+", default=[], help="names, or how they begin")
     parser.add_argument("--counts", nargs="+", type=int, default=[], help="only these counts")
-    parser.add_argument("--reads", type=int, default=40)
-    parser.add_argument("--restarts", type=int, default=40)
+    parser.add_argument("--reads", type=int, default=400, help="of relax")
+    parser.add_argument("--sweeps", type=int, default=2000, help="of each read")
+    parser.add_argument("--restarts", type=int, default=20, help="of tabu search")
+    parser.add_argument("--nodes", type=int, default=1000, help="of branch and bound")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    print(f"{platform.machine()}, seed {args.seed}, {args.reads} reads, {args.restarts} restarts")
+    print(platform.machine(), *(f"{name} {value}" for name, value in vars(args).items()))
     known = best_known(args.data)
     for block in blocks(args.data, args.instances, args.counts):
         begun = time.process_time()
-        state = search(block, args.reads, args.restarts, args.seed)
+        state = search(block, args)
         seconds = time.process_time() - begun
         energy = energy_of(args.data, block.name, block.count, state)
         best, proved = known.get((block.name, block.count), (np.inf, False))
