@@ -1,0 +1,140 @@
+"""The notebooks run, in a smaller setting, and show what their sources produced."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+SOURCES = sorted(FOLDER.glob("*.py"))
+NAMES = [source.stem for source in SOURCES]
+
+#: Replaces what the cell tagged "parameters" sets.
+SMALLER = {
+    "first_pruning": (
+        "sparsities, shown = [0.8, 0.95], 0.95\n"
+        "steps = {'stages': 2, 'rounds': 1, 'final_rounds': 1}\n"
+    ),
+    "own_sampler": "run |= {'stages': 2, 'final_rounds': 1, 'num_blocks': 2}\n",
+}
+#: The tests' own policy; the last line is the kernel's own warning, when it is shut down.
+STRICT = """
+import warnings
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", DeprecationWarning)
+warnings.filterwarnings("ignore", "For consistency across impl", PendingDeprecationWarning)
+"""
+
+
+def _source(name):
+    return jupytext.read(FOLDER / f"{name}.py")
+
+
+def _stored(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def _tagged(notebook, tag):
+    return [c for c in notebook.cells if tag in c.metadata.get("tags", [])]
+
+
+def _code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _texts(cells):
+    """All that cells show, but for pictures."""
+    for cell in cells:
+        for output in cell.outputs:
+            shown = output.get("data", {"text/plain": output.get("text", "")})
+            yield from (text for kind, text in shown.items() if kind.startswith("text/"))
+
+
+def test_the_smaller_settings_are_for_notebooks_that_exist():
+    assert set(SMALLER) == set(NAMES)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def executed(request, tmp_path_factory):
+    """A notebook's source, run in a fresh kernel of this environment, warnings being errors."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+        patch.setenv("IPYTHONDIR", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("MPLBACKEND", raising=False)
+        notebook = _source(request.param)
+        (parameters,) = _tagged(notebook, "parameters")
+        parameters.source += "\n" + SMALLER[request.param]
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
+        client = NotebookClient(
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
+        client.execute()
+    return request.param, notebook
+
+
+def test_a_source_runs_without_a_warning_and_ends_in_a_figure(executed):
+    _, notebook = executed
+    outputs = [output for cell in _code(notebook) for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert "image/png" in [o for o in outputs if "data" in o][-1].data
+
+
+def test_first_pruning_keeps_more_than_one_shot(executed):
+    name, notebook = executed
+    if name != "first_pruning":
+        pytest.skip("of the other notebook")
+    table = next(text for text in _texts(_code(notebook)) if text.startswith("sparsity"))
+    last = {line.split()[0]: float(line.split()[-1][:-1]) for line in table.splitlines()}
+    assert last["sparsity"] == 95
+    assert last["qprune"] > max(last["magnitude"], last["Wanda"])
+
+
+def test_own_sampler_is_checked_listed_and_used(executed):
+    name, notebook = executed
+    if name != "own_sampler":
+        pytest.skip("of the other notebook")
+    shown = "\n".join(_texts(_code(notebook)))
+    assert "'same_seed'" in shown  # of the check that passed
+    assert re.search(r"MeanField fails .*\noptimal_when_small", shown)
+    assert re.search(r"^mean-field +counts: False", shown, re.MULTILINE)
+    assert "90.0% of the weights are zero" in shown
+
+
+def test_own_sampler_takes_under_twenty_lines():
+    lines = [
+        line for cell in _tagged(_source("own_sampler"), "mine") for line in cell.source.split("\n")
+    ]
+    assert 0 < sum(bool(line.strip()) for line in lines) < 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_source_and_notebook_are_in_step(name):
+    source, stored = _source(name), _stored(name)
+    assert [(c.cell_type, c.source) for c in stored.cells] == [
+        (c.cell_type, c.source) for c in source.cells
+    ], f"write {name}.ipynb again, see .github/CONTRIBUTING.md"
+    assert [c.metadata.get("tags", []) for c in stored.cells] == [
+        c.metadata.get("tags", []) for c in source.cells
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stored_notebook_was_run_from_top_to_bottom(name):
+    stored = _code(_stored(name))
+    assert [cell.execution_count for cell in stored] == list(range(1, len(stored) + 1))
+    kinds = {(o.output_type, o.get("name")) for cell in stored for o in cell.outputs}
+    assert kinds <= {("stream", "stdout"), ("execute_result", None), ("display_data", None)}
+    assert any("image/png" in o.get("data", {}) for cell in stored for o in cell.outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stored_notebook_is_small_and_free_of_machine_paths(name):
+    path = FOLDER / f"{name}.ipynb"
+    assert path.stat().st_size < 300_000
+    shown = "\n".join(_texts(_code(_stored(name))))
+    assert not re.search(r"(/home|/root|/tmp|/usr|/work|/Users|[A-Z]:\\)", shown)
