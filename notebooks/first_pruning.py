@@ -62,8 +62,8 @@ def one_shot(start, budget, sparsity):
 # `qprune` begins with such a first pass, then reconsiders. Each step takes a block of pruned and
 # kept weights, expands the loss on it to second order, and lets a sampler choose which to prune.
 # The answer is taken only if the real loss, on images that the step did not use, agrees. The
-# sparsity rises in stages, and kept weights move to their optimum, which the one-shot methods do not
-# do (`compensate=False` leaves that out here too).
+# sparsity rises in stages, and kept weights move to their optimum, which the one-shot methods leave
+# out (as `compensate=False` would here).
 
 
 # %%
