@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qprune.augment import Augmentation
 from qprune.config import Settings
 from qprune.datasets import load_data
 from qprune.losses import DenseOutputs, Labels
@@ -79,6 +80,7 @@ def run_job(
     *,
     observe: Sequence[Observer] = (),
     others: Mapping[str, Score] | None = None,
+    augment: Augmentation | None = None,
 ) -> Pruned:
     """Load, prune, score and, with ``output``, save.
 
@@ -87,6 +89,7 @@ def run_job(
         output: folder for weights, mask, settings, steps and report; it must hold no run yet.
         observe: called with every step.
         others: scores of other methods, for the report.
+        augment: instead of what suits the data by itself.
 
     Raises:
         QpruneError: the request is impossible, or failed; nothing is left behind.
@@ -103,7 +106,7 @@ def run_job(
             model,
             calibration,
             loss=_LOSSES[settings.target](),
-            augment=data.augment if settings.augment else None,
+            augment=(augment or data.augment) if settings.augment else None,
             evaluate=data.score,
             observe=[*observe, *([folder, trace] if folder else [])],
             **_given(settings),
