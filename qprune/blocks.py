@@ -99,11 +99,12 @@ class LayerByLayer:
 
 
 def _rested(offer: Offer) -> Tensor:
-    """The cost with resting weights past any other, their order among themselves kept."""
+    """The cost with resting weights past any other."""
     if not offer.resting.any():
         return offer.cost
-    cost = offer.cost.double()
-    return cost.add_(offer.resting, alpha=1.0 + 2.0 * cost.abs().max().item())
+    low, high = offer.cost.aminmax()
+    past = 1.0 + 2.0 * float(high - low)
+    return offer.cost.add(offer.resting, alpha=past)
 
 
 @dataclass(frozen=True, eq=False)

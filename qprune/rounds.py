@@ -320,19 +320,18 @@ def _keep_values(setting: Setting, state: State, expansion: Expansion) -> Tensor
     alone, -g / (H_ii + damping), no larger than the original.
     """
     if setting.compensation is None:
-        back = setting.dense.values
-    else:
-        limit = setting.dense.values.abs()
-        # Where nothing is known of a weight, 0 / 0, nothing is proposed for it.
-        alone = -expansion.gradient / (expansion.diagonal + expansion.damping)
-        back = alone.nan_to_num().clamp(-limit, limit)
-    return torch.where(state.mask, state.values, back)
+        return setting.dense.values
+    limit = setting.dense.values.abs()
+    # Where nothing is known of a weight, 0 / 0, nothing is proposed for it.
+    alone = -expansion.gradient / (expansion.diagonal + expansion.damping)
+    return torch.where(state.mask, state.values, alone.nan_to_num().clamp(-limit, limit))
 
 
 def _selected(
     setting: Setting, state: State, expansion: Expansion, keep_value: Tensor, clock: int
 ) -> list[Tensor]:
-    move = torch.where(state.mask, -keep_value, keep_value)
+    # Pruning takes a value away, restoring brings one back.
+    move = keep_value * (1 - 2 * state.mask.to(keep_value))
     curvature = expansion.diagonal + expansion.damping
     cost = move * (expansion.gradient + 0.5 * curvature * move)
     offer = Offer(
