@@ -6,7 +6,7 @@ made of such pairs. Selectors differ in which pairs they take.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -64,11 +64,14 @@ class Boundary:
             )
 
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
-        sides = _Sides.of(offer, _rested(offer))
         pairs = block_size // 2
-        dealt = _dealt_pairs(offer, sides, round(pairs * self.layer_share), num_blocks)
+        share = round(pairs * self.layer_share)
+        each = max(1, share // len(offer.layers)) * num_blocks if share else 0
+        among = _shortlist(offer, pairs * num_blocks + each)
+        sides = _Sides.of(offer, among)
+        dealt = _dealt_pairs(sides, each)
         general = sides.without(dealt).pairs(pairs * num_blocks)
-        return _cut(dealt, general, pairs, num_blocks)
+        return _cut(among[dealt], among[general], pairs, num_blocks)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class RandomPairs:
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
         cost = torch.rand(offer.mask.shape, generator=offer.generator, dtype=torch.float64)
         pairs = block_size // 2
-        chosen = _Sides.of(offer, cost).pairs(pairs * num_blocks)
+        sides = _Sides.of(replace(offer, cost=cost), torch.arange(len(cost)))
+        chosen = sides.pairs(pairs * num_blocks)
         return _cut(chosen[:0], chosen, pairs, num_blocks)
 
 
@@ -87,24 +91,42 @@ class LayerByLayer:
     """Boundary pairs of one layer a block, the layers with the most to gain first."""
 
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
-        cost = _rested(offer)
-        sides = _Sides.of(offer, cost)
+        among = _shortlist(offer, block_size // 2)
+        sides = _Sides.of(offer, among)
         ranked = []
-        for layer in offer.layers:
-            chosen = sides.part(layer.offset, layer.end).pairs(block_size // 2) + layer.offset
+        for start, end in sides.spans:
+            chosen = sides.part(start, end).pairs(block_size // 2) + start
             if len(chosen):
-                ranked.append((cost[chosen].sum().item(), chosen))
+                gain = sides.kept[chosen[:, 0]].sum() + sides.pruned[chosen[:, 1]].sum()
+                ranked.append((gain.item(), among[chosen]))
         ranked.sort(key=lambda entry: entry[0])
         return [chosen.flatten().sort().values for _, chosen in ranked[:num_blocks]]
 
 
-def _rested(offer: Offer) -> Tensor:
+def _rested(cost: Tensor, resting: Tensor) -> Tensor:
     """The cost with resting weights past any other."""
-    if not offer.resting.any():
-        return offer.cost
-    low, high = offer.cost.aminmax()
-    past = 1.0 + 2.0 * float(high - low)
-    return offer.cost.add(offer.resting, alpha=past)
+    if not resting.any():
+        return cost
+    low, high = cost.aminmax()
+    return cost.add(resting, alpha=1.0 + 2.0 * float(high - low))
+
+
+def _shortlist(offer: Offer, limit: int) -> Tensor:
+    """What can be in a pair, ascending: per layer, the ``limit`` cheapest of either side.
+
+    One look at every layer; all that follows works on the list. With several groups a pair
+    can be anywhere, and the list is everything.
+    """
+    if offer.groups.ids is not None:
+        return torch.arange(len(offer.mask))
+    found = []
+    for layer in offer.layers:
+        part = slice(layer.offset, layer.end)
+        cost, mask = _rested(offer.cost[part], offer.resting[part]), offer.mask[part]
+        for other in (~mask, mask):
+            cheapest = _cheapest(cost.masked_fill(other, torch.inf), limit)
+            found.append(cheapest + layer.offset)
+    return torch.cat(found).sort().values
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,20 +134,27 @@ class _Sides:
     """What each side of a swap costs: infinite for weights that are not on that side.
 
     Attributes:
-        kept, pruned: shape (N,).
-        ids: group of each, shape (N,); None for one group.
+        kept, pruned: shape (k,).
+        ids: group of each, shape (k,); None for one group.
+        spans: where each layer begins and ends.
     """
 
     kept: Tensor
     pruned: Tensor
     ids: Tensor | None
+    spans: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, offer: Offer, cost: Tensor) -> _Sides:
+    def of(cls, offer: Offer, among: Tensor) -> _Sides:
+        cost, mask = _rested(offer.cost[among], offer.resting[among]), offer.mask[among]
+        ids = None if offer.groups.ids is None else offer.groups.ids[among]
+        bounds = torch.tensor([(layer.offset, layer.end) for layer in offer.layers])
+        spans = torch.searchsorted(among, bounds).tolist()
         return cls(
-            cost.masked_fill(~offer.mask, torch.inf),
-            cost.masked_fill(offer.mask, torch.inf),
-            offer.groups.ids,
+            cost.masked_fill(~mask, torch.inf),
+            cost.masked_fill(mask, torch.inf),
+            ids,
+            tuple((start, end) for start, end in spans),
         )
 
     def part(self, start: int, end: int) -> _Sides:
@@ -174,14 +203,9 @@ def _ranked(side: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return members, group * (len(side) + 1) + rank
 
 
-def _dealt_pairs(offer: Offer, sides: _Sides, share: int, num_blocks: int) -> Tensor:
-    """Pairs dealt evenly to the layers, (p, 2): per block, ``share`` pairs over all layers."""
-    each = max(1, share // len(offer.layers)) if share else 0
-    wanted = each * num_blocks
-    per_layer = [
-        sides.part(layer.offset, layer.end).pairs(wanted) + layer.offset for layer in offer.layers
-    ]
-    # Round robin over the layers, so that every block gets its part of each.
+def _dealt_pairs(sides: _Sides, wanted: int) -> Tensor:
+    """At most ``wanted`` pairs of each layer, (p, 2), dealt round robin: every block gets some."""
+    per_layer = [sides.part(start, end).pairs(wanted) + start for start, end in sides.spans]
     rows = [pairs[rank] for rank in range(wanted) for pairs in per_layer if rank < len(pairs)]
     return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.long)
 

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The first example of a test may compile kernels for seconds; later ones take a millisecond.
+settings.register_profile("qprune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("qprune")
 
 
 @pytest.fixture(scope="session", autouse=True)
