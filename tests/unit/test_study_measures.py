@@ -1,0 +1,240 @@
+"""Measures against values worked out by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_study import failed, problems, row, study_rows
+
+from solvers.study.measures import (
+    anytime,
+    at_budget,
+    failures,
+    gap,
+    largest_budget,
+    median_gaps,
+    references,
+    share_interval,
+    summary,
+    with_gaps,
+)
+from solvers.study.ranking import gap_profile, performance_profile, rank
+from solvers.study.targets import (
+    fastest,
+    rate,
+    reads_as_trials,
+    resampled_rates,
+    runs_as_trials,
+    time_to_target,
+    tts_by_size,
+)
+
+
+def test_gaps_are_those_of_solution():
+    assert gap([-9.0, -10.0, 5.0, 1.0], [-10.0, -10.0, 4.0, -1.0]).tolist() == [0.1, 0, 0.2, 2]
+    assert gap([-10.0000000001, 0.0], [-10.0, 0.0]).tolist() == [0, 0]
+    assert gap([np.nan, np.inf], -1.0).tolist() == [math.inf, math.inf]
+    assert np.isnan(gap(3.0, np.nan))
+
+
+def test_a_best_known_value_that_was_beaten_is_said_and_replaced():
+    rows = pd.DataFrame([row(energy=-10.5), row(repeat=1, energy=-9.0)])
+    against = references(rows, problems()).loc["block-64"]
+    assert (against.known, against.best_seen, against.best) == (-10.0, -10.5, -10.5)
+    assert against.beaten
+    assert math.isnan(against.optimum)  # what was claimed as proved cannot be
+    close = pd.DataFrame([row(energy=-10.0005)])
+    assert not references(close, problems()).beaten.any()  # six decimals, not a discovery
+
+
+def test_a_bound_that_meets_the_best_energy_proves_it():
+    rows = pd.DataFrame(
+        [
+            row("block-256", energy=-40.9, lower_bound=-40.95),
+            row("block-1024", energy=12.5, lower_bound=12.4999),
+            row("gka-a", energy=-2000.0, lower_bound=-np.inf),
+        ]
+    )
+    against = references(rows, problems())
+    assert against.lower_bound["block-256"] == -40.95
+    assert math.isnan(against.optimum["block-256"])
+    assert against.optimum["block-1024"] == 12.5
+    assert against.optimum["block-64"] == -10.0  # by the file
+    assert math.isnan(against.lower_bound["gka-a"])
+    assert against.best["gka-a"] == -3000.0
+
+
+def test_a_summary_counts_failures_and_loses_no_pair():
+    rows = pd.DataFrame(
+        [
+            row(energy=-10.0, feasible_share=0.5, seconds=1.0),
+            row(energy=-9.0, repeat=1, feasible_share=1.0, seconds=3.0),
+            failed("crashed", "boom", repeat=2),
+            failed("incompatible", "no", sampler="tabu"),
+        ]
+    )
+    relax, tabu = summary(rows, references(rows, problems())).to_dict("records")
+    assert (relax["runs"], relax["failed"], relax["best"], relax["median"]) == (3, 1, -10, -9.5)
+    assert (relax["gap_best"], relax["gap_median"]) == (0, pytest.approx(0.1))
+    assert relax["gap_optimum"] == 0
+    assert (relax["feasible_share"], relax["seconds"]) == (0.75, 2.0)
+    assert relax["success"] == pytest.approx(1 / 3)
+    assert 0 < relax["success_low"] < 1 / 3 < relax["success_high"] < 1
+    assert (tabu["failed"], tabu["gap_median"]) == (1, math.inf)
+    assert math.isnan(tabu["best"])
+
+
+def test_intervals_of_shares_are_honest_about_few_trials():
+    assert share_interval(3, 3)[0] == pytest.approx(0.4385, abs=1e-3)
+    assert share_interval(0, 3)[1] == pytest.approx(1 - 0.4385, abs=1e-3)
+
+
+def test_the_largest_budget_of_the_kind_most_samplers_take():
+    rows = study_rows(repeats=1)
+    assert largest_budget(rows) == ("seconds", 1.6)
+    reads = rows[rows.sampler != "random"].assign(budget_kind="reads", budget=500)
+    assert largest_budget(pd.concat([rows, reads])) == ("seconds", 1.6)
+
+
+def test_median_gaps_have_a_cell_for_every_pair():
+    rows = study_rows()
+    table = median_gaps(at_budget(rows, "seconds", 1.6), references(rows, problems()))
+    assert table.shape == (4, 5)
+    assert table.loc["block-1024", "tabu"] == math.inf
+    assert table.loc["block-64", "relax"] == 0
+    assert table.loc["block-64", "random"] > 0.1
+
+
+def test_anytime_uses_the_time_that_was_really_spent():
+    rows = study_rows()
+    curve = anytime(rows, references(rows, problems()))
+    one = curve[(curve.problem == "gka-a") & (curve.sampler == "sa")]
+    assert one.gap.is_monotonic_decreasing
+    spent = rows[(rows.problem == "gka-a") & (rows.sampler == "sa") & (rows.budget == 0.4)]
+    assert one.seconds.iloc[1] == spent.seconds.median()
+    assert ((one.gap_low <= one.gap) & (one.gap <= one.gap_high)).all()
+
+
+def test_failures_are_listed_with_their_reasons():
+    listed = failures(study_rows()).set_index("sampler")
+    assert listed.reason["tabu"] == "takes no counts"
+    assert (listed.runs["tabu"], listed.problems["tabu"]) == (9, "block-1024")
+    assert listed.runs["random"] == 3
+
+
+def test_tts_is_ronnows_formula():
+    half = rate(np.array([1.0, 0.0]), np.array([2.0, 2.0]))
+    assert 1 / half == pytest.approx(2 * math.log(0.01) / math.log(0.5))
+    # At least one whole trial, also where every trial succeeds or nearly.
+    assert 1 / rate(np.ones(4), np.full(4, 2.0)) == pytest.approx(2.0)
+    assert 1 / rate(np.array([1.0] * 999 + [0.0]), np.full(1000, 2.0)) == pytest.approx(2.0)
+    assert rate(np.zeros(3), np.ones(3)) == 0
+
+
+def test_time_to_target_by_hand():
+    rows = pd.DataFrame(
+        [row(repeat=i, energy=-10.0 if i < 2 else -5.0, seconds=3.0) for i in range(4)]
+        + [failed("timeout", "over 9 s", repeat=4) | {"seconds": 9.0}]
+        + [failed("incompatible", "no", sampler="tabu")]
+    )
+    trials = runs_as_trials(rows, references(rows, problems()))
+    assert set(trials.sampler) == {"relax"}
+    (line,) = time_to_target(trials, target=0.01).to_dict("records")
+    assert (line["trials"], line["hits"]) == (5, 2)
+    assert line["seconds"] == pytest.approx(21 / 5)
+    assert line["expected"] == pytest.approx(21 / 2)
+    assert line["tts"] == pytest.approx(4.2 * math.log(0.01) / math.log(0.6))
+    assert line["tts_low"] < line["tts"] < line["tts_high"]
+    (wide,) = time_to_target(trials, target=0.6).to_dict("records")
+    assert wide["hits"] == 4
+    (never,) = time_to_target(trials[trials.gap > 0.1], target=0.01).to_dict("records")
+    assert never["tts"] == never["tts_low"] == never["tts_high"] == math.inf
+
+
+def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    truth = rate(np.array([1.0, 1.0, 0.0]), np.ones(3))  # p = 2/3
+    covered = 0
+    for seed in range(60):
+        hits = (rng.random(60) < 2 / 3).astype(float)
+        low, high = np.quantile(
+            resampled_rates(hits, np.ones(60), resamples=200, seed=seed), [0.025, 0.975]
+        )
+        covered += low <= truth <= high
+    assert 52 <= covered <= 60
+
+
+def test_the_same_seed_gives_the_same_interval():
+    hits, seconds = np.array([1.0, 0, 1, 0]), np.arange(1.0, 5)
+    draws = [resampled_rates(hits, seconds, seed=seed) for seed in (1, 1, 2)]
+    assert (draws[0] == draws[1]).all()
+    assert (draws[0] != draws[2]).any()
+    assert np.isnan(resampled_rates(hits[:1], seconds[:1])).all()
+
+
+def test_reads_share_their_runs_time():
+    rows = pd.DataFrame([row(energies=[-10.0, -9.0, -8.0], seconds=6.0, num_reads=3)])
+    trials = reads_as_trials(rows, references(rows, problems()))
+    assert trials.seconds.tolist() == [2, 2, 2]
+    assert trials.gap.tolist() == pytest.approx([0, 0.1, 0.2])
+
+
+def test_the_fastest_budget_is_kept_and_sizes_take_the_median_problem():
+    rows = study_rows()
+    trials = runs_as_trials(rows, references(rows, problems()))
+    times = time_to_target(trials, target=0.01, resamples=100)
+    best = fastest(times)
+    assert len(best) == times.groupby(["problem", "sampler"]).ngroups
+    relax = best[(best.problem == "block-64") & (best.sampler == "relax")]
+    assert relax.budget.item() == 0.1
+    sizes = tts_by_size(trials, target=0.01, resamples=100)
+    one = sizes[(sizes.kind == "fisher") & (sizes.n == 256) & (sizes.sampler == "relax")]
+    alone = best[(best.problem == "block-256") & (best.sampler == "relax")]
+    assert one.tts.item() == pytest.approx(alone.tts.item())
+    assert one.tts_low.item() <= one.tts.item() <= one.tts_high.item()
+    assert not sizes.duplicated(["kind", "n", "sampler"]).any()
+
+
+def test_ranks_tell_samplers_apart_and_put_failures_last():
+    gaps = pd.DataFrame(
+        {
+            "good": [0.0] * 12,
+            "close": [5e-5] * 12,  # the best known, to its decimals
+            "bad": np.linspace(0.2, 0.4, 12),
+            "broken": [np.inf] * 12,
+        }
+    )
+    ranking = rank(gaps)
+    assert ranking.mean_ranks.to_dict() == {"good": 1.5, "close": 1.5, "bad": 3, "broken": 4}
+    assert ranking.p_value < 1e-6
+    assert ranking.pairwise.loc["good", "broken"] < 0.001
+    assert ranking.pairwise.loc["good", "close"] > 0.9
+    assert ranking.num_problems == 12
+
+
+def test_no_test_is_made_where_none_can_be():
+    two = pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4]})
+    assert "three samplers" in rank(two).reason
+    tied = pd.DataFrame({name: [0.0, 0.0] for name in "abc"})
+    assert (rank(tied).p_value, "tie" in rank(tied).reason) == (1.0, True)
+
+
+def test_performance_profiles_are_dolan_and_mores():
+    costs = pd.DataFrame({"a": [1.0, 2.0, np.inf, np.inf], "b": [2.0, 1.0, 3.0, np.inf]})
+    profile = performance_profile(costs)
+    assert profile.index.tolist() == [1, 2]
+    assert profile.a.tolist() == [0.25, 0.5]
+    assert profile.b.tolist() == [0.5, 0.75]
+
+
+def test_gap_profiles_count_problems_within_a_gap():
+    profile = gap_profile(pd.DataFrame({"a": [0.0, 0.1, np.inf], "b": [0.1, 0.1, 0.2]}))
+    assert profile.index.tolist() == [1e-4, 0.1, 0.2]
+    assert profile.a.tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert profile.b.tolist() == pytest.approx([0, 2 / 3, 1])
+
+
+def test_hits_are_within_the_tables_decimals():
+    rows = pd.DataFrame([row(energy=-9.9995), row(energy=-9.99, repeat=1)])
+    assert with_gaps(rows, references(rows, problems())).hit.tolist() == [True, False]
