@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from qprune.steps import Observer, Step
+from qprune.steps import Fault, Observer, Step
 
 
 class Journal:
-    """The steps so far, who hears of them, and when to stop."""
+    """The steps so far, who hears of them, and when to stop.
+
+    Args:
+        observers: called with every step.
+        max_seconds: wall time from now on; None = no limit.
+        max_steps: number of steps; None = no limit.
+        should_stop: asked before every step; True ends the run as a limit does.
+    """
 
     def __init__(
-        self, observers: Sequence[Observer], max_seconds: float | None, max_steps: int | None
+        self,
+        observers: Sequence[Observer],
+        max_seconds: float | None,
+        max_steps: int | None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self.steps: list[Step] = []
+        self._faults: list[Fault] = []
         self._observers = observers
         self._end = None if max_seconds is None else time.perf_counter() + max_seconds
         self._max_steps = max_steps
+        self._should_stop = should_stop
+
+    def resume(self, steps: Sequence[Step], seconds: float) -> None:
+        """Go on after ``steps``, which took ``seconds`` of the time there is."""
+        self.steps = list(steps)
+        if self._end is not None:
+            self._end -= seconds
 
     def add(self, **record: Any) -> None:
-        """Note one step and tell the observers."""
-        step = Step(index=len(self.steps), **record)
+        """Note one step, with the faults since the last one, and tell the observers."""
+        step = Step(index=len(self.steps), faults=tuple(self._faults), **record)
+        self._faults.clear()
         self.steps.append(step)
         for observe in self._observers:
             observe(step)
 
+    def fault(self, fault: Fault) -> None:
+        """Note something that went wrong and was got over; it goes with the next step."""
+        self._faults.append(fault)
+
     @property
     def stopped(self) -> str:
-        """Why the run stops: "max_seconds", "max_steps", or "done"."""
+        """Why the run stops: "interrupted", "max_seconds", "max_steps", or "done"."""
+        if self._should_stop is not None and self._should_stop():
+            return "interrupted"
         if self._end is not None and time.perf_counter() >= self._end:
             return "max_seconds"
         if self._max_steps is not None and len(self.steps) >= self._max_steps:

@@ -6,27 +6,30 @@ compensate ] -> report
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
+from qprune.calibration import as_calibration
 from qprune.compensate import Compensation
 from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
+from qprune.recording import recording
 from qprune.request import Request
-from qprune.rounds import block_round, compensate_once, first_pass
 from qprune.scores import DiagonalFisher, Start
 from qprune.setting import Setting, State, prepare, restored_on_error
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
+from qprune.walk import walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,9 @@ def prune(
     max_seconds: float | None = None,
     max_steps: int | None = None,
     evaluate: Callable[[nn.Module], Score] | None = None,
+    output_dir: str | Path | None = None,
+    resume_from: str | Path | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Pruned:
     """Prune ``model`` in place.
 
@@ -119,6 +125,11 @@ def prune(
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
         evaluate: model -> `Score` on test data; fills the report's dense, start and final.
+        output_dir: folder for the journal and checkpoints of this run, so that it can be resumed.
+        resume_from: the ``output_dir`` of a run that was stopped or killed. Everything else must
+            be as it was then, the model dense; the mask is the one of a run never stopped. Only
+            ``max_seconds`` may change; the time spent before counts.
+        should_stop: asked before every step; True ends the run as ``max_seconds`` does.
 
     Raises:
         QpruneError, solvers.SolverError: see `qprune.errors`; the model is then as it was.
@@ -130,7 +141,6 @@ def prune(
         >>> int((model.weight == 0).sum())
         16
     """
-    began = time.perf_counter(), time.process_time()
     request = Request(
         sparsity=sparsity,
         density=density,
@@ -161,11 +171,14 @@ def prune(
         max_steps=max_steps,
     )
     observers = (observe,) if callable(observe) else tuple(observe)
-    with restored_on_error(model):
-        setting = prepare(request, model, calibration, observers, executor)
+    with recording(output_dir, resume_from) as record, restored_on_error(model):
+        data = as_calibration(calibration)
+        setting = prepare(request, model, data, (record.note, *observers), executor, should_stop)
+        progress = record.begin(setting, data)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
-        state = walk(setting)
+        setting.layers.write(progress.state.values)
+        state = walk(setting, progress, partial(record.keep, setting))
         stopped = setting.journal.stopped
         setting.layers.write(state.values)
         final = _scored(model, evaluate)
@@ -176,38 +189,14 @@ def prune(
         steps=tuple(setting.journal.steps),
         settings=request.to_json() | asdict(setting.effort),
         seed=seed,
-        seconds=time.perf_counter() - began[0],
-        cpu_seconds=time.process_time() - began[1],
+        seconds=record.seconds,
+        cpu_seconds=record.cpu_seconds,
         stopped=stopped,
         dense=dense,
         start=first,
         final=final,
     )
     return Pruned(model, mask_by_name(setting.layers, state.mask), report)
-
-
-def walk(setting: Setting) -> State:
-    """From the dense network to the asked sparsity."""
-    effort = setting.effort
-    state = setting.dense
-    last = effort.stages - 1
-    for stage in range(effort.stages):
-        if setting.journal.exhausted:
-            return first_pass(setting, state, last)
-        state = first_pass(setting, state, stage)
-        state = compensate_once(setting, state, stage)
-        for number in range(effort.final_rounds if stage == last else effort.rounds):
-            if setting.journal.exhausted:
-                break
-            state, changed = block_round(setting, state, stage, number)
-            if changed:
-                state = compensate_once(setting, state, stage)
-    for _ in range(setting.final_compensations):
-        before = state
-        state = compensate_once(setting, state, last)
-        if state is before or setting.journal.exhausted:
-            break
-    return state
 
 
 def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:
@@ -223,11 +212,8 @@ def _first_pass_score(
     """The score of the first pass alone, straight to the asked sparsity."""
     if evaluate is None:
         return None
-    alone = setting.pruned_at_once()
-    setting.layers.write(alone.values)
-    score = _scored(setting.model, evaluate)
-    setting.layers.write(setting.dense.values)
-    return score
+    setting.layers.write(setting.pruned_at_once().values)
+    return _scored(setting.model, evaluate)
 
 
 def _layer_records(setting: Setting, state: State) -> tuple[LayerRecord, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qprune.steps import BlockRecord, LayerRecord, Report, Score, Step
+from qprune.steps import BlockRecord, Fault, LayerRecord, Report, Score, Step
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def step_from_json(record: Mapping[str, Any]) -> Step:
     """A step from what `Step.to_json` and `strict_json` made of it."""
     values = dict(record)
     blocks = tuple(_block_from_json(block) for block in values.pop("blocks"))
-    return Step(**_with_nan(values, ("real", "loss", "fit_loss", "price")), blocks=blocks)
+    faults = tuple(Fault(**fault) for fault in values.pop("faults", ()))
+    numbers = _with_nan(values, ("real", "loss", "fit_loss", "price"))
+    return Step(**numbers, blocks=blocks, faults=faults)
 
 
 def report_from_json(record: Mapping[str, Any]) -> Report:

@@ -290,6 +290,24 @@ def note(setting: Setting, state: State, watch: Stopwatch, **record: Any) -> Non
     setting.journal.add(sparsity=sparsity, price=state.trust.price, **record, **watch.record())
 
 
+def note_rollback(setting: Setting, state: State, stage: int, number: int) -> None:
+    """Add to the journal that the run went back to ``state``."""
+    note(
+        setting,
+        state,
+        Stopwatch(),
+        stage=stage,
+        round=number,
+        kind="rollback",
+        accepted=False,
+        predicted=None,
+        real=math.nan,
+        loss=setting.judge(setting.request.loss),
+        fit_loss=math.nan,
+        flips=0,
+    )
+
+
 def _solved(border: Border, job: tuple[Proposal, float, int]) -> Proposal:
     proposal, price, seed = job
     problem = repriced(proposal.problem, proposal.block, price)

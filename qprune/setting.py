@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -195,6 +195,7 @@ def prepare(
     calibration: Any,
     observers: Sequence[Observer],
     executor: Any,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Setting:
     """Check the request against model and data, and make it concrete.
 
@@ -246,7 +247,7 @@ def prepare(
         block_size=block_size,
         batch_size=batch_size,
         generator=generator,
-        journal=Journal(observers, request.max_seconds, request.max_steps),
+        journal=Journal(observers, request.max_seconds, request.max_steps, should_stop),
         executor=executor,
     )
 

@@ -8,6 +8,23 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Something that went wrong and was got over.
+
+    Attributes:
+        kind: "sampler", "timeout", "crash", "out of memory", "not finite" or "worker".
+        message: what happened, in one line.
+        remedy: what was done instead.
+        block: number of the block in its round; None where there is none.
+    """
+
+    kind: str
+    message: str
+    remedy: str
+    block: int | None = None
+
+
+@dataclass(frozen=True)
 class BlockRecord:
     """One block of one step.
 
@@ -43,7 +60,8 @@ class Step:
         stage: which rung of the sparsity ladder, from 0.
         round: which expansion within the stage, from 0.
         kind: "start" (weights pruned to reach the stage's sparsity), "blocks" (restore or
-            prune by the sampler) or "compensate" (kept weights moved).
+            prune by the sampler), "compensate" (kept weights moved) or "rollback" (the last
+            change undone because the loss was no longer finite).
         sparsity: share of targeted weights that are zero after the step.
         accepted: whether the proposal was taken.
         predicted: predicted change of the loss, nats; None where there is no model of it.
@@ -55,6 +73,7 @@ class Step:
         blocks: the blocks solved for this step.
         seconds: wall time by phase: select, curvature, formulate, solve, accept, compensate.
         cpu_seconds: process CPU time of the whole step.
+        faults: what went wrong since the step before, and was got over.
     """
 
     index: int
@@ -72,6 +91,7 @@ class Step:
     blocks: tuple[BlockRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     cpu_seconds: float = 0.0
+    faults: tuple[Fault, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `json.dumps` takes."""

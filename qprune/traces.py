@@ -172,6 +172,8 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
         outputs = model(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         raise CalibrationError(
             f"the model does not take calibration inputs of shape {tuple(inputs.shape)} and "
             f"type {inputs.dtype}: {error}"
@@ -180,6 +182,13 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor) or len(outputs) != len(inputs):
         raise CalibrationError("the model must return one output per sample, first dimension")
     return outputs
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory did not suffice; torch's CPU allocator has no own type."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def refuse_non_finite(layers: Layers, recorder: Recorder, losses: Tensor, batch: int) -> None:

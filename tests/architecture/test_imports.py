@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 #: The walk's modules in the order in which they may import one another: only leftwards.
 CORE = (
     "errors",
+    "folder",
     "steps",
+    "records",
     "layers",
     "calibration",
     "losses",
@@ -35,6 +37,10 @@ CORE = (
     "journal",
     "setting",
     "rounds",
+    "walk",
+    "fingerprint",
+    "checkpoint",
+    "recording",
     "prune",
 )
 #: What lives around the walk; no module of the walk may import it.
@@ -47,13 +53,14 @@ AROUND = (
     "metrics",
     "cli_options",
     "config",
-    "records",
     "run",
     "plots",
     "report",
     "check",
     "job",
     "progress",
+    "packed",
+    "hold",
     "cli_prune",
     "cli",
 )

@@ -1,0 +1,201 @@
+"""Checkpoints: everything that a run needs to go on to the same bytes, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from qprune.errors import RunFolderError
+from qprune.fingerprint import digest_of_tensors
+from qprune.folder import write_whole
+from qprune.records import step_from_json, strict_json
+from qprune.setting import State
+from qprune.steps import Step
+from qprune.trust import Trust
+from qprune.walk import Phase, Position, Progress
+
+CHECKPOINTS = ("checkpoint.0.safetensors", "checkpoint.1.safetensors")
+
+logger = logging.getLogger(__name__)
+
+# Of the run's time, so that with what the first one costs it stays below 2 %.
+_SHARE = 0.01
+# Bytes per second and seconds per file, before the first one has been timed.
+_RATE, _LATENCY = 2e8, 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A run between two steps.
+
+    Attributes:
+        progress: position and state.
+        generator: state of the random generator.
+        steps: the journal so far.
+        seconds: wall time so far.
+        cpu_seconds: process CPU time so far.
+    """
+
+    progress: Progress
+    generator: Tensor
+    steps: tuple[Step, ...]
+    seconds: float
+    cpu_seconds: float
+
+    def pack(self) -> bytes:
+        """As one safetensors file that carries a digest of itself."""
+        progress = self.progress
+        assert progress.position is not None
+        steps = "\n".join(strict_json(step.to_json()) for step in self.steps)
+        tensors = _packed("state", progress.state) | {
+            "generator": self.generator,
+            "steps": torch.frombuffer(bytearray(steps.encode() or b"\n"), dtype=torch.uint8),
+        }
+        # What both states share is in the file once.
+        tensors |= _packed("before", progress.before, progress.state)
+        facts = {
+            "position": asdict(progress.position),
+            "batch_size": progress.batch_size,
+            "trust": asdict(progress.state.trust),
+            "trust_before": asdict(progress.before.trust),
+            "size": progress.state.mask.numel(),
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+        text = json.dumps(facts, sort_keys=True)
+        return save(tensors, {"facts": text, "sha256": _digest(tensors, text)})
+
+    @classmethod
+    def unpack(cls, content: bytes) -> Snapshot:
+        """The inverse of `pack`.
+
+        Raises:
+            RunFolderError: a byte of it has changed.
+        """
+        try:
+            tensors, metadata = load(content), _metadata(content)
+            text = metadata["facts"]
+            if metadata["sha256"] != _digest(tensors, text):
+                raise RunFolderError("its digest does not fit its content")
+            facts = json.loads(text)
+            state = _unpacked("state", tensors, facts["size"], facts["trust"])
+            shared = _packed("before", state)
+            before = _unpacked("before", shared | tensors, facts["size"], facts["trust_before"])
+            place = facts["position"]
+            position = Position(Phase(place["phase"]), place["stage"], place["number"])
+            lines = tensors["steps"].numpy().tobytes().decode().split("\n")
+            return cls(
+                Progress(position, state, before, facts["batch_size"]),
+                tensors["generator"],
+                tuple(step_from_json(json.loads(line)) for line in lines if line),
+                facts["seconds"],
+                facts["cpu_seconds"],
+            )
+        except (SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
+            raise RunFolderError(f"it cannot be read: {error}") from error
+
+
+class Checkpoints:
+    """The last two checkpoints of a run, each written over the older one.
+
+    Args:
+        folder: where; it exists.
+        share: of the run's time that may go into writing them.
+    """
+
+    def __init__(self, folder: Path, share: float = _SHARE) -> None:
+        self.spent = 0.0
+        self._paths = tuple(folder / name for name in CHECKPOINTS)
+        self._newest = 1
+        self._share = share
+        self._began = time.perf_counter()
+        self._last = 0.0
+
+    def load(self) -> Snapshot | None:
+        """The newest readable checkpoint; None if none was written yet.
+
+        Raises:
+            RunFolderError: there are some, and none can be read.
+        """
+        newest, troubles = None, []
+        for number, path in enumerate(self._paths):
+            try:
+                found = Snapshot.unpack(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except (OSError, RunFolderError) as error:
+                troubles.append(f"{path}: {error}")
+                logger.warning("%s; looking for the other one", troubles[-1])
+                continue
+            if newest is None or found.seconds > newest.seconds:
+                newest, self._newest = found, number
+        if newest is None and troubles:
+            raise RunFolderError(f"no checkpoint can be read: {'; '.join(troubles)}; start again")
+        return newest
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Write it if the time that has passed pays for it."""
+        expected = self._last or _LATENCY + _size(snapshot) / _RATE
+        if self.spent + expected <= self._share * (time.perf_counter() - self._began):
+            self.write(snapshot)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write it now.
+
+        Raises:
+            RunFolderError: it cannot be written; what there was is as it was.
+        """
+        began = time.perf_counter()
+        number = 1 - self._newest
+        write_whole(self._paths[number], snapshot.pack())
+        self._newest = number
+        self._last = time.perf_counter() - began
+        self.spent += self._last
+
+    def remove(self) -> None:
+        """Remove both: the run is over and saved."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+
+def _packed(name: str, state: State, known: State | None = None) -> dict[str, Tensor]:
+    """The tensors of ``state`` that are not the very ones of ``known``."""
+    packed = {}
+    if known is None or state.values is not known.values:
+        packed[f"{name}.values"] = state.values.cpu().contiguous()
+    if known is None or state.mask is not known.mask:
+        packed[f"{name}.mask"] = torch.from_numpy(np.packbits(state.mask.cpu().numpy()))
+    if known is None or state.resting is not known.resting:
+        packed[f"{name}.resting"] = state.resting.cpu().contiguous()
+    return packed
+
+
+def _unpacked(name: str, tensors: dict[str, Tensor], size: int, trust: dict[str, Any]) -> State:
+    bits = np.unpackbits(tensors[f"{name}.mask"].numpy(), count=size)
+    values, resting = tensors[f"{name}.values"], tensors[f"{name}.resting"]
+    return State(values, torch.from_numpy(bits.astype(bool)), Trust(**trust), resting)
+
+
+def _size(snapshot: Snapshot) -> int:
+    state = snapshot.progress.state
+    return 2 * state.values.numel() * (state.values.element_size() + 5)
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    return hashlib.sha256((digest_of_tensors(tensors) + text).encode()).hexdigest()
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]

@@ -1,0 +1,151 @@
+"""What a run depends on, as digests: two runs with equal fingerprints give equal masks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qprune.calibration import Calibration
+from qprune.errors import RunFolderError
+from qprune.setting import Setting
+from qprune.traces import outputs_of
+
+# What a resumed run may do otherwise than the first: it changes when a run ends, not its steps.
+_FREE = ("max_seconds",)
+_PACKAGES = ("qprune", "torch", "numpy", "numba", "dimod", "dwave-samplers")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A run's surroundings.
+
+    Attributes:
+        model: sha256 of every parameter and buffer of the dense network.
+        data: sha256 of the calibration inputs and labels.
+        settings: the request, JSON-friendly.
+        code: versions by package, and sha256 of the sources of `qprune` and `solvers`.
+        outputs: sha256 of what the dense network says about the acceptance split: the
+            arithmetic of this machine. Where it differs, so may the mask.
+    """
+
+    model: str
+    data: str
+    settings: Mapping[str, Any]
+    code: Mapping[str, str]
+    outputs: str
+
+    def differences(self, other: Fingerprint) -> tuple[str, ...]:
+        """What ``other`` has otherwise, in one line each; ``outputs`` is left to the caller."""
+        lines = [
+            f"the {what} is another one"
+            for what, mine, theirs in (
+                ("model", self.model, other.model),
+                ("calibration data", self.data, other.data),
+            )
+            if mine != theirs
+        ]
+        lines += _changed("setting ", self.settings, other.settings, _FREE)
+        lines += _changed("version of ", self.code, other.code)
+        return tuple(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `json.dumps` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Fingerprint:
+        """The inverse of `to_json`.
+
+        Raises:
+            RunFolderError: it is not a fingerprint.
+        """
+        try:
+            record = json.loads(text)
+            plain = all(isinstance(record[name], str) for name in ("model", "data", "outputs"))
+            named = all(isinstance(record[name], dict) for name in ("settings", "code"))
+            if plain and named:
+                return cls(**record)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunFolderError(f"the fingerprint cannot be read: {error}") from error
+        raise RunFolderError("the fingerprint cannot be read: a field is of another kind")
+
+
+def fingerprint_of(setting: Setting, data: Calibration) -> Fingerprint:
+    """The fingerprint of a run about to begin; its model is dense."""
+    outputs = outputs_of(setting.model, setting.accept.inputs, setting.batch_size)
+    return Fingerprint(
+        digest_of_model(setting.model),
+        digest_of_data(data),
+        plain_settings(setting.request.to_json() | asdict(setting.effort)),
+        code_versions(),
+        digest_of_tensors({"outputs": outputs}),
+    )
+
+
+def digest_of_model(model: nn.Module) -> str:
+    """sha256 over the names, shapes, types and bytes of the state dict, in the order of names."""
+    return digest_of_tensors(model.state_dict())
+
+
+def digest_of_data(data: Calibration) -> str:
+    """sha256 of inputs and labels."""
+    named = {"inputs": data.inputs}
+    return digest_of_tensors(named if data.labels is None else named | {"labels": data.labels})
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, types and bytes, in the order of names."""
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        hashed.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        flat = tensor.cpu().contiguous().reshape(-1)
+        # As bytes, since numpy has no bfloat16.
+        hashed.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return hashed.hexdigest()
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that read the same in the next process: no memory addresses, lists for tuples."""
+    text = json.dumps(settings, sort_keys=True, default=repr)
+    return json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))
+
+
+@cache
+def code_versions() -> dict[str, str]:
+    """Versions of what computes, and one digest of our own sources."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    hashed = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted([*(root / "qprune").rglob("*.py"), *(root / "solvers").rglob("*.py")]):
+        hashed.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return found | {"the sources of qprune and solvers": hashed.hexdigest()}
+
+
+def _changed(
+    what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], free: tuple[str, ...] = ()
+) -> Iterator[str]:
+    for name in sorted({*mine, *theirs} - set(free)):
+        if mine.get(name) != theirs.get(name):
+            yield f"{what}{name} is {_short(theirs.get(name))}, it was {_short(mine.get(name))}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
