@@ -55,6 +55,7 @@ AROUND = (
     "config",
     "run",
     "plots",
+    "language",
     "report",
     "check",
     "job",

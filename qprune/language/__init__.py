@@ -1,0 +1,1 @@
+"""Language models around the walk: loading, calibration text, perplexity, what comes out."""

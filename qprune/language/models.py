@@ -1,0 +1,167 @@
+"""Pretrained models from a folder or the Hugging Face hub, for any architecture it has there."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from qprune.errors import ImpossibleRequestError
+
+#: What a source that is not a folder begins with on the command line.
+HUB = "hf:"
+_EXTRA = "pip install 'qprune[hf]'"
+_DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+def is_pretrained(source: str) -> bool:
+    """Whether ``source`` names a transformers model: a folder with config.json, or ``hf:ID``."""
+    return source.startswith(HUB) or (Path(source) / "config.json").is_file()
+
+
+def load_pretrained(source: str, *, dtype: str = "float32", device: str = "cpu") -> nn.Module:
+    """A causal language model or an image classifier, in evaluation mode.
+
+    Args:
+        source: a folder with config.json and safetensors weights, ``hf:ID`` or a hub id.
+        dtype: "float32", "bfloat16", "float16", or "auto" for what the checkpoint is stored in.
+        device: where to put it, as torch names devices.
+
+    Raises:
+        ImpossibleRequestError: transformers is missing, the source cannot be read, or it is
+            neither a causal language model nor an image classifier.
+    """
+    if dtype not in _DTYPES:
+        raise ImpossibleRequestError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+    transformers = optional("transformers")
+    where = _location(source)
+    with _explained(source):
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+    kinds = config.architectures or []
+    auto = transformers.AutoModelForCausalLM
+    if any("ForImageClassification" in kind for kind in kinds):
+        auto = transformers.AutoModelForImageClassification
+    elif type(config) not in auto._model_mapping:
+        raise ImpossibleRequestError(
+            f"{source} is a {config.model_type} model; qprune prunes causal language models and "
+            "image classifiers"
+        )
+    options = {_dtype_name(transformers): dtype if dtype == "auto" else getattr(torch, dtype)}
+    with _explained(source):
+        model = auto.from_pretrained(
+            where, config=config, trust_remote_code=False, use_safetensors=True, **options
+        )
+    return model.to(_device(device)).eval()
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer that belongs to a model.
+
+    Raises:
+        ImpossibleRequestError: transformers is missing, or there is no tokenizer.
+    """
+    transformers = optional("transformers")
+    with _explained(source):
+        return transformers.AutoTokenizer.from_pretrained(
+            _location(source), trust_remote_code=False
+        )
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The longest sequence that a model takes, in tokens; None when it does not say."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    length = getattr(text, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def checked_length(model: nn.Module, asked: int | None, default: int = 2048) -> int:
+    """The sequence length to use: what was asked, or the model's own up to ``default``.
+
+    Raises:
+        ImpossibleRequestError: longer than the model's context, or shorter than two tokens.
+    """
+    longest = context_length(model)
+    length = min(longest or default, default) if asked is None else asked
+    if length < 2:
+        raise ImpossibleRequestError(f"max_seq_length must be at least 2 tokens, not {length}")
+    if longest is not None and length > longest:
+        raise ImpossibleRequestError(
+            f"max_seq_length {length} is longer than the model's context of {longest} tokens; "
+            f"ask for at most {longest}"
+        )
+    return length
+
+
+def optional(package: str) -> ModuleType:
+    """A package of the extra ``hf``.
+
+    Raises:
+        ImpossibleRequestError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ImpossibleRequestError(
+            f"language models need the package {package!r}, which is not installed: {_EXTRA}"
+        ) from error
+
+
+def _location(source: str) -> str:
+    """What transformers is asked for; a path that is meant as one has to be there."""
+    if source.startswith(HUB):
+        return source.removeprefix(HUB)
+    path = Path(source)
+    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
+        raise ImpossibleRequestError(f"there is no folder {source}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ImpossibleRequestError(
+            f"{source} has no config.json; pass a folder that save_pretrained wrote"
+        )
+    return source
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ImpossibleRequestError(f"device {name!r} is not one that torch knows") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ImpossibleRequestError("device 'cuda' was asked, but torch finds no GPU; use 'cpu'")
+    return device
+
+
+def _dtype_name(transformers: ModuleType) -> str:
+    """Since transformers 4.56 the option ``torch_dtype`` is named ``dtype``."""
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """What transformers raises while reading ``source``, in one line that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if not Path(source).exists():
+            raise ImpossibleRequestError(
+                f"cannot get {source.removeprefix(HUB)!r} from the Hugging Face hub (is there a "
+                "network, and is the id right?); pass the path of a downloaded folder instead: "
+                f"{_shortened(reason)}"
+            ) from error
+        raise ImpossibleRequestError(f"cannot load {source}: {_shortened(reason)}") from error
+
+
+def _shortened(reason: str, length: int = 200) -> str:
+    return reason if len(reason) <= length else reason[: length - 3] + "..."

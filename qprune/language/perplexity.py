@@ -1,0 +1,59 @@
+"""Perplexity of a causal language model on windows of tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qprune.errors import NonFiniteError
+
+# Windows run together as long as their logits stay below this many numbers.
+_LOGITS = 1 << 24
+
+
+def perplexity(model: nn.Module, windows: Tensor) -> float:
+    """The exponential of the mean negative log-likelihood of the predicted tokens.
+
+    Each window is run alone, without a begin-of-text token: with windows of ``T`` tokens, ``T - 1``
+    of them are predicted.
+
+    Args:
+        model: causal language model; evaluated where it is, in the mode that it is in.
+        windows: token ids, shape (windows, T).
+
+    Raises:
+        NonFiniteError: the model's logits are NaN or Inf.
+    """
+    total = sum(negative_log_likelihoods(model, windows))
+    return math.exp(total / (len(windows) * (windows.shape[1] - 1)))
+
+
+@torch.no_grad()
+def negative_log_likelihoods(model: nn.Module, windows: Tensor) -> list[float]:
+    """The sum over each window's predicted tokens, in nats."""
+    device = next(model.parameters()).device
+    sums: list[float] = []
+    size = 1
+    while len(sums) < len(windows):
+        batch = windows[len(sums) : len(sums) + size].to(device)
+        # float32 or better: half precision loses the tail of a large vocabulary.
+        logits = (
+            model(batch).logits[:, :-1].to(torch.promote_types(model_dtype(model), torch.float32))
+        )
+        size = max(1, _LOGITS // logits[0].numel())
+        losses = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+        if not torch.isfinite(losses).all():
+            raise NonFiniteError(
+                f"the logits of window {len(sums)} or one of the next {len(batch) - 1} are NaN or "
+                "Inf; the model is broken, or its dtype too narrow"
+            )
+        sums += losses.view(len(batch), -1).double().sum(1).tolist()
+    return sums
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's parameters, by the first of them."""
+    return next(model.parameters()).dtype
