@@ -12,6 +12,7 @@ from qprune.augment import Mixup, ShiftImages
 from qprune.calibration import Calibration
 from qprune.compensate import Compensation
 from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
+from qprune.hold import Held, hold
 from qprune.losses import DenseOutputs, Labels, PerSample
 from qprune.prune import Pruned, prune
 
@@ -21,6 +22,7 @@ __all__ = [
     "DenseOutputs",
     "EmpiricalFisher",
     "ExactHessian",
+    "Held",
     "Labels",
     "Mixup",
     "PerSample",
@@ -28,5 +30,6 @@ __all__ = [
     "SampledFisher",
     "ShiftImages",
     "SketchedFisher",
+    "hold",
     "prune",
 ]

@@ -1,0 +1,212 @@
+"""Keep pruned weights at exactly zero while a network is trained further, merged and saved."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from qprune.errors import ImpossibleRequestError
+from qprune.packed import read_mask
+
+#: Where a pruned folder keeps its mask.
+MASK_FILE = "mask.safetensors"
+#: What wrappers (DDP, torch.compile, PEFT) put into the names of the parameters they wrap.
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+
+#: A parameter's place: the module that owns it, and its name there.
+Place = tuple[nn.Module, str]
+
+
+class Held:
+    """A mask that is kept until `remove`; also a context manager.
+
+    Three hooks share the work, none of which replaces anything of the model or the optimiser:
+    gradients of pruned weights are zeroed as they arrive, so that they count neither in gradient
+    clipping nor in the optimiser's statistics; pruned weights are zeroed after every step of any
+    `torch.optim.Optimizer`; and once more before a state dict is taken, so that what is saved has
+    exact zeros even after a LoRA merge.
+    """
+
+    def __init__(self, places: Mapping[Place, Tensor]) -> None:
+        # Weak: hooks of the optimisers outlive a model that nobody needs any more.
+        self._pruned: weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]] = (
+            weakref.WeakKeyDictionary()
+        )
+        for (module, name), pruned in places.items():
+            self._pruned.setdefault(module, {})[name] = pruned
+        self._handles: list[RemovableHandle] = []
+        for module, masks in self._pruned.items():
+            self._handles.append(
+                module.register_state_dict_pre_hook(partial(_zero_before_saving, masks))
+            )
+            for name, pruned in masks.items():
+                parameter = module.get_parameter(name)
+                if parameter.requires_grad:
+                    hook = parameter.register_hook(partial(_zero_gradient, pruned))
+                    self._handles.append(hook)
+        self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        self.apply()
+
+    @property
+    def num_pruned(self) -> int:
+        """How many weights are held at zero."""
+        masks = (pruned for held in self._pruned.values() for pruned in held.values())
+        return sum(int(pruned.sum()) for pruned in masks)
+
+    def apply(self) -> None:
+        """Zero what the mask prunes, now: after a LoRA merge, or any change that is not a step."""
+        for module, masks in self._pruned.items():
+            for name in masks:
+                _zero(module, name, masks)
+
+    def remove(self) -> None:
+        """Stop holding; the zeros stay until something changes them."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.apply()
+        self.remove()
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], options: Any) -> None:
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for module, masks in self._pruned.items():
+            for name in masks:
+                if id(module.get_parameter(name)) in stepped:
+                    _zero(module, name, masks)
+
+
+def hold(
+    model: nn.Module, mask: Mapping[str, Tensor] | str | os.PathLike[str] | None = None
+) -> Held:
+    """Keep a mask through whatever is done to ``model``: training, LoRA merges, saving.
+
+    Works with any `torch.optim.Optimizer` (momentum, weight decay, factored statistics), the
+    Hugging Face Trainer, and data-parallel training, whether created before or after. Parameters
+    must be whole on each process: where they are sharded (FSDP, ZeRO), hold the gathered model.
+
+    Example::
+
+        with qprune.hold(model, "pruned/mask.safetensors") as held:
+            trainer.train()
+            model = model.merge_and_unload()  # If there was a LoRA adapter;
+            held.apply()  # a merge is no step. Saving would do this too.
+        model.save_pretrained("tuned")
+
+    Args:
+        model: any module; wrapped by DDP, torch.compile or PEFT, or not.
+        mask: bool by parameter name, True = kept, or the file or pruned folder that has it. By
+            default the zeros that the model's matrices have now, embeddings and the output head
+            left out, and matrices that are nothing but zero (a fresh LoRA factor).
+
+    Returns:
+        A handle with ``apply()`` and ``remove()``; as a context manager it does both at the end.
+
+    Raises:
+        ImpossibleRequestError: the mask does not fit the model, or there is no zero to hold.
+        RunFolderError: the mask's file cannot be read.
+    """
+    if mask is None:
+        places = dict(_present_zeros(model))
+    else:
+        places = _places(model, mask if isinstance(mask, Mapping) else _read(Path(mask)))
+    if not places:
+        raise ImpossibleRequestError(
+            "the model has no zeros to hold; prune it first, or pass the mask it was pruned with"
+        )
+    return Held(places)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    return read_mask(path / MASK_FILE if path.is_dir() else path)
+
+
+def _places(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[Place, Tensor]:
+    owners = {
+        _plain(f"{prefix}.{name}" if prefix else name): (module, name)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._parameters
+        if module._parameters[name] is not None
+    }
+    places = {}
+    for name, kept in mask.items():
+        if name not in owners:
+            raise ImpossibleRequestError(
+                f"the mask names {name!r}, which the model does not have; give the mask of this "
+                "model"
+            )
+        module, attribute = owners[name]
+        shape = tuple(module.get_parameter(attribute).shape)
+        if tuple(kept.shape) != shape or kept.dtype != torch.bool:
+            raise ImpossibleRequestError(
+                f"the mask of {name!r} is {kept.dtype} {tuple(kept.shape)}, the weight is "
+                f"{shape}; give the mask of this model, bool, True = kept"
+            )
+        places[module, attribute] = ~kept
+    return places
+
+
+def _plain(name: str) -> str:
+    """The parameter's name in the model that was wrapped."""
+    wrapped = True
+    while wrapped:
+        prefix = next((p for p in _WRAPPERS if name.startswith(p)), "")
+        wrapped, name = bool(prefix), name.removeprefix(prefix)
+    return name.replace(".base_layer.", ".").replace("._orig_mod.", ".")
+
+
+def _present_zeros(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
+    left_out = {id(p) for p in _embeddings_and_head(model)}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.ndim < 2 or id(parameter) in left_out:
+                continue
+            pruned = parameter.detach() == 0
+            if pruned.any() and not pruned.all():
+                yield (module, name), pruned
+
+
+def _embeddings_and_head(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        head = getattr(module, "get_output_embeddings", lambda: None)()
+        for owner in (module if isinstance(module, nn.Embedding) else None, head):
+            if owner is not None:
+                yield from owner.parameters(recurse=False)
+
+
+def _zero(module: nn.Module, name: str, masks: dict[str, Tensor]) -> None:
+    parameter = module.get_parameter(name)
+    if masks[name].device != parameter.device:
+        masks[name] = masks[name].to(parameter.device)
+    # Through .data: a graph that is still to be walked backwards need not notice.
+    parameter.data.masked_fill_(masks[name], 0)
+
+
+def _zero_before_saving(
+    masks: dict[str, Tensor], module: nn.Module, prefix: str, keep_vars: bool
+) -> None:
+    for name in masks:
+        _zero(module, name, masks)
+
+
+def _zero_gradient(pruned: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.masked_fill(pruned.to(gradient.device), 0)

@@ -1,0 +1,92 @@
+"""Masks on disk at one bit a weight: a safetensors file that says its own names and shapes.
+
+Each parameter's mask is flattened row by row and packed eight to a byte, the first weight in the
+lowest bit; a set bit is a kept weight. Names and shapes are in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from qprune.errors import RunFolderError
+
+#: What the metadata of a packed mask says it is.
+FORMAT, VERSION = "qprune-packed-mask", "1"
+
+
+def pack(kept: Tensor) -> Tensor:
+    """A bool mask of any shape as ``ceil(numel / 8)`` bytes, shape (bytes,), uint8."""
+    bits = kept.detach().cpu().contiguous().flatten().numpy()
+    return torch.from_numpy(np.packbits(bits, bitorder="little"))
+
+
+def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The bool mask of ``shape`` that `pack` made ``packed`` from.
+
+    Raises:
+        ValueError: ``packed`` is not as long as ``shape`` asks.
+    """
+    size = math.prod(shape)
+    if packed.dtype != torch.uint8 or packed.shape != ((size + 7) // 8,):
+        raise ValueError(
+            f"{tuple(packed.shape)} {packed.dtype} is not {(size + 7) // 8} bytes for {shape}"
+        )
+    bits = np.unpackbits(packed.cpu().numpy(), count=size, bitorder="little")
+    return torch.from_numpy(bits.astype(bool)).view(shape)
+
+
+def packed_bytes(mask: Mapping[str, Tensor]) -> bytes:
+    """The file that `read_mask` reads.
+
+    Args:
+        mask: bool, by parameter name, True = kept, each in its parameter's shape.
+    """
+    shapes = {name: list(kept.shape) for name, kept in mask.items()}
+    metadata = {"format": FORMAT, "version": VERSION, "shapes": json.dumps(shapes)}
+    return save({name: pack(kept) for name, kept in mask.items()}, metadata)
+
+
+def read_mask(path: Path) -> dict[str, Tensor]:
+    """A mask by parameter name from a packed file, or from one of plain bool tensors.
+
+    Raises:
+        RunFolderError: there is no such file, or it holds no mask.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            return _checked_bool(path, tensors)
+        if metadata.get("version") != VERSION:
+            raise RunFolderError(
+                f"{path} is a packed mask of version {metadata.get('version')}; this qprune "
+                f"reads version {VERSION}: use a newer one"
+            )
+        shapes = json.loads(metadata["shapes"])
+        return {name: unpack(packed, tuple(shapes[name])) for name, packed in tensors.items()}
+    except OSError as error:
+        if isinstance(error, RunFolderError):
+            raise
+        raise RunFolderError(f"cannot read the mask {path}: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"{path} holds no mask: {error}; give a mask that qprune wrote"
+        ) from error
+
+
+def _checked_bool(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    wrong = [name for name, kept in tensors.items() if kept.dtype != torch.bool]
+    if wrong or not tensors:
+        reason = f"{wrong[0]!r} is {tensors[wrong[0]].dtype}, not bool" if wrong else "it is empty"
+        raise RunFolderError(f"{path} holds no mask: {reason}; give a mask that qprune wrote")
+    return dict(tensors)
