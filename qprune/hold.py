@@ -16,10 +16,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from qprune.errors import ImpossibleRequestError
-from qprune.packed import read_mask
+from qprune.packed import MASK_FILE, read_mask
 
-#: Where a pruned folder keeps its mask.
-MASK_FILE = "mask.safetensors"
 #: What wrappers (DDP, torch.compile, PEFT) put into the names of the parameters they wrap.
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from qprune.errors import RunFolderError
 
+#: Where a pruned folder keeps its mask.
+MASK_FILE = "mask.safetensors"
 #: What the metadata of a packed mask says it is.
 FORMAT, VERSION = "qprune-packed-mask", "1"
 

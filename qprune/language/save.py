@@ -1,0 +1,155 @@
+"""A pruned model as a folder that stock `from_pretrained` loads: whole, or as it was before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.folder import flush_folder
+from qprune.language.card import CARD, CARD_JSON, Card
+from qprune.packed import MASK_FILE, packed_bytes
+from qprune.records import strict_json
+
+#: Weights as `save_pretrained` names them, in one file or in shards.
+_WEIGHTS = "model*.safetensors*"
+
+
+def save_model(
+    folder: Path,
+    model: nn.Module,
+    mask: Mapping[str, Tensor],
+    *,
+    tokenizer: Any = None,
+    card: Card | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a transformers model with exact zeros, its tokenizer, packed mask and card.
+
+    Everything is written aside, flushed to the disk, and only then takes the place of what the
+    folder held: a new folder appears at once, and in an old one each file is replaced by a
+    rename, the weights last. A disk that fills leaves the old output as it was.
+
+    Args:
+        folder: need not exist; other files in it stay.
+        model: a transformers model. Its parameters come out rounded to ``dtype``, so that what is
+            in memory is what was saved.
+        mask: bool by parameter name, True = kept.
+        tokenizer: saved beside the model.
+        card: what was asked and achieved, for people (README.md) and programs.
+        dtype: what to store the floating-point parameters in, by default as they are; those that
+            the architecture keeps in float32 stay so.
+
+    Raises:
+        ImpossibleRequestError: not a transformers model, or the mask is not the model's.
+        RunFolderError: the folder cannot be written.
+    """
+    if not hasattr(model, "save_pretrained"):
+        raise ImpossibleRequestError(
+            f"a {type(model).__name__} has no save_pretrained; pass a transformers model"
+        )
+    _check_zeros(model, mask)
+    with written_aside(folder) as aside, _stored_as(model, dtype):
+        model.save_pretrained(aside)  # pyright: ignore[reportCallIssue]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
+        (aside / MASK_FILE).write_bytes(packed_bytes(mask))
+        if card is not None:
+            (aside / CARD).write_text(card.to_markdown(), encoding="utf-8")
+            (aside / CARD_JSON).write_text(strict_json(card.to_json(), indent=1), encoding="utf-8")
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """An empty neighbour of ``folder`` whose files take their place there when the block ends.
+
+    Raises:
+        RunFolderError: the disk is full, or cannot be written; ``folder`` is as it was.
+    """
+    aside = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.aside")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for file in aside.iterdir():
+            _flush(file)
+        _publish(aside, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RunFolderError(
+            f"cannot write {folder}: {reason}; what was there is unchanged: make room or choose "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    if not folder.exists():
+        aside.rename(folder)
+    else:
+        new = sorted(aside.iterdir(), key=lambda file: (file.match(_WEIGHTS), file.name))
+        names = {file.name for file in new}
+        for file in new:
+            file.replace(folder / file.name)
+        for old in folder.glob(_WEIGHTS):
+            if old.name not in names:
+                old.unlink()
+        flush_folder(folder)
+    flush_folder(folder.absolute().parent)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _check_zeros(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, kept in mask.items():
+        if name not in parameters or parameters[name].shape != kept.shape:
+            raise ImpossibleRequestError(
+                f"the mask's {name!r} {tuple(kept.shape)} is no weight of the model; give the mask "
+                "of this model"
+            )
+        wrong = int((parameters[name].detach()[~kept.to(parameters[name].device)] != 0).sum())
+        if wrong:
+            raise ImpossibleRequestError(
+                f"{wrong} weights of {name!r} that the mask prunes are not zero; "
+                "qprune.hold(model, mask) zeroes them"
+            )
+
+
+@contextmanager
+def _stored_as(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Parameters in the dtype to store, then back in their own."""
+    wide = _kept_in_float32(model)
+    before = {
+        name: parameter.dtype
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and not any(part in name for part in wide)
+    }
+    parameters = dict(model.named_parameters())
+    try:
+        # Parameters one by one: model.to() would round buffers such as rotary frequencies too.
+        for name in before if dtype is not None else ():
+            parameters[name].data = parameters[name].data.to(dtype)
+        yield
+    finally:
+        for name, own in before.items():
+            parameters[name].data = parameters[name].data.to(own)
+
+
+def _kept_in_float32(model: nn.Module) -> set[str]:
+    """Parts of the names of parameters that the architecture never has in half precision."""
+    names: set[str] = set()
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        names.update(getattr(model, attribute, None) or ())
+    return names
