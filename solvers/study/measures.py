@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 CELL = ["problem", "sampler", "budget_kind", "budget"]
 #: A run has found the best known energy when it is this close: tables give six decimals.
 SUCCESS_GAP = 1e-4
+#: No gap is larger: the energies are then of opposite sign and of one size.
+WORST_GAP = 2.0
 #: Energies this close, relatively, are one energy to rounding.
 ROUNDING = 1e-9
 
@@ -106,7 +108,7 @@ def summary(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     runs = runs.assign(
         energy=runs.energy.astype(float).where(runs.status == "ok"), failed=runs.status != "ok"
     )
-    cells = runs.groupby(CELL, sort=False, observed=True)
+    cells = runs.groupby(CELL, sort=False, observed=True, dropna=False)
     table = cells.agg(
         n=("n", "first"),
         runs=("seed", "size"),
@@ -185,7 +187,7 @@ def anytime(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
         ``gap_low`` and ``gap_high`` (least and largest of the runs), failed runs apart.
     """
     runs = with_gaps(rows[rows.status == "ok"], references)
-    table = runs.groupby(CELL, sort=False, observed=True).agg(
+    table = runs.groupby(CELL, sort=False, observed=True, dropna=False).agg(
         n=("n", "first"),
         seconds=("seconds", "median"),
         gap=("gap", "median"),

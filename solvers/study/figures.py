@@ -1,0 +1,207 @@
+"""The curves of a study, each a pure function from a table of measures to a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from solvers.study.looks import STYLE, WIDTH, Look, legend_below, new_figure
+from solvers.study.measures import SUCCESS_GAP, WORST_GAP, median_with_infinity
+
+Looks = Mapping[str, Look]
+
+
+def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
+    """Gap to the best known against seconds; a panel for each kind and size.
+
+    Lines are medians over the panel's problems, bands their quartiles.
+
+    Args:
+        curve: from `solvers.study.measures.anytime`.
+        looks: of every sampler.
+    """
+    panels = list(curve.groupby(["kind", "n"], sort=True))
+    with rc_context(STYLE):
+        figure, grid = _grid(len(panels))
+        handles = {}
+        for axes, ((kind, size), part) in zip(grid, panels, strict=False):
+            for sampler, look in looks.items():
+                mine = part[part.sampler == sampler]
+                if not mine.empty:
+                    handles[sampler] = _gap_line(axes, mine, look)
+            number = part.problem.nunique()
+            axes.set_title(f"{kind}, n = {size} ({_problems(number)})")
+            axes.set_xscale("log")
+            _gap_axis(axes)
+        _label_outer(grid, len(panels), "seconds in the sampler", "gap to best known")
+        legend_below(figure, handles)
+        return figure
+
+
+def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
+    cells = mine.groupby(["budget_kind", "budget"], sort=False)
+    points = pd.DataFrame(
+        {
+            "seconds": cells.seconds.median(),
+            "gap": cells.gap.agg(median_with_infinity),
+            "low": cells.gap.quantile(0.25),
+            "high": cells.gap.quantile(0.75),
+        }
+    ).sort_values("seconds")
+    low, high = _shown(points.low), _shown(points.high)
+    axes.fill_between(points.seconds, low, high, color=look.color, alpha=0.13, linewidth=0)
+    (line,) = axes.plot(points.seconds, _shown(points.gap), **look.line)
+    return line
+
+
+def performance_profiles(times: pd.DataFrame, gaps: pd.DataFrame, looks: Looks) -> Figure:
+    """Left: share of problems solved within tau times the fastest sampler's time; right: within g.
+
+    Args:
+        times: from `solvers.study.ranking.performance_profile`.
+        gaps: from `solvers.study.ranking.gap_profile`.
+        looks: of every sampler.
+    """
+    with rc_context(STYLE):
+        figure = new_figure(WIDTH, 3.2)
+        left, right = figure.subplots(1, 2, sharey=True)
+        handles = {}
+        for sampler, look in looks.items():
+            for axes, table in ((left, times), (right, gaps)):
+                if sampler in table:
+                    handles[sampler] = _stair(axes, table[sampler], look)
+        left.set(
+            xlabel="time to target, times that of the fastest",
+            ylabel="share of problems",
+            title="Reached the target",
+        )
+        right.set(xlabel="gap to best known", title="Within a gap, at the largest budget")
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.set_ylim(-0.03, 1.03)
+        left.xaxis.set_major_formatter(FuncFormatter(lambda tau, _: f"{tau:g}"))
+        right.xaxis.set_major_formatter(FuncFormatter(_percent))
+        if len(times) and times.index[-1] > 10:
+            left.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            left.xaxis.set_minor_formatter(FuncFormatter(lambda tau, _: f"{tau:g}"))
+        right.xaxis.set_minor_formatter(NullFormatter())
+        legend_below(figure, handles)
+        return figure
+
+
+def _stair(axes: Axes, shares: pd.Series, look: Look) -> object:
+    x, y = shares.index.to_numpy(float), shares.to_numpy(float)
+    end = x[-1] * 1.3 if len(x) else 1.0
+    marks: dict[str, Any] = {"markevery": max(1, len(x) // 6)}
+    (line,) = axes.plot([*x, end], [*y, y[-1]], drawstyle="steps-post", **look.line, **marks)
+    return line
+
+
+def tts_against_size(sizes: pd.DataFrame, looks: Looks, target: float) -> Figure:
+    """TTS99 against the number of variables with its confidence bands; a panel for each kind.
+
+    Marks on the upper edge are sizes at which the target was not reached on half the problems.
+
+    Args:
+        sizes: from `solvers.study.targets.tts_by_size`.
+        looks: of every sampler.
+        target: the gap that had to be reached.
+    """
+    kinds = list(dict.fromkeys(sizes.kind))
+    finite = sizes.tts[np.isfinite(sizes.tts)]
+    top = 10 ** math.ceil(math.log10(finite.max()) + 0.3) if len(finite) else 1.0
+    with rc_context(STYLE):
+        figure, grid = _grid(len(kinds), height=3.1)
+        handles = {}
+        for axes, kind in zip(grid, kinds, strict=False):
+            for place, (sampler, look) in enumerate(looks.items()):
+                mine = sizes[(sizes.kind == kind) & (sizes.sampler == sampler)].sort_values("n")
+                if mine.empty:
+                    continue
+                shift = 1.025 ** (place - (len(looks) - 1) / 2)
+                handles[sampler] = _tts_line(axes, mine, look, top, shift)
+            axes.set(title=kind, xscale="log", yscale="log")
+            axes.axhline(top, color="#4d4d4d", linewidth=0.7, zorder=0)
+            axes.text(
+                0.01, top * 1.12, "not reached", transform=axes.get_yaxis_transform(), fontsize=7.5
+            )
+            shown = sorted(sizes[sizes.kind == kind].n.unique())
+            axes.set_xticks(shown, [str(size) for size in shown])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlim(shown[0] / 1.35, shown[-1] * 1.35)
+        goal = "best known" if target <= SUCCESS_GAP else f"{_percent(target)} of best known"
+        _label_outer(grid, len(kinds), "variables", f"TTS99 to {goal}, s")
+        legend_below(figure, handles)
+        return figure
+
+
+def _tts_line(axes: Axes, mine: pd.DataFrame, look: Look, top: float, shift: float) -> object:
+    x, y = mine.n.to_numpy(float) * shift, mine.tts.to_numpy(float)
+    reached = np.isfinite(y)
+    low = mine.tts_low.fillna(mine.tts).to_numpy(float)
+    high = mine.tts_high.fillna(mine.tts).to_numpy(float)
+    high = np.where(np.isfinite(high), high, top)
+    (line,) = axes.plot(x, np.where(reached, y, np.nan), **look.line)
+    band = {"color": look.color, "linewidth": 0}
+    axes.fill_between(x, low, high, where=reached.tolist(), alpha=0.12, **band)
+    known = y[reached]
+    spread = np.maximum([known - low[reached], high[reached] - known], 0)
+    bars = {"fmt": "none", "ecolor": look.color, "elinewidth": 0.9, "capsize": 1.8}
+    axes.errorbar(x[reached], known, yerr=spread, **bars)
+    axes.plot(x[~reached], np.full((~reached).sum(), top), **look.point, fillstyle="none")
+    return line
+
+
+# -- shared ----------------------------------------------------------------------------------
+
+
+def _grid(number: int, height: float = 2.3) -> tuple[Figure, list[Axes]]:
+    """Axes for so many panels, at most three in a row, the rest hidden."""
+    columns = min(3, max(1, number))
+    rows = max(1, math.ceil(number / columns))
+    figure = new_figure(WIDTH if columns > 1 else 5.0, height * rows + 0.5)
+    grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axes in grid[number:]:
+        axes.set_visible(False)
+    return figure, grid
+
+
+def _label_outer(grid: list[Axes], number: int, x: str, y: str) -> None:
+    columns = min(3, max(1, number))
+    for place, axes in enumerate(grid[:number]):
+        if place % columns == 0:
+            axes.set_ylabel(y)
+        if place + columns >= number:
+            axes.set_xlabel(x)
+
+
+def _shown(gaps: pd.Series) -> np.ndarray:
+    """Gaps on the scale of the axis: its ends stand for all that is beyond."""
+    return np.clip(gaps.fillna(np.inf).to_numpy(float), SUCCESS_GAP, WORST_GAP)
+
+
+def _gap_axis(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(SUCCESS_GAP / 1.5, WORST_GAP * 1.2)
+    axes.yaxis.set_major_formatter(FuncFormatter(_floor_percent))
+
+
+def _percent(share: float, _place: object = None) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _floor_percent(share: float, _place: object = None) -> str:
+    return f"\u2264 {_percent(share)}" if share <= SUCCESS_GAP else _percent(share)
+
+
+def _problems(number: int) -> str:
+    return "1 problem" if number == 1 else f"{number} problems"
