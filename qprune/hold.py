@@ -126,7 +126,7 @@ def hold(
     if mask is None:
         places = dict(_present_zeros(model))
     else:
-        places = _places(model, mask if isinstance(mask, Mapping) else _read(Path(mask)))
+        places = _places(model, mask if isinstance(mask, Mapping) else read_mask_of(Path(mask)))
     if not places:
         raise ImpossibleRequestError(
             "the model has no zeros to hold; prune it first, or pass the mask it was pruned with"
@@ -134,7 +134,12 @@ def hold(
     return Held(places)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_mask_of(path: Path) -> dict[str, Tensor]:
+    """The mask in a file, or the one beside the weights in a pruned folder.
+
+    Raises:
+        RunFolderError: there is none.
+    """
     return read_mask(path / MASK_FILE if path.is_dir() else path)
 
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 
 from qprune.steps import Step
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Goes through items while it shows how far it is: (items, what is done with them)."""
+
+
+def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """The `Track` that shows nothing."""
+    return items
+
+
+def tracked(console: Console) -> Track:
+    """The `Track` that draws a bar, where there is a terminal."""
+
+    def through(items: Sequence[Any], description: str) -> Iterable[Any]:
+        return track(
+            items, description, console=console, transient=True, disable=not console.is_terminal
+        )
+
+    return through
 
 
 class ProgressBar:

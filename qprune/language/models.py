@@ -16,7 +16,6 @@ from qprune.errors import ImpossibleRequestError
 
 #: What a source that is not a folder begins with on the command line.
 HUB = "hf:"
-_EXTRA = "pip install 'qprune[hf]'"
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
@@ -101,8 +100,8 @@ def checked_length(model: nn.Module, asked: int | None, default: int = 2048) -> 
     return length
 
 
-def optional(package: str) -> ModuleType:
-    """A package of the extra ``hf``.
+def optional(package: str, extra: str = "hf") -> ModuleType:
+    """A package of one of our extras.
 
     Raises:
         ImpossibleRequestError: it is not installed.
@@ -113,7 +112,8 @@ def optional(package: str) -> ModuleType:
         if error.name != package:
             raise
         raise ImpossibleRequestError(
-            f"language models need the package {package!r}, which is not installed: {_EXTRA}"
+            f"this needs the package {package!r}, which is not installed: "
+            f"pip install 'qprune[{extra}]'"
         ) from error
 
 

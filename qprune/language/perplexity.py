@@ -32,8 +32,10 @@ def perplexity(model: nn.Module, windows: Tensor) -> float:
 
 
 @torch.no_grad()
-def negative_log_likelihoods(model: nn.Module, windows: Tensor) -> list[float]:
-    """The sum over each window's predicted tokens, in nats."""
+def negative_log_likelihoods(
+    model: nn.Module, windows: Tensor, last: int | None = None
+) -> list[float]:
+    """The sum over each window's predicted tokens, or over the ``last`` so many, in nats."""
     device = next(model.parameters()).device
     sums: list[float] = []
     size = 1
@@ -50,7 +52,8 @@ def negative_log_likelihoods(model: nn.Module, windows: Tensor) -> list[float]:
                 f"the logits of window {len(sums)} or one of the next {len(batch) - 1} are NaN or "
                 "Inf; the model is broken, or its dtype too narrow"
             )
-        sums += losses.view(len(batch), -1).double().sum(1).tolist()
+        losses = losses.view(len(batch), -1)
+        sums += losses[:, -(last or losses.shape[1]) :].double().sum(1).tolist()
     return sums
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ def save_model(
     mask: Mapping[str, Tensor],
     *,
     tokenizer: Any = None,
+    beside: Iterable[Path] = (),
     card: Card | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -44,6 +45,7 @@ def save_model(
             in memory is what was saved.
         mask: bool by parameter name, True = kept.
         tokenizer: saved beside the model.
+        beside: files to copy beside the model, where it does not have one of that name.
         card: what was asked and achieved, for people (README.md) and programs.
         dtype: what to store the floating-point parameters in, by default as they are; those that
             the architecture keeps in float32 stay so.
@@ -61,6 +63,9 @@ def save_model(
         model.save_pretrained(aside)  # pyright: ignore[reportCallIssue]
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
+        for file in beside:
+            if not (aside / file.name).exists():
+                shutil.copyfile(file, aside / file.name)
         (aside / MASK_FILE).write_bytes(packed_bytes(mask))
         if card is not None:
             (aside / CARD).write_text(card.to_markdown(), encoding="utf-8")

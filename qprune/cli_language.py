@@ -1,0 +1,126 @@
+"""`qprune evaluate`, `measure` and `hold`: what to do with a pruned model's folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Model = Annotated[str, typer.Argument(help="folder with config.json, or hf:ID")]
+Json = Annotated[bool, typer.Option("--json", help="print the outcome as JSON")]
+Threads = Annotated[int, typer.Option(min=1, help="threads of the arithmetic")]
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str | None, typer.Option(help="wikitext2:DIR, text:FILE or hf:NAME; its test split")
+    ] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="tokens in a window; the model's own up to 2048 by default")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="tokens between windows; smaller than a window overlaps")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="also lm-eval's tasks, zero-shot, with commas between")
+    ] = None,
+    task_folder: Annotated[
+        Path | None, typer.Option(help="lm-eval tasks of your own, as YAML files")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="at most so many examples of a task")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="examples of a task run together")] = 8,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or auto for the stored one")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="where to compute, as torch names it")] = "cpu",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Perplexity of a language model on a text, and its accuracy on lm-eval's tasks."""
+    from qprune.errors import ImpossibleRequestError
+    from qprune.language.evaluate import evaluate_perplexity, evaluate_tasks, names_of
+    from qprune.language.models import load_pretrained, load_tokenizer, optional
+    from qprune.progress import tracked
+    from qprune.records import strict_json
+    from qprune.threads import limited_threads
+
+    if data is None and tasks is None:
+        raise ImpossibleRequestError("nothing to evaluate on; give --data, --tasks, or both")
+    if tasks is not None:
+        optional("lm_eval", extra="eval")  # Refused here, not after the perplexity.
+    began = time.perf_counter()
+    outcome: dict[str, Any] = {"model": model, "dtype": dtype, "device": device}
+    with limited_threads(threads):
+        network, tokenizer = (
+            load_pretrained(model, dtype=dtype, device=device),
+            load_tokenizer(model),
+        )
+        if data is not None:
+            outcome["perplexity"] = asdict(
+                evaluate_perplexity(
+                    network,
+                    tokenizer,
+                    data,
+                    max_seq_length=max_seq_length,
+                    stride=stride,
+                    track=tracked(Console(stderr=True)),
+                )
+            )
+        if tasks is not None:
+            outcome["tasks"] = evaluate_tasks(
+                network,
+                tokenizer,
+                names_of(tasks),
+                task_folder=task_folder,
+                limit=limit,
+                batch_size=batch_size,
+            )
+    outcome["seconds"] = time.perf_counter() - began
+    typer.echo(strict_json(outcome)) if json else Console().print(_evaluation_table(outcome))
+
+
+def hold(
+    folder: Annotated[Path, typer.Argument(help="the fine-tuned or merged checkpoint")],
+    mask: Annotated[Path, typer.Option(help="mask.safetensors, or the pruned folder that has it")],
+    output: Annotated[Path, typer.Option(help="new folder for the checkpoint with the mask")],
+    overwrite: Annotated[bool, typer.Option(help="whether --output may exist")] = False,
+    json: Json = False,
+) -> None:
+    """Apply a mask again to a checkpoint that was fine-tuned or merged since it was pruned."""
+    from qprune.language.reapply import reapply_mask
+    from qprune.records import strict_json
+
+    done = reapply_mask(folder, mask, output, overwrite=overwrite)
+    if json:
+        typer.echo(strict_json(asdict(done)))
+        return
+    typer.echo(
+        f"{output}: {done.num_pruned} of {done.num_weights} weights are exactly zero; "
+        f"{done.num_filled} of them were not before"
+    )
+
+
+def _evaluation_table(outcome: dict[str, Any]) -> Table:
+    table = Table(title=outcome["model"])
+    for name in ("on", "metric"):
+        table.add_column(name)
+    table.add_column("value", justify="right")
+    at = outcome.get("perplexity")
+    if at is not None:
+        table.add_row(at["data"], "perplexity", f"{at['value']:.4f}")
+        table.caption = (
+            f"{at['windows']} windows of {at['max_seq_length']} tokens, stride {at['stride']}, "
+            f"{at['predicted_tokens']} predicted tokens, {outcome['dtype']}"
+        )
+    for task, metrics in outcome.get("tasks", {}).items():
+        for metric, value in metrics.items():
+            table.add_row(task, metric, f"{value:.4f}")
+    return table
