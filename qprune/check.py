@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from qprune.errors import ImpossibleRequestError
 from qprune.layers import Layer, Layers
+from qprune.recording import STEPS
 from qprune.records import strict_json
-from qprune.run import FILES, MASK, MODEL, REPORT_JSON, STEPS, Saved, read_run, read_steps
+from qprune.run import FILES, MASK, MODEL, REPORT_JSON, Saved, read_run, read_steps
 from qprune.sparsity import BUDGETS
 from qprune.steps import LayerRecord
 

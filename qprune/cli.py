@@ -8,13 +8,15 @@ from typing import Annotated, cast
 
 import typer
 
-from qprune.cli_prune import prune
+from qprune.cli_language import evaluate, hold
+from qprune.cli_prune import INTERRUPTED, prune
+from qprune.cli_run import check, resume, verify
 from qprune.cli_solvers import samplers, solve
 from qprune.errors import QpruneError
 from solvers.errors import SolverError
 
-#: Exit codes: `check` found a lie; what was asked cannot be done; stopped by hand.
-LIE, MISTAKE, INTERRUPTED = 1, 2, 130
+#: Exit code where what was asked cannot be done.
+MISTAKE = 2
 
 app = typer.Typer(
     name="qprune",
@@ -24,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (prune, samplers, solve):
+for command in (prune, resume, check, verify, evaluate, hold, samplers, solve):
     app.command()(command)
 
 
@@ -40,22 +42,6 @@ def report(
     html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
     RunFolder(folder).write_page(html)
     typer.echo(f"{folder / REPORT_HTML}")
-
-
-@app.command()
-def check(folder: Annotated[Path, typer.Argument(help="a prune's --output")]) -> None:
-    """Hold a run's files against each other: sparsity, structure, exact zeros, counts."""
-    from qprune.check import check_run
-
-    finding = check_run(folder)
-    for lie in finding.lies:
-        typer.echo(f"{folder}: {lie}", err=True)
-    if finding.lies:
-        raise typer.Exit(LIE)
-    typer.echo(
-        f"{folder}: {finding.num_pruned} of {finding.num_weights} targeted weights are exactly "
-        "zero, as the mask, the counts and the report say"
-    )
 
 
 def main() -> None:

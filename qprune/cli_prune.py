@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,14 @@ from rich.table import Table
 
 from qprune.cli_options import parse_options
 from qprune.config import Settings, make_settings
+from qprune.interrupt import interruptible
 
 if TYPE_CHECKING:
+    from qprune.prune import Pruned
     from qprune.steps import Report
+
+#: Exit code of what was stopped by hand.
+INTERRUPTED = 130
 
 
 def prune(
@@ -108,19 +114,35 @@ def prune(
     json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
 ) -> None:
     """Prune a network, and say how good it is before and after."""
-    from qprune.job import run_job, summary
+    from qprune.job import run_job
     from qprune.progress import ProgressBar
-    from qprune.records import strict_json
 
     settings = make_settings(_given(context.params), config)
-    with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar:
-        pruned = run_job(settings, output, observe=[bar])
+    # Without a folder there is nothing to end in good order for.
+    stopping = interruptible() if output else nullcontext(None)
+    with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar, stopping as stop:
+        pruned = run_job(settings, output, observe=[bar], should_stop=stop)
+    tell(pruned, output, json)
+
+
+def tell(pruned: Pruned, output: Path | None, json: bool) -> None:
+    """What a run prints at its end.
+
+    Raises:
+        typer.Exit: the run was stopped by hand and can be resumed.
+    """
+    from qprune.job import summary
+    from qprune.records import strict_json
+
     if json:
         typer.echo(strict_json(summary(pruned)))
-        return
-    Console().print(outcome_table(pruned.report))
-    if output is not None:
-        typer.echo(f"{output / 'report.html'} shows the run; {output} holds the network")
+    else:
+        Console().print(outcome_table(pruned.report))
+        if output is not None:
+            typer.echo(f"{output / 'report.html'} shows the run; {output} holds the network")
+    if pruned.report.stopped == "interrupted":
+        typer.echo(f"stopped by hand; `qprune resume {output}` goes on", err=True)
+        raise typer.Exit(INTERRUPTED)
 
 
 def outcome_table(report: Report) -> Table:

@@ -9,6 +9,15 @@ from qprune.errors import ImpossibleRequestError
 
 T = TypeVar("T")
 
+#: What a name with a colon may begin with that is no module to import.
+_SOURCES = frozenset({"torchvision", "hf", "mnist", "cifar10", "wikitext2", "text"})
+
+
+def is_factory(spec: str) -> bool:
+    """Whether ``spec`` would import code of the user's own."""
+    kind, colon, _ = spec.partition(":")
+    return bool(colon) and kind not in _SOURCES
+
 
 def call_factory(spec: str, kind: type[T]) -> T:
     """What the callable ``package.module:name`` returns, which must be a ``kind``.

@@ -16,7 +16,7 @@ from qprune.losses import DenseOutputs, Labels
 from qprune.prune import Pruned, prune
 from qprune.records import ScorePoint
 from qprune.report import render_html
-from qprune.run import RunFolder, run_folder
+from qprune.run import RunFolder, read_scores, resumed_folder, run_folder
 from qprune.steps import Observer, Report, Score, Step
 from qprune.threads import limited_threads
 from qprune.zoo import load_model
@@ -52,18 +52,28 @@ class ScoreTrace:
     """Observer that scores the network on test data now and then, for the curve of accuracy.
 
     Scoring takes at most ``share`` of the time that has passed; it decides nothing in the run.
+    With a ``folder`` the points so far are taken from it, and new ones noted there.
     """
 
-    def __init__(self, evaluate: Callable[[], Score], share: float = 0.05) -> None:
-        self.points: list[ScorePoint] = []
-        self._evaluate, self._share = evaluate, share
+    def __init__(
+        self,
+        evaluate: Callable[[], Score],
+        share: float = 0.05,
+        folder: RunFolder | None = None,
+    ) -> None:
+        self.points = [] if folder is None else list(read_scores(folder.path))
+        self._evaluate, self._share, self._folder = evaluate, share, folder
         self._began, self._spent = time.perf_counter(), 0.0
 
     def __call__(self, step: Step) -> None:
+        # A resumed run takes some steps again.
+        self.points = [point for point in self.points if point.step < step.index]
         before = time.perf_counter()
         if not step.accepted or self._spent > self._share * (before - self._began):
             return
         self.points.append(ScorePoint(step.index, self._evaluate()))
+        if self._folder is not None:
+            self._folder.note_score(self.points[-1])
         self._spent += time.perf_counter() - before
 
     def ending_with(self, report: Report) -> tuple[ScorePoint, ...]:
@@ -78,6 +88,8 @@ def run_job(
     settings: Settings,
     output: Path | None = None,
     *,
+    resume: bool = False,
+    should_stop: Callable[[], bool] | None = None,
     observe: Sequence[Observer] = (),
     others: Mapping[str, Score] | None = None,
     augment: Augmentation | None = None,
@@ -87,6 +99,8 @@ def run_job(
     Args:
         settings: what to do.
         output: folder for weights, mask, settings, steps and report; it must hold no run yet.
+        resume: go on with the run that ``output`` holds.
+        should_stop: asked before every step; True ends the run with the best mask so far.
         observe: called with every step.
         others: scores of other methods, for the report.
         augment: instead of what suits the data by itself.
@@ -96,19 +110,23 @@ def run_job(
         SolverError: there is no such sampler or option.
     """
     get_sampler(settings.sampler)  # Refused here, not after training a network.
-    saving = nullcontext() if output is None else run_folder(output, settings)
+    saving = nullcontext()
+    if output is not None:
+        saving = resumed_folder(output) if resume else run_folder(output, settings)
     with limited_threads(settings.threads), saving as folder:
         model = load_model(settings.model, settings.weights)
         data = load_data(settings.data, settings.normalization)
         calibration = data.calibration(settings.num_calibration_samples, settings.seed)
-        trace = ScoreTrace(partial(data.score, model))
+        trace = ScoreTrace(partial(data.score, model), folder=folder)
         pruned = prune(
             model,
             calibration,
             loss=_LOSSES[settings.target](),
             augment=(augment or data.augment) if settings.augment else None,
             evaluate=data.score,
-            observe=[*observe, *([folder, trace] if folder else [])],
+            observe=[*observe, *([trace] if folder else [])],
+            should_stop=should_stop,
+            **{"resume_from" if resume else "output_dir": output},
             **_given(settings),
         )
         if folder is not None:

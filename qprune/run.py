@@ -1,35 +1,56 @@
 """The folder of one run: what was asked, every step as it happened, and what came out.
 
 - ``config.yaml``: every setting; `qprune prune --config` repeats the run
+- ``fingerprint.json``: digests of the dense model, the data and the code
 - ``steps.jsonl``: one line a step, written as it happens
+- ``scores.jsonl``: accuracy and loss on test data along the way
+- ``checkpoint.0.safetensors``, ``checkpoint.1.safetensors``: what `qprune resume` goes on from
 - ``model.safetensors``: every parameter and buffer of the pruned network, exact zeros
 - ``mask.safetensors``: one boolean tensor for each targeted weight, True = kept
 - ``report.json``: the whole report
 - ``report.html``: the same to look at
+- ``checksums.sha256``: of the files before, as `sha256sum --check` reads them
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from qprune.checkpoint import Checkpoints
 from qprune.config import Settings
 from qprune.errors import RunFolderError
+from qprune.folder import LOCK, append_line, locked, sweep, write_whole
+from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
 from qprune.steps import Report, Step
 
-CONFIG, STEPS, MODEL, MASK = "config.yaml", "steps.jsonl", "model.safetensors", "mask.safetensors"
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-FILES = (CONFIG, STEPS, MODEL, MASK, REPORT_JSON, REPORT_HTML)
+logger = logging.getLogger(__name__)
+
+CONFIG, SCORES, MODEL, MASK = (
+    "config.yaml",
+    "scores.jsonl",
+    "model.safetensors",
+    "mask.safetensors",
+)
+REPORT_JSON, REPORT_HTML, CHECKSUMS = "report.json", "report.html", "checksums.sha256"
+FILES = (
+    *(CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK),
+    *(REPORT_JSON, REPORT_HTML, CHECKSUMS),
+)
+# The page can be written again at any time.
+_SUMMED = (CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK, REPORT_JSON)
+#: How a run ended that can go on.
+RESUMABLE = ("unfinished", "interrupted", "max_seconds")
 
 
 @dataclass(frozen=True)
@@ -48,15 +69,18 @@ class Saved:
 
 
 class RunFolder:
-    """Writes a run's files; also the journal among the observers of `qprune.prune`."""
+    """Writes a run's outcome beside the journal and the checkpoints that `qprune.prune` keeps."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __call__(self, step: Step) -> None:
-        """Append the step to the journal."""
-        with (self.path / STEPS).open("a", encoding="utf-8") as journal:
-            journal.write(strict_json(step.to_json()) + "\n")
+    def note_score(self, point: ScorePoint) -> None:
+        """Append a score to those along the way.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        append_line(self.path / SCORES, strict_json(point.to_json()))
 
     def save(
         self,
@@ -75,10 +99,14 @@ class RunFolder:
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         packed = {name: kept.cpu().contiguous() for name, kept in mask.items()}
         record = report.to_json() | {"scores": [point.to_json() for point in scores]}
-        self._write(MODEL, lambda target: target.write_bytes(save(state)))
-        self._write(MASK, lambda target: target.write_bytes(save(packed)))
+        write_whole(self.path / MODEL, save(state))
+        write_whole(self.path / MASK, save(packed))
+        write_whole(self.path / SCORES, _lines(scores))
         self.write_page(html)
-        self._write(REPORT_JSON, lambda target: target.write_text(strict_json(record, indent=1)))
+        write_whole(self.path / REPORT_JSON, strict_json(record, indent=1).encode())
+        write_whole(self.path / CHECKSUMS, checksums(self.path).encode())
+        if report.stopped not in RESUMABLE:
+            Checkpoints(self.path).remove()
 
     def write_page(self, html: str) -> None:
         """Write the report's page.
@@ -86,13 +114,13 @@ class RunFolder:
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        self._write(REPORT_HTML, lambda target: target.write_text(html, encoding="utf-8"))
+        write_whole(self.path / REPORT_HTML, html.encode())
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        try:
-            atomically(self.path / name, write)
-        except OSError as error:
-            raise RunFolderError(f"cannot write {self.path / name}: {error.strerror}") from error
+
+def checksums(folder: Path) -> str:
+    """One line ``sha256  name`` for each file that is there, as `sha256sum` writes them."""
+    names = [name for name in _SUMMED if (folder / name).is_file()]
+    return "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
 
 
 @contextmanager
@@ -105,25 +133,42 @@ def run_folder(path: Path, settings: Settings) -> Iterator[RunFolder]:
     held = [name for name in FILES if (path / name).exists()]
     if held:
         raise RunFolderError(
-            f"{path} holds another run ({held[0]} is there); choose another --output, "
-            "or remove that folder"
+            f"{path} holds another run ({held[0]} is there); `qprune resume` goes on with it; "
+            "else choose another --output, or remove that folder"
         )
     existed = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        atomically(path / CONFIG, lambda target: target.write_text(settings.to_yaml()))
     except OSError as error:
         raise RunFolderError(
             f"cannot write the output folder {path}: {error.strerror}; choose another --output"
         ) from error
-    try:
+    with locked(path):
+        write_whole(path / CONFIG, settings.to_yaml().encode())
+        try:
+            yield RunFolder(path)
+        except BaseException:
+            if not _began(path):
+                for name in (CONFIG, FINGERPRINT, STEPS, SCORES, LOCK):
+                    (path / name).unlink(missing_ok=True)
+                if not existed:
+                    path.rmdir()
+            raise
+
+
+@contextmanager
+def resumed_folder(path: Path) -> Iterator[RunFolder]:
+    """The folder of a run that goes on; its outcome so far no longer counts.
+
+    Raises:
+        RunFolderError: another process works in it, or it cannot be written.
+    """
+    with locked(path):
+        sweep(path)
+        for name in (CHECKSUMS, REPORT_JSON):
+            (path / name).unlink(missing_ok=True)
+        write_whole(path / SCORES, _lines(read_scores(path)))
         yield RunFolder(path)
-    except BaseException:
-        if not (path / STEPS).exists():
-            (path / CONFIG).unlink()
-            if not existed:
-                path.rmdir()
-        raise
 
 
 def read_run(path: Path) -> Saved:
@@ -132,39 +177,96 @@ def read_run(path: Path) -> Saved:
     Raises:
         RunFolderError: no run is there, or a file cannot be read.
     """
-    if not (path / CONFIG).is_file():
-        raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
+    settings = read_settings(path)
     try:
-        settings = Settings(**yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
         if (path / REPORT_JSON).exists():
             record = json.loads((path / REPORT_JSON).read_text(encoding="utf-8"))
             scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
             return Saved(settings, report_from_json(record), scores)
-        return Saved(settings, _unfinished(settings, read_steps(path)), ())
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RunFolderError(f"{path} does not hold a readable run: {reason}") from error
+        return Saved(settings, _unfinished(settings, read_steps(path)), read_scores(path))
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def stopped_by(path: Path) -> str:
+    """How the run in ``path`` ended; "unfinished" where it did not.
+
+    Raises:
+        RunFolderError: its report cannot be read.
+    """
+    try:
+        return str(json.loads((path / REPORT_JSON).read_text(encoding="utf-8"))["stopped"])
+    except FileNotFoundError:
+        return "unfinished"
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def read_settings(path: Path) -> Settings:
+    """What the run in ``path`` was asked.
+
+    Raises:
+        RunFolderError: no run is there, or its settings cannot be read.
+    """
+    if not (path / CONFIG).is_file():
+        raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
+    try:
+        return Settings(**yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
 
 
 def read_steps(path: Path) -> tuple[Step, ...]:
-    """The journal of the run in ``path``.
+    """The journal of the run in ``path``, without a last line that a kill cut off.
 
     Raises:
         OSError: there is none.
         ValueError: a line of it is not a step.
     """
-    lines = (path / STEPS).read_text(encoding="utf-8").splitlines()
-    return tuple(step_from_json(json.loads(line)) for line in lines)
+    return tuple(step_from_json(json.loads(line)) for line in _whole_lines(path / STEPS))
 
 
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write`` on a temporary neighbour of ``path`` that then takes its place at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def read_scores(path: Path) -> tuple[ScorePoint, ...]:
+    """The scores along the way, up to the first line that is none; nothing hangs on them."""
+    if not (path / SCORES).exists():
+        return ()
+    points = []
+    for number, line in enumerate((path / SCORES).read_bytes().split(b"\n")[:-1], 1):
+        try:
+            points.append(ScorePoint.from_json(json.loads(line)))
+        except _UNREADABLE as error:
+            logger.warning("%s, line %d is no score (%s)", path / SCORES, number, error)
+            break
+    return tuple(points)
+
+
+def _lines(points: Iterable[ScorePoint]) -> bytes:
+    return "".join(strict_json(point.to_json()) + "\n" for point in points).encode()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    yaml.YAMLError,
+)
+
+
+def _unreadable(path: Path, error: BaseException) -> RunFolderError:
+    reason = " ".join(str(error).split())
+    return RunFolderError(f"{path} does not hold a readable run: {reason}")
+
+
+def _began(path: Path) -> bool:
+    """Whether the run in ``path`` has come to its first step."""
+    return (path / STEPS).exists() and (path / STEPS).stat().st_size > 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unfinished(settings: Settings, steps: tuple[Step, ...]) -> Report:

@@ -23,6 +23,7 @@ CORE = (
     "traces",
     "curvature",
     "sparsity",
+    "layerwise",
     "scores",
     "augment",
     "masks",
@@ -59,10 +60,14 @@ AROUND = (
     "report",
     "check",
     "job",
+    "verify",
     "progress",
+    "interrupt",
     "packed",
     "hold",
     "cli_prune",
+    "cli_run",
+    "cli_language",
     "cli",
 )
 

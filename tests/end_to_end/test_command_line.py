@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qprune import cli
-from qprune.run import CONFIG, FILES, MASK, MODEL, REPORT_JSON, STEPS
+from qprune.folder import LOCK
+from qprune.recording import STEPS
+from qprune.run import CONFIG, FILES, MASK, MODEL, REPORT_JSON
 from qprune.zoo import load_model
 
 PRUNE = ["prune", "--model", "digits-mlp", "--data", "digits"]
@@ -81,9 +83,69 @@ def test_a_run_says_what_it_did_in_the_last_line(finished):
     assert outcome["seed"] == 0
 
 
+def test_a_finished_run_has_nothing_to_go_on_with(finished, qprune):
+    code, out, err = qprune("resume", finished[0])
+    assert (code, err) == (0, "")
+    assert "nothing to go on with" in out
+
+
+def test_verify_computes_the_figures_again(finished, qprune):
+    code, out, err = qprune("verify", finished[0])
+    assert code == 0, err
+    assert "are what the folder says" in out
+
+
+def _another_model(folder):
+    path = folder / CONFIG
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+
+
+def _better_score(folder):
+    path = folder / REPORT_JSON
+    record = json.loads(path.read_text())
+    record["final"]["loss"] /= 2
+    path.write_text(json.dumps(record))
+
+
+def _other_kept_weights(folder):
+    weights = load_file(folder / MODEL)
+    name = next(iter(load_file(folder / MASK)))
+    weights[name] *= 1.5
+    save_file(weights, folder / MODEL)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "complaints"),
+    [
+        (_another_model, ["config.yaml is not the file", "calibration data are not those"]),
+        (_better_score, ["report.json is not the file", "the report says final accuracy"]),
+        (_other_kept_weights, ["model.safetensors is not the file", "computed again"]),
+    ],
+)
+def test_verify_finds_what_the_files_alone_do_not_show(folder, qprune, tamper, complaints):
+    tamper(folder)
+    assert qprune("check", folder)[0] == 0
+    code, _, err = qprune("verify", folder)
+    assert code == 1
+    for complaint in complaints:
+        assert complaint in err
+
+
+@pytest.mark.parametrize("command", ["resume", "verify"])
+def test_a_folder_cannot_make_the_user_import_code(folder, qprune, command):
+    path = folder / CONFIG
+    path.write_text(path.read_text().replace("model: digits-mlp", "model: antigravity:fly"))
+    (folder / REPORT_JSON).unlink()
+    code, _, err = qprune(command, folder)
+    assert code == 2
+    assert "asks to import 'antigravity:fly'" in err
+    assert "antigravity" not in sys.modules
+    assert "--model antigravity:fly, not" in qprune(command, folder, "--model", "digits-mlp")[2]
+
+
 def test_the_folder_holds_all_and_checks_out(finished, qprune):
     folder, _ = finished
-    assert {path.name for path in folder.iterdir()} == set(FILES)
+    assert {path.name for path in folder.iterdir()} == {*FILES, LOCK}
     weights, mask = load_file(folder / MODEL), load_file(folder / MASK)
     assert set(mask) == {"fc1.weight", "fc2.weight", "fc3.weight"}
     zeros = sum(int((weights[name] == 0).sum()) for name in mask)

@@ -9,11 +9,19 @@ from torch import nn
 
 import qprune
 from qprune.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
+from qprune.compensate import Compensation
 from qprune.errors import RunFolderError
 from qprune.folder import locked
 from qprune.recording import FINGERPRINT, STEPS
 
-RUN = {"sparsity": 0.5, "stages": 3, "rounds": 2, "sampler": "greedy", "block_size": 32}
+RUN = {
+    "sparsity": 0.5,
+    "stages": 3,
+    "rounds": 2,
+    "sampler": "greedy",
+    "block_size": 32,
+    "compensate": Compensation(iterations=(2,), final_steps=2),
+}
 INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
 
 

@@ -1,6 +1,7 @@
 """What a run leaves on disk, and how it reads back."""
 
 import dataclasses
+import hashlib
 import json
 import math
 
@@ -10,8 +11,10 @@ from torch import nn
 
 from qprune.config import make_settings
 from qprune.errors import RunFolderError
+from qprune.folder import LOCK, append_line, write_whole
+from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
-from qprune.run import CONFIG, FILES, STEPS, atomically, read_run, read_steps, run_folder
+from qprune.run import CHECKSUMS, CONFIG, FILES, read_run, read_steps, run_folder
 from qprune.steps import BlockRecord, LayerRecord, Report, Score, Step
 
 SETTINGS = make_settings({"model": "digits-mlp", "data": "digits", "sparsity": 0.5, "seed": 7})
@@ -55,6 +58,12 @@ def make_report(steps=(), **changes):
     return dataclasses.replace(report, **changes)
 
 
+def note(folder, *steps):
+    """Write journal lines as a run does."""
+    for step in steps:
+        append_line(folder.path / STEPS, strict_json(step.to_json()))
+
+
 def test_a_report_survives_json():
     report = make_report([make_step(0), make_step(1, predicted=None)])
     assert report_from_json(json.loads(strict_json(report.to_json()))) == report
@@ -74,7 +83,7 @@ def test_numbers_that_json_lacks_become_null_and_come_back():
 def test_the_journal_has_every_step_as_it_happens(tmp_path):
     with run_folder(tmp_path / "run", SETTINGS) as folder:
         for index in range(3):
-            folder(make_step(index))
+            note(folder, make_step(index))
             assert len(read_steps(folder.path)) == index + 1
     assert read_steps(tmp_path / "run") == tuple(make_step(i) for i in range(3))
 
@@ -82,7 +91,7 @@ def test_the_journal_has_every_step_as_it_happens(tmp_path):
 def test_an_unfinished_run_reads_as_far_as_it_came(tmp_path):
     def stopped_by_hand():
         with run_folder(tmp_path / "run", SETTINGS) as folder:
-            folder(make_step(0, sparsity=0.3))
+            note(folder, make_step(0, sparsity=0.3))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -100,9 +109,9 @@ def test_a_finished_run_reads_back_whole(tmp_path):
     report = make_report([make_step()])
     points = (ScorePoint(0, Score(0.5, 1.0)),)
     with run_folder(tmp_path / "run", SETTINGS) as folder:
-        folder(make_step())
+        note(folder, make_step())
         folder.save(model, mask, report, points, "<html>")
-    assert {path.name for path in folder.path.iterdir()} == set(FILES)
+    assert {path.name for path in folder.path.iterdir()} == {*FILES, LOCK} - {FINGERPRINT}
     saved = read_run(folder.path)
     assert (saved.settings, saved.report, saved.scores) == (SETTINGS, report, points)
 
@@ -140,17 +149,38 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "file"
     target.write_text("old")
 
-    def write(path):
-        path.write_text("half")
-        raise OSError("disk full")
+    def full(handle):
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="disk full"):
-        atomically(target, write)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left"):
+        write_whole(target, b"new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
+    with run_folder(tmp_path / "run", SETTINGS) as folder:
+        note(folder, make_step(0), make_step(1))
+    journal = tmp_path / "run" / STEPS
+    journal.write_bytes(journal.read_bytes()[:-20])
+    assert read_steps(tmp_path / "run") == (make_step(0),)
+    assert len(read_run(tmp_path / "run").report.steps) == 1
+
+
+def test_the_checksums_are_those_of_sha256sum(tmp_path):
+    with run_folder(tmp_path / "run", SETTINGS) as folder:
+        note(folder, make_step())
+        mask = {"weight": torch.ones(2, 4, dtype=torch.bool)}
+        folder.save(nn.Linear(4, 2), mask, make_report(), (), "<html>")
+    told = (tmp_path / "run" / CHECKSUMS).read_text()
+    for line in told.splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((tmp_path / "run" / name).read_bytes()).hexdigest() == digest
+    assert {"model.safetensors", "mask.safetensors", STEPS, CONFIG} <= set(told.split())
 
 
 @pytest.mark.parametrize(
@@ -158,7 +188,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 )
 def test_an_unreadable_run_is_refused_by_name(tmp_path, name, text):
     with run_folder(tmp_path / "run", SETTINGS) as folder:
-        folder(make_step())
+        note(folder, make_step())
     (tmp_path / "run" / name).write_text(text)
     with pytest.raises(RunFolderError, match="does not hold a readable run"):
         read_run(tmp_path / "run")

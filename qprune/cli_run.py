@@ -1,0 +1,84 @@
+"""`qprune resume`, `check` and `verify`: what to do with a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from qprune.cli_prune import tell
+from qprune.interrupt import interruptible
+
+#: Exit code where a folder tells a lie.
+LIE = 1
+
+Folder = Annotated[Path, typer.Argument(help="a prune's --output")]
+OwnModel = Annotated[
+    str | None, typer.Option(help="the run's package.module:factory again, if it has one")
+]
+OwnData = Annotated[str | None, typer.Option(help="the same for its data")]
+
+
+def resume(
+    folder: Folder,
+    model: OwnModel = None,
+    data: OwnData = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="another limit for all of the run, time so far included")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
+) -> None:
+    """Go on with a run that was stopped or killed, to the mask it would have had."""
+    from qprune.job import run_job
+    from qprune.progress import ProgressBar
+    from qprune.run import RESUMABLE, read_settings, stopped_by
+    from qprune.verify import trusted
+
+    settings = read_settings(folder)
+    trusted(settings, model, data)
+    stopped = stopped_by(folder)
+    if stopped not in RESUMABLE or (stopped == "max_seconds" and max_seconds is None):
+        more = "; --max-seconds gives it more time" if stopped == "max_seconds" else ""
+        typer.echo(f"{folder} is finished ({stopped}): there is nothing to go on with{more}")
+        return
+    if max_seconds is not None:
+        settings = settings.model_copy(update={"max_seconds": max_seconds})
+    bar = ProgressBar(settings.asked_sparsity, Console(stderr=True))
+    with bar, interruptible() as stop:
+        pruned = run_job(settings, folder, resume=True, observe=[bar], should_stop=stop)
+    tell(pruned, folder, json)
+
+
+def check(folder: Folder) -> None:
+    """Hold a run's files against each other: sparsity, structure, exact zeros, counts."""
+    from qprune.check import check_run
+
+    finding = check_run(folder)
+    _refuse(folder, finding.lies)
+    typer.echo(
+        f"{folder}: {finding.num_pruned} of {finding.num_weights} targeted weights are exactly "
+        "zero, as the mask, the counts and the report say"
+    )
+
+
+def verify(folder: Folder, model: OwnModel = None, data: OwnData = None) -> None:
+    """Check a run's files, then load its model and data again and compute its figures anew."""
+    from qprune.verify import verify_run
+
+    verdict = verify_run(folder, model, data)
+    for note in verdict.notes:
+        typer.echo(f"{folder}: {note}", err=True)
+    _refuse(folder, verdict.finding.lies)
+    typer.echo(
+        f"{folder}: model, data, mask ({verdict.finding.num_pruned} of "
+        f"{verdict.finding.num_weights} zero) and scores are what the folder says"
+    )
+
+
+def _refuse(folder: Path, lies: tuple[str, ...]) -> None:
+    for lie in lies:
+        typer.echo(f"{folder}: {lie}", err=True)
+    if lies:
+        raise typer.Exit(LIE)

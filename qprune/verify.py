@@ -1,0 +1,157 @@
+"""Whether a run's folder tells the truth about the world: everything computed again that can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from qprune.calibration import as_calibration
+from qprune.check import Finding, check_run
+from qprune.config import Settings
+from qprune.datasets import load_data
+from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.factories import is_factory
+from qprune.fingerprint import Fingerprint, code_versions, digest_of_data, digest_of_model
+from qprune.recording import FINGERPRINT
+from qprune.run import CHECKSUMS, MASK, MODEL, Saved, checksums, read_run
+from qprune.steps import Score
+from qprune.threads import limited_threads
+from qprune.zoo import load_model
+
+# What another machine's arithmetic may change: of the loss, relative, and of the accuracy.
+_LOSS, _ACCURACY = 1e-4, 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify_run` found.
+
+    Attributes:
+        finding: the files against each other, and against what was computed again.
+        notes: what is no lie but worth knowing.
+    """
+
+    finding: Finding
+    notes: tuple[str, ...] = ()
+
+
+def trusted(settings: Settings, model: str | None, data: str | None) -> None:
+    """Refuse to import what only a run's folder names, and not the user.
+
+    Args:
+        settings: what the folder says.
+        model: what the user says; None = nothing.
+        data: the same.
+
+    Raises:
+        ImpossibleRequestError: names the option to give.
+    """
+    for option, said, given in (("model", settings.model, model), ("data", settings.data, data)):
+        if given is not None and given != said:
+            raise ImpossibleRequestError(f"the run was started with --{option} {said}, not {given}")
+        if given is None and is_factory(said):
+            raise ImpossibleRequestError(
+                f"the folder asks to import {said!r}, which runs code; if that is your own, say "
+                f"so with --{option} {said}"
+            )
+
+
+def verify_run(path: Path, model: str | None = None, data: str | None = None) -> Verdict:
+    """Check a finished run's files, then load its model and data and compute its figures again.
+
+    Args:
+        path: the run's folder.
+        model: name of the user's own factory, where the run has one; see `trusted`.
+        data: the same.
+
+    Raises:
+        QpruneError: no run is there, or its model or data cannot be loaded.
+    """
+    saved = read_run(path)
+    trusted(saved.settings, model, data)
+    finding = check_run(path)
+    if finding.lies:
+        return Verdict(finding)
+    with limited_threads(saved.settings.threads):
+        lies = (*_wrong_sums(path), *_wrong_world(path, saved))
+    return Verdict(Finding(lies, finding.num_weights, finding.num_pruned), tuple(_other_code(path)))
+
+
+def _wrong_sums(path: Path) -> Iterator[str]:
+    try:
+        told = (path / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        yield f"{CHECKSUMS} cannot be read: {error}"
+        return
+    for line in sorted(set(told) ^ set(checksums(path).splitlines())):
+        name = line.partition("  ")[2] or line
+        if line in told:
+            yield f"{name} is not the file that {CHECKSUMS} was made of"
+
+
+def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
+    """The model, the data, the kept weights and the scores, each computed again."""
+    settings, report = saved.settings, saved.report
+    print_ = _fingerprint(path)
+    network = load_model(settings.model, settings.weights)
+    if digest_of_model(network) != print_.model:
+        yield f"the dense model is not the one that {FINGERPRINT} tells of"
+    data = load_data(settings.data, settings.normalization)
+    calibration = data.calibration(settings.num_calibration_samples, settings.seed)
+    if digest_of_data(as_calibration(calibration)) != print_.data:
+        yield f"the calibration data are not those that {FINGERPRINT} tells of"
+    yield from _wrong_score("dense", report.dense, data.score(network))
+    if not settings.compensate:
+        yield from _moved(path, network)
+    try:
+        network.load_state_dict(load_file(path / MODEL))
+    except (RuntimeError, SafetensorError) as error:
+        yield f"{MODEL} does not fit the model: {' '.join(str(error).split())}"
+        return
+    yield from _wrong_score("final", report.final, data.score(network))
+
+
+def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
+    """Kept weights, or others, that differ from the dense ones though none were to move."""
+    pruned, mask, original = load_file(path / MODEL), load_file(path / MASK), dense.state_dict()
+    for name, tensor in pruned.items():
+        kept = mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
+        if name in original and not torch.equal(tensor[kept], original[name][kept]):
+            yield f"{name}: kept weights differ from the dense ones, which were not to move"
+
+
+def _wrong_score(name: str, told: Score | None, found: Score) -> Iterator[str]:
+    if told is None:
+        return
+    same_loss = math.isclose(told.loss, found.loss, rel_tol=_LOSS, abs_tol=1e-6)
+    pair = told.accuracy, found.accuracy
+    both = [value for value in pair if value is not None]
+    same_accuracy = pair == (None, None) or (
+        len(both) == 2 and math.isclose(*both, rel_tol=0, abs_tol=_ACCURACY)
+    )
+    if not (same_loss and same_accuracy):
+        yield (
+            f"the report says {name} accuracy {told.accuracy} and loss {told.loss}; computed "
+            f"again they are {found.accuracy} and {found.loss}"
+        )
+
+
+def _fingerprint(path: Path) -> Fingerprint:
+    try:
+        return Fingerprint.from_json((path / FINGERPRINT).read_bytes())
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path / FINGERPRINT}: {error.strerror}") from error
+
+
+def _other_code(path: Path) -> Iterator[str]:
+    told, present = _fingerprint(path).code, code_versions()
+    for name in sorted({*told, *present}):
+        if told.get(name) != present.get(name):
+            yield f"made with another version of {name}"

@@ -1,0 +1,99 @@
+"""A run in a process of its own, killed or stopped, and what comes of it. In short: the long
+version is `benchmarks.reliability.kills`."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from qprune.checkpoint import CHECKPOINTS
+from qprune.recording import STEPS
+from qprune.run import MASK, MODEL
+from qprune.zoo import load_model
+
+CODE = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
+RUN = ["--data", "digits", "--sparsity", "0.9", "--num-calibration-samples", "300"]
+RUN += ["--stages", "6", "--rounds", "1", "--block-size", "256", "--no-augment"]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def until(process, ready):
+    """Wait for ``ready``, or for the end of the process."""
+    while process.poll() is None and not ready():
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def prune(tmp_path_factory):
+    weights = tmp_path_factory.mktemp("dense") / "digits.safetensors"
+    save_file(load_model("digits-mlp").state_dict(), weights)
+    return ["prune", "--model", "digits-mlp", "--weights", weights, *RUN, "--output"]
+
+
+@pytest.fixture(scope="module")
+def whole(prune, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    code, _, err = ended(start(*prune, folder))
+    assert code == 0, err
+    return folder
+
+
+def assert_same(folder, whole):
+    for name in (MODEL, MASK):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    kinds = [
+        [json.loads(line)["kind"] for line in (place / STEPS).read_text().splitlines()]
+        for place in (folder, whole)
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def under_way(folder):
+    journal = folder / STEPS
+    return lambda: journal.exists() and journal.stat().st_size > 5000
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(prune, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start(*prune, folder)
+    until(process, under_way(folder))
+    process.kill()
+    assert ended(process)[0] == -signal.SIGKILL, "the run ended before it was killed"
+    code, out, err = ended(start("resume", folder, "--json"))
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["stopped"] == "done"
+    assert_same(folder, whole)
+
+
+def test_a_run_stopped_by_a_signal_ends_in_order_and_resumes(prune, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start(*prune, folder)
+    until(process, under_way(folder))
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process)
+    assert code == 130, err
+    assert "`qprune resume" in err
+    mask = load_file(folder / MASK)
+    assert sum(int((~kept).sum()) for kept in mask.values()) == round(0.9 * 8832)
+    assert any((folder / name).exists() for name in CHECKPOINTS)
+    code, _, err = ended(start("resume", folder))
+    assert code == 0, err
+    assert_same(folder, whole)
+    assert not any((folder / name).exists() for name in CHECKPOINTS)
