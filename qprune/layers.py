@@ -140,7 +140,7 @@ def find_layers(
     items: list[Layer] = []
     offset = 0
     for name, module in model.named_modules():
-        if not _named(name, module, targets) or _named(name, module, ignore):
+        if not is_named(name, module, targets) or is_named(name, module, ignore):
             continue
         items.append(Layer(name, _supported(name, module), offset))
         offset = items[-1].end
@@ -156,7 +156,8 @@ def find_layers(
     return layers
 
 
-def _named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
+def is_named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
+    """Whether a pattern is the module's class name or name, or a ``re:`` that matches its name."""
     for pattern in patterns:
         if pattern.startswith("re:"):
             if re.fullmatch(pattern[3:], name):

@@ -1,0 +1,17 @@
+"""Pruning layer by layer: each matrix keeps its outputs, block after block (stage 1)."""
+
+from qprune.layerwise.methods import METHODS, Magnitude, Method, Reconstruct, SparseGPT, Wanda
+from qprune.layerwise.outcome import LayerOutcome, Layerwise
+from qprune.layerwise.walk import prune_layerwise
+
+__all__ = [
+    "METHODS",
+    "LayerOutcome",
+    "Layerwise",
+    "Magnitude",
+    "Method",
+    "Reconstruct",
+    "SparseGPT",
+    "Wanda",
+    "prune_layerwise",
+]

@@ -1,0 +1,215 @@
+"""A model's repeated blocks: where they are, and what each is called with.
+
+Nothing is known about any architecture: the blocks are the ModuleList whose members hold the
+matrices, and what they are called with is seen by running the model with blocks that pass their
+input on unchanged. So no more than one block ever has to compute at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qprune.errors import CalibrationError, ImpossibleRequestError, UnsupportedLayerError
+from qprune.layerwise.store import Store
+
+Named = tuple[str, nn.Module]
+
+
+def find_blocks(model: nn.Module) -> list[Named]:
+    """The members of the outermost ModuleList that holds most of the model's matrices.
+
+    Raises:
+        UnsupportedLayerError: there is none.
+    """
+    candidates: list[tuple[int, str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{outer}.") for _, outer, _ in candidates)
+        if isinstance(module, nn.ModuleList) and len(module) and not nested:
+            weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
+            candidates.append((weights, name, module))
+    if not candidates or not max(weights for weights, _, _ in candidates):
+        raise UnsupportedLayerError(
+            f"{type(model).__name__} has no repeated blocks (a ModuleList that holds its layers); "
+            "use qprune.prune for it"
+        )
+    _, name, blocks = max(candidates, key=lambda candidate: candidate[0])
+    return [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Everything that a block is called with except the hidden states.
+
+    Attributes:
+        position: index of the hidden states among the positional arguments; None when they are
+            the keyword argument ``hidden_states``.
+        args: positional arguments, None in the place of the hidden states.
+        kwargs: keyword arguments, without the hidden states.
+    """
+
+    position: int | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def of(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's output for ``hidden``; everything moves to where that is."""
+        args = list(_moved(self.args, hidden.device))
+        kwargs = dict(_moved(self.kwargs, hidden.device))
+        if self.position is None:
+            kwargs["hidden_states"] = hidden
+        else:
+            args[self.position] = hidden
+        output = block(*args, **kwargs)
+        return output if isinstance(output, Tensor) else output[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What reaches the blocks.
+
+    Attributes:
+        hidden: the first block's input, batch by batch.
+        calls: for every block its call in every batch.
+    """
+
+    hidden: Store
+    calls: tuple[tuple[Call, ...], ...]
+
+
+@torch.no_grad()
+def enter(
+    model: nn.Module,
+    blocks: Sequence[Named],
+    batches: Sequence[Tensor],
+    new_store: Callable[[], Store],
+) -> Entry:
+    """Run the model on every batch with blocks that pass on their input, and note their calls.
+
+    Raises:
+        CalibrationError: the model does not take the batches, or a block is left out.
+    """
+    hidden = new_store()
+    calls: list[list[Call]] = [[] for _ in blocks]
+    wrap = _wrapping(model, blocks, batches[0])
+    device = next(model.parameters()).device
+    for index, batch in enumerate(batches):
+        seen: dict[int, tuple[Call, Tensor]] = {}
+        with _passing_on(blocks, wrap, seen):
+            _run(model, batch.to(device), index)
+        if len(seen) != len(blocks):
+            missing = next(name for i, (name, _) in enumerate(blocks) if i not in seen)
+            raise CalibrationError(f"the model's forward pass never calls {missing!r}")
+        hidden.append(seen[0][1])
+        for i, (call, _) in seen.items():
+            calls[i].append(_shared(call, calls[max(0, i - 1)][index:], calls[i]))
+    return Entry(hidden, tuple(map(tuple, calls)))
+
+
+def _shared(call: Call, before: Sequence[Call], earlier: Sequence[Call]) -> Call:
+    """An equal call that is kept already, of the block before or an earlier batch, or this one."""
+    for other in (*before[:1], *earlier[:1], *earlier[-1:]):
+        if other.position == call.position and _equal(
+            (other.args, dict(other.kwargs)), (call.args, dict(call.kwargs))
+        ):
+            return other
+    return call
+
+
+def _run(model: nn.Module, batch: Tensor, index: int) -> Any:
+    try:
+        return model(batch)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CalibrationError(
+            f"the model does not take calibration batch {index} of shape {tuple(batch.shape)}: "
+            f"{reason}"
+        ) from error
+
+
+@contextmanager
+def _passing_on(
+    blocks: Sequence[Named],
+    wrap: Callable[[Tensor], Any],
+    seen: dict[int, tuple[Call, Tensor]],
+) -> Iterator[None]:
+    def passing(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call, hidden = _split(args, kwargs, blocks[index][0])
+            seen[index] = (call, hidden.detach())
+            return wrap(hidden)
+
+        return forward
+
+    try:
+        for index, (_, block) in enumerate(blocks):
+            block.forward = passing(index)
+        yield
+    finally:
+        for _, block in blocks:
+            del block.forward
+
+
+def _wrapping(model: nn.Module, blocks: Sequence[Named], batch: Tensor) -> Callable[[Tensor], Any]:
+    """How a block's output holds the hidden states: seen once, on a single sample."""
+    outputs: list[Any] = []
+    first = blocks[0][1]
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output)
+        raise _EnoughError
+
+    handle = first.register_forward_hook(look)
+    try:
+        _run(model, batch[:1].to(next(model.parameters()).device), 0)
+    except _EnoughError:
+        pass
+    finally:
+        handle.remove()
+    if not outputs:
+        raise CalibrationError(f"the model's forward pass never calls {blocks[0][0]!r}")
+    output = outputs[0]
+    if isinstance(output, Tensor):
+        return lambda hidden: hidden
+    return lambda hidden: (hidden, *output[1:])
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[Call, Tensor]:
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+        return Call(None, args, rest), kwargs["hidden_states"]
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return Call(index, (*args[:index], None, *args[index + 1 :]), kwargs), value
+    raise ImpossibleRequestError(f"{name!r} is called without hidden states that qprune can find")
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) in (tuple, list):
+        return type(value)(_moved(item, device) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if type(one) in (tuple, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if type(one) is dict:
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    return one is other or (isinstance(one, int | float | str | bool) and one == other)

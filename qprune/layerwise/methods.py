@@ -1,0 +1,141 @@
+"""How one matrix is pruned: the methods of the literature, and the row samplers.
+
+A method is a strategy with one method, `solve`, and says what it wants to be given: targets from
+the dense network's outputs or from the inputs as they are, and inputs collected once for a block
+or again after each group of matrices with the same input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from qprune.layerwise.budgets import Scope
+from solvers.arrays import Array
+from solvers.row_search import solve_rows
+from solvers.row_starts import Start, admm, magnitude, obs_sweep, wanda
+from solvers.rows import RowProblem
+
+
+class Solved(NamedTuple):
+    """A mask with the problem's exact counts, and values that are zero where it is False."""
+
+    mask: Array
+    values: Array
+
+
+class Method(Protocol):
+    """A strategy that prunes one matrix.
+
+    Attributes:
+        scope: over what counts are exact, where no structure is asked.
+        dense_targets: take targets from the dense network's outputs for the same tokens.
+        by_group: collect inputs again after each group of matrices with the same input.
+        damping: added to the diagonal of A = X X', as a share of its mean.
+    """
+
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def dense_targets(self) -> bool: ...
+    @property
+    def by_group(self) -> bool: ...
+    @property
+    def damping(self) -> float: ...
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        """Choose the mask and, when compensating, the values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Keep the largest |w| of each matrix."""
+
+    scope: Scope = "layer"
+    dense_targets: bool = False
+    by_group: bool = False
+    damping: float = 0.0
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        return Solved(*magnitude(problem))
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """Keep the largest |w_i| |X_i| of each row (Sun et al. 2023, arXiv 2306.11695, eq. 1)."""
+
+    scope: Scope = "row"
+    dense_targets: bool = False
+    by_group: bool = False
+    damping: float = 0.0
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        return Solved(*wanda(problem))
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """One elimination sweep over the inputs (Frantar and Alistarh 2023, arXiv 2301.00774)."""
+
+    scope: Scope = "layer"
+    dense_targets: bool = False
+    by_group: bool = False
+    damping: float = 0.0
+    sweep_damping: float = 0.01
+    block: int = 128
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        return Solved(*obs_sweep(problem, damping=self.sweep_damping, block=self.block))
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Start, then swaps inside rows, trades between rows and refits until nothing improves.
+
+    With `dense_targets`, and inputs collected again by group, the error is that of the outputs
+    against the dense network's for the same tokens, so that a layer makes up for what pruning
+    the layers before it has done.
+
+    Args:
+        scope: counts over the whole matrix, or every row of it.
+        dense_targets: see `Method`.
+        by_group: see `Method`.
+        damping: see `Method`.
+        start: the mask to improve (`solvers.row_starts`); the default is ALPS's (Meng et al. 2024,
+            arXiv 2406.07831).
+        depth: how far an oscillation goes (`solvers.row_search.solve_rows`).
+        max_rounds: rounds of swaps, trades and refit at most; 0 keeps the start's mask.
+    """
+
+    scope: Scope = "layer"
+    dense_targets: bool = True
+    by_group: bool = True
+    damping: float = 0.01
+    start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
+    depth: int = 4
+    max_rounds: int = 200
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        start = self.start(problem)
+        solution = solve_rows(
+            problem,
+            mask=start.mask,
+            values=start.values,
+            compensate=compensate,
+            depth=self.depth,
+            max_rounds=self.max_rounds,
+        )
+        return Solved(solution.mask, solution.values)
+
+
+#: Names on the command line; "qprune" is "reconstruct" followed by the walk across the network.
+METHODS: dict[str, Method] = {
+    "magnitude": Magnitude(),
+    "wanda": Wanda(),
+    "sparsegpt": SparseGPT(),
+    "reconstruct": Reconstruct(),
+    "qprune": Reconstruct(),
+}

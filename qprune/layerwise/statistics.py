@@ -1,0 +1,93 @@
+"""Second moments of a matrix' inputs, summed over batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qprune.errors import NonFiniteError
+
+
+class Moments:
+    """X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
+
+    Products are taken in float32 or better, whatever the model's dtype, and summed in float64
+    (float32 on a device).
+
+    Args:
+        name: for messages.
+        inputs: how many.
+        device: where the sums are.
+        with_dense: whether the dense inputs come too.
+    """
+
+    def __init__(self, name: str, inputs: int, device: torch.device, with_dense: bool) -> None:
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        self.name = name
+        self.tokens = 0
+        self.gram = torch.zeros(inputs, inputs, dtype=dtype, device=device)
+        self.cross = torch.zeros_like(self.gram) if with_dense else None
+
+    def add(self, x: Tensor, dense: Tensor | None = None) -> None:
+        """Inputs (..., inputs) of some tokens, and the dense network's for the same ones.
+
+        Raises:
+            NonFiniteError: NaN or Inf among them.
+        """
+        x = _flat(x)
+        product = x.T @ x
+        if not bool(torch.isfinite(product.diagonal()).all()):
+            raise NonFiniteError(
+                f"the inputs of layer {self.name!r} hold NaN or Inf, or overflow; look at the "
+                "layers before it, or load the model in a wider dtype"
+            )
+        self.gram += product
+        self.tokens += len(x)
+        if self.cross is not None and dense is not None:
+            self.cross += _flat(dense).T @ x
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """What a matrix' output error is: (W - targets) gram (W - targets)' up to a constant.
+
+    Attributes:
+        gram: A, shape (inputs, inputs), symmetric.
+        targets: shape (rows, inputs).
+    """
+
+    gram: Tensor
+    targets: Tensor
+
+
+def quadratic(moments: Moments, weights: Tensor, damping: float) -> Quadratic:
+    """|W X - W0 X0|^2 + ridge |W - W0|^2 as a quadratic around its unconstrained optimum.
+
+    With C = X0 X' the optimum is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs
+    are the dense network's own (or C is not known), as SparseGPT and ALPS take them.
+
+    Args:
+        moments: of the inputs.
+        weights: W0, shape (rows, inputs).
+        damping: the ridge, as a share of the mean of A's diagonal.
+    """
+    gram = 0.5 * (moments.gram + moments.gram.T)
+    ridge = damping * gram.diagonal().mean()
+    # A matrix that no token reached is compared by the size of its weights.
+    shift = torch.where(ridge > 0, ridge, torch.ones_like(ridge)) if not moments.tokens else ridge
+    gram.diagonal().add_(shift)
+    targets = weights.to(gram)
+    if moments.cross is not None and moments.tokens:
+        cross = moments.cross.clone()
+        cross.diagonal().add_(shift)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not int(failed):
+            targets = torch.cholesky_solve(cross.T @ targets.T, factor).T
+    return Quadratic(gram, targets.contiguous())
+
+
+def _flat(x: Tensor) -> Tensor:
+    x = x.reshape(-1, x.shape[-1])
+    return x.to(torch.promote_types(x.dtype, torch.float32))

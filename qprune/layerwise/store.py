@@ -1,0 +1,94 @@
+"""Where activations wait between blocks: in memory, or in files mapped into it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qprune.errors import ImpossibleRequestError
+
+
+class Store(Protocol):
+    """A list of tensors that lives off the device."""
+
+    def append(self, tensor: Tensor) -> None:
+        """Add one."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, device: torch.device) -> Tensor:
+        """One of them, on ``device``."""
+        ...
+
+
+class MemoryStore:
+    """Tensors in the host's memory."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def append(self, tensor: Tensor) -> None:
+        self._tensors.append(tensor.to("cpu"))
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def get(self, index: int, device: torch.device) -> Tensor:
+        return self._tensors[index].to(device)
+
+
+class DiskStore:
+    """Tensors in memory-mapped files of one folder; they go when the store does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(tempfile.mkdtemp(dir=folder))
+        self._kinds: list[tuple[torch.Size, torch.dtype]] = []
+
+    def append(self, tensor: Tensor) -> None:
+        mapped = self._mapped(len(self._kinds), tensor.shape, tensor.dtype, create=True)
+        mapped.copy_(tensor)
+        self._kinds.append((tensor.shape, tensor.dtype))
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def get(self, index: int, device: torch.device) -> Tensor:
+        # A copy: what is done with an activation in place must not reach the file.
+        return self._mapped(index, *self._kinds[index], create=False).clone().to(device)
+
+    def _mapped(self, index: int, shape: torch.Size, dtype: torch.dtype, create: bool) -> Tensor:
+        path = self._folder / f"{index}.bin"
+        if create:
+            with path.open("wb") as file:
+                file.truncate(shape.numel() * dtype.itemsize)
+        flat = torch.from_file(str(path), shared=True, size=shape.numel(), dtype=dtype)
+        return flat.view(shape)
+
+    def __del__(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def stores(offload: str | Path) -> Iterator[Callable[[], Store]]:
+    """A maker of stores: in memory for "cpu", else in a temporary folder inside that path.
+
+    Raises:
+        ImpossibleRequestError: there is no such folder.
+    """
+    if str(offload) == "cpu":
+        yield MemoryStore
+        return
+    if not Path(offload).is_dir():
+        raise ImpossibleRequestError(
+            f"offload must be 'cpu' or a folder for temporary files; there is no folder {offload}"
+        )
+    with tempfile.TemporaryDirectory(prefix="qprune-", dir=offload) as folder:
+        yield lambda: DiskStore(Path(folder))

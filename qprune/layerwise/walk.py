@@ -1,0 +1,257 @@
+"""Prune a model block by block, its activations streamed from one block to the next."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qprune.calibration import as_calibration
+from qprune.errors import ImpossibleRequestError
+from qprune.layerwise.blocks import Named, enter, find_blocks
+from qprune.layerwise.budgets import budget_of, sparsity_by_layer
+from qprune.layerwise.matrices import Matrix, find_matrices, log_left_dense, refuse_tied
+from qprune.layerwise.methods import METHODS, Method
+from qprune.layerwise.outcome import LayerObserver, LayerOutcome, Layerwise
+from qprune.layerwise.passage import Order, Passage
+from qprune.layerwise.statistics import Moments, quadratic
+from qprune.layerwise.store import Store, stores
+from qprune.sparsity import KeepNofM, checked_sparsity
+from solvers.arrays import Array
+from solvers.row_budgets import Budget
+from solvers.rows import RowProblem
+
+logger = logging.getLogger(__name__)
+
+# Tokens run through a block together.
+_BATCH_TOKENS = 4096
+
+
+@dataclass(eq=False)
+class _Run:
+    """A run's fixed surroundings, and what it has made so far."""
+
+    method: Method
+    budgets: Mapping[str, Budget]
+    compensate: bool
+    device: torch.device
+    seed: int
+    observe: LayerObserver | None
+    new_store: Callable[[], Store]
+    total: int
+    mask: dict[str, Tensor] = field(default_factory=dict)
+    outcomes: list[LayerOutcome] = field(default_factory=list)
+    undo: list[tuple[Matrix, Tensor]] = field(default_factory=list)
+
+
+def prune_layerwise(
+    model: nn.Module,
+    windows: Tensor,
+    *,
+    method: Method | str = "reconstruct",
+    sparsity: float | None = None,
+    mask_structure: str | None = None,
+    layer_sparsity: Mapping[str, float] | None = None,
+    compensate: bool = True,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    offload: str | Path = "cpu",
+    seed: int = 0,
+    observe: LayerObserver | None = None,
+) -> Layerwise:
+    """Prune every block's matrices in place so that their outputs change least.
+
+    Blocks are taken in order, one on the device at a time. The calibration samples flow through
+    the dense block and through the pruned one side by side; both outputs wait off the device for
+    the next block.
+
+    Args:
+        model: a transformer: any with its blocks in a ModuleList. Weights may be float32,
+            bfloat16 or float16.
+        windows: calibration samples as the model takes them, shape (m, ...): token ids (m, T), or
+            images. Or anything that `qprune.Calibration` can be made of.
+        method: a strategy (`qprune.layerwise.methods`), or a name in `METHODS`.
+        sparsity: share of each matrix to prune.
+        mask_structure: "N:M" instead, at most N non-zero in every M consecutive inputs.
+        layer_sparsity: other sparsities for some matrices, by name.
+        compensate: whether kept values may move; False gives a mask only.
+        targets: class names, module names or ``re:`` patterns; None for all of the blocks.
+        ignore: the same: what stays dense.
+        batch_size: samples in one pass; default by their length.
+        device: where blocks run and are solved; default where the model is.
+        offload: where activations wait: "cpu", or a folder for temporary files.
+        seed: one seed, one mask.
+        observe: called with every matrix that is done.
+
+    Returns:
+        Masks and what was reached. Statistics, and the original weights until the run ends, are
+        held in the host's memory; an error, or an interrupt, puts the weights back.
+
+    Raises:
+        QpruneError: see `qprune.errors`; the model is then as it was.
+    """
+    began = time.perf_counter(), time.process_time()
+    strategy = _method(method)
+    structure = KeepNofM.parse(mask_structure) if mask_structure else None
+    asked = checked_sparsity(sparsity, structure)
+    samples = as_calibration(windows).inputs
+    blocks = find_blocks(model)
+    by_block = find_matrices(blocks, targets, ignore)
+    matrices = [matrix for inside in by_block for matrix in inside]
+    refuse_tied(model, matrices)
+    shares = sparsity_by_layer(matrices, asked, layer_sparsity)
+    if structure and (layer_sparsity or abs(asked - structure.sparsity) > 1e-6):
+        raise ImpossibleRequestError(
+            f"mask_structure {mask_structure} means sparsity {structure.sparsity:g} everywhere; "
+            "leave sparsity and layer_sparsity out"
+        )
+    budgets = {m.name: budget_of(m, shares[m.name], structure, strategy.scope) for m in matrices}
+    log_left_dense(model, matrices)
+    home = next(model.parameters()).device
+    with stores(offload) as new_store, _evaluating(model):
+        run = _Run(
+            method=strategy,
+            budgets=budgets,
+            compensate=compensate,
+            device=torch.device(device or home),
+            seed=seed,
+            observe=observe,
+            new_store=new_store,
+            total=len(matrices),
+        )
+        with _undone_on_error(run):
+            _walk(run, model, blocks, by_block, list(samples.split(batch_size or _size(samples))))
+    return Layerwise(
+        mask=run.mask,
+        layers=tuple(run.outcomes),
+        asked_sparsity=sum(round(shares[m.name] * m.size) for m in matrices)
+        / sum(m.size for m in matrices),
+        seconds=time.perf_counter() - began[0],
+        cpu_seconds=time.process_time() - began[1],
+    )
+
+
+@torch.no_grad()
+def _walk(
+    run: _Run,
+    model: nn.Module,
+    blocks: Sequence[Named],
+    by_block: Sequence[Sequence[Matrix]],
+    batches: Sequence[Tensor],
+) -> None:
+    entry = enter(model, blocks, batches, run.new_store)
+    dense = current = entry.hidden
+    last = max(index for index, inside in enumerate(by_block) if inside)
+    for index in range(last + 1):
+        block, inside = blocks[index][1], by_block[index]
+        home = next(block.parameters()).device
+        block.to(run.device)
+        passage = Passage(block, entry.calls[index], inside, run.device, run.new_store)
+        order = passage.order(dense, run.method.dense_targets)
+        _prune_block(run, passage, order, current)
+        if index < last:
+            current = passage.forward(current)
+            dense = order.outputs or current
+        block.to(home)
+
+
+def _prune_block(run: _Run, passage: Passage, order: Order, hidden: Store) -> None:
+    together = [matrix for group in order.groups for matrix in group]
+    for group in order.groups if run.method.by_group else [together]:
+        moments = passage.moments(hidden, group, order.inputs)
+        for matrix in group:
+            _prune(run, matrix, moments[matrix.name])
+    for matrix in passage.inside:
+        if matrix not in together:
+            _prune(run, matrix, Moments(matrix.name, matrix.inputs, run.device, False))
+
+
+def _prune(run: _Run, matrix: Matrix, moments: Moments) -> None:
+    began = time.perf_counter(), time.process_time()
+    if not moments.tokens:
+        logger.warning("no token reached %s: pruned by the size of its weights", matrix.name)
+    weights = matrix.read()
+    run.undo.append((matrix, weights.to("cpu")))
+    goal = quadratic(moments, weights, run.method.damping)
+    problem = RowProblem(_array(goal.gram), _array(goal.targets), run.budgets[matrix.name])
+    seed = run.seed + len(run.outcomes)
+    solved = run.method.solve(problem, compensate=run.compensate, seed=seed)
+    mask = torch.as_tensor(solved.mask, device=weights.device)
+    values = torch.as_tensor(solved.values, device=weights.device) if run.compensate else weights
+    matrix.write(torch.where(mask, values.to(weights), 0.0))
+    kept = run.mask.setdefault(
+        matrix.parameter_name, torch.ones(matrix.parameter.shape, dtype=torch.bool)
+    )
+    matrix.view(kept).copy_(mask)
+    error = problem.objectives(_array(matrix.read().to(goal.gram)))
+    energy = float(problem.objectives(0.0 * problem.targets).sum())
+    outcome = LayerOutcome(
+        name=matrix.name,
+        shape=(matrix.rows, matrix.inputs),
+        num_weights=matrix.size,
+        num_pruned=matrix.size - int(mask.sum()),
+        error=float(error.sum()) / energy if energy else 0.0,
+        tokens=moments.tokens,
+        seconds=time.perf_counter() - began[0],
+        cpu_seconds=time.process_time() - began[1],
+    )
+    run.outcomes.append(outcome)
+    if run.observe is not None:
+        run.observe(outcome, len(run.outcomes), run.total)
+
+
+def _array(tensor: Tensor) -> Array:
+    """For the row solvers: numpy on the host, the tensor itself on a device."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _method(method: Method | str) -> Method:
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise ImpossibleRequestError(f"no method {method!r}; there are: {', '.join(METHODS)}")
+    return METHODS[method]
+
+
+def _size(samples: Tensor) -> int:
+    """Samples in one pass: some thousand tokens, or some images."""
+    length = samples.shape[1] if samples.ndim == 2 else 256
+    return max(1, _BATCH_TOKENS // length)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no cache of keys and values, and afterwards as it was."""
+    training = [module for module in model.modules() if module.training]
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    caching = getattr(config, "use_cache", False)
+    model.eval()
+    if caching:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if caching:
+            config.use_cache = True
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _undone_on_error(run: _Run) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for matrix, weights in reversed(run.undo):
+            matrix.write(weights)
+        raise
