@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def load_pretrained(source: str, *, dtype: str = "float32", device: str = "cpu")
             "image classifiers"
         )
     options = {_dtype_name(transformers): dtype if dtype == "auto" else getattr(torch, dtype)}
-    with _explained(source):
+    with _explained(source), bars_on_terminals_only():
         model = auto.from_pretrained(
             where, config=config, trust_remote_code=False, use_safetensors=True, **options
         )
@@ -115,6 +116,20 @@ def optional(package: str, extra: str = "hf") -> ModuleType:
             f"this needs the package {package!r}, which is not installed: "
             f"pip install 'qprune[{extra}]'"
         ) from error
+
+
+@contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """No progress bars of transformers where standard error is a file, as with our own."""
+    logging = optional("transformers").utils.logging
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _location(source: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.folder import flush_folder
 from qprune.language.card import CARD, CARD_JSON, Card
+from qprune.language.models import bars_on_terminals_only
 from qprune.packed import MASK_FILE, packed_bytes
 from qprune.records import strict_json
 
@@ -59,7 +60,7 @@ def save_model(
             f"a {type(model).__name__} has no save_pretrained; pass a transformers model"
         )
     _check_zeros(model, mask)
-    with written_aside(folder) as aside, _stored_as(model, dtype):
+    with written_aside(folder) as aside, _stored_as(model, dtype), bars_on_terminals_only():
         model.save_pretrained(aside)  # pyright: ignore[reportCallIssue]
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
