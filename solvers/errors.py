@@ -9,6 +9,9 @@ SolverError
 +-- ProblemTooLargeError (MemoryError)   needs more memory, or variables, than there are
 +-- SamplerFailedError (RuntimeError)    a foreign sampler raised or answered nonsense
 +-- ChargeRefusedError (RuntimeError)    a paid call was declined, or is past the budget
++-- StudyError (ValueError)              a comparison of samplers that cannot be made as asked
++-- StudyFolderError (OSError)           the folder holds another study, or cannot be used
++-- WorkerDiedError (RuntimeError)       the process that runs samplers ended, or was ended
 """
 
 from __future__ import annotations
@@ -47,6 +50,26 @@ class ProblemTooLargeError(SolverError, MemoryError):
 
 class ChargeRefusedError(SolverError, RuntimeError):
     """A paid call was not made: over budget or declined; the message has its cost."""
+
+
+class StudyError(SolverError, ValueError):
+    """A comparison that has no meaning as asked: what is wrong, and what to pass instead."""
+
+
+class StudyFolderError(SolverError, OSError):
+    """The folder of results holds another study, or cannot be read or written."""
+
+
+class WorkerDiedError(SolverError, RuntimeError):
+    """The process that runs samplers ended by itself, or was ended because its time was over.
+
+    Attributes:
+        timed_out: whether its time was over.
+    """
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
 
 
 class SamplerFailedError(SolverError, RuntimeError):

@@ -157,6 +157,7 @@ BUILTIN: tuple[SamplerEntry, ...] = (
     _ours("swap-anneal", "solvers.annealing:SwapAnnealing", "annealing by swaps"),
     _ours("swap-tabu", "solvers.tabu:SwapTabu", "tabu search by swaps"),
     _ours("greedy", "solvers.greedy:Greedy", "swap descent"),
+    _ours("random", "solvers.guess:Random", "random states: what every sampler must beat"),
     _torch("bifurcation", "solvers.bifurcation:Bifurcation", "simulated bifurcation"),
     _torch("torch-anneal", "solvers.torch_annealing:TorchAnnealing", "batched annealing"),
     SamplerEntry(

@@ -20,6 +20,7 @@ OURS = {
     "swap-anneal": {},
     "swap-tabu": {},
     "greedy": {},
+    "random": {},
     "bifurcation": {},
     "torch-anneal": {},
     "roof-duality": {},

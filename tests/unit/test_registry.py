@@ -22,7 +22,7 @@ from solvers.problem import QuadraticProblem
 from solvers.registry import SamplerEntry, get_sampler, list_samplers
 
 ASKED_FOR = {
-    "relax", "exact", "enumerate", "swap-anneal", "swap-tabu", "greedy", "bifurcation",
+    "relax", "exact", "enumerate", "swap-anneal", "swap-tabu", "greedy", "random", "bifurcation",
     "torch-anneal", "rows", "sa", "tabu", "steepest", "path-integral", "rotor", "tree", "neal",
     "openjij-sa", "openjij-sqa", "roof-duality", "decompose", "qpu", "qpu-clique", "hybrid-bqm",
     "hybrid-cqm",

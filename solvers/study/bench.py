@@ -1,0 +1,236 @@
+"""What happens inside the worker process: prepare a run, make it, judge what came out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dimod
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.counting import ProblemSampler, configured, counting
+from solvers.foreign import refuse_unknown
+from solvers.problem import QuadraticProblem
+from solvers.repair import repair
+from solvers.study.asking import (
+    Asking,
+    Direct,
+    Judged,
+    Penalised,
+    foreign_child,
+    model_of,
+    penalty_strength,
+    short_options,
+    sweeps_that_fit,
+    usual,
+)
+from solvers.study.budgets import Budget, Call, Seconds
+
+#: Energies noted for a run; of more reads, a random choice of so many.
+MOST_ENERGIES = 1000
+# A model of 4096 variables takes 0.3 GB; samplers that agree on the strength share one.
+_MODELS_HELD = 3
+
+
+@dataclass(frozen=True)
+class SamplerSetting:
+    """One sampler with its options: a column of the study.
+
+    Attributes:
+        label: unique in a study.
+        name: a registered name, or the class of `sampler`.
+        options: of the constructor or of the call.
+        sampler: a sampler object or class where no registered name is meant; picklable.
+    """
+
+    label: str
+    name: str
+    options: Mapping[str, Any]
+    sampler: Any = None
+
+
+def made(setting: SamplerSetting) -> tuple[ProblemSampler, dict[str, Any]]:
+    """The sampler of a setting, and the options of its calls.
+
+    Raises:
+        SolverError: there is no such sampler or option, or it cannot be made here.
+    """
+    if setting.sampler is None:
+        return configured(setting.name, setting.options)
+    sampler = counting(setting.sampler)
+    refuse_unknown(setting.label, setting.options, sampler.parameters)
+    return sampler, dict(setting.options)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What preparing took: seconds for model and penalty, and for warming up."""
+
+    build_seconds: float
+    warmup_seconds: float
+
+
+class Bench:
+    """Runs samplers on problems, one at a time, in a process of its own.
+
+    Args:
+        threads: of BLAS, OpenMP and numba.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        _limit_threads(threads)
+        self._problems: dict[str, QuadraticProblem] = {}
+        self._settings: dict[str, SamplerSetting] = {}
+        self._strengths: dict[tuple[str, str], float] = {}
+        self._models: OrderedDict[tuple[str, float | None], dimod.BinaryQuadraticModel]
+        self._models = OrderedDict()
+        self._sweeps: dict[tuple[str, str, float], Mapping[str, Any]] = {}
+        self._samplers: dict[str, tuple[ProblemSampler, Mapping[str, Any]]] = {}
+        self._warm: set[tuple[str, str]] = set()
+        self._asking: Asking | None = None
+        self._extra: Mapping[str, Any] = {}
+
+    def hold(self, name: str, problem: QuadraticProblem) -> None:
+        """Keep a problem under its name."""
+        self._problems[name] = problem
+
+    def define(self, setting: SamplerSetting) -> None:
+        """Keep a sampler's setting under its label."""
+        self._settings[setting.label] = setting
+
+    def prepare(self, problem: str, label: str, budget: Budget, seed: int) -> Ready:
+        """Build the model, compile and warm up; the next `sample` is of this pair.
+
+        Raises:
+            SolverError: the pair is not compatible, or the sampler fails already here.
+        """
+        began = time.perf_counter()
+        self._asking = asking = self._asked(problem, label, seed)
+        built = time.perf_counter()
+        if (problem, label) not in self._warm:
+            asking(**short_options(asking.takes, asking.settled))
+            self._warm.add((problem, label))
+        self._extra = self._fitted(problem, label, asking, budget)
+        return Ready(built - began, time.perf_counter() - built)
+
+    def sample(self, budget: Budget, seed: int, cap: int = MOST_ENERGIES) -> dict[str, Any]:
+        """Spend the budget on the prepared pair; the fields of a row that come from it."""
+        asking = self._asking
+        assert asking is not None, "prepare comes first"
+
+        def ask(**options: Any) -> Any:
+            return asking(**self._extra, **options)
+
+        cpu = time.process_time()
+        calls = budget.spend(ask, asking.takes, usual(asking, "num_reads", 1), seed)
+        cpu = time.process_time() - cpu
+        return judgement(self._problem, asking, calls, seed, cap) | {
+            "seconds": calls[-1].elapsed,
+            "cpu_seconds": cpu,
+            "settings": {**asking.settled, **self._extra},
+        }
+
+    def _fitted(
+        self, problem: str, label: str, asking: Asking, budget: Budget
+    ) -> Mapping[str, Any]:
+        if not isinstance(budget, Seconds):
+            return {}
+        key = (problem, label, budget.amount)
+        if key not in self._sweeps:
+            self._sweeps[key] = sweeps_that_fit(asking, budget.amount)
+        return self._sweeps[key]
+
+    def _asked(self, name: str, label: str, seed: int) -> Asking:
+        problem, setting = self._problems[name], self._settings[label]
+        self._problem = problem
+        if label not in self._samplers:
+            self._samplers[label] = made(setting)
+        sampler, options = self._samplers[label]
+        child = foreign_child(sampler)
+        if child is None:
+            return Direct(sampler, problem, options)
+        strength = options.get("strength")
+        mine = {n: v for n, v in options.items() if n in child.parameters}
+        if problem.counts is not None and strength is None:
+            key = (name, label)
+            if key not in self._strengths:
+                self._strengths[key] = penalty_strength(child, problem, mine, seed)
+            strength = self._strengths[key]
+        model = self._model(name, None if problem.counts is None else strength)
+        return Penalised(child, model, mine, strength)
+
+    def _model(self, name: str, strength: float | None) -> dimod.BinaryQuadraticModel:
+        key = (name, strength)
+        if key not in self._models:
+            while len(self._models) >= _MODELS_HELD:
+                self._models.popitem(last=False)
+            self._models[key] = model_of(self._problems[name], strength)
+        self._models.move_to_end(key)
+        return self._models[key]
+
+
+def judgement(
+    problem: QuadraticProblem, asking: Asking, calls: Sequence[Call], seed: int, cap: int
+) -> dict[str, Any]:
+    """What the problem says of the answers: energies in float64, counts, repair.
+
+    Fields: ``energy`` (best after repair), ``energy_raw_best`` (best of the feasible before
+    repair, None without), ``num_reads``, ``feasible_share`` (before repair), ``energies``
+    (after repair, of all reads or of ``cap`` chosen at random), ``num_best`` (reads that have
+    the best energy), ``lower_bound``, ``trace`` (seconds and best energy so far, after each
+    call that improved it), ``state`` (the best, as hexadecimal digits of its bits).
+    """
+    told: list[Judged] = [asking.judged(call.answer) for call in calls]
+    raw = np.concatenate([one.states for one in told])
+    feasible = problem.feasible(raw)
+    states = raw if feasible.all() else repair(problem, raw).astype(np.int8)
+    energies = problem.energies(states)
+    best = int(energies.argmin())
+    repaired = sum(one.repaired * len(one.states) for one in told) / len(raw)
+    bound = max(one.lower_bound for one in told)
+    chosen = energies
+    if energies.size > cap:
+        chosen = np.random.default_rng(seed).choice(energies, cap, replace=False)
+    close = 1e-9 * max(1.0, abs(float(energies[best])))
+    return {
+        "energy": float(energies[best]),
+        "energy_raw_best": float(energies[feasible].min()) if feasible.any() else None,
+        "num_reads": int(energies.size),
+        "num_best": int((energies <= energies[best] + close).sum()),
+        "feasible_share": float(feasible.mean()) - repaired,
+        "energies": chosen.tolist(),
+        "lower_bound": bound if np.isfinite(bound) else None,
+        "trace": _trace(calls, told, energies),
+        "state": np.packbits(states[best].astype(bool)).tobytes().hex(),
+    }
+
+
+def _trace(
+    calls: Sequence[Call], told: Sequence[Judged], energies: NDArray[np.float64]
+) -> list[list[float]]:
+    points: list[list[float]] = []
+    start, best = 0, np.inf
+    for call, one in zip(calls, told, strict=True):
+        stop = start + len(one.states)
+        lowest = float(energies[start:stop].min())
+        if lowest < best:
+            best = lowest
+            points.append([call.elapsed, best])
+        start = stop
+    return points
+
+
+def _limit_threads(threads: int) -> None:
+    """Hold BLAS, OpenMP and numba to ``threads``; libraries loaded later read the environment."""
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    numba.set_num_threads(min(threads, int(numba.config.NUMBA_NUM_THREADS)))  # pyright: ignore
+    threadpool_limits(threads)

@@ -1,0 +1,179 @@
+"""What a run may spend: seconds, reads or sweeps, each in the sampler's own words."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from solvers.errors import StudyError
+
+#: Options that count sweeps (moves or steps per variable).
+SWEEP_OPTIONS = ("num_sweeps", "num_steps")
+#: Options that stop by the clock, and how many of their units are a second.
+CLOCK_OPTIONS: Mapping[str, float] = {"time_limit": 1.0, "timeout": 1000.0}
+#: Reads of the next call, relative to all calls before it, grow by this at most.
+_GROWTH = 8
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a sampler within a run.
+
+    Attributes:
+        elapsed: seconds since the run began, when the call returned.
+        answer: what it returned.
+    """
+
+    elapsed: float
+    answer: Any
+
+
+Ask = Callable[..., Any]
+"""Calls the sampler with options and returns what it answers."""
+
+
+class Budget(Protocol):
+    """How much one run may spend."""
+
+    #: What is counted: "seconds", "reads" or "sweeps".
+    kind: ClassVar[str]
+
+    @property
+    def amount(self) -> float:
+        """How many of them."""
+        ...
+
+    def refusal(self, takes: frozenset[str]) -> str:
+        """Why a sampler with the options ``takes`` cannot keep the budget; "" if it can."""
+        ...
+
+    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+        """Call the sampler until the budget is spent."""
+        ...
+
+
+def _seeded(takes: frozenset[str], seed: int, call: int = 0) -> dict[str, Any]:
+    # The sum of a run's seed and the call's number is another run's with probability 1e-9.
+    return {"seed": (seed + call) % 2**31} if "seed" in takes else {}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """So many independent reads, in one call."""
+
+    amount: float
+    kind: ClassVar[str] = "reads"
+
+    def refusal(self, takes: frozenset[str]) -> str:
+        """Reads need the option ``num_reads``."""
+        return "" if "num_reads" in takes else "it has no option num_reads"
+
+    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+        """One call."""
+        began = time.perf_counter()
+        answer = ask(num_reads=int(self.amount), **_seeded(takes, seed))
+        return [Call(time.perf_counter() - began, answer)]
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """So many sweeps in each of the sampler's own number of reads, in one call."""
+
+    amount: float
+    kind: ClassVar[str] = "sweeps"
+
+    def refusal(self, takes: frozenset[str]) -> str:
+        """Sweeps need one of the options that count them."""
+        known = ", ".join(SWEEP_OPTIONS)
+        return "" if takes.intersection(SWEEP_OPTIONS) else f"it has no option among {known}"
+
+    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+        """One call."""
+        name = next(name for name in SWEEP_OPTIONS if name in takes)
+        began = time.perf_counter()
+        answer = ask(**{name: int(self.amount)}, **_seeded(takes, seed))
+        return [Call(time.perf_counter() - began, answer)]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """So much wall time in the sampler.
+
+    A sampler that stops by the clock (`CLOCK_OPTIONS`) is told what is left. One that counts
+    reads is called again and again, with as many reads as the calls before suggest will fit.
+    The last call may end late, by less than half a read where reads take equally long.
+    """
+
+    amount: float
+    kind: ClassVar[str] = "seconds"
+
+    def refusal(self, takes: frozenset[str]) -> str:
+        """Every sampler can keep a time, if need be by being called once."""
+        return ""
+
+    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+        """Call after call while at least half of another read fits."""
+        clock = next((name for name in CLOCK_OPTIONS if name in takes), None)
+        calls: list[Call] = []
+        began, done, batch = time.perf_counter(), 0, reads
+        while True:
+            elapsed = time.perf_counter() - began
+            options = _seeded(takes, seed, len(calls))
+            if clock is not None:
+                options[clock] = _in_units(clock, self.amount - elapsed, batch)
+            if "num_reads" in takes:
+                options["num_reads"] = batch
+            answer = ask(**options)
+            elapsed = time.perf_counter() - began
+            calls.append(Call(elapsed, answer))
+            done += batch
+            fitting = (self.amount - elapsed) * done / elapsed
+            if fitting < 0.5 * reads or "seed" not in takes or _proved(answer):
+                return calls
+            batch = 1
+            if "num_reads" in takes:
+                batch = max(reads, min(int(fitting), _GROWTH * done))
+
+
+def _in_units(clock: str, seconds: float, reads: int) -> float:
+    scaled = max(0.0, seconds) * CLOCK_OPTIONS[clock]
+    # D-Wave's tabu search counts whole milliseconds, for each read anew.
+    return scaled if clock == "time_limit" else max(1, round(scaled / reads))
+
+
+def _proved(answer: Any) -> bool:
+    """Whether more calls cannot find anything better."""
+    info = getattr(answer, "info", None)
+    return bool(info.get("proved", False)) if isinstance(info, Mapping) else False
+
+
+_UNITS: dict[str, type[Seconds] | type[Reads] | type[Sweeps]] = {
+    "s": Seconds,
+    "seconds": Seconds,
+    "reads": Reads,
+    "sweeps": Sweeps,
+}
+
+
+def parse_budget(budget: str | Budget) -> Budget:
+    """``"0.5s"``, ``"100reads"`` or ``"1000sweeps"`` as a budget; a budget as it is.
+
+    Raises:
+        StudyError: it is none of these, not above 0, or a broken number of reads.
+    """
+    if not isinstance(budget, str):
+        return budget
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(s|seconds|reads|sweeps)\s*", budget)
+    try:
+        amount = float(match[1]) if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if match is None or not 0 < amount < float("inf"):
+        raise StudyError(f"a budget is like 0.5s, 100reads or 1000sweeps, not {budget!r}")
+    kind = _UNITS[match[2]]
+    if kind is not Seconds and amount != int(amount):
+        raise StudyError(f"a budget of {match[2]} is a whole number, not {match[1]}")
+    return kind(amount)

@@ -1,0 +1,330 @@
+"""Compare samplers on problems: every run in a fair order, every outcome a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from solvers.errors import (
+    InvalidOptionError,
+    InvalidProblemError,
+    MissingPackageError,
+    ProblemTooLargeError,
+    StudyError,
+    WorkerDiedError,
+)
+from solvers.study.bench import Bench
+from solvers.study.budgets import Budget, Seconds, parse_budget
+from solvers.study.instances import Instance, checked_instances
+from solvers.study.machine import now, session
+from solvers.study.plan import Run, checked_settings, ordered_runs, refusals
+from solvers.study.storage import StudyFolder, read_record, read_rows
+from solvers.study.worker import Worker
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+Observer = Callable[[Row, int, int], None]
+"""Called with every row, how many rows there are, and how many there will be."""
+
+#: Fields of a row that come from sampling; None in the row of a run without an answer.
+ANSWERED = (
+    "energy",
+    "energy_raw_best",
+    "num_reads",
+    "num_best",
+    "feasible_share",
+    "energies",
+    "seconds",
+    "cpu_seconds",
+    "build_seconds",
+    "warmup_seconds",
+    "lower_bound",
+    "trace",
+    "settings",
+)
+#: A best-known value is beaten by an energy this much lower: tables are rounded.
+BEATEN_BY = 1e-6
+# Compiling kernels, building models, choosing penalties; besides the limit of a run.
+_PREPARATION = 600.0
+_INCOMPATIBLE = (
+    InvalidOptionError,
+    InvalidProblemError,
+    MissingPackageError,
+    ProblemTooLargeError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Rows and what they are rows of.
+
+    Attributes:
+        record: what ``study.json`` holds: ``problems``, ``samplers``, ``budgets``,
+            ``repeats``, ``seed``, ``time_limit``, ``threads``, ``sessions``.
+        row_list: the rows, in the order in which they ran.
+        folder: where they are stored; None if nowhere.
+    """
+
+    record: Mapping[str, Any]
+    row_list: Sequence[Row]
+    folder: Path | None = None
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One row per run; see `compare` for the columns."""
+        import pandas as pd
+
+        frame = pd.DataFrame(list(self.row_list))
+        for name in ("energy", "energy_raw_best", "lower_bound", "seconds", "cpu_seconds"):
+            if name in frame:
+                frame[name] = frame[name].astype(float)
+        return frame
+
+    @cached_property
+    def problems(self) -> pd.DataFrame:
+        """One row per problem: what was known before, ``best_seen``, ``best_known``, ``beaten``."""
+        import pandas as pd
+
+        table = pd.DataFrame([dict(one) for one in self.record["problems"]])
+        lowest: dict[str, float] = {}
+        for row in self.row_list:
+            if row["status"] == "ok":
+                lowest[row["problem"]] = min(row["energy"], lowest.get(row["problem"], np.inf))
+        table["known"] = table["known"].astype(float)
+        table["bound"] = table["bound"].astype(float)
+        table["best_seen"] = table["problem"].map(lowest).astype(float)
+        table["best_known"] = table[["known", "best_seen"]].min(axis=1)
+        flagged = {row["problem"] for row in self.row_list if row.get("beaten")}
+        table["beaten"] = table["problem"].isin(flagged)
+        return table
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has its row."""
+        return len(self.row_list) >= self.record["runs"]
+
+
+def compare(
+    problems: Iterable[Instance],
+    samplers: Iterable[Any],
+    budgets: Iterable[str | Budget],
+    repeats: int = 3,
+    seed: int = 0,
+    *,
+    folder: str | Path | None = None,
+    time_limit: float | None = None,
+    threads: int = 1,
+    observe: Observer | Sequence[Observer] = (),
+) -> Study:
+    """Run every sampler on every problem with every budget, ``repeats`` times.
+
+    Only sampling is timed; building models, choosing penalties, compiling and warming up are
+    noted apart. Energies and counts are the problem's own, in float64, of what the sampler
+    returned. Runs go in a random order (`solvers.study.plan.ordered_runs`), one at a time, in
+    a process that is killed when a run exceeds its limit, and replaced when it crashes.
+
+    A sampler that cannot count gets the counts as a penalty whose strength a short, untimed
+    trial has chosen, and its answers are repaired, untimed too. Under a budget of seconds,
+    sweeps are reduced where not even one read of the sampler's usual number fits, unless
+    ``num_sweeps`` is among its options.
+
+    Args:
+        problems: `read_instances`, `generate`, or your own `Instance`.
+        samplers: each a name, ``(name, options)`` or ``(label, name, options)``; an importable
+            sampler class or object in place of the name will do.
+        budgets: like ``"0.5s"``, ``"100reads"`` (of ``num_reads``), ``"1000sweeps"``.
+        repeats: runs that differ in nothing but their seed.
+        seed: decides the order and all seeds.
+        folder: where rows are stored as they come; a folder with the same study goes on.
+        time_limit: seconds after which a run is killed; default the larger of 60 and ten
+            times the longest budget.
+        threads: of BLAS, OpenMP and numba in the samplers.
+        observe: called with every row.
+
+    Returns:
+        A study, whose ``rows`` have: ``problem, n, num_groups, sampler`` (the label)``, name,
+        options, budget_kind, budget, repeat, seed, order, status`` ("ok", "timeout",
+        "crashed", "incompatible")``, reason, energy`` (best after repair)``, energy_raw_best``
+        (best feasible before repair)``, num_reads, num_best, feasible_share`` (before
+        repair)``, energies`` (of at most 1,000 reads)``, seconds, cpu_seconds, build_seconds,
+        warmup_seconds, lower_bound, trace`` ([seconds, best energy] after each
+        improvement)``, settings`` (options as called)``, beaten, state`` (where a best-known
+        value was beaten: the state's bits)``, started``.
+
+    Raises:
+        StudyError: no problem, sampler or budget; two of one name; no common budget.
+        UnknownSamplerError, UnknownOptionError: a sampler or option does not exist.
+        StudyFolderError: the folder holds another study, or cannot be used.
+
+    Example:
+        >>> from solvers.study import compare, generate
+        >>> study = compare([generate("fisher:n=16")], ["greedy"], ["2reads"], repeats=1)
+        >>> study.rows.status.tolist()
+        ['ok']
+    """
+    instances = checked_instances(problems)
+    settings = checked_settings(samplers)
+    allowed = _checked_budgets(budgets)
+    if repeats < 1 or threads < 1:
+        raise StudyError(f"repeats and threads must be at least 1, not {repeats} and {threads}")
+    limit = _limit(allowed, time_limit)
+    refused = refusals(settings, allowed)
+    labels = [one.label for one in settings]
+    runs = ordered_runs([one.name for one in instances], labels, allowed, repeats, seed)
+    record = {
+        "problems": [one.to_json() for one in instances],
+        "samplers": [
+            {"label": s.label, "name": s.name, "options": dict(s.options)} for s in settings
+        ],
+        "budgets": [{"kind": b.kind, "amount": b.amount} for b in allowed],
+        "repeats": repeats,
+        "seed": seed,
+        "time_limit": limit,
+        "threads": threads,
+        "runs": len(runs),
+    }
+    home = None if folder is None else StudyFolder(Path(folder))
+    here = session(threads)
+    rows = [] if home is None else home.begin(record, here)
+    observers = (observe,) if callable(observe) else tuple(observe)
+    done = {_key(row) for row in rows}
+    by_label = {one.label: one for one in settings}
+
+    def greet(worker: Worker) -> None:
+        for setting in settings:
+            worker.call("define", setting)
+        sent.clear()
+
+    sent: set[str] = set()
+    by_name = {one.name: one for one in instances}
+    with Worker(partial(Bench, threads), greet) as worker:
+        for run in runs:
+            if run.key in done:
+                continue
+            instance, setting = by_name[run.problem], by_label[run.label]
+            row = _blank(run, instance) | {"name": setting.name, "options": dict(setting.options)}
+            reason = refused.get((run.label, run.budget.kind))
+            if reason:
+                row |= {"status": "incompatible", "reason": reason}
+            else:
+                row |= _outcome(worker, sent, run, instance, limit)
+            if home is not None:
+                home.append(row)
+            rows.append(row)
+            for tell in observers:
+                tell(row, len(rows), len(runs))
+    full = {**record, "sessions": [here]} if home is None else read_record(home.path)
+    return Study(full, rows, None if home is None else home.path)
+
+
+def read_study(folder: str | Path) -> Study:
+    """The study in a folder, finished or not.
+
+    Raises:
+        StudyFolderError: no study is there, or it cannot be read.
+    """
+    path = Path(folder)
+    return Study(read_record(path), read_rows(path), path)
+
+
+def _checked_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
+    found = tuple(parse_budget(budget) for budget in budgets)
+    if not found:
+        raise StudyError("a study needs at least one budget, such as 0.5s; none was given")
+    keys = [(budget.kind, budget.amount) for budget in found]
+    if len(set(keys)) != len(keys):
+        raise StudyError("a budget is given twice; give each once")
+    return found
+
+
+def _limit(budgets: Sequence[Budget], time_limit: float | None) -> float:
+    longest = max([b.amount for b in budgets if isinstance(b, Seconds)], default=0.0)
+    if time_limit is None:
+        return max(60.0, 10.0 * longest)
+    if not time_limit > longest:
+        raise StudyError(f"time_limit must exceed the longest budget, {longest:g} s")
+    return float(time_limit)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = ("problem", "sampler", "budget_kind", "budget", "repeat")
+    return tuple(row[name] for name in names)
+
+
+def _blank(run: Run, instance: Instance) -> Row:
+    """A row before its run."""
+    return {
+        "problem": run.problem,
+        "n": instance.problem.num_variables,
+        "num_groups": instance.problem.num_groups,
+        "sampler": run.label,
+        "name": "",
+        "options": {},
+        "budget_kind": run.budget.kind,
+        "budget": run.budget.amount,
+        "repeat": run.repeat,
+        "seed": run.seed,
+        "order": run.order,
+        "status": "ok",
+        "reason": "",
+        **dict.fromkeys(ANSWERED),
+        "beaten": False,
+        "state": None,
+        "started": now(),
+    }
+
+
+def _outcome(worker: Worker, sent: set[str], run: Run, instance: Instance, limit: float) -> Row:
+    """What the run adds to its row, whatever happens."""
+    try:
+        # The first call of a new process empties `sent`.
+        worker.ensure()
+        if run.problem not in sent:
+            worker.call("hold", run.problem, instance.problem)
+            sent.add(run.problem)
+        preparing = _PREPARATION + limit
+        ready = worker.call(
+            "prepare", run.problem, run.label, run.budget, run.seed, limit=preparing
+        )
+        found = worker.call("sample", run.budget, run.seed, limit=limit)
+    except StudyError:
+        raise
+    except WorkerDiedError as died:
+        return {"status": "timeout" if died.timed_out else "crashed", "reason": str(died)}
+    except _INCOMPATIBLE as error:
+        return {"status": "incompatible", "reason": _one_line(error)}
+    except Exception as error:
+        return {"status": "crashed", "reason": f"{type(error).__name__}: {_one_line(error)}"}
+    state = found.pop("state")
+    times = {"build_seconds": ready.build_seconds, "warmup_seconds": ready.warmup_seconds}
+    beaten = _beaten(instance, found["energy"], state)
+    return {**found, **times, "beaten": beaten, "state": state if beaten else None}
+
+
+def _beaten(instance: Instance, energy: float, state: str) -> bool:
+    """Whether the best-known value is beaten, by a state that is computed here once more."""
+    if instance.known is None:
+        return False
+    margin = BEATEN_BY * max(1.0, abs(instance.known))
+    if energy >= instance.known - margin:
+        return False
+    x = unpacked(state, instance.problem.num_variables)
+    feasible = bool(instance.problem.feasible(x)[0])
+    return feasible and instance.problem.energy(x) < instance.known - margin
+
+
+def unpacked(state: str, size: int) -> np.ndarray:
+    """A row's ``state`` as 0 and 1, shape (size,)."""
+    bits = np.frombuffer(bytes.fromhex(state), dtype=np.uint8)
+    return np.unpackbits(bits, count=size).astype(np.int8)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

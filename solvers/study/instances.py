@@ -1,0 +1,280 @@
+"""The problems of a study: from files, generators, or blocks recorded in a pruning run."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dimod import generators
+
+from solvers.errors import StudyError
+from solvers.files import read_problem, with_counts
+from solvers.problem import QuadraticProblem
+from solvers.quadratic import LowRank, Sparse
+
+#: Beside the blocks that `qprune prune --record-blocks` writes: one line of JSON for each.
+BLOCKS = "blocks.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """A problem with a name, and what is known of it.
+
+    Attributes:
+        name: unique in a study.
+        problem: to be minimised.
+        kind: what sort of problem; figures put equal kinds together.
+        known: lowest energy known before the study; None if none is.
+        proved: whether that is the optimum.
+        bound: a lower bound known before the study; None if none is.
+        about: where it comes from, JSON-friendly (file; or step, stage, layers of a block).
+    """
+
+    name: str
+    problem: QuadraticProblem
+    kind: str = "problem"
+    known: float | None = None
+    proved: bool = False
+    bound: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the coefficients, whose digest is ``fingerprint``."""
+        return {
+            "problem": self.name,
+            "n": self.problem.num_variables,
+            "num_groups": self.problem.num_groups,
+            "kind": self.kind,
+            "known": self.known,
+            "proved": self.proved,
+            "bound": self.bound,
+            "fingerprint": fingerprint(self.problem),
+            "about": dict(self.about),
+        }
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a table of best-known values says of one problem."""
+
+    energy: float
+    proved: bool = False
+    bound: float | None = None
+
+
+def fingerprint(problem: QuadraticProblem) -> str:
+    """A digest of everything that makes an energy and a count."""
+    quadratic = problem.quadratic
+    if isinstance(quadratic, LowRank):
+        parts = [quadratic.factor]
+    elif isinstance(quadratic, Sparse):
+        matrix = quadratic.matrix
+        parts = [matrix.data, matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64)]
+    else:
+        parts = [quadratic.dense()]
+    digest = hashlib.sha256(type(quadratic).__name__.encode())
+    counts = [problem.groups, problem.counts] if problem.counts is not None else []
+    for part in (problem.linear, np.float64(problem.offset), *parts, *counts):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_instances(
+    path: str | Path,
+    *,
+    counts: Sequence[int] = (),
+    maximize: bool = False,
+    known: Mapping[str, Known] | None = None,
+) -> tuple[Instance, ...]:
+    """The problems in a file, or in a folder of recorded blocks.
+
+    Args:
+        path: a file that `read_problem` takes; or a folder with ``blocks.jsonl``, or of files.
+        counts: one instance for each; without, a file's own counts, or (an .npz without
+            counts) one instance for each of the counts it lists in ``k``.
+        maximize: as in `read_problem`.
+        known: by the instance's name, see `read_known`.
+
+    Raises:
+        InvalidProblemError: a file cannot be read, or a count does not fit.
+        StudyError: the folder has no problems.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = tuple(_folder(path, counts, maximize))
+        if not found:
+            raise StudyError(f"{path} has no problems; give files, or a --record-blocks folder")
+    else:
+        found = tuple(_file(path, counts, maximize, {}))
+    return tuple(_with_known(one, known or {}) for one in found)
+
+
+def read_known(path: str | Path) -> dict[str, Known]:
+    """Best-known values from a CSV file with columns problem, energy and maybe proved, bound.
+
+    ``proved`` is yes or no; an empty ``bound`` is none.
+
+    Raises:
+        StudyError: the file cannot be read, lacks a column, or a value is no number.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        return {
+            row["problem"]: Known(
+                float(row["energy"]),
+                (row.get("proved") or "no").lower() in ("yes", "true", "1"),
+                float(row["bound"]) if row.get("bound") else None,
+            )
+            for row in rows
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            f"cannot read best-known values from {path}: {error}; it is a CSV file with "
+            "columns problem, energy, proved, bound"
+        ) from error
+
+
+def generate(spec: str) -> Instance:
+    """A made-up problem: ``"fisher:n=256,samples=64,count=128,seed=1"``.
+
+    ``fisher``: E = d.x + 1/2 |U x|^2 of Laplace weights and Gaussian per-sample gradients with
+    a power-law spectrum, like a block of a network. ``uniform``: couplings and
+    fields uniform in [-1, 1]. ``ran``: couplings from -r to r (`dimod.generators.ran_r`).
+
+    Raises:
+        StudyError: no such generator or parameter, or a value that makes no sense.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in _GENERATORS:
+        raise StudyError(f"no generator is called {kind!r}; there are {', '.join(_GENERATORS)}")
+    make, defaults = _GENERATORS[kind]
+    given = dict(defaults)
+    for item in filter(None, rest.split(",")):
+        name, equals, value = item.partition("=")
+        if name not in defaults or not equals or not value.isdigit():
+            raise StudyError(
+                f"generator {kind!r}: {item!r} is not name=whole number with a name among "
+                + ", ".join(defaults)
+            )
+        given[name] = int(value)
+    if given["n"] < 2:
+        raise StudyError(f"generator {kind!r}: n must be at least 2, not {given['n']}")
+    problem = make(**given)
+    name = kind + "".join(f"-{key}{value}" for key, value in given.items() if value >= 0)
+    return Instance(name, problem, kind=kind, about={"generator": spec})
+
+
+def checked_instances(instances: Iterable[Instance]) -> tuple[Instance, ...]:
+    """The instances, if there are any, each with variables and a name of its own.
+
+    Raises:
+        StudyError: otherwise.
+    """
+    found = tuple(instances)
+    if not found:
+        raise StudyError("a study needs at least one problem; none was given")
+    names = [one.name for one in found]
+    for one in found:
+        if names.count(one.name) > 1:
+            raise StudyError(f"two problems are called {one.name!r}; give each a name of its own")
+        if one.problem.num_variables == 0:
+            raise StudyError(f"problem {one.name!r} is empty: it has no variables")
+    return found
+
+
+# -- files and folders --------------------------------------------------------------------
+
+
+def _folder(path: Path, counts: Sequence[int], maximize: bool) -> Iterator[Instance]:
+    if not (path / BLOCKS).is_file():
+        for file in sorted(path.iterdir()):
+            if file.is_file() and not file.name.startswith((".", "README")):
+                yield from _file(file, counts, maximize, {})
+        return
+    for number, line in enumerate((path / BLOCKS).read_text().splitlines(), start=1):
+        try:
+            about = json.loads(line)
+            file = path / about["file"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{path / BLOCKS}, line {number}: not a recorded block") from error
+        for one in _file(file, counts, maximize, about):
+            yield replace(one, kind="recorded")
+
+
+def _file(
+    path: Path, counts: Sequence[int], maximize: bool, about: Mapping[str, Any]
+) -> Iterator[Instance]:
+    problem = read_problem(path, maximize=maximize)
+    name, kind = _name_and_kind(path)
+    listed = [int(count) for count in counts] or _listed_counts(path, problem)
+    about = {"file": path.name, **about}
+    if not listed:
+        yield Instance(name, problem, kind=kind, about=about)
+    for count in listed:
+        counted = with_counts(problem, count)
+        yield Instance(f"{name}-k{count}", counted, kind=kind, about={**about, "count": count})
+
+
+def _name_and_kind(path: Path) -> tuple[str, str]:
+    """The name without suffixes; what comes before its first digit or dash is the kind."""
+    name = path.name.removesuffix(".gz")
+    name = name.rpartition(".")[0] or name
+    head = name.split("-")[0]
+    return name, "gka" if head.startswith("gka") else head.rstrip("0123456789.")
+
+
+def _listed_counts(path: Path, problem: QuadraticProblem) -> list[int]:
+    if path.suffix != ".npz" or problem.counts is not None:
+        return []
+    with np.load(path, allow_pickle=False) as arrays:
+        return [int(k) for k in arrays["k"]] if "k" in arrays.files else []
+
+
+def _with_known(instance: Instance, known: Mapping[str, Known]) -> Instance:
+    if instance.name not in known:
+        return instance
+    value = known[instance.name]
+    return replace(instance, known=value.energy, proved=value.proved, bound=value.bound)
+
+
+# -- generators ---------------------------------------------------------------------------
+
+
+def _fisher(n: int, samples: int, count: int, seed: int) -> QuadraticProblem:
+    rng = np.random.default_rng(seed)
+    weights = rng.laplace(size=n)
+    spectrum = np.arange(1, samples + 1) ** -0.5
+    mixing = rng.normal(size=(samples, n)) * spectrum[:, None]
+    factor = rng.normal(size=(samples, samples)) @ mixing * weights / np.sqrt(samples)
+    factor /= np.sqrt(0.5 * np.square(factor).sum(axis=0).mean())
+    linear = 0.1 * weights**2 / np.mean(weights**2)
+    return QuadraticProblem(linear, LowRank(factor), counts=n // 2 if count < 0 else count)
+
+
+def _uniform(n: int, count: int, seed: int) -> QuadraticProblem:
+    bqm = generators.uniform(n, "BINARY", low=-1.0, high=1.0, seed=seed)
+    return QuadraticProblem.from_bqm(bqm, cardinality=None if count < 0 else count)
+
+
+def _ran(n: int, r: int, count: int, seed: int) -> QuadraticProblem:
+    bqm = generators.ran_r(r, n, seed=seed)
+    return QuadraticProblem.from_bqm(bqm, cardinality=None if count < 0 else count)
+
+
+_GENERATORS: Mapping[str, tuple[Callable[..., QuadraticProblem], Mapping[str, int]]] = {
+    "fisher": (_fisher, {"n": 256, "samples": 64, "count": -1, "seed": 0}),
+    "uniform": (_uniform, {"n": 100, "count": -1, "seed": 0}),
+    "ran": (_ran, {"n": 100, "r": 1, "count": -1, "seed": 0}),
+}
+
+
+def known_rows(known: Mapping[str, Known]) -> list[dict[str, Any]]:
+    """Best-known values as rows of the file that `read_known` reads."""
+    return [{"problem": name, **asdict(value)} for name, value in known.items()]

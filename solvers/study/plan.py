@@ -1,0 +1,184 @@
+"""What a study will run, in which order, under which seeds: decided before anything runs."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from solvers.errors import (
+    MissingPackageError,
+    SamplerFailedError,
+    StudyError,
+)
+from solvers.study.asking import foreign_child
+from solvers.study.bench import SamplerSetting, made
+from solvers.study.budgets import CLOCK_OPTIONS, SWEEP_OPTIONS, Budget
+
+#: Options that the study sets itself, by the kind of budget.
+_RESERVED: Mapping[str, tuple[str, ...]] = {
+    "seconds": tuple(CLOCK_OPTIONS),
+    "reads": ("num_reads",),
+    "sweeps": SWEEP_OPTIONS,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row to be.
+
+    Attributes:
+        order: its turn.
+        seed: of the sampler.
+    """
+
+    order: int
+    problem: str
+    label: str
+    budget: Budget
+    repeat: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, str, float, int]:
+        """What no other run of the study shares."""
+        return (self.problem, self.label, self.budget.kind, self.budget.amount, self.repeat)
+
+
+def as_setting(sampler: Any) -> SamplerSetting:
+    """A name, ``(name, options)``, ``(label, name, options)`` or a setting, as a setting.
+
+    In place of a name, a sampler class or object will do if it can be pickled.
+
+    Raises:
+        StudyError: it is none of these.
+    """
+    if isinstance(sampler, SamplerSetting):
+        return sampler
+    parts = sampler if isinstance(sampler, tuple) else (sampler,)
+    if len(parts) == 1:
+        parts = (parts[0], {})
+    if len(parts) == 2:
+        named = isinstance(parts[0], str)
+        name = parts[0] if named else _class_name(parts[0])
+        written = ",".join(f"{key}={value}" for key, value in parts[1].items())
+        parts = (f"{name}({written})" if written else name, *parts)
+    if len(parts) != 3 or not isinstance(parts[0], str) or not isinstance(parts[2], Mapping):
+        raise StudyError(
+            f"a sampler is a name, (name, options) or (label, name, options), not {sampler!r}"
+        )
+    label, what, options = parts
+    if isinstance(what, str):
+        return SamplerSetting(label, what, dict(options))
+    return SamplerSetting(label, _class_name(what), dict(options), what)
+
+
+def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
+    """Settings with labels of their own.
+
+    Raises:
+        StudyError: there are none, or two have one label.
+    """
+    settings = tuple(as_setting(sampler) for sampler in samplers)
+    if not settings:
+        raise StudyError("a study needs at least one sampler; none was given")
+    labels = [setting.label for setting in settings]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise StudyError(
+                f"two samplers have the label {label!r}; give one another, as in other={label}"
+            )
+    return settings
+
+
+def refusals(
+    settings: Sequence[SamplerSetting], budgets: Sequence[Budget]
+) -> dict[tuple[str, str], str]:
+    """(label, kind of budget) -> why that sampler cannot keep it; only those that cannot.
+
+    A sampler whose package is missing refuses all.
+
+    Raises:
+        StudyError: no budget is common to all samplers that are installed; or an option is
+            both in a setting and the budget's.
+        UnknownSamplerError, UnknownOptionError: a sampler or option does not exist.
+    """
+    refused: dict[tuple[str, str], str] = {}
+    absent: set[str] = set()
+    for setting in settings:
+        try:
+            takes = _options_of(setting)
+        except (MissingPackageError, SamplerFailedError) as error:
+            absent.add(setting.label)
+            refused |= {(setting.label, budget.kind): str(error) for budget in budgets}
+            continue
+        for budget in budgets:
+            _refuse_reserved(setting, budget)
+            reason = budget.refusal(takes)
+            if reason:
+                refused[setting.label, budget.kind] = f"no budget in {budget.kind}: {reason}"
+    here = [setting.label for setting in settings if setting.label not in absent]
+    kinds = {budget.kind for budget in budgets}
+    if here and not any(all((one, kind) not in refused for one in here) for kind in kinds):
+        one, kind = next(key for key in refused if key[0] in here)
+        raise StudyError(
+            f"the samplers have no common budget: {one} has {refused[one, kind]}; "
+            "every sampler can keep seconds, as in 0.5s"
+        )
+    return refused
+
+
+def ordered_runs(
+    problems: Sequence[str],
+    labels: Sequence[str],
+    budgets: Sequence[Budget],
+    repeats: int,
+    seed: int,
+) -> list[Run]:
+    """Every run, in a random order that the seed decides.
+
+    Repeat by repeat, the problems are shuffled, and on each problem all samplers and budgets:
+    rivals run within minutes of one another, so that a noisy machine hurts all alike, and a
+    model is built once for all who share it. A run's seed depends on what it is, not on its
+    turn.
+    """
+    rng = np.random.default_rng(seed)
+    runs: list[Run] = []
+    for repeat in range(repeats):
+        for p in map(int, rng.permutation(len(problems))):
+            pairs = [(label, budget) for label in labels for budget in budgets]
+            for i in map(int, rng.permutation(len(pairs))):
+                label, budget = pairs[i]
+                words = (problems[p], label, budget.kind, repr(float(budget.amount)), str(repeat))
+                own = seed_of(seed, *words)
+                runs.append(Run(len(runs), problems[p], label, budget, repeat, own))
+    return runs
+
+
+def seed_of(seed: int, *words: str) -> int:
+    """A seed of 31 bits for what the words name."""
+    digest = zlib.crc32("\0".join(words).encode())
+    return int(np.random.SeedSequence([seed, digest]).generate_state(1)[0]) % 2**31
+
+
+def _class_name(sampler: Any) -> str:
+    return sampler.__name__ if isinstance(sampler, type) else type(sampler).__name__
+
+
+def _options_of(setting: SamplerSetting) -> frozenset[str]:
+    """What a call of the sampler takes, by the study's own way of calling it."""
+    sampler, _ = made(setting)
+    child = foreign_child(sampler)
+    return frozenset(sampler.parameters if child is None else child.parameters)
+
+
+def _refuse_reserved(setting: SamplerSetting, budget: Budget) -> None:
+    both = [name for name in _RESERVED[budget.kind] if name in setting.options]
+    if both:
+        raise StudyError(
+            f"sampler {setting.label!r}: {both[0]} is the budget's in a study by {budget.kind}; "
+            "leave it out, or choose another kind of budget"
+        )

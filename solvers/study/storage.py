@@ -1,0 +1,192 @@
+"""A study's folder: what was asked, and every row as soon as it is there.
+
+- ``study.json``: problems, samplers, budgets, repeats, seed; and, for every time that the study
+  was started or went on: versions, commit, machine, threads
+- ``rows.jsonl``: one line a run, appended and synced to disk when the run ends
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from solvers.errors import StudyFolderError
+
+STUDY, ROWS = "study.json", "rows.jsonl"
+#: What may differ between the times that one study is worked on.
+_SESSIONS = "sessions"
+
+
+class StudyFolder:
+    """Where one study lives.
+
+    Args:
+        path: made if it is not there.
+        rows: name of the file of rows.
+    """
+
+    def __init__(self, path: Path, rows: str = ROWS) -> None:
+        self.path, self._rows = path, path / rows
+
+    def begin(self, record: Mapping[str, Any], session: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Enter the study, or go on with it: the rows that are there already.
+
+        Raises:
+            StudyFolderError: the folder holds another study (the message names the first
+                difference), something else, or cannot be written.
+        """
+        plain = json.loads(as_line(record))
+        file = self.path / STUDY
+        with _told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            sessions: list[Any] = []
+            if file.exists():
+                held = read_record(self.path)
+                sessions = held.pop(_SESSIONS, [])
+                difference = first_difference(held, plain)
+                if difference:
+                    raise StudyFolderError(
+                        f"{self.path} holds another study: {difference}; choose another folder"
+                    )
+            elif any(self.path.iterdir()):
+                raise StudyFolderError(
+                    f"{self.path} is not empty and holds no study; choose another folder"
+                )
+            now = {**plain, _SESSIONS: [*sessions, dict(session)]}
+            _write_whole(file, as_line(now, indent=1) + "\n")
+            return self._mended()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it is on the disk when this returns.
+
+        Raises:
+            StudyFolderError: it cannot be written.
+        """
+        with _told(self.path), self._rows.open("ab") as file:
+            file.write(as_line(row).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _mended(self) -> list[dict[str, Any]]:
+        """The rows; a last line that a kill has torn is cut off."""
+        if not self._rows.exists():
+            return []
+        rows, whole = whole_lines(self._rows.read_bytes(), str(self._rows))
+        if whole < self._rows.stat().st_size:
+            with self._rows.open("r+b") as file:
+                file.truncate(whole)
+        return rows
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What ``study.json`` says.
+
+    Raises:
+        StudyFolderError: there is none, or it cannot be read.
+    """
+    try:
+        return json.loads((path / STUDY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyFolderError(f"{path} holds no study: {STUDY} is missing") from None
+    except (OSError, ValueError) as error:
+        raise StudyFolderError(f"cannot read {path / STUDY}: {error}") from error
+
+
+def read_rows(path: Path, rows: str = ROWS) -> list[dict[str, Any]]:
+    """The rows so far, also of a study that still runs; a torn last line is left out.
+
+    Raises:
+        StudyFolderError: the file cannot be read.
+    """
+    file = path / rows
+    with _told(path):
+        return whole_lines(file.read_bytes(), str(file))[0] if file.exists() else []
+
+
+def whole_lines(data: bytes, name: str) -> tuple[list[dict[str, Any]], int]:
+    """The rows of the whole lines, and how many bytes those are.
+
+    Raises:
+        StudyFolderError: a line that is not the last is no row.
+    """
+    end = data.rfind(b"\n") + 1
+    rows = []
+    for number, line in enumerate(data[:end].splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise StudyFolderError(f"{name}, line {number} is damaged: {error}") from error
+    return rows, end
+
+
+def first_difference(held: Any, asked: Any, where: str = "") -> str:
+    """Where two records differ first, in words; "" if nowhere."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for name in dict.fromkeys([*held, *asked]):
+            found = first_difference(held.get(name), asked.get(name), f"{where} {name}".strip())
+            if found:
+                return found
+        return ""
+    if isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
+        for one, other in zip(held, asked, strict=True):
+            found = first_difference(one, other, f"{where} {_called(one)}".strip())
+            if found:
+                return found
+        return ""
+    if held == asked:
+        return ""
+    return f"its {where} is {_short(held)}, not {_short(asked)}"
+
+
+def as_line(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: what has no number there becomes null."""
+    return json.dumps(_plain(value), allow_nan=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, int | str) else str(value)
+
+
+def _called(item: Any) -> str:
+    names = ("problem", "label", "kind")
+    return next((str(item[n]) for n in names if n in item), "") if isinstance(item, dict) else ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"{len(value)}: " + ", ".join(_called(item) or str(item) for item in value[:8])
+    return repr(value)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StudyFolderError:
+        raise
+    except OSError as error:
+        raise StudyFolderError(
+            f"cannot use the folder {path}: {error.strerror or error}; choose another"
+        ) from error

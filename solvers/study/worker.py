@@ -1,0 +1,147 @@
+"""A process of its own for what may crash or never end: asked, waited for, killed, replaced."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from solvers.errors import StudyError, WorkerDiedError
+
+# Starting Python and importing numpy, numba and dimod on a slow, busy machine.
+_SECONDS_TO_START = 300.0
+
+
+class Worker:
+    """An object that lives in another process, made again after that process dies.
+
+    Args:
+        factory: makes the object there; must be importable (module level).
+        greet: called with the worker after each start, to send what the object must know.
+
+    The process is spawned, so that threads and locks of this one do no harm there.
+    """
+
+    def __init__(
+        self, factory: Callable[[], Any], greet: Callable[[Worker], None] = lambda worker: None
+    ) -> None:
+        self._factory, self._greet = factory, greet
+        self._process: Any = None
+        self._pipe: Any = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def ensure(self) -> None:
+        """Start the process, if there is none."""
+        if self._process is None:
+            self._start()
+
+    def call(self, method: str, *arguments: Any, limit: float | None = None) -> Any:
+        """What the object's method returns, or raises.
+
+        Raises:
+            WorkerDiedError: the process died, or was killed after ``limit`` seconds; the next
+                call starts another.
+            StudyError: an argument cannot be sent.
+        """
+        self.ensure()
+        try:
+            self._pipe.send((method, arguments))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._died() from None
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise StudyError(
+                f"cannot be sent to the process that runs samplers: {error}; "
+                "define it in a module that can be imported, not in a notebook or a function"
+            ) from error
+        return self._answer(limit)
+
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+        self._process = self._pipe = None
+
+    def _start(self) -> None:
+        if multiprocessing.parent_process() is not None:
+            raise StudyError(
+                "a study was started while a worker process imported the main script; put "
+                "what the script does under: if __name__ == '__main__'"
+            )
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._factory), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self._answer(_SECONDS_TO_START)
+        except WorkerDiedError as error:
+            raise StudyError(
+                f"the process that runs samplers did not start: {error}; in a script, call "
+                "compare under: if __name__ == '__main__'"
+            ) from error
+        self._greet(self)
+
+    def _answer(self, limit: float | None) -> Any:
+        end = None if limit is None else time.monotonic() + limit
+        try:
+            while not self._pipe.poll(0.5):
+                if end is not None and time.monotonic() >= end:
+                    self.stop()
+                    raise WorkerDiedError(f"killed after {limit:g} s", timed_out=True)
+            worked, value = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._died() from None
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        if not worked:
+            raise value
+        return value
+
+    def _died(self) -> WorkerDiedError:
+        self._process.join(5.0)
+        code = self._process.exitcode
+        self.stop()
+        if code is not None and code < 0:
+            return WorkerDiedError(f"the process died of {signal.Signals(-code).name}")
+        return WorkerDiedError(f"the process ended with exit code {code}")
+
+
+def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
+    """The other process: make the object, then do as told until the pipe closes."""
+    # An interrupt by hand is the parent's to handle; it ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        subject = factory()
+        pipe.send((True, None))
+        while True:
+            method, arguments = pipe.recv()
+            try:
+                answer = (True, getattr(subject, method)(*arguments))
+            except Exception as error:
+                answer = (False, _sendable(error))
+            pipe.send(answer)
+    except (EOFError, OSError):
+        return  # The parent is gone.
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error without the problem it may carry, or one that says the same."""
+    error.__dict__.clear()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
