@@ -19,9 +19,7 @@ def _llama(**changes):
 
 
 def _qwen():
-    return transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**_SIZES, num_key_value_heads=1)
-    )
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_SIZES, num_key_value_heads=1))
 
 
 def _gemma():
@@ -46,8 +44,10 @@ def _gpt2():
     return transformers.GPT2LMHeadModel(config)
 
 
-def _mixtral():
-    config = transformers.MixtralConfig(**_SIZES, num_key_value_heads=1, num_local_experts=4)
+def _mixtral(**changes):
+    config = transformers.MixtralConfig(
+        **_SIZES, num_key_value_heads=1, num_local_experts=4, **changes
+    )
     return transformers.MixtralForCausalLM(config)
 
 
@@ -85,6 +85,7 @@ MODELS = {
     "opt": _opt,
     "gpt2": _gpt2,
     "mixtral": _mixtral,
+    "mixtral-top-1": lambda: _mixtral(num_experts_per_tok=1),
     "vit": _vit,
     "deit": _deit,
 }
