@@ -1,0 +1,1 @@
+"""Drills: what a run survives, one command each."""
