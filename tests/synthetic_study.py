@@ -22,6 +22,7 @@ def problems():
             "known": [BEST["block-64"], BEST["block-256"], np.nan, BEST["gka-a"]],
             "proved": [True, False, False, False],
             "bound": [np.nan, -41.0, np.nan, np.nan],
+            "beaten": [False] * 4,
         }
     )
 
@@ -54,11 +55,18 @@ def row(problem="block-64", sampler="relax", budget=1.0, repeat=0, energy=-10.0,
         "lower_bound": np.nan,
         "started": "2026-01-01T00:00:00+00:00",
     }
-    return fields | more
+    fields |= more
+    return fields | {"trace": more.get("trace", [[fields["seconds"], fields["energy"]]])}
 
 
 def failed(status, reason, **more):
-    nothing = {"energy": np.nan, "energies": [], "seconds": np.nan, "feasible_share": np.nan}
+    nothing = {
+        "energy": np.nan,
+        "energies": None,
+        "trace": None,
+        "seconds": np.nan,
+        "feasible_share": np.nan,
+    }
     return row(**more) | nothing | {"status": status, "reason": reason}
 
 
@@ -83,6 +91,8 @@ def study_rows(repeats=3, seed=0):
                     energy += (lost < 1e-5) * (BEST[problem] - energy)
                     bound = BEST[problem] - 0.5 if sampler == "relax" else np.nan
                     reads = sorted([energy, energy + abs(BEST[problem]) * rng.uniform(0, 0.1)])
+                    seconds = budget * rng.uniform(0.9, 1.1)
+                    trace = [[seconds / 4, reads[1]], [seconds / 2, energy]]
                     found = {"energy": energy, "energies": reads, "lower_bound": bound}
-                    rows.append(row(**where, seconds=budget * rng.uniform(0.9, 1.1), **found))
+                    rows.append(row(**where, seconds=seconds, trace=trace, **found))
     return pd.DataFrame(rows).assign(order=range(len(rows)))

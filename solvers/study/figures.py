@@ -47,19 +47,30 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
 
 
 def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
-    cells = mine.groupby(["budget_kind", "budget"], sort=False)
-    points = pd.DataFrame(
-        {
-            "seconds": cells.seconds.median(),
-            "gap": cells.gap.agg(median_with_infinity),
-            "low": cells.gap.quantile(0.25),
-            "high": cells.gap.quantile(0.75),
-        }
-    ).sort_values("seconds")
-    low, high = _shown(points.low), _shown(points.high)
-    axes.fill_between(points.seconds, low, high, color=look.color, alpha=0.13, linewidth=0)
-    (line,) = axes.plot(points.seconds, _shown(points.gap), **look.line)
+    # Problems have grids of their own; steps are joined on one for all.
+    grid = np.geomspace(mine.seconds.min(), mine.seconds.max(), 64)
+    curves = np.array(
+        [
+            _held(part.seconds.to_numpy(), part.gap.to_numpy(float), grid)
+            for _, part in mine.groupby("problem", sort=False)
+        ]
+    )
+    ordered = np.sort(curves, axis=0)
+    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75))
+    middle = np.array([median_with_infinity(column) for column in curves.T])
+    seen = np.isfinite(middle)
+    axes.fill_between(
+        grid[seen], _shown(low[seen]), _shown(high[seen]), color=look.color, alpha=0.13, linewidth=0
+    )
+    marks: dict[str, Any] = {"markevery": 12}
+    (line,) = axes.plot(grid[seen], _shown(middle[seen]), **look.line, **marks)
     return line
+
+
+def _held(seconds: np.ndarray, gaps: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The last gap at or before each time of the grid."""
+    place = np.searchsorted(seconds, grid * (1 + 1e-9), side="right") - 1
+    return np.where(place >= 0, gaps[np.maximum(place, 0)], np.inf)
 
 
 def performance_profiles(times: pd.DataFrame, gaps: pd.DataFrame, looks: Looks) -> Figure:
@@ -184,9 +195,9 @@ def _label_outer(grid: list[Axes], number: int, x: str, y: str) -> None:
             axes.set_xlabel(x)
 
 
-def _shown(gaps: pd.Series) -> np.ndarray:
+def _shown(gaps: np.ndarray) -> np.ndarray:
     """Gaps on the scale of the axis: its ends stand for all that is beyond."""
-    return np.clip(gaps.fillna(np.inf).to_numpy(float), SUCCESS_GAP, WORST_GAP)
+    return np.clip(gaps, SUCCESS_GAP, WORST_GAP)
 
 
 def _gap_axis(axes: Axes) -> None:

@@ -51,20 +51,19 @@ def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
         rows: one row per run.
         problems: columns ``problem``, ``n``, ``kind``, ``known`` (best energy known before the
             study, NaN if none), ``proved`` (whether that is the optimum), ``bound`` (a lower
-            bound known before, NaN if none).
+            bound known before, NaN if none), ``beaten`` (whether the study has verified a lower
+            energy than was known); see `solvers.study.Study.problems`.
 
     Returns:
         Indexed by problem, in the order of ``problems``: ``n``, ``kind``, ``known``,
-        ``best_seen`` (in the study), ``best`` (the lower of both), ``beaten`` (the study has
-        found less than was known), ``lower_bound`` (the highest that anyone certified),
+        ``beaten``, ``best_seen`` (in the study), ``best`` (the lower of both), ``lower_bound``
+        (the highest that anyone certified),
         ``optimum`` (best, where that is proved or equals the bound; else NaN).
     """
-    table = problems.set_index("problem")[["n", "kind", "known", "proved", "bound"]].copy()
+    table = problems.set_index("problem")[["n", "kind", "known", "proved", "bound", "beaten"]]
     done = rows[rows.status == "ok"]
     table["best_seen"] = done.groupby("problem").energy.min().reindex(table.index)
     table["best"] = table[["known", "best_seen"]].min(axis=1)
-    better = gap(table.known, table.best_seen) > SUCCESS_GAP
-    table["beaten"] = better & table.known.notna() & table.best_seen.notna()
     certified = done.assign(
         lower_bound=done.lower_bound.astype(float).replace([-np.inf, np.inf], np.nan)
     ).groupby("problem")
@@ -179,24 +178,43 @@ def median_gaps(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     return cells.unstack().reindex(index=problems, columns=rows.sampler.unique()).fillna(np.inf)
 
 
-def anytime(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
-    """Gap against the time really spent, one line for each problem, sampler and budget.
+def anytime(rows: pd.DataFrame, references: pd.DataFrame, points: int = 48) -> pd.DataFrame:
+    """Gap against time spent in the sampler, of the runs with the largest budget of their kind.
+
+    Times are a geometric grid per problem and kind of budget, from the first answer of any
+    sampler to the end of the longest run. A run that had no answer yet has an infinite gap, and
+    so has one that failed; one that ended early keeps its last.
 
     Returns:
-        Columns `CELL`, ``n``, ``kind``, ``seconds`` (median inside ``sample``), ``gap`` (median),
-        ``gap_low`` and ``gap_high`` (least and largest of the runs), failed runs apart.
+        Columns `CELL`, ``n``, ``kind``, ``seconds``, ``gap``: the median over runs.
     """
-    runs = with_gaps(rows[rows.status == "ok"], references)
-    table = runs.groupby(CELL, sort=False, observed=True, dropna=False).agg(
-        n=("n", "first"),
-        seconds=("seconds", "median"),
-        gap=("gap", "median"),
-        gap_low=("gap", "min"),
-        gap_high=("gap", "max"),
-    )
-    table = table.reset_index()
-    table.insert(5, "kind", references.kind.reindex(table.problem).to_numpy())
-    return table.sort_values(["problem", "sampler", "budget_kind", "seconds"], kind="stable")
+    largest = rows.groupby(["sampler", "budget_kind"], observed=True).budget.transform("max")
+    runs = rows[(rows.budget == largest) & (rows.status != "incompatible")]
+    tables = []
+    for (problem, budget_kind), group in runs.groupby(["problem", "budget_kind"], sort=False):
+        firsts = [trace[0][0] for trace in group.trace if isinstance(trace, list)]
+        if not firsts:
+            continue
+        grid = np.geomspace(max(min(firsts), 1e-6), max(group.seconds.max(), *firsts, 1e-6), points)
+        against = references.loc[str(problem)]
+        for (sampler, budget), part in group.groupby(["sampler", "budget"], sort=False):
+            energies = np.array([_best_by(trace, grid) for trace in part.trace])
+            medians = [median_with_infinity(at) for at in gap(energies, against.best).T]
+            told = {"problem": problem, "sampler": sampler, "budget_kind": budget_kind}
+            told |= {"budget": budget, "n": against.n, "kind": against.kind}
+            tables.append(pd.DataFrame({**told, "seconds": grid, "gap": medians}))
+    empty = pd.DataFrame(columns=[*CELL, "n", "kind", "seconds", "gap"])
+    return pd.concat(tables, ignore_index=True) if tables else empty
+
+
+def _best_by(trace: object, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best energy that a run had by each time; infinite before its first answer."""
+    if not isinstance(trace, list):
+        return np.full(grid.size, np.inf)
+    times, energies = np.array(trace, np.float64).T
+    # The grid's own first time must not be missed by rounding.
+    place = np.searchsorted(times, grid * (1 + 1e-9), side="right") - 1
+    return np.where(place >= 0, energies[np.maximum(place, 0)], np.inf)
 
 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:

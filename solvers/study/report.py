@@ -7,14 +7,94 @@ tables/NAME.md, .tex, .csv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from solvers.study.looks import as_svg, write_figure
-from solvers.study.sections import Findings, Section, study_sections
+from solvers.errors import MissingPackageError, StudyError
+from solvers.study.compare import read_study
+
+if TYPE_CHECKING:
+    from solvers.study.sections import Findings, Section
+
+#: Needed for a report, and not for a study.
+PACKAGES = ("pandas", "scikit_posthocs", "tabulate", "matplotlib")
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    target: float = 0.01,
+    title: str = "A study of samplers",
+    sections: Iterable[Section] = (),
+) -> Path:
+    """Write the report of a study, finished or not, into its folder.
+
+    Args:
+        folder: of the study.
+        target: gap to the best known energy that counts as reaching the target.
+        title: heading of the page.
+        sections: shown after the study's own.
+
+    Returns:
+        The page, ``report.html``.
+
+    Raises:
+        StudyFolderError: no study is there, or it cannot be read.
+        StudyError: no run has ended yet.
+        MissingPackageError: the extra ``study`` is not installed.
+    """
+    require_packages()
+    from solvers.study.sections import Findings
+
+    study = read_study(folder)
+    if not study.row_list:
+        raise StudyError(f"{folder}: no run of the study has ended yet; there is nothing to report")
+    settings = settings_shown(study.record)
+    findings = Findings(study.rows, study.problems, settings, target)
+    return write_page(Path(folder), findings, title=title, sections=sections)
+
+
+def require_packages() -> None:
+    """Refuse to begin without what a report needs.
+
+    Raises:
+        MissingPackageError: has the command that installs it.
+    """
+    absent = [name for name in PACKAGES if find_spec(name) is None]
+    if absent:
+        raise MissingPackageError(
+            f"a report needs the package {absent[0]}: pip install 'qprune[study]'"
+        )
+
+
+def settings_shown(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a study was made with, one line each: budgets, seed, samplers, versions, machine."""
+    budgets = ", ".join(f"{b['amount']:g} {b['kind']}" for b in record["budgets"])
+    shown = {"budgets": budgets}
+    shown |= {name: str(record[name]) for name in ("repeats", "seed", "threads", "runs")}
+    shown["time limit of a run"] = f"{record['time_limit']:g} s"
+    for one in record["samplers"]:
+        options = json.dumps(one["options"]) if one["options"] else ""
+        shown[f"sampler {one['label']}"] = f"{one['name']} {options}".strip()
+    sessions = record.get("sessions", [])
+    for place, session in enumerate(sessions, start=1):
+        which = f" ({place} of {len(sessions)})" if len(sessions) > 1 else ""
+        for name, value in session.items():
+            if value is not None:
+                shown[f"{name}{which}"] = _flat(value)
+    return shown
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return str(value)
 
 
 def write_page(
@@ -31,6 +111,9 @@ def write_page(
     Returns:
         The page.
     """
+    from solvers.study.looks import write_figure
+    from solvers.study.sections import study_sections
+
     shown = [*study_sections(findings), *sections]
     drawn, told = folder / "figures", folder / "tables"
     drawn.mkdir(exist_ok=True)
@@ -47,6 +130,8 @@ def write_page(
 
 def render(findings: Findings, *, title: str, sections: Sequence[Section]) -> str:
     """The page as text."""
+    from solvers.study.looks import as_svg
+
     environment = Environment(
         loader=PackageLoader("solvers.study"),
         autoescape=True,

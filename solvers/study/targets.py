@@ -1,98 +1,97 @@
 """Time to target and TTS, with bootstrap confidence intervals.
 
-A sampler that reaches its target with probability p in a trial of t seconds, started afresh again
-and again, needs
+A sampler that within t seconds reaches its target with probability p, stopped then and started
+afresh again and again, needs
 
-    TTS_c = t max(1, ln(1 - c) / ln(1 - p))
+    TTS_c(t) = t max(1, ln(1 - c) / ln(1 - p(t)))
 
-to reach it with probability c: 0.99 for TTS99 (Ronnow et al., Science 345, 420 (2014);
-the number of trials is not rounded up but is at least one). On the average it needs t / p. A
-sampler's TTS is the least over its budgets, as theirs is over annealing times.
+to reach it with probability c: 0.99 for TTS99 (Ronnow et al., Science 345, 420 (2014); the number
+of repetitions is not rounded up but is at least one). Like them we take the best t, here of the
+times at which runs reached the target: a run's ``trace`` tells when. Chosen by the same runs, it
+flatters a little, everyone alike.
 
-The intervals resample trials with replacement (`scipy.stats.bootstrap`, percentiles). What is
+The intervals resample runs with replacement (`scipy.stats.bootstrap`, percentiles). What is
 resampled is 1 / TTS: it stays finite where a sample has no success, and percentiles do not care.
-Trials that all succeed leave only their times to vary; `solvers.study.measures.share_interval` says
-how little few trials prove.
+Runs that all succeed leave only their times to vary; `solvers.study.measures.share_interval` says
+how little few of them prove.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from solvers.study.measures import CELL, gap, with_gaps
+from solvers.study.measures import CELL, gap
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
+_CERTAINTY = np.log1p(-0.99)
+_SIZE = ["kind", "n", "sampler", "budget_kind", "budget"]
 
 
-def runs_as_trials(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
-    """Every run is a trial: the only fair unit where a sampler's reads share work.
+def reaching(rows: pd.DataFrame, references: pd.DataFrame, target: float) -> pd.DataFrame:
+    """When each run came within a gap of ``target`` of the best known energy.
+
+    Args:
+        rows: one row per run.
+        references: from `solvers.study.measures.references`.
+        target: a gap; 0.01 is one percent above the best known.
 
     Returns:
-        Columns `CELL`, ``n``, ``kind``, ``gap``, ``seconds``. Runs that crashed or ran out of
-        time are misses of the time they took, or where that is unknown of the mean of the
-        others; incompatible pairs are no trials.
+        Columns `CELL`, ``n``, ``kind``, ``reached`` (seconds in the sampler; infinite where it
+        never did, as of runs that crashed or ran out of time) and ``spent`` (seconds until then,
+        or of all the run). Incompatible pairs are no runs.
     """
-    tried = rows[rows.status != "incompatible"]
-    trials = with_gaps(tried, references)
-    known = trials.groupby(CELL, observed=True).seconds.transform("mean")
-    trials = trials.assign(
-        seconds=trials.seconds.astype(float).fillna(known),
-        kind=references.kind.reindex(trials.problem).to_numpy(),
-    )
-    return trials[[*CELL, "n", "kind", "gap", "seconds"]].dropna(subset="seconds")
-
-
-def reads_as_trials(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
-    """Every read is a trial of an equal share of its run's time.
-
-    Only for samplers whose reads are independent restarts without a common start; a run's set-up
-    is then spread over its reads. Same columns as `runs_as_trials`.
-    """
-    runs = rows[rows.status == "ok"].reset_index(drop=True)
-    counts = runs.energies.map(len).to_numpy()
-    reads = runs.loc[runs.index.repeat(counts)]
-    energies = np.concatenate([np.asarray(e, float) for e in runs.energies] or [np.zeros(0)])
-    against = references.reindex(reads.problem)
-    return pd.DataFrame(
-        {
-            **{name: reads[name].to_numpy() for name in (*CELL, "n")},
-            "kind": against.kind.to_numpy(),
-            "gap": gap(energies, against.best.to_numpy()),
-            "seconds": reads.seconds.to_numpy(float) / np.repeat(counts, counts),
-        }
+    tried = rows[rows.status != "incompatible"].reset_index(drop=True)
+    against = references.reindex(tried.problem)
+    reached = [
+        _first(trace, best, target) if status == "ok" else np.inf
+        for trace, best, status in zip(tried.trace, against.best, tried.status, strict=True)
+    ]
+    whole = tried.groupby(CELL, observed=True, dropna=False).seconds.transform("mean")
+    spent = tried.seconds.astype(float).fillna(whole).to_numpy()
+    times = np.array(reached, np.float64)
+    return tried[[*CELL, "n"]].assign(
+        kind=against.kind.to_numpy(),
+        reached=times,
+        spent=np.where(np.isfinite(times), times, spent),
     )
 
 
-def rate(hits: Floats, seconds: Floats, axis: int = -1, *, confidence: float = 0.99) -> Floats:
-    """1 / TTS of trials along ``axis``: their hits (0 or 1) and seconds; 0 without a hit."""
-    probability = np.mean(hits, axis=axis)
-    each = np.mean(seconds, axis=axis)
-    unsure = np.clip(probability, 0.0, 1.0 - 1e-15)
-    per_trial = np.minimum(1.0, np.log1p(-unsure) / np.log1p(-confidence))
-    return per_trial / np.maximum(each, 1e-12)
+def _first(trace: Sequence[Sequence[float]], best: float, target: float) -> float:
+    for seconds, energy in trace:
+        if gap(energy, best) <= target:
+            return float(seconds)
+    return np.inf
 
 
-def resampled_rates(
-    hits: Floats, seconds: Floats, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Floats:
-    """`rate` of ``resamples`` bootstrap samples of the trials, shape (resamples,).
+def rate(reached: Floats, axis: int = -1) -> Floats:
+    """1 / TTS99 of runs along ``axis`` that reached their target then; 0 where none did."""
+    times = np.sort(np.moveaxis(np.asarray(reached, np.float64), axis, -1), axis=-1)
+    runs = times.shape[-1]
+    probability = np.minimum(np.arange(1, runs + 1) / runs, 1.0 - 1e-15)
+    once = np.minimum(1.0, np.log1p(-probability) / _CERTAINTY)
+    with np.errstate(divide="ignore"):  # A time of 0 is an infinite rate.
+        return (once / times).max(axis=-1)
 
-    A single trial has nothing to resample: NaN.
+
+def resampled_rates(reached: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """`rate` of ``resamples`` bootstrap samples of the runs, shape (resamples,).
+
+    A single run has nothing to resample: NaN.
     """
     from scipy.stats import bootstrap
 
-    if len(hits) < 2:
+    if len(reached) < 2:
         return np.full(resamples, np.nan)
     drawn: Any = bootstrap(
-        (hits, seconds),
+        (reached,),
         rate,
-        paired=True,
         vectorized=True,
         n_resamples=resamples,
         method="percentile",
@@ -102,110 +101,96 @@ def resampled_rates(
 
 
 def time_to_target(
-    trials: pd.DataFrame,
-    *,
-    target: float,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    times: pd.DataFrame, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Time to a gap of ``target`` from the best known, for each problem, sampler and budget.
+    """TTS99 for each problem, sampler and budget.
 
     Args:
-        trials: from `runs_as_trials` or `reads_as_trials`.
-        target: a gap; 0.01 is one percent above the best known.
+        times: from `reaching`.
         level: of the confidence intervals.
         resamples: bootstrap samples.
         seed: of the resampling.
 
     Returns:
-        Columns `CELL`, ``n``, ``kind``, ``trials``, ``hits``, ``seconds`` (mean of a trial),
-        ``expected`` (seconds to the target on the average), ``tts`` (TTS99), ``tts_low``,
-        ``tts_high``. Infinite where it was never reached; an interval of a single trial is NaN.
+        Columns `CELL`, ``n``, ``kind``, ``runs``, ``hits``, ``median`` (seconds in which half
+        the runs reached the target), ``expected`` (all seconds spent for each hit: what runs to
+        the end, repeated until one hits, take on the average), ``tts``, ``tts_low``,
+        ``tts_high``. Infinite where it was not reached; the interval of a single run is NaN.
     """
     lines = []
-    for cell, group in trials.groupby(CELL, sort=False, observed=True):
-        hits, seconds = _arrays(group, target)
-        rates = resampled_rates(hits, seconds, resamples=resamples, seed=seed)
-        low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    for cell, group in times.groupby(CELL, sort=False, observed=True):
+        reached = group.reached.to_numpy(np.float64)
+        hits = int(np.isfinite(reached).sum())
         lines.append(
             {
                 **dict(zip(CELL, cell, strict=True)),
                 "n": group.n.iloc[0],
                 "kind": group.kind.iloc[0],
-                "trials": len(group),
-                "hits": int(hits.sum()),
-                "seconds": seconds.mean(),
-                "expected": seconds.sum() / hits.sum() if hits.any() else np.inf,
-                "tts": _inverse(float(rate(hits, seconds))),
-                "tts_low": _inverse(high),
-                "tts_high": _inverse(low),
+                "runs": len(group),
+                "hits": hits,
+                "median": float(np.sort(reached)[len(reached) // 2]),
+                "expected": group.spent.sum() / hits if hits else np.inf,
+                **_tts(
+                    rate(reached), resampled_rates(reached, resamples=resamples, seed=seed), level
+                ),
             }
         )
-    columns = [*CELL, "n", "kind", "trials", "hits", "seconds"]
-    columns += ["expected", "tts", "tts_low", "tts_high"]
-    return pd.DataFrame(lines, columns=columns)
+    columns = [*CELL, "n", "kind", "runs", "hits", "median", "expected"]
+    return pd.DataFrame(lines, columns=[*columns, "tts", "tts_low", "tts_high"])
 
 
 def fastest(times: pd.DataFrame) -> pd.DataFrame:
-    """Of every problem and sampler the budget with the least TTS; ties go to the smaller.
-
-    Choosing it by the same runs flatters it a little, everyone alike.
-    """
+    """Of every problem and sampler the budget with the least TTS; ties go to the smaller."""
     ordered = times.sort_values(["tts", "budget"], kind="stable")
     best = ordered.groupby(["problem", "sampler"], sort=False, observed=True).head(1)
     return best.sort_index()
 
 
 def tts_by_size(
-    trials: pd.DataFrame,
-    *,
-    target: float,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    times: pd.DataFrame, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
     """Median TTS99 over the problems of one kind and size, at the budget where it is least.
 
-    The problems are taken as given: the interval says how it would vary with other seeds, not with
-    other problems.
+    The problems are taken as given: the interval says how it would vary with other seeds, not
+    with other problems.
+
+    Args:
+        times: from `reaching`.
+        level: of the confidence intervals.
+        resamples: bootstrap samples.
+        seed: of the resampling.
 
     Returns:
         Columns ``kind``, ``n``, ``sampler``, ``budget_kind``, ``budget``, ``problems``,
         ``reached`` (problems whose target was reached), ``tts``, ``tts_low``, ``tts_high``.
     """
     lines = []
-    streams = np.random.SeedSequence(seed)
-    keys = ["kind", "n", "sampler", "budget_kind", "budget"]
-    for key, group in trials.groupby(keys, sort=False, observed=True):
-        of_problems = [_arrays(part, target) for _, part in group.groupby("problem", sort=False)]
-        rates = np.array([float(rate(*arrays)) for arrays in of_problems])
+    for key, group in times.groupby(_SIZE, sort=False, observed=True):
+        of_problems = [part.reached.to_numpy() for _, part in group.groupby("problem", sort=False)]
+        rates = np.array([float(rate(reached)) for reached in of_problems])
         draws = [
-            resampled_rates(*arrays, resamples=resamples, seed=int(child.generate_state(1)[0]))
-            for arrays, child in zip(of_problems, streams.spawn(len(of_problems)), strict=True)
+            resampled_rates(reached, resamples=resamples, seed=seed + place)
+            for place, reached in enumerate(of_problems)
         ]
-        low, high = np.quantile(np.median(draws, axis=0), [(1 - level) / 2, (1 + level) / 2])
         lines.append(
             {
-                **dict(zip(keys, key, strict=True)),
+                **dict(zip(_SIZE, key, strict=True)),
                 "problems": len(rates),
                 "reached": int((rates > 0).sum()),
-                "tts": _inverse(float(np.median(rates))),
-                "tts_low": _inverse(high),
-                "tts_high": _inverse(low),
+                **_tts(np.median(rates), np.median(draws, axis=0), level),
             }
         )
-    columns = [*keys, "problems", "reached", "tts", "tts_low", "tts_high"]
+    columns = [*_SIZE, "problems", "reached", "tts", "tts_low", "tts_high"]
     table = pd.DataFrame(lines, columns=columns).sort_values("tts", kind="stable")
     best = table.groupby(["kind", "n", "sampler"], sort=False, observed=True).head(1)
     return best.sort_values(["kind", "n", "sampler"], kind="stable").reset_index(drop=True)
 
 
-def _arrays(trials: pd.DataFrame, target: float) -> tuple[Floats, Floats]:
-    hits = (trials.gap.to_numpy() <= target).astype(np.float64)
-    return hits, trials.seconds.to_numpy(np.float64)
+def _tts(found: Any, drawn: Floats, level: float) -> Mapping[str, float]:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return {"tts": _inverse(found), "tts_low": _inverse(high), "tts_high": _inverse(low)}
 
 
-def _inverse(value: float) -> float:
+def _inverse(value: Any) -> float:
     """1 / value, infinity for 0; NaN stays."""
-    return float("inf") if value == 0 else 1.0 / value
+    return float("inf") if value == 0 else 1.0 / float(value)

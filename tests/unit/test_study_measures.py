@@ -23,9 +23,8 @@ from solvers.study.ranking import gap_profile, performance_profile, rank
 from solvers.study.targets import (
     fastest,
     rate,
-    reads_as_trials,
+    reaching,
     resampled_rates,
-    runs_as_trials,
     time_to_target,
     tts_by_size,
 )
@@ -36,16 +35,6 @@ def test_gaps_are_those_of_solution():
     assert gap([-10.0000000001, 0.0], [-10.0, 0.0]).tolist() == [0, 0]
     assert gap([np.nan, np.inf], -1.0).tolist() == [math.inf, math.inf]
     assert np.isnan(gap(3.0, np.nan))
-
-
-def test_a_best_known_value_that_was_beaten_is_said_and_replaced():
-    rows = pd.DataFrame([row(energy=-10.5), row(repeat=1, energy=-9.0)])
-    against = references(rows, problems()).loc["block-64"]
-    assert (against.known, against.best_seen, against.best) == (-10.0, -10.5, -10.5)
-    assert against.beaten
-    assert math.isnan(against.optimum)  # what was claimed as proved cannot be
-    close = pd.DataFrame([row(energy=-10.0005)])
-    assert not references(close, problems()).beaten.any()  # six decimals, not a discovery
 
 
 def test_a_bound_that_meets_the_best_energy_proves_it():
@@ -106,94 +95,11 @@ def test_median_gaps_have_a_cell_for_every_pair():
     assert table.loc["block-64", "random"] > 0.1
 
 
-def test_anytime_uses_the_time_that_was_really_spent():
-    rows = study_rows()
-    curve = anytime(rows, references(rows, problems()))
-    one = curve[(curve.problem == "gka-a") & (curve.sampler == "sa")]
-    assert one.gap.is_monotonic_decreasing
-    spent = rows[(rows.problem == "gka-a") & (rows.sampler == "sa") & (rows.budget == 0.4)]
-    assert one.seconds.iloc[1] == spent.seconds.median()
-    assert ((one.gap_low <= one.gap) & (one.gap <= one.gap_high)).all()
-
-
 def test_failures_are_listed_with_their_reasons():
     listed = failures(study_rows()).set_index("sampler")
     assert listed.reason["tabu"] == "takes no counts"
     assert (listed.runs["tabu"], listed.problems["tabu"]) == (9, "block-1024")
     assert listed.runs["random"] == 3
-
-
-def test_tts_is_ronnows_formula():
-    half = rate(np.array([1.0, 0.0]), np.array([2.0, 2.0]))
-    assert 1 / half == pytest.approx(2 * math.log(0.01) / math.log(0.5))
-    # At least one whole trial, also where every trial succeeds or nearly.
-    assert 1 / rate(np.ones(4), np.full(4, 2.0)) == pytest.approx(2.0)
-    assert 1 / rate(np.array([1.0] * 999 + [0.0]), np.full(1000, 2.0)) == pytest.approx(2.0)
-    assert rate(np.zeros(3), np.ones(3)) == 0
-
-
-def test_time_to_target_by_hand():
-    rows = pd.DataFrame(
-        [row(repeat=i, energy=-10.0 if i < 2 else -5.0, seconds=3.0) for i in range(4)]
-        + [failed("timeout", "over 9 s", repeat=4) | {"seconds": 9.0}]
-        + [failed("incompatible", "no", sampler="tabu")]
-    )
-    trials = runs_as_trials(rows, references(rows, problems()))
-    assert set(trials.sampler) == {"relax"}
-    (line,) = time_to_target(trials, target=0.01).to_dict("records")
-    assert (line["trials"], line["hits"]) == (5, 2)
-    assert line["seconds"] == pytest.approx(21 / 5)
-    assert line["expected"] == pytest.approx(21 / 2)
-    assert line["tts"] == pytest.approx(4.2 * math.log(0.01) / math.log(0.6))
-    assert line["tts_low"] < line["tts"] < line["tts_high"]
-    (wide,) = time_to_target(trials, target=0.6).to_dict("records")
-    assert wide["hits"] == 4
-    (never,) = time_to_target(trials[trials.gap > 0.1], target=0.01).to_dict("records")
-    assert never["tts"] == never["tts_low"] == never["tts_high"] == math.inf
-
-
-def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    truth = rate(np.array([1.0, 1.0, 0.0]), np.ones(3))  # p = 2/3
-    covered = 0
-    for seed in range(60):
-        hits = (rng.random(60) < 2 / 3).astype(float)
-        low, high = np.quantile(
-            resampled_rates(hits, np.ones(60), resamples=200, seed=seed), [0.025, 0.975]
-        )
-        covered += low <= truth <= high
-    assert 52 <= covered <= 60
-
-
-def test_the_same_seed_gives_the_same_interval():
-    hits, seconds = np.array([1.0, 0, 1, 0]), np.arange(1.0, 5)
-    draws = [resampled_rates(hits, seconds, seed=seed) for seed in (1, 1, 2)]
-    assert (draws[0] == draws[1]).all()
-    assert (draws[0] != draws[2]).any()
-    assert np.isnan(resampled_rates(hits[:1], seconds[:1])).all()
-
-
-def test_reads_share_their_runs_time():
-    rows = pd.DataFrame([row(energies=[-10.0, -9.0, -8.0], seconds=6.0, num_reads=3)])
-    trials = reads_as_trials(rows, references(rows, problems()))
-    assert trials.seconds.tolist() == [2, 2, 2]
-    assert trials.gap.tolist() == pytest.approx([0, 0.1, 0.2])
-
-
-def test_the_fastest_budget_is_kept_and_sizes_take_the_median_problem():
-    rows = study_rows()
-    trials = runs_as_trials(rows, references(rows, problems()))
-    times = time_to_target(trials, target=0.01, resamples=100)
-    best = fastest(times)
-    assert len(best) == times.groupby(["problem", "sampler"]).ngroups
-    relax = best[(best.problem == "block-64") & (best.sampler == "relax")]
-    assert relax.budget.item() == 0.1
-    sizes = tts_by_size(trials, target=0.01, resamples=100)
-    one = sizes[(sizes.kind == "fisher") & (sizes.n == 256) & (sizes.sampler == "relax")]
-    alone = best[(best.problem == "block-256") & (best.sampler == "relax")]
-    assert one.tts.item() == pytest.approx(alone.tts.item())
-    assert one.tts_low.item() <= one.tts.item() <= one.tts_high.item()
-    assert not sizes.duplicated(["kind", "n", "sampler"]).any()
 
 
 def test_ranks_tell_samplers_apart_and_put_failures_last():
@@ -238,3 +144,103 @@ def test_gap_profiles_count_problems_within_a_gap():
 def test_hits_are_within_the_tables_decimals():
     rows = pd.DataFrame([row(energy=-9.9995), row(energy=-9.99, repeat=1)])
     assert with_gaps(rows, references(rows, problems())).hit.tolist() == [True, False]
+
+
+def test_a_best_known_value_that_was_beaten_is_replaced_and_proves_nothing():
+    rows = pd.DataFrame([row(energy=-10.5), row(repeat=1, energy=-9.0)])
+    beaten = problems().assign(beaten=[True, False, False, False])
+    against = references(rows, beaten).loc["block-64"]
+    assert (against.known, against.best_seen, against.best) == (-10.0, -10.5, -10.5)
+    assert math.isnan(against.optimum)  # what was claimed as proved cannot be
+
+
+def test_anytime_knows_only_what_a_run_had_by_then():
+    slow = {"sampler": "sa", "seconds": 8.0, "trace": [[1.0, -5.0], [4.0, -10.0]]}
+    rows = pd.DataFrame(
+        [
+            row(seconds=8.0, trace=[[0.5, -9.0]], budget=8.0),
+            row(seconds=1.0, trace=[[0.1, -1.0]], budget=1.0),  # a smaller budget
+            row(budget=8.0, **slow),
+            failed("crashed", "boom", sampler="tabu", budget=8.0),
+        ]
+    )
+    curve = anytime(rows, references(rows, problems()), points=5)
+    by = curve.pivot(index="seconds", columns="sampler", values="gap")
+    assert by.index.tolist() == pytest.approx([0.5, 1, 2, 4, 8])
+    assert by.relax.tolist() == pytest.approx([0.1] * 5)
+    assert by.sa.tolist() == pytest.approx([math.inf, 0.5, 0.5, 0, 0])
+    assert np.isinf(by.tabu).all()
+
+
+def test_tts_is_ronnows_formula_at_the_best_time():
+    assert 1 / rate(np.array([2.0, np.inf])) == pytest.approx(2 * math.log(0.01) / math.log(0.5))
+    # At least one whole run, also where all of them succeed or nearly.
+    assert 1 / rate(np.full(4, 2.0)) == pytest.approx(2)
+    assert 1 / rate(np.array([2.0] * 999 + [np.inf])) == pytest.approx(2)
+    assert rate(np.full(3, np.inf)) == 0
+    # Half succeed within 1 s: better to stop there than to wait 100 s for the others.
+    early = np.array([1.0, 1.0, 100.0, 100.0])
+    assert 1 / rate(early) == pytest.approx(math.log(0.01) / math.log(0.5))
+    assert rate(np.stack([early, np.full(4, 2.0)]), axis=1).tolist() == pytest.approx(
+        [math.log(0.5) / math.log(0.01), 0.5]
+    )
+
+
+def test_runs_reach_the_target_when_their_trace_says():
+    rows = pd.DataFrame(
+        [
+            row(seconds=9.0, trace=[[1.0, -9.0], [4.0, -9.95], [8.0, -10.0]]),
+            row(repeat=1, seconds=9.0, trace=[[1.0, -5.0]]),
+            failed("timeout", "over 20 s", repeat=2) | {"seconds": 20.0},
+            failed("crashed", "boom", repeat=3),
+            failed("incompatible", "no", sampler="tabu"),
+        ]
+    )
+    against = references(rows, problems())
+    times = reaching(rows, against, 0.01)
+    assert times.reached.tolist() == [4, math.inf, math.inf, math.inf]
+    # Without a time of its own, a crash has taken as long as the others do.
+    assert times.spent.tolist() == pytest.approx([4, 9, 20, 38 / 3])
+    assert reaching(rows, against, 0.0).reached[0] == 8
+    (line,) = time_to_target(times).to_dict("records")
+    assert (line["runs"], line["hits"], line["median"]) == (4, 1, math.inf)
+    assert line["expected"] == pytest.approx(33 + 38 / 3)
+    assert line["tts"] == pytest.approx(4 * math.log(0.01) / math.log(0.75))
+    assert line["tts_low"] < line["tts"] < line["tts_high"] == math.inf
+    (never,) = time_to_target(times[1:]).to_dict("records")
+    assert never["tts"] == never["tts_low"] == never["expected"] == math.inf
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(60):
+        reached = np.where(rng.random(60) < 2 / 3, 1.0, np.inf)
+        drawn = resampled_rates(reached, resamples=200, seed=seed)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        covered += low <= math.log(1 / 3) / math.log(0.01) <= high
+    assert 52 <= covered <= 60
+
+
+def test_the_same_seed_gives_the_same_interval():
+    reached = np.array([1.0, np.inf, 3.0, 4.0])
+    draws = [resampled_rates(reached, seed=seed) for seed in (1, 1, 2)]
+    assert (draws[0] == draws[1]).all()
+    assert (draws[0] != draws[2]).any()
+    assert np.isnan(resampled_rates(reached[:1])).all()
+
+
+def test_the_fastest_budget_is_kept_and_sizes_take_the_median_problem():
+    rows = study_rows()
+    reached = reaching(rows, references(rows, problems()), 0.01)
+    times = time_to_target(reached, resamples=100)
+    best = fastest(times)
+    assert len(best) == times.groupby(["problem", "sampler"]).ngroups
+    relax = best[(best.problem == "block-64") & (best.sampler == "relax")]
+    assert relax.budget.item() == 0.1
+    sizes = tts_by_size(reached, resamples=100)
+    one = sizes[(sizes.kind == "fisher") & (sizes.n == 256) & (sizes.sampler == "relax")]
+    alone = best[(best.problem == "block-256") & (best.sampler == "relax")]
+    assert one.tts.item() == pytest.approx(alone.tts.item())
+    assert one.tts_low.item() <= one.tts.item() <= one.tts_high.item()
+    assert not sizes.duplicated(["kind", "n", "sampler"]).any()
