@@ -8,6 +8,8 @@ not succeeded, so that no measure is better for a run that is missing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -75,6 +77,20 @@ def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
     closed = gap(table.best, table.lower_bound) <= SUCCESS_GAP
     table["optimum"] = table.best.where(proved | closed)
     return table.drop(columns=["proved", "bound"])
+
+
+def in_order(rows: pd.DataFrame, problems: Sequence[str], samplers: Sequence[str]) -> pd.DataFrame:
+    """The rows as the study names its problems and samplers, and not as they ran."""
+    places = pd.DataFrame(
+        {
+            "problem": rows.problem.map({name: i for i, name in enumerate(problems)}),
+            "sampler": rows.sampler.map({name: i for i, name in enumerate(samplers)}),
+            "kind": rows.budget_kind,
+            "budget": rows.budget,
+            "repeat": rows.repeat,
+        }
+    )
+    return rows.loc[places.sort_values(list(places), kind="stable").index].reset_index(drop=True)
 
 
 def with_gaps(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:

@@ -50,13 +50,16 @@ def write_report(
         MissingPackageError: the extra ``study`` is not installed.
     """
     require_packages()
+    from solvers.study.measures import in_order
     from solvers.study.sections import Findings
 
     study = read_study(folder)
     if not study.row_list:
         raise StudyError(f"{folder}: no run of the study has ended yet; there is nothing to report")
     settings = settings_shown(study.record)
-    findings = Findings(study.rows, study.problems, settings, target)
+    labels = [one["label"] for one in study.record["samplers"]]
+    rows = in_order(study.rows, list(study.problems.problem), labels)
+    findings = Findings(rows, study.problems, settings, target)
     return write_page(Path(folder), findings, title=title, sections=sections)
 
 

@@ -12,6 +12,7 @@ from solvers.study.measures import (
     at_budget,
     failures,
     gap,
+    in_order,
     largest_budget,
     median_gaps,
     references,
@@ -93,6 +94,16 @@ def test_median_gaps_have_a_cell_for_every_pair():
     assert table.loc["block-1024", "tabu"] == math.inf
     assert table.loc["block-64", "relax"] == 0
     assert table.loc["block-64", "random"] > 0.1
+
+
+def test_rows_come_in_the_order_of_the_study():
+    rows = study_rows().sample(frac=1.0, random_state=1)
+    ordered = in_order(rows, list(problems().problem), ["tabu", "relax", "sa", "random"])
+    assert ordered.problem.unique().tolist() == problems().problem.tolist()
+    one = ordered[ordered.problem == "gka-a"]
+    assert one.sampler.unique().tolist()[:4] == ["tabu", "relax", "sa", "random"]
+    assert one[one.sampler == "sa"].budget.is_monotonic_increasing
+    assert len(ordered) == len(rows)
 
 
 def test_failures_are_listed_with_their_reasons():
