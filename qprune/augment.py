@@ -50,7 +50,7 @@ class Mixup:
     strength: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_copies(self.copies)
+        check_copies(self.copies)
         if not 0 < self.strength <= 1:
             raise ImpossibleRequestError(f"strength must lie in (0, 1], not {self.strength!r}")
 
@@ -86,7 +86,7 @@ class ShiftImages:
     copies: int = 8
 
     def __post_init__(self) -> None:
-        _check_copies(self.copies)
+        check_copies(self.copies)
         if self.pixels < 0:
             raise ImpossibleRequestError(f"pixels must be at least 0, not {self.pixels!r}")
 
@@ -129,6 +129,11 @@ def natural(inputs: Tensor) -> Augmentation | None:
     return ShiftImages() if inputs.ndim == 4 else Mixup()
 
 
-def _check_copies(copies: int) -> None:
+def check_copies(copies: int) -> None:
+    """Refuse a negative number.
+
+    Raises:
+        ImpossibleRequestError: it is one.
+    """
     if copies < 0:
         raise ImpossibleRequestError(f"copies must be at least 0, not {copies!r}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,43 @@ from qprune.losses import Loss
 from qprune.traces import Samples, differentiating, forward
 
 
+class Compensate(Protocol):
+    """A strategy: where kept weights may move to; the acceptance split decides."""
+
+    @property
+    def final_steps(self) -> int:
+        """Calls at the last stage, after the last block."""
+        ...
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples that one call is given at most; None leaves it to the effort."""
+        ...
+
+    def completed(self, effort: Effort) -> Compensate:
+        """With the defaults of ``effort`` where nothing was said."""
+        ...
+
+    def moves(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        kept: Tensor,
+        samples: Samples,
+        loss: Loss,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Iterator[Tensor]:
+        """Candidate moves of all targeted weights, shape (N,), zero where pruned.
+
+        The caller may write other weights into the model before it asks for the next one.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Compensation:
-    """How kept weights are moved.
+    """A few second-order steps.
 
     Args:
         damping: added to the diagonal of the curvature.
@@ -50,7 +85,12 @@ class Compensation:
             curvature_share=self.curvature_share or effort.curvature_share,
         )
 
-    def steps(
+    @property
+    def num_samples(self) -> None:
+        """As many as an expansion of the loss takes."""
+        return None
+
+    def moves(
         self,
         model: nn.Module,
         layers: Layers,
@@ -58,8 +98,9 @@ class Compensation:
         samples: Samples,
         loss: Loss,
         batch_size: int,
+        generator: torch.Generator,
     ) -> Iterator[Tensor]:
-        """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
+        """See `Compensate.moves`."""
         gradient = mean_gradient(model, layers, samples, loss, batch_size)
         complete = self.completed(THOROUGH)
         # Every so many samples, not the first: augmented ones stand behind the others.

@@ -37,11 +37,12 @@ class Loss(Protocol):
         """
         ...
 
-    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> Loss:
-        """The loss with whatever it fits to the present outputs (nothing, for most).
+    def fits(self, *, values_move: bool) -> bool:
+        """Whether `refit` does anything; ``values_move``: whether kept weights are compensated."""
+        ...
 
-        ``values_move`` says whether kept weights are compensated.
-        """
+    def refit(self, outputs: Tensor, targets: Tensor) -> Loss:
+        """The loss with what it fits to the present outputs."""
         ...
 
 
@@ -59,7 +60,7 @@ def _classes_last(outputs: Tensor) -> Tensor:
     return outputs if outputs.ndim > 2 else outputs[:, None, :]
 
 
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One class per row of (..., classes) logits, by inverting the distribution function.
 
     Uniforms are drawn on the generator's device, so that the draw is the same on every device.
@@ -93,7 +94,7 @@ class DenseOutputs:
 
     def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         logits = _classes_last(self.scale * outputs)
-        drawn = _draw(logits, generator)
+        drawn = draw_classes(logits, generator)
         # A sequence's loss is a mean over tokens; independent draws add up to the variance
         # of one, hence the root.
         tokens = logits.flatten(1, -2).shape[1]
@@ -114,10 +115,10 @@ class DenseOutputs:
         tokens = logits.flatten(1, -2).shape[1]
         return (logits * rows).flatten(1).sum(1) / tokens**0.5
 
-    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> DenseOutputs:
-        fit = not values_move if self.fit_scale is None else self.fit_scale
-        if not fit:
-            return self
+    def fits(self, *, values_move: bool) -> bool:
+        return not values_move if self.fit_scale is None else self.fit_scale
+
+    def refit(self, outputs: Tensor, targets: Tensor) -> DenseOutputs:
         return replace(self, scale=_best_scale(outputs, targets))
 
 
@@ -176,7 +177,10 @@ class Labels:
     def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         return DenseOutputs().sketched(outputs, generator)
 
-    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> Labels:
+    def fits(self, *, values_move: bool) -> bool:
+        return False
+
+    def refit(self, outputs: Tensor, targets: Tensor) -> Labels:
         return self
 
 
@@ -210,5 +214,8 @@ class PerSample:
     def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         return self.sampled(outputs, generator)
 
-    def refit(self, outputs: Tensor, targets: Tensor, *, values_move: bool) -> PerSample:
+    def fits(self, *, values_move: bool) -> bool:
+        return False
+
+    def refit(self, outputs: Tensor, targets: Tensor) -> PerSample:
         return self

@@ -7,7 +7,7 @@ compensate ] -> report
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
 from qprune.calibration import as_calibration
-from qprune.compensate import Compensation
+from qprune.compensate import Compensate
 from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
+from qprune.faults import Care
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
 from qprune.recording import recording
 from qprune.request import Request
-from qprune.scores import DiagonalFisher, Start
+from qprune.scores import DiagonalFisher, Pruner, Start
 from qprune.setting import Setting, State, prepare, restored_on_error
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
@@ -53,7 +54,7 @@ def prune(
     *,
     sparsity: float | None = None,
     density: float | None = None,
-    start: Start | str = DiagonalFisher(),
+    start: Start | Pruner | str = DiagonalFisher(),
     budget: Budget | str = "global",
     mask_structure: KeepNofM | str | None = None,
     targets: Sequence[str] = ("Linear", "Conv2d"),
@@ -63,12 +64,13 @@ def prune(
     select: Select = Boundary(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
+    care: Care = Care(),
     block_size: int | None = None,
     num_blocks: int = 1,
     stages: int | None = None,
     rounds: int | None = None,
     final_rounds: int | None = None,
-    compensate: bool | Compensation = True,
+    compensate: bool | Compensate = True,
     augment: Augmentation | str | None = "auto",
     terms: Terms | None = None,
     damping: float = 0.1,
@@ -93,7 +95,8 @@ def prune(
             DataLoader. All the data that the method sees.
         sparsity: share of targeted weights to be zero, in [0, 1).
         density: 1 - sparsity, instead of it.
-        start: first pass; a strategy or its name in `qprune.scores.STARTS`.
+        start: first pass; a strategy or its name in `qprune.scores.STARTS`. One that prunes by
+            itself, such as `qprune.layerwise.LayerwiseStart`, is taken as it is, in one stage.
         budget: where the count is exact: "global", "layer", "row", or a strategy.
         mask_structure: "N:M" keeps at most N of every M consecutive inputs, instead of budget.
         targets: class names, module names, or ``re:`` patterns.
@@ -105,15 +108,18 @@ def prune(
         sampler: a registered name (see ``qprune samplers``) or any object with
             ``sample(bqm, ...) -> SampleSet``.
         sampler_options: passed with every call, for example ``{"num_reads": 10}``.
+        care: what to do about a sampler that hangs, crashes or answers nonsense.
         block_size: variables per block; default 1024, or all weights where there are fewer.
         num_blocks: disjoint blocks per expansion of the loss.
         stages: steps of the (cubic) way to the sparsity; 1 = one shot. Default 20; for a
             network whose passes are dear, 10 (see `qprune.effort`, also for the next two).
         rounds: expansions per stage; 0 = first pass alone. Default 4 or 1.
         final_rounds: expansions at the last stage; default 5 x rounds.
-        compensate: whether kept weights move, or how.
+        compensate: whether kept weights move, or how: `qprune.compensate.Compensation` (second
+            order) or `qprune.distill.Distillation`.
         augment: makes more samples to fit on (`qprune.augment`); "auto", with `DenseOutputs`,
-            shifts images (m, c, h, w), blends other numbers, and leaves tokens alone.
+            shifts images (m, c, h, w), blends other numbers, and leaves tokens alone (see
+            `qprune.selftext.OwnText` for these).
         terms: extra energy over a block's variables; see `qprune.terms`.
         damping: added to the curvature's diagonal, as a multiple of its mean.
         accept_share: share of the samples on which steps are judged, and never fitted.
@@ -154,6 +160,7 @@ def prune(
         select=select,
         sampler=sampler,
         sampler_options=dict(sampler_options or {}),
+        care=care,
         block_size=block_size,
         num_blocks=num_blocks,
         stages=stages,
@@ -174,6 +181,7 @@ def prune(
     with recording(output_dir, resume_from) as record, restored_on_error(model):
         data = as_calibration(calibration)
         setting = prepare(request, model, data, (record.note, *observers), executor, should_stop)
+        setting = replace(setting, border=care.over(setting.border, record.answers))
         progress = record.begin(setting, data)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
@@ -209,8 +217,11 @@ def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> 
 def _first_pass_score(
     setting: Setting, evaluate: Callable[[nn.Module], Score] | None
 ) -> Score | None:
-    """The score of the first pass alone, straight to the asked sparsity."""
-    if evaluate is None:
+    """The score of the first pass alone, straight to the asked sparsity.
+
+    None for a start that prunes by itself: it would have to do all of its work twice.
+    """
+    if evaluate is None or isinstance(setting.start, Pruner):
         return None
     setting.layers.write(setting.pruned_at_once().values)
     return _scored(setting.model, evaluate)

@@ -8,12 +8,13 @@ from typing import Any
 
 from qprune.augment import Augmentation
 from qprune.blocks import Select
-from qprune.compensate import Compensation
+from qprune.compensate import Compensate
 from qprune.curvature.expansion import Curvature
 from qprune.effort import Effort
 from qprune.errors import ImpossibleRequestError
+from qprune.faults import Care
 from qprune.losses import Loss
-from qprune.scores import Start
+from qprune.scores import Pruner, Start
 from qprune.sparsity import Budget, KeepNofM
 from qprune.terms import Terms
 
@@ -24,7 +25,7 @@ class Request:
 
     sparsity: float | None
     density: float | None
-    start: Start | str
+    start: Start | Pruner | str
     budget: Budget | str
     mask_structure: KeepNofM | str | None
     targets: tuple[str, ...]
@@ -34,12 +35,13 @@ class Request:
     select: Select
     sampler: Any
     sampler_options: Mapping[str, Any]
+    care: Care
     block_size: int | None
     num_blocks: int
     stages: int | None
     rounds: int | None
     final_rounds: int | None
-    compensate: bool | Compensation
+    compensate: bool | Compensate
     augment: Augmentation | str | None
     terms: Terms | None
     damping: float

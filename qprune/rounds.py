@@ -19,6 +19,7 @@ from qprune.curvature import Expansion
 from qprune.formulate import Block, formulate, repriced
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
+from qprune.scores import Pruner
 from qprune.setting import Setting, State
 from qprune.solve import Answer, Border
 from qprune.steps import BlockRecord
@@ -28,6 +29,8 @@ from solvers import QuadraticProblem
 
 # How often a refused proposal is halved, or solved again at a higher price.
 _ATTEMPTS = 4
+# Samples on which the loss before a compensation is noted; it decides nothing.
+_NOTED = 256
 # Rounds for which weights rest that were offered and not changed.
 _REST = 2
 
@@ -57,7 +60,7 @@ class Stopwatch:
 
 
 def first_pass(setting: Setting, state: State, stage: int) -> State:
-    """Prune to the stage's counts by the start's scores; always taken."""
+    """Prune to the stage's counts by the start; always taken."""
     watch = Stopwatch()
     share = 1 - (1 - (stage + 1) / setting.effort.stages) ** 3
     total = round(share * setting.groups.total)
@@ -66,16 +69,20 @@ def first_pass(setting: Setting, state: State, stage: int) -> State:
     before = setting.judge(loss)
     if not math.isfinite(before):
         setting.require_finite(loss)
-    with watch.phase("curvature"):
-        expansion = setting.expand(samples, loss)
-    with watch.phase("select"):
-        scores = setting.scores(state.values, samples, expansion)
-        mask = prune_lowest(scores, state.mask, setting.groups, total)
-    pruned = replace(state, values=state.values * mask, mask=mask)
-    setting.layers.write(pruned.values)
+    if isinstance(setting.start, Pruner):
+        with watch.phase("solve"):
+            pruned, fit_loss = setting.pruned_by(setting.start), before
+    else:
+        with watch.phase("curvature"):
+            expansion = setting.expand(samples, loss)
+        with watch.phase("select"):
+            scores = setting.scores(setting.start, state.values, samples, expansion)
+            mask = prune_lowest(scores, state.mask, setting.groups, total)
+        pruned, fit_loss = replace(state, values=state.values * mask, mask=mask), expansion.loss
+        setting.layers.write(pruned.values)
     with watch.phase("accept"):
         after = setting.judge(loss)
-    flips = int((state.mask & ~mask).sum())
+    flips = int((state.mask & ~pruned.mask).sum())
     note(
         setting,
         pruned,
@@ -87,7 +94,7 @@ def first_pass(setting: Setting, state: State, stage: int) -> State:
         predicted=None,
         real=after - before,
         loss=after,
-        fit_loss=expansion.loss,
+        fit_loss=fit_loss,
         flips=flips,
     )
     return pruned
@@ -98,20 +105,28 @@ def compensate_once(setting: Setting, state: State, stage: int) -> State:
     if setting.compensation is None or setting.journal.exhausted:
         return state
     watch = Stopwatch()
-    samples = setting.draw()
+    samples = setting.draw(setting.compensation.num_samples)
     loss = setting.refitted_loss(samples)
-    fit_loss = mean_loss(setting.model, samples, loss, setting.batch_size)
+    fit_loss = mean_loss(setting.model, samples.spread(_NOTED), loss, setting.batch_size)
     present = setting.judge(loss)
     best, values = present, state.values
     with watch.phase("compensate"):
-        moves = setting.compensation.steps(
-            setting.model, setting.layers, state.mask, samples, loss, setting.batch_size
+        moves = setting.compensation.moves(
+            setting.model,
+            setting.layers,
+            state.mask,
+            samples,
+            loss,
+            setting.batch_size,
+            setting.generator,
         )
         for move in moves:
             setting.layers.write(state.values + move)
             judged = setting.judge(loss)
             if judged < best:
                 best, values = judged, state.values + move
+            if setting.journal.exhausted:
+                break
         setting.layers.write(values)
     moved = state if values is state.values else replace(state, values=values)
     note(
@@ -143,9 +158,9 @@ def block_round(setting: Setting, state: State, stage: int, number: int) -> tupl
         keep_value = _keep_values(setting, state, expansion)
         chosen = _selected(setting, state, expansion, keep_value, clock)
     proposals = []
-    for indices in chosen:
-        with watch.phase("curvature"):
-            curvature = expansion.curvature.block(indices)
+    with watch.phase("curvature"):
+        curvatures = expansion.curvature.blocks(chosen) if chosen else []
+    for indices, curvature in zip(chosen, curvatures, strict=True):
         with watch.phase("formulate"):
             block = _block(setting, state, expansion, keep_value, indices)
             model = formulate(block, curvature, ridge=expansion.damping / 2)
@@ -262,7 +277,11 @@ class _Attempt:
                 (p, price, _seed(self.setting.request.seed, *key, b))
                 for b, p in enumerate(proposals)
             ]
-            return list(run(partial(_solved, self.setting.border), jobs))
+            solved = list(run(partial(_solved, self.setting.border), jobs))
+        for number, proposal in enumerate(solved):
+            for fault in proposal.answer.faults if proposal.answer else ():
+                self.setting.journal.fault(replace(fault, block=number))
+        return solved
 
     def _note(
         self, state: State, proposals: Sequence[Proposal], taken: bool, real: float, judged: float

@@ -1,18 +1,20 @@
 """First passes: how much each weight seems worth before any couplings are looked at.
 
-A start is a strategy with one method, `scores`; the higher, the more worth keeping.
+A start is a strategy with one method, `scores`; the higher, the more worth keeping. Or it is a
+`Pruner`, which gives mask and values at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from qprune.curvature import Expansion
 from qprune.layers import Layers
+from qprune.sparsity import Groups
 from qprune.traces import Recorder, Samples, forward
 
 
@@ -44,6 +46,17 @@ class Start(Protocol):
 
     def scores(self, situation: Situation) -> Tensor:
         """Worth of every targeted weight, shape (N,)."""
+        ...
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """A start that prunes by itself: it chooses the mask, and may move the kept values."""
+
+    def prune(
+        self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int
+    ) -> Tensor:
+        """Prune ``model`` in place to the counts of ``groups``; the mask (N,), True = kept."""
         ...
 
 

@@ -10,26 +10,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qprune.augment import Augmentation, natural
-from qprune.calibration import Calibration, as_calibration
-from qprune.compensate import Compensation
+from qprune.calibration import as_calibration
+from qprune.compensate import Compensate, Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
 from qprune.effort import Effort, effort_for
-from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
+from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.journal import Journal
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
 from qprune.request import Request
-from qprune.scores import STARTS, Situation, Start
+from qprune.samples import DenseNetwork, augmentation_for, sample_size, samples_of
+from qprune.scores import STARTS, Pruner, Situation, Start
 from qprune.solve import Border
 from qprune.sparsity import BUDGETS, Groups, KeepNofM, checked_sparsity
 from qprune.steps import Observer
 from qprune.traces import (
     Recorder,
     Samples,
-    Trace,
     forward,
     mean_loss,
     outputs_of,
@@ -77,6 +76,7 @@ class Setting:
         dense: the state before anything was pruned.
         fit: samples to fit on, augmented ones included.
         accept: samples to judge on.
+        calibration: inputs of the samples to fit on as they were given, none augmented.
         start, curvature: strategies.
         compensation: how kept weights move; None = mask only.
         border: to the sampler.
@@ -96,9 +96,10 @@ class Setting:
     dense: State
     fit: Samples
     accept: Samples
-    start: Start
+    calibration: Tensor
+    start: Start | Pruner
     curvature: Curvature
-    compensation: Compensation | None
+    compensation: Compensate | None
     border: Border
     block_size: int
     batch_size: int
@@ -111,9 +112,9 @@ class Setting:
         """Compensations after the last block."""
         return self.compensation.final_steps if self.compensation else 0
 
-    def draw(self) -> Samples:
-        """The samples of one expansion, a fresh draw where there are more than one takes."""
-        size = self.effort.samples_per_step
+    def draw(self, number: int | None = None) -> Samples:
+        """``number`` samples (default: of one expansion), a fresh draw where there are more."""
+        size = number or self.effort.samples_per_step
         if len(self.fit) <= size:
             return self.fit
         chosen = torch.randperm(len(self.fit), generator=self.generator)[:size]
@@ -121,10 +122,11 @@ class Setting:
 
     def refitted_loss(self, samples: Samples) -> Loss:
         """The loss, fitted to the current outputs where it has something to fit."""
+        loss = self.request.loss
+        if not loss.fits(values_move=self.compensation is not None):
+            return loss
         outputs = outputs_of(self.model, samples.inputs, self.batch_size)
-        return self.request.loss.refit(
-            outputs, samples.targets, values_move=self.compensation is not None
-        )
+        return loss.refit(outputs, samples.targets)
 
     def expand(self, samples: Samples, loss: Loss) -> Expansion:
         """The second-order expansion of the loss at the current weights."""
@@ -164,9 +166,11 @@ class Setting:
                 losses = loss.per_sample(forward(self.model, batch.inputs), batch.targets)
                 refuse_non_finite(self.layers, recorder, losses, number)
 
-    def scores(self, weights: Tensor, samples: Samples, expansion: Expansion) -> Tensor:
-        """What the start thinks of every weight at the model's current weights."""
-        return self.start.scores(
+    def scores(
+        self, start: Start, weights: Tensor, samples: Samples, expansion: Expansion
+    ) -> Tensor:
+        """What ``start`` thinks of every weight at the model's current weights."""
+        return start.scores(
             Situation(
                 self.model,
                 self.layers,
@@ -178,12 +182,34 @@ class Setting:
             )
         )
 
+    def pruned_by(self, start: Pruner) -> State:
+        """What ``start`` makes of the dense network; the model then holds it.
+
+        Raises:
+            ImpossibleRequestError: its counts are not the run's.
+        """
+        self.layers.write(self.dense.values)
+        seed = self.request.seed
+        mask = start.prune(self.model, self.layers, self.groups, self.calibration, seed)
+        counts = self.groups.sizes_of(~mask)
+        if not torch.equal(counts, self.groups.counts):
+            at = int(torch.nonzero(counts != self.groups.counts)[0])
+            raise ImpossibleRequestError(
+                f"the start pruned {int(counts[at])} weights where the budget prunes "
+                f"{int(self.groups.counts[at])} (part {at}); use budget='global' or 'layer', or "
+                "the same mask_structure for both"
+            )
+        values = torch.where(mask, self.layers.read(), 0.0)
+        self.layers.write(values)
+        return replace(self.dense, values=values, mask=mask)
+
     def pruned_at_once(self) -> State:
         """The first pass alone, straight from the dense network; random choices untouched."""
         state = self.generator.get_state()
+        assert not isinstance(self.start, Pruner)
         samples = self.draw()
         expansion = self.expand(samples, self.request.loss)
-        scores = self.scores(self.dense.values, samples, expansion)
+        scores = self.scores(self.start, self.dense.values, samples, expansion)
         self.generator.set_state(state)
         mask = prune_lowest(scores, self.dense.mask, self.groups, self.groups.total)
         return replace(self.dense, values=self.dense.values * mask, mask=mask)
@@ -217,11 +243,12 @@ def prepare(
     if isinstance(compensation, bool):
         compensation = Compensation() if compensation else None
     fit, accept = as_calibration(calibration).split(request.accept_share, generator)
-    seen = _seen(model, layers, fit)
+    start = _named("start", request.start, STARTS)
+    seen = sample_size(model, layers, fit)
     effort = request.effort(effort_for(seen.multiplications))
-    batch_size = request.batch_size or max(
-        1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, seen.num_floats))
-    )
+    if isinstance(start, Pruner):
+        effort = _in_one_stage(effort, request)
+    batch_size = request.batch_size or max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, seen.floats)))
     values = layers.read()
     dense = State(
         values,
@@ -229,7 +256,8 @@ def prepare(
         Trust(),
         torch.zeros(layers.size, dtype=torch.int32),
     )
-    augment = _augmentation(request, fit)
+    network = DenseNetwork(model, seen.outputs, batch_size)
+    augment = augmentation_for(request, fit)
     return Setting(
         request=request,
         effort=effort,
@@ -238,9 +266,10 @@ def prepare(
         groups=groups,
         sparsity=sparsity,
         dense=dense,
-        fit=_samples(model, request.loss, fit, batch_size, augment, generator),
-        accept=_samples(model, request.loss, accept, batch_size, None, generator),
-        start=_named("start", request.start, STARTS),
+        fit=samples_of(fit, request.loss, augment, network, generator),
+        accept=samples_of(accept, request.loss, None, network, generator),
+        calibration=fit.inputs,
+        start=start,
         curvature=_named("curvature", request.curvature, CURVATURES),
         compensation=compensation.completed(effort) if compensation else None,
         border=border,
@@ -300,49 +329,11 @@ def _named(what: str, value: T | str, known: Mapping[str, T]) -> T:
     return known[value]
 
 
-def _augmentation(request: Request, fit: Calibration) -> Augmentation | None:
-    augment = request.augment
-    if isinstance(augment, str):
-        if augment != "auto":
-            raise ImpossibleRequestError(
-                f"augment must be 'auto', None or an object such as Mixup(), not {augment!r}"
-            )
-        augment = natural(fit.inputs)
-        suits = augment is None or augment.keeps_labels or not request.loss.needs_labels
-        return augment if suits else None
-    if augment is not None and request.loss.needs_labels and not augment.keeps_labels:
+def _in_one_stage(effort: Effort, request: Request) -> Effort:
+    """A start that moves values itself prunes once, straight to the sparsity."""
+    if (request.stages or 1) != 1:
         raise ImpossibleRequestError(
-            f"samples of {type(augment).__name__} have no labels; use loss=DenseOutputs(), "
-            "or augment=None"
+            f"{type(request.start).__name__} prunes in one stage, not in {request.stages}; leave "
+            "stages out"
         )
-    return augment
-
-
-def _samples(
-    model: nn.Module,
-    loss: Loss,
-    data: Calibration,
-    batch_size: int,
-    augment: Augmentation | None,
-    generator: torch.Generator,
-) -> Samples:
-    inputs, copies = data.inputs, 1
-    if augment is not None:
-        inputs = torch.cat([inputs, augment(inputs, generator)])
-        copies = len(inputs) // len(data)
-    if not loss.needs_labels:
-        return Samples(inputs, outputs_of(model, inputs, batch_size))
-    if data.labels is None:
-        raise CalibrationError(
-            f"{type(loss).__name__} needs labels, but the calibration data have none; pass "
-            "(inputs, labels), or use loss=DenseOutputs()"
-        )
-    return Samples(inputs, data.labels.repeat(copies, *[1] * (data.labels.ndim - 1)))
-
-
-def _seen(model: nn.Module, layers: Layers, data: Calibration) -> Trace:
-    """What the targeted layers see of one sample, for what a pass costs and holds."""
-    with torch.no_grad(), Recorder(layers) as recorder:
-        forward(model, data.inputs[:1])
-        outputs = [torch.zeros_like(output) for output in recorder.outputs()]
-        return recorder.trace(outputs, 1)
+    return replace(effort, stages=1)

@@ -8,7 +8,7 @@ per-sample gradient of the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,22 +23,44 @@ from qprune.losses import Loss
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs (m, ...) and what the loss compares their outputs with, targets (m, ...)."""
+    """Inputs and what the loss compares their outputs with.
+
+    Attributes:
+        inputs: shape (m, ...).
+        answers: shape (m, ...); or a function of inputs that gives them when they are asked for,
+            since the dense logits of many tokens over a large vocabulary fit into no memory.
+    """
 
     inputs: Tensor
-    targets: Tensor
+    answers: Tensor | Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def targets(self) -> Tensor:
+        """What the outputs are compared with, shape (m, ...)."""
+        return self.answers if isinstance(self.answers, Tensor) else self.answers(self.inputs)
+
     def take(self, indices: Tensor) -> Samples:
         """The samples at ``indices``."""
-        return Samples(self.inputs[indices], self.targets[indices])
+        answers = self.answers[indices] if isinstance(self.answers, Tensor) else self.answers
+        return Samples(self.inputs[indices], answers)
+
+    def spread(self, number: int) -> Samples:
+        """At most ``number`` of the samples, evenly spaced."""
+        if len(self) <= number:
+            return self
+        return self.take(torch.arange(number) * len(self) // number)
 
     def batches(self, size: int) -> Iterator[Samples]:
         """Consecutive batches of at most ``size`` samples."""
-        for inputs, targets in zip(self.inputs.split(size), self.targets.split(size), strict=True):
-            yield Samples(inputs, targets)
+        for indices in torch.arange(len(self)).split(size):
+            first, last = int(indices[0]), int(indices[-1]) + 1
+            answers = self.answers
+            if isinstance(answers, Tensor):
+                answers = answers[first:last]
+            yield Samples(self.inputs[first:last], answers)
 
 
 @dataclass(frozen=True, eq=False)

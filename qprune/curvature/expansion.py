@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +22,8 @@ class BlockCurvature(Protocol):
         """H_ii of every targeted weight, shape (N,), non-negative."""
         ...
 
-    def block(self, indices: Tensor) -> Dense | LowRank:
-        """H at ``indices`` (n,), as a full matrix or through a factor (m, n) with H = F'F."""
+    def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
+        """H at each of the index vectors (n,): a full matrix, or a factor (m, n) with H = F'F."""
         ...
 
 

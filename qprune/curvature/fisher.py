@@ -10,7 +10,7 @@ eq. 3) and of CBS (arXiv 2203.04466).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,9 @@ from qprune.errors import CalibrationError
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.traces import Recorder, Samples, Trace, differentiating, forward, refuse_non_finite
-from solvers import LowRank
+from solvers import Dense, LowRank
 
-# Traces of at most this many numbers are kept; larger ones are computed again for each block.
+# Traces of at most this many numbers are kept; larger ones are computed again for a round's blocks.
 _KEEP_FLOATS = 1 << 28
 
 
@@ -106,10 +106,15 @@ class _FisherBlocks:
     def diagonal(self) -> Tensor:
         return self.sum_of_squares / self.num_samples
 
-    def block(self, indices: Tensor) -> LowRank:
-        columns = [trace.columns(self.layers, indices) for trace in self.traces()]
+    def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
+        # Traces that are too large to keep are made again: once for all blocks.
+        together = torch.cat(list(chosen))
+        columns = [trace.columns(self.layers, together) for trace in self.traces()]
         factor = torch.cat(columns).double() / self.num_samples**0.5
-        return LowRank(factor.cpu().numpy())
+        return [
+            LowRank(part.contiguous().cpu().numpy())
+            for part in factor.split([len(indices) for indices in chosen], dim=1)
+        ]
 
 
 def _expand(

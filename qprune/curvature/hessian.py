@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from qprune.errors import ImpossibleRequestError
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.traces import Samples, differentiating
-from solvers import Dense
+from solvers import Dense, LowRank
 
 
 @dataclass(frozen=True)
@@ -86,5 +87,5 @@ class _HessianBlocks:
     def diagonal(self) -> Tensor:
         return self.hessian.diagonal()
 
-    def block(self, indices: Tensor) -> Dense:
-        return Dense(self.hessian[indices][:, indices].numpy())
+    def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
+        return [Dense(self.hessian[indices][:, indices].numpy()) for indices in chosen]

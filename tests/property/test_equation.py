@@ -279,7 +279,7 @@ def test_an_exactly_quadratic_loss_changes_as_predicted(seed):
         groups=np.zeros(5, dtype=np.int64),
         counts=np.array([int(pruned[indices].sum())]),
     )
-    problem = formulate(block, expansion.curvature.block(indices))
+    problem = formulate(block, expansion.curvature.blocks([indices])[0])
     before = mean_loss(model, samples, loss, 4)
     for x in every_decision(5):
         model.weight.data.view(-1)[indices] = torch.from_numpy((1 - x) * block.keep_value)

@@ -60,7 +60,7 @@ def test_the_scale_is_refitted_to_its_best(shape):
     generator = torch.Generator().manual_seed(1)
     dense = 6 * torch.randn(shape, generator=generator)
     ours = 0.2 * dense + 0.3 * torch.randn(shape, generator=generator)
-    fitted = DenseOutputs().refit(ours, dense, values_move=False)
+    fitted = DenseOutputs().refit(ours, dense)
     assert 1.0 < fitted.scale < 64.0
 
     def mean(scale):
@@ -72,10 +72,10 @@ def test_the_scale_is_refitted_to_its_best(shape):
 
 def test_the_scale_stays_within_its_limits(logits):
     ours, dense = logits
-    assert DenseOutputs().refit(100 * dense, dense, values_move=False).scale == 1.0
-    assert DenseOutputs().refit(dense, dense, values_move=False).scale == pytest.approx(1.0)
-    assert DenseOutputs().refit(1e-6 * dense, dense, values_move=False).scale == 64.0
-    assert DenseOutputs().refit(0 * ours, dense, values_move=False).scale <= 64.0
+    assert DenseOutputs().refit(100 * dense, dense).scale == 1.0
+    assert DenseOutputs().refit(dense, dense).scale == pytest.approx(1.0)
+    assert DenseOutputs().refit(1e-6 * dense, dense).scale == 64.0
+    assert DenseOutputs().refit(0 * ours, dense).scale <= 64.0
 
 
 def test_when_the_scale_is_fitted(logits):
@@ -86,9 +86,10 @@ def test_when_the_scale_is_fitted(logits):
         (True, True, True),
         (False, False, False),
     ]:
-        loss = DenseOutputs(fit_scale=asked).refit(small, dense, values_move=values_move)
-        assert (loss.scale > 5) == fitted
-        assert loss.fit_scale is asked
+        loss = DenseOutputs(fit_scale=asked)
+        assert loss.fits(values_move=values_move) == fitted
+        assert loss.refit(small, dense).scale > 5
+        assert loss.refit(small, dense).fit_scale is asked
 
 
 def test_sampled_losses_follow_the_distribution():
@@ -122,7 +123,8 @@ def test_a_loss_of_ones_own(logits):
     loss = PerSample(lambda outputs, targets: (outputs - targets).abs().sum(1))
     wanted = (logits[0] - logits[1]).abs().sum(1)
     torch.testing.assert_close(loss.per_sample(*logits), wanted)
-    assert loss.refit(*logits, values_move=False) is loss
+    assert not loss.fits(values_move=False)
+    assert loss.refit(*logits) is loss
     assert loss.needs_labels
     assert not PerSample(loss.function, needs_labels=False).needs_labels
 

@@ -274,7 +274,7 @@ def test_the_first_pass_is_beaten(trained):
         qprune.prune(model, inputs[:160], sparsity=0.8, **settings)
         with torch.no_grad():
             outputs = model(inputs)
-        fitted = loss.refit(outputs, dense, values_move=False)
+        fitted = loss.refit(outputs, dense)
         return fitted.per_sample(outputs, dense)[160:].mean().item()
 
     first = divergence(stages=1, rounds=0, compensate=False)

@@ -1,0 +1,127 @@
+"""Distillation: kept weights follow the dense network's outputs by many small first-order steps.
+
+A second-order step sees one expansion of a few samples and moves once. Where samples can be made
+at will, as a language model writes its own text (`qprune.selftext`), many cheap steps over fresh
+samples go further for the same work. The optimiser is Adam (Kingma and Ba, arXiv 1412.6980); the
+objective is that of Hinton et al. (arXiv 1503.02531) with the mask held, and whether a result is
+taken is decided on the acceptance split, as for every other step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qprune.effort import Effort
+from qprune.errors import ImpossibleRequestError
+from qprune.layers import Layers
+from qprune.losses import Loss
+from qprune.traces import Samples, differentiating, forward
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How kept weights are moved: another `qprune.compensate.Compensate`.
+
+    Args:
+        steps: of the optimiser in one call.
+        samples_per_step: samples of one optimiser step.
+        rate: peak length of a step, as a share of the root mean square of a layer's kept
+            weights, so that one number suits models of any size.
+        warmup: share of the steps over which the rate rises; then it falls along half a cosine.
+        candidates: how often on the way a candidate is offered.
+        final_steps: further calls after the last block.
+
+    Raises:
+        ImpossibleRequestError: a number that no run can be made of.
+    """
+
+    steps: int = 128
+    samples_per_step: int = 8
+    rate: float = 0.01
+    warmup: float = 0.05
+    candidates: int = 4
+    final_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples_per_step", "candidates"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ImpossibleRequestError(
+                    f"{name} of Distillation must be a whole number of at least 1, not {value!r}"
+                )
+        if not 0 < self.rate < math.inf:
+            raise ImpossibleRequestError(f"rate must be positive, not {self.rate!r}")
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that one call goes through; fewer are gone through again."""
+        return self.steps * self.samples_per_step
+
+    def completed(self, effort: Effort) -> Distillation:
+        """Nothing is left open."""
+        return self
+
+    def moves(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        kept: Tensor,
+        samples: Samples,
+        loss: Loss,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Iterator[Tensor]:
+        """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
+        began = layers.read()
+        marks = {self.steps * (number + 1) // self.candidates for number in range(self.candidates)}
+        order = _visits(len(samples), self.samples_per_step, generator)
+        masks = layers.split(kept)
+        groups = [
+            {"params": [layer.module.weight], "lr": self.rate * _size(part, mask)}
+            for layer, part, mask in zip(layers, layers.split(began), masks, strict=True)
+        ]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
+        for step in range(1, self.steps + 1):
+            with differentiating(model, layers) as weights:
+                drawn = samples.take(next(order))
+                for batch in drawn.batches(batch_size):
+                    losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+                    (losses.sum() / len(drawn)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                with torch.no_grad():
+                    for weight, mask in zip(weights, masks, strict=True):
+                        weight.mul_(mask.view_as(weight))
+            if step in marks:
+                values = layers.read()
+                yield values - began
+                layers.write(values)
+
+    def _share(self, step: int) -> float:
+        """Share of the peak rate at a step from 0."""
+        rise = max(1, round(self.warmup * self.steps))
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
+
+
+def _size(weights: Tensor, kept: Tensor) -> float:
+    """Root mean square of the kept weights."""
+    return float((weights.square().sum() / kept.sum().clamp(min=1)).sqrt())
+
+
+def _visits(number: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of samples, ``size`` at a time: all in random order before any comes again."""
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(number, generator=generator)])
+        taken, waiting = waiting[:size], waiting[size:]
+        yield taken

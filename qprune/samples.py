@@ -1,0 +1,120 @@
+"""The samples of a run: what is fitted on, what is judged on, and what the dense network says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from qprune.augment import Augmentation, natural
+from qprune.calibration import Calibration
+from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.layers import Layers
+from qprune.losses import Loss
+from qprune.request import Request
+from qprune.traces import Recorder, Samples, forward, outputs_of
+
+# Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
+_KEEP_OUTPUTS = 1 << 26
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """What one sample's pass costs and holds.
+
+    Attributes:
+        multiplications: of the targeted layers.
+        floats: numbers that a trace and the outputs hold.
+        outputs: numbers that come out.
+    """
+
+    multiplications: int
+    floats: int
+    outputs: int
+
+
+def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSize:
+    """Seen on the first sample."""
+    with torch.no_grad(), Recorder(layers) as recorder:
+        made = forward(model, data.inputs[:1]).numel()
+        outputs = [torch.zeros_like(output) for output in recorder.outputs()]
+        trace = recorder.trace(outputs, 1)
+    return SampleSize(trace.multiplications, trace.num_floats + made, made)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseNetwork:
+    """The network before anything is pruned.
+
+    Attributes:
+        model: while it is dense.
+        outputs: numbers that come out for one sample.
+        batch_size: samples per forward pass.
+    """
+
+    model: nn.Module
+    outputs: int
+    batch_size: int
+
+    @cached_property
+    def _copy(self) -> nn.Module:
+        return copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def answers(self, inputs: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
+        """Its outputs; where they are too many to keep, what computes them from a copy."""
+        if len(inputs) * self.outputs <= _KEEP_OUTPUTS:
+            return outputs_of(self.model, inputs, self.batch_size)
+        return partial(outputs_of, self._copy, batch_size=self.batch_size)
+
+
+def samples_of(
+    data: Calibration,
+    loss: Loss,
+    augment: Augmentation | None,
+    network: DenseNetwork,
+    generator: torch.Generator,
+) -> Samples:
+    """The samples of one split, augmented ones behind those that were given.
+
+    Raises:
+        CalibrationError: the loss needs labels, and there are none.
+    """
+    inputs, copies = data.inputs, 1
+    if augment is not None:
+        inputs = torch.cat([inputs, augment(inputs, generator)])
+        copies = len(inputs) // len(data)
+    if not loss.needs_labels:
+        return Samples(inputs, network.answers(inputs))
+    if data.labels is None:
+        raise CalibrationError(
+            f"{type(loss).__name__} needs labels, but the calibration data have none; pass "
+            "(inputs, labels), or use loss=DenseOutputs()"
+        )
+    return Samples(inputs, data.labels.repeat(copies, *[1] * (data.labels.ndim - 1)))
+
+
+def augmentation_for(request: Request, fit: Calibration) -> Augmentation | None:
+    """What was asked, or what suits the data by itself.
+
+    Raises:
+        ImpossibleRequestError: no such augmentation, or one that does not suit the loss.
+    """
+    augment = request.augment
+    if isinstance(augment, str):
+        if augment != "auto":
+            raise ImpossibleRequestError(
+                f"augment must be 'auto', None or an object such as Mixup(), not {augment!r}"
+            )
+        augment = natural(fit.inputs)
+        suits = augment is None or augment.keeps_labels or not request.loss.needs_labels
+        return augment if suits else None
+    if augment is not None and request.loss.needs_labels and not augment.keeps_labels:
+        raise ImpossibleRequestError(
+            f"samples of {type(augment).__name__} have no labels; use loss=DenseOutputs(), "
+            "or augment=None"
+        )
+    return augment
