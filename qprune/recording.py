@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qprune.answers import AnswerStore
 from qprune.calibration import Calibration
 from qprune.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.errors import RunFolderError
@@ -18,7 +19,7 @@ from qprune.setting import Setting
 from qprune.steps import Step
 from qprune.walk import Progress
 
-FINGERPRINT, STEPS = "fingerprint.json", "steps.jsonl"
+FINGERPRINT, STEPS, ANSWERS = "fingerprint.json", "steps.jsonl", "answers"
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ class Recording:
         self._began = time.perf_counter(), time.process_time()
         self._before = 0.0, 0.0
         self._last: Snapshot | None = None
+
+    @property
+    def answers(self) -> AnswerStore | None:
+        """Where answers are kept that cannot be had again."""
+        return None if self._folder is None else AnswerStore(self._folder / ANSWERS)
 
     @property
     def seconds(self) -> float:

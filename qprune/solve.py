@@ -11,9 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qprune.errors import SamplerError
+from qprune.steps import Fault
 from solvers import QuadraticProblem
 from solvers.counting import ProblemSampler, configured, counting
-from solvers.errors import SamplerFailedError, SolverError, UnknownOptionError
+from solvers.errors import (
+    SamplerFailedError,
+    SolverError,
+    UnknownOptionError,
+    WorkerDiedError,
+)
 from solvers.repair import repair
 
 
@@ -27,6 +33,7 @@ class Answer:
         lower_bound: no decision with these counts has less energy; -inf when unknown.
         seconds: wall time inside the sampler.
         info: what the sampler said, JSON-friendly.
+        faults: failures that were got over on the way to this answer.
     """
 
     sample: NDArray[np.int8]
@@ -34,6 +41,7 @@ class Answer:
     lower_bound: float
     seconds: float
     info: Mapping[str, Any]
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +93,11 @@ class Border:
             solution = self.sampler.sample_problem(problem, **options)
         except SamplerFailedError as error:
             raise SamplerError(str(error), problem=problem, answer=error.answer) from error
+        except WorkerDiedError as error:
+            raise SamplerError(
+                f"sampler {self.name!r} on {problem.num_variables} variables: {error}",
+                problem=problem,
+            ) from error
         except (SolverError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -113,12 +126,14 @@ class Border:
                 problem=problem,
                 answer=solution,
             )
-        info = dict(solution.info)
+        info = dict(getattr(solution, "info", {}))
         feasible = problem.feasible(raw)
         if not feasible.all():
             info["repaired"] = float(1 - feasible.mean())
         states = np.concatenate([present[None], repair(problem, raw)]).astype(np.int8)
         energies = problem.energies(states)
         best = int(energies.argmin())
-        bound = min(float(solution.lower_bound), float(energies[best]))
+        told = float(getattr(solution, "lower_bound", -np.inf))
+        # A bound that is not a number is none; one above a state's energy is wrong.
+        bound = -np.inf if np.isnan(told) else min(told, float(energies[best]))
         return Answer(states[best], float(energies[best]), bound, seconds, info)

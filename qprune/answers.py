@@ -1,0 +1,85 @@
+"""Sampler answers that cannot be had again: paid for, or without a seed; so a resume asks once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qprune.folder import write_whole
+from qprune.records import strict_json
+from qprune.solve import Answer, Border
+from solvers import QuadraticProblem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnswerStore:
+    """One file an answer, named by the digest of what was asked.
+
+    Attributes:
+        folder: made with the first answer.
+    """
+
+    folder: Path
+
+    def find(self, key: str, problem: QuadraticProblem) -> Answer | None:
+        """The answer of that key; None where there is none, or it does not fit ``problem``."""
+        path = self.folder / f"{key}.json"
+        try:
+            record = json.loads(path.read_bytes())
+            bits = np.frombuffer(bytes.fromhex(record["sample"]), dtype=np.uint8)
+            sample = np.unpackbits(bits, count=problem.num_variables).astype(np.int8)
+            if not problem.feasible(sample[None]).all() or record["sha256"] != _digest(record):
+                raise ValueError("it is not the answer that was written")
+            bound = record["lower_bound"]
+            return Answer(
+                sample,
+                problem.energy(sample),
+                -np.inf if bound is None else float(bound),
+                float(record["seconds"]),
+                record["info"],
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            logger.warning("%s cannot be used (%s); the sampler is asked again", path, error)
+            return None
+
+    def keep(self, key: str, answer: Answer) -> None:
+        """Write an answer down, before anything is made of it.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        self.folder.mkdir(exist_ok=True)
+        record = {
+            "sample": np.packbits(answer.sample.astype(np.uint8)).tobytes().hex(),
+            "lower_bound": answer.lower_bound,
+            "seconds": answer.seconds,
+            "info": answer.info,
+        }
+        plain = json.loads(strict_json(record))
+        text = json.dumps(plain | {"sha256": _digest(plain)})
+        write_whole(self.folder / f"{key}.json", text.encode())
+
+
+def key_of(border: Border, problem: QuadraticProblem, seed: int) -> str:
+    """sha256 over the problem, the sampler's name and options, and the seed."""
+    hashed = hashlib.sha256(
+        f"{border.name}\0{sorted(border.options.items())}\0{seed}\0{problem.offset}".encode()
+    )
+    for array in (problem.linear, problem.groups, problem.counts, problem.quadratic.dense()):
+        hashed.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()
+
+
+def _digest(record: dict[str, Any]) -> str:
+    content = {name: value for name, value in record.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
