@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from qprune.measure import Measured
 
 Model = Annotated[str, typer.Argument(help="folder with config.json, or hf:ID")]
 Json = Annotated[bool, typer.Option("--json", help="print the outcome as JSON")]
@@ -87,6 +90,48 @@ def evaluate(
     typer.echo(strict_json(outcome)) if json else Console().print(_evaluation_table(outcome))
 
 
+def measure(
+    folder: Annotated[Path, typer.Argument(help="folder of a pruned model")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="the dense model; by default the pruned one with its zeros filled"),
+    ] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="tokens in the timed prompt; the model's own up to 2048")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="timings of each model")] = 15,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or auto for the stored one")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="where to compute, as torch names it")] = "cpu",
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Size, memory and time of a pruned model on this machine, against the dense one."""
+    from qprune.measure import measure_folder
+    from qprune.progress import tracked
+    from qprune.records import strict_json
+    from qprune.threads import limited_threads
+
+    with limited_threads(threads):
+        measured = measure_folder(
+            folder,
+            against,
+            dtype=dtype,
+            device=device,
+            max_seq_length=max_seq_length,
+            rounds=rounds,
+            threads=threads,
+            track=tracked(Console(stderr=True)),
+        )
+    if json:
+        typer.echo(strict_json(measured.to_json()))
+        return
+    Console().print(_measured_table(measured))
+    for verdict in measured.verdicts():
+        typer.echo(verdict)
+
+
 def hold(
     folder: Annotated[Path, typer.Argument(help="the fine-tuned or merged checkpoint")],
     mask: Annotated[Path, typer.Option(help="mask.safetensors, or the pruned folder that has it")],
@@ -106,6 +151,44 @@ def hold(
         f"{output}: {done.num_pruned} of {done.num_weights} weights are exactly zero; "
         f"{done.num_filled} of them were not before"
     )
+
+
+def _measured_table(measured: Measured) -> Table:
+    machine = measured.machine
+    table = Table(
+        title=f"{measured.folder}: {100 * measured.sparsity:.2f} % of masked weights are zero",
+        caption=f"{machine['name']}, {machine['threads']} threads, {machine['dtype']}, "
+        f"torch {machine['torch']}",
+    )
+    table.add_column("")
+    for name in ("dense", "pruned"):
+        table.add_column(name, justify="right")
+    labels = {
+        "disk": "files, MB",
+        "memory": "in memory, MB",
+        "zipped": "zipped (estimate), MB",
+        "packed": "values and packed mask, MB",
+    }
+    before, after = asdict(measured.dense_sizes), asdict(measured.sizes)
+    rows = [
+        (label, before[name] / 1e6, after[name] / 1e6)
+        for name, label in labels.items()
+        if before[name] is not None
+    ]
+    if measured.peak_memory is not None:
+        dense, pruned = measured.peak_memory
+        rows.append(("peak GPU memory, MB", dense / 1e6, pruned / 1e6))
+    rows += [
+        (f"{one.work}, ms", 1e3 * one.dense.median, 1e3 * one.pruned.median)
+        for one in measured.latency
+    ]
+    rows += [
+        (f"{one.work}, 2:4 kernels, ms", 1e3 * one.dense.median, 1e3 * one.pruned.median)
+        for one in measured.sparse_kernels
+    ]
+    for name, dense, pruned in rows:
+        table.add_row(name, f"{dense:.4g}", f"{pruned:.4g}")
+    return table
 
 
 def _evaluation_table(outcome: dict[str, Any]) -> Table:

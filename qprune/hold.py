@@ -124,9 +124,10 @@ def hold(
         RunFolderError: the mask's file cannot be read.
     """
     if mask is None:
-        places = dict(_present_zeros(model))
-    else:
-        places = _places(model, mask if isinstance(mask, Mapping) else read_mask_of(Path(mask)))
+        mask = present_mask(model)
+    elif not isinstance(mask, Mapping):
+        mask = read_mask_of(Path(mask))
+    places = _places(model, mask)
     if not places:
         raise ImpossibleRequestError(
             "the model has no zeros to hold; prune it first, or pass the mask it was pruned with"
@@ -177,15 +178,20 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".").replace("._orig_mod.", ".")
 
 
-def _present_zeros(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
+def present_mask(model: nn.Module) -> dict[str, Tensor]:
+    """The zeros that the model's matrices have now, as a mask by parameter name, True = kept.
+
+    Embeddings, the output head and matrices of nothing but zeros are left out.
+    """
     left_out = {id(p) for p in _embeddings_and_head(model)}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or parameter.ndim < 2 or id(parameter) in left_out:
-                continue
-            pruned = parameter.detach() == 0
-            if pruned.any() and not pruned.all():
-                yield (module, name), pruned
+    mask = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or id(parameter) in left_out:
+            continue
+        kept = parameter.detach() != 0
+        if kept.any() and not kept.all():
+            mask[_plain(name)] = kept
+    return mask
 
 
 def _embeddings_and_head(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -104,6 +104,20 @@ def test_evaluate_with_overlap_and_as_a_table(pruned, text, qprune):
     assert "stride 4" in out
 
 
+def test_measure_says_what_is_saved_and_what_is_not(pruned, qprune):
+    code, out, err = qprune("measure", pruned[0], "--rounds", 3, "--dtype", "float32", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["machine"]["device"] == "cpu"
+    assert found["sizes"]["packed"] < found["dense_sizes"]["packed"]
+    assert found["sizes"]["memory"] == found["dense_sizes"]["memory"]
+    assert "NVIDIA GPU, this is cpu" in found["sparse_obstacle"]
+    code, out, _ = qprune("measure", pruned[0], "--rounds", 3, "--dtype", "float32")
+    assert code == 0
+    assert "values and packed mask" in out
+    assert "2:4 kernels not used: 2:4 kernels need an NVIDIA GPU" in out
+
+
 def test_hold_applies_the_mask_to_a_tuned_checkpoint(pruned, tmp_path, qprune):
     folder, _ = pruned
     mask = read_mask(folder / "mask.safetensors")
@@ -196,6 +210,8 @@ def test_a_trainer_and_a_lora_merge_end_in_the_same_zeros(pruned, tmp_path):
         (["evaluate", "{pruned}", "--data", "{text}", "--dtype", "int8"], "int8"),
         (["evaluate", "{tmp}", "--data", "{text}"], "config.json"),
         (["evaluate", "/no/such", "--data", "{text}"], "/no/such"),
+        (["measure", "{tmp}"], "model*.safetensors"),
+        (["measure", "{pruned}", "--against", "/no/such"], "/no/such"),
         (["hold", "{pruned}", "--mask", "/no/mask", "--output", "{tmp}/out"], "/no/mask"),
         (["hold", "{tmp}", "--mask", "{pruned}", "--output", "{tmp}/out"], "config.json"),
         (["hold", "{tmp}/adapter", "--mask", "{pruned}", "--output", "{tmp}/out"], "LoRA adapter"),
