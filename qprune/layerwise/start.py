@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from qprune.layers import Layers
 from qprune.layerwise.methods import Method
 from qprune.layerwise.outcome import LayerObserver
+from qprune.layerwise.sensitivity import Sensitivity
 from qprune.layerwise.walk import prune_layerwise
 from qprune.sparsity import Groups, apportion
 
@@ -23,15 +23,15 @@ class LayerwiseStart:
         method: as `prune_layerwise` takes it.
         mask_structure: the run's own, where it has one.
         compensate: whether values may move.
-        layer_sparsity: how the weights to prune are shared among the layers, by module name;
-            scaled to the run's own count, and the same for all where nothing is said.
+        budgets: how the weights to prune are shared among the layers, where the run's budget is
+            the whole network's; None gives every layer the same sparsity.
         observe: called with every matrix that is done.
     """
 
     method: Method | str = "reconstruct"
     mask_structure: str | None = None
     compensate: bool = True
-    layer_sparsity: Mapping[str, float] = field(default_factory=dict)
+    budgets: Sensitivity | None = field(default_factory=Sensitivity)
     observe: LayerObserver | None = field(default=None, repr=False)
 
     def prune(
@@ -42,13 +42,14 @@ class LayerwiseStart:
         Raises:
             QpruneError: see `prune_layerwise`.
         """
+        shares = self._shares(model, layers, groups, inputs, seed)
         result = prune_layerwise(
             model,
             inputs,
             method=self.method,
             sparsity=None if self.mask_structure else groups.total / layers.size,
             mask_structure=self.mask_structure,
-            layer_sparsity=None if self.mask_structure else self._shares(layers, groups),
+            layer_sparsity=None if self.mask_structure else shares,
             compensate=self.compensate,
             targets=[layer.name for layer in layers],
             seed=seed,
@@ -56,16 +57,22 @@ class LayerwiseStart:
         )
         return torch.cat([result.mask[layer.parameter_name].flatten() for layer in layers])
 
-    def _shares(self, layers: Layers, groups: Groups) -> dict[str, float]:
+    def _shares(
+        self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int
+    ) -> dict[str, float]:
         """The sparsity of every layer; the counts add up to the run's."""
         sizes = torch.tensor([layer.size for layer in layers])
+        sparsity = groups.total / layers.size
         if groups.ids is not None and len(groups.counts) == len(sizes):
             counts = groups.counts
         else:
-            uniform = groups.total / layers.size
-            asked = [self.layer_sparsity.get(layer.name, uniform) for layer in layers]
-            wanted = torch.tensor(asked, dtype=torch.float64) * sizes
-            counts = apportion(wanted * (groups.total / wanted.sum()), groups.total, sizes - 1)
+            shares = dict.fromkeys((layer.name for layer in layers), sparsity)
+            if self.budgets is not None and not self.mask_structure:
+                shares = self.budgets.shares(model, layers, inputs, sparsity, seed)
+            wanted = torch.tensor(list(shares.values()), dtype=torch.float64) * sizes
+            # The threshold hits the count up to ties and sampling; the rest is scaled away.
+            wanted *= groups.total / float(wanted.sum())
+            counts = apportion(wanted, groups.total, sizes - 1)
         return {
             layer.name: int(count) / layer.size for layer, count in zip(layers, counts, strict=True)
         }

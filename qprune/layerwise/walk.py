@@ -117,7 +117,7 @@ def prune_layerwise(
     budgets = {m.name: budget_of(m, shares[m.name], structure, strategy.scope) for m in matrices}
     log_left_dense(model, matrices)
     home = next(model.parameters()).device
-    with stores(offload) as new_store, _evaluating(model):
+    with stores(offload) as new_store, evaluating(model):
         run = _Run(
             method=strategy,
             budgets=budgets,
@@ -229,7 +229,7 @@ def _size(samples: Tensor) -> int:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no cache of keys and values, and afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     config: Any = getattr(model, "config", None)

@@ -1,0 +1,137 @@
+"""A language model pruned from end to end: layer by layer, then across the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from qprune.distill import Distillation
+from qprune.errors import ImpossibleRequestError
+from qprune.layerwise import LayerObserver
+from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.matrices import find_matrices
+from qprune.layerwise.methods import METHODS, Method
+from qprune.layerwise.sensitivity import Sensitivity
+from qprune.layerwise.start import LayerwiseStart
+from qprune.layerwise.walk import evaluating
+from qprune.losses import DenseOutputs
+from qprune.prune import Pruned, prune
+from qprune.selftext import OwnText
+from qprune.steps import Observer
+
+#: Optimiser steps of stage 2 where nothing is said.
+STAGE2_STEPS = 160
+#: Share of the calibration sequences on which steps are judged, and never fitted.
+ACCEPT_SHARE = 0.125
+# Sequences of one expansion for block moves: each costs several passes.
+_EXPANDED = 64
+_NUM_BLOCKS = 16
+_BUDGETS = Sensitivity()
+
+
+def prune_network(
+    model: nn.Module,
+    windows: Tensor,
+    *,
+    sparsity: float | None = None,
+    mask_structure: str | None = None,
+    method: Method | str = "qprune",
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    compensate: bool = True,
+    steps: int = STAGE2_STEPS,
+    rounds: int = 1,
+    augment: OwnText | None = None,
+    budgets: Sensitivity | None = _BUDGETS,
+    seed: int = 0,
+    observe: Observer | Sequence[Observer] = (),
+    observe_layers: LayerObserver | None = None,
+    **options: Any,
+) -> Pruned:
+    """Prune layer by layer, then improve the outcome on the loss at the network's end.
+
+    The loss is KL(dense || pruned) of the next-token distributions. Kept weights are distilled
+    with the mask held, in ``rounds`` + 1 stretches; before each but the first, blocks of weights
+    across all layers are put to the sampler, restore or prune under the exact count. What does
+    not lower the loss on sequences that were held back is not taken.
+
+    Args:
+        model: a causal language model whose blocks' matrices are Linear layers, on the CPU.
+        windows: calibration sequences, token ids (m, T).
+        sparsity: share of the blocks' weights to prune.
+        mask_structure: "N:M" instead.
+        method: of the first stage (`qprune.layerwise.METHODS`).
+        targets: class names, module names or ``re:`` patterns inside the blocks.
+        ignore: the same, taken away again.
+        compensate: whether kept values may move. False: masks only, by block moves alone.
+        steps: optimiser steps of the distillation in all.
+        rounds: of block moves.
+        augment: writes more sequences to fit on; ``OwnText(model)`` is the usual one.
+        budgets: shares the count among the layers, where no structure does.
+        seed: one seed, one mask.
+        observe: called with every step of the walk.
+        observe_layers: called with every matrix that the first stage is done with.
+        **options: further ones of `qprune.prune`.
+
+    Returns:
+        As `qprune.prune`; the report's layers hold the layer budgets that came out.
+
+    Raises:
+        QpruneError, solvers.SolverError: see `qprune.errors`; the model is then as it was.
+    """
+    names = _linear_names(model, targets, ignore)
+    if steps < 0 or rounds < 0:
+        raise ImpossibleRequestError(
+            f"stage 2 cannot take {min(steps, rounds)} steps or rounds; 0 leaves it out"
+        )
+    start = LayerwiseStart(
+        method=METHODS[method] if isinstance(method, str) else method,
+        mask_structure=mask_structure,
+        compensate=compensate,
+        budgets=budgets,
+        observe=observe_layers,
+    )
+    moving = compensate and steps > 0
+    settings: dict[str, Any] = {
+        "loss": DenseOutputs(fit_scale=False),
+        "compensate": Distillation(max(1, steps // (rounds + 1))) if moving else False,
+        "augment": augment,
+        "rounds": rounds,
+        "final_rounds": rounds,
+        "num_blocks": _NUM_BLOCKS,
+        "samples_per_step": _EXPANDED,
+        "accept_share": ACCEPT_SHARE,
+    }
+    with evaluating(model):
+        return prune(
+            model,
+            windows,
+            sparsity=sparsity,
+            mask_structure=mask_structure,
+            start=start,
+            targets=names,
+            seed=seed,
+            observe=observe,
+            **(settings | options),
+        )
+
+
+def _linear_names(
+    model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]
+) -> list[str]:
+    """The module names of all targeted matrices.
+
+    Raises:
+        ImpossibleRequestError: one of them is no Linear.
+    """
+    inside = find_matrices(find_blocks(model), targets, ignore)
+    matrices = [matrix for block in inside for matrix in block]
+    for matrix in matrices:
+        if not isinstance(matrix.module, nn.Linear):
+            raise ImpossibleRequestError(
+                f"{matrix.name!r} is a {type(matrix.module).__name__}; across the network, qprune "
+                "moves the weights of Linear layers only: use method 'reconstruct'"
+            )
+    return [matrix.name for matrix in matrices]

@@ -1,0 +1,213 @@
+"""Across the network: stage 1 as a start, distillation, block moves, the model's own text."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+
+import tiny_language
+
+import qprune
+from qprune.distill import Distillation
+from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.language.network import prune_network
+from qprune.layers import find_layers
+from qprune.layerwise.sensitivity import Sensitivity
+from qprune.layerwise.start import LayerwiseStart
+from qprune.losses import DenseOutputs
+from qprune.samples import DenseNetwork
+from qprune.selftext import OwnText
+from qprune.traces import Samples, mean_loss, outputs_of
+
+QUICK = {"steps": 8, "rounds": 1, "seed": 0, "block_size": 64, "num_blocks": 2}
+
+
+@pytest.fixture
+def model():
+    return tiny_language.llama()
+
+
+@pytest.fixture
+def windows():
+    return torch.randint(1, 28, (24, 16), generator=torch.Generator().manual_seed(0))
+
+
+def prune(model, windows, **options):
+    model = copy.deepcopy(model)
+    given = QUICK | ({} if "mask_structure" in options else {"sparsity": 0.7}) | options
+    if given.get("augment"):
+        given["augment"] = OwnText(model, copies=2, prefix=4)
+    return prune_network(model, windows, **given)
+
+
+def test_stage_2_never_raises_the_loss_on_held_out_sequences_and_keeps_the_count(model, windows):
+    pruned = prune(model, windows, rounds=2, augment=True)
+    first, *later = pruned.report.steps
+    assert first.kind == "start"
+    assert {step.kind for step in later} == {"compensate", "blocks"}
+    loss = first.loss
+    for step in later:
+        assert step.loss <= loss
+        assert (step.real < 0) == step.accepted
+        loss = step.loss
+    assert loss < 0.9 * first.loss
+    zeros = sum(int((pruned.model.get_parameter(n) == 0).sum()) for n in pruned.mask)
+    size = sum(kept.numel() for kept in pruned.mask.values())
+    assert zeros == round(0.7 * size) == size - sum(int(k.sum()) for k in pruned.mask.values())
+
+
+def test_one_seed_one_mask_whatever_the_workers(model, windows):
+    from concurrent.futures import ThreadPoolExecutor
+
+    one = prune(model, windows, augment=True)
+    before = torch.random.get_rng_state()
+    with ThreadPoolExecutor(2) as executor:
+        again = prune(model, windows, augment=True, executor=executor)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name, parameter in one.model.named_parameters():
+        assert torch.equal(parameter, again.model.get_parameter(name)), name
+    other = prune(model, windows, augment=True, seed=1)
+    assert any(not torch.equal(one.mask[name], other.mask[name]) for name in one.mask)
+
+
+def test_a_structure_holds_in_every_run_of_inputs(model, windows):
+    pruned = prune(model, windows, mask_structure="2:4")
+    for name in pruned.mask:
+        runs = pruned.model.get_parameter(name).unflatten(1, (-1, 4))
+        assert ((runs != 0).sum(-1) <= 2).all(), name
+    assert pruned.report.achieved_sparsity == 0.5
+
+
+def test_masks_alone_leave_kept_values_as_they_were(model, windows):
+    pruned = prune(model, windows, compensate=False, rounds=3)
+    for name, kept in pruned.mask.items():
+        assert torch.equal(pruned.model.get_parameter(name), model.get_parameter(name) * kept)
+    assert any(step.kind == "blocks" and step.accepted for step in pruned.report.steps)
+
+
+def test_without_stage_2_it_is_stage_1_at_the_layer_budgets(model, windows):
+    pruned = prune(model, windows, steps=0, rounds=0)
+    assert [step.kind for step in pruned.report.steps] == ["start"]
+    shares = {layer.name: layer.sparsity for layer in pruned.report.layers}
+    density = 0.3
+    assert len({round(share, 2) for share in shares.values()}) > 1
+    assert all(0.7 * density < 1 - share < 1.3 * density for share in shares.values())
+    assert pruned.report.achieved_sparsity == pytest.approx(0.7, abs=1e-4)
+
+
+def test_the_time_limit_ends_it_at_the_asked_sparsity(model, windows):
+    pruned = prune(model, windows, max_seconds=0.0, steps=10_000)
+    assert pruned.report.stopped == "max_seconds"
+    assert pruned.report.achieved_sparsity == pytest.approx(0.7, abs=1e-4)
+
+
+def test_a_start_that_prunes_by_itself_has_one_stage_and_the_counts_of_the_run(model, windows):
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "layers" in n]
+    before = copy.deepcopy(model.state_dict())
+    for options, words in (
+        ({"stages": 3}, "one stage"),
+        ({"budget": "row"}, "budget='global'"),
+    ):
+        with pytest.raises(ImpossibleRequestError, match=words):
+            qprune.prune(
+                model,
+                windows,
+                sparsity=0.55,
+                start=LayerwiseStart(),
+                targets=names,
+                loss=DenseOutputs(),
+                **options,
+            )
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name])
+
+
+def test_layers_that_are_no_linear_are_refused_by_name(windows):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=28, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    gpt2 = transformers.GPT2LMHeadModel(config).eval()
+    with pytest.raises(ImpossibleRequestError, match=r"transformer\.h\.0.* is a Conv1D"):
+        prune_network(gpt2, windows, sparsity=0.5)
+
+
+def test_own_text_follows_the_model_and_begins_with_the_calibration(model, windows):
+    generator = torch.Generator().manual_seed(0)
+    written = OwnText(model, copies=3, prefix=4)(windows, generator)
+    assert written.shape == (72, 16)
+    assert written.dtype == windows.dtype
+    pieces = {tuple(piece.tolist()) for piece in windows.unfold(1, 4, 1).flatten(0, 1)}
+    assert all(tuple(row[:4].tolist()) in pieces for row in written)
+    with torch.no_grad():
+        logs = model(written).logits.log_softmax(-1)
+
+    def likelihood(tokens):
+        return logs[:, 3:-1].gather(-1, tokens[:, 4:, None]).mean().item()
+
+    entropy = -(logs[:, 3:-1].exp() * logs[:, 3:-1]).sum(-1).mean().item()
+    assert likelihood(written) == pytest.approx(-entropy, abs=0.25)
+    assert likelihood(written.roll(1, 0)) < likelihood(written) - 0.5
+
+
+def test_own_text_needs_tokens_and_a_model_that_writes(model, windows):
+    generator = torch.Generator()
+    for inputs in (torch.randn(4, 8), windows[:, :1], windows[0]):
+        with pytest.raises(CalibrationError, match="goes on from token ids"):
+            OwnText(model)(inputs, generator)
+    with pytest.raises(CalibrationError, match="Embedding cannot write text"):
+        OwnText(nn.Embedding(28, 4))(windows, generator)
+
+
+def test_dense_outputs_that_are_not_kept_come_from_a_copy_of_the_dense_network(model, windows):
+    dense = outputs_of(model, windows, 4)
+    few = DenseNetwork(model, dense[0].numel(), 4).answers(windows)
+    many = DenseNetwork(model, 1 << 26, 4).answers(windows)
+    assert isinstance(few, torch.Tensor)
+    assert not isinstance(many, torch.Tensor)
+    samples = Samples(windows, many)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    assert mean_loss(model, samples, DenseOutputs(), 4) > 0.01
+    torch.testing.assert_close(samples.take(torch.tensor([3, 5])).targets, dense[[3, 5]])
+    for batch, start in zip(samples.batches(10), (0, 10, 20), strict=True):
+        torch.testing.assert_close(batch.targets, dense[start : start + 10])
+
+
+def test_distillation_moves_kept_weights_only_and_lowers_the_loss(model, windows):
+    samples = Samples(windows, outputs_of(model, windows, 8))
+    layers = find_layers(model, ["re:.*_proj"])
+    kept = torch.rand(layers.size, generator=torch.Generator().manual_seed(0)) < 0.5
+    pruned = layers.read() * kept
+    layers.write(pruned)
+    loss = DenseOutputs()
+    before = mean_loss(model, samples, loss, 8)
+    distillation = Distillation(steps=20, samples_per_step=8, candidates=4)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for move in distillation.moves(model, layers, kept, samples, loss, 3, generator):
+        assert not move[~kept].any()
+        layers.write(pruned + move)
+        losses.append(mean_loss(model, samples, loss, 8))
+        layers.write(torch.zeros_like(pruned))  # The next candidate must not depend on it.
+    assert len(losses) == 4
+    assert losses[-1] < 0.8 * before
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda m: Distillation(steps=0), "steps of Distillation"),
+        (lambda m: Distillation(rate=0.0), "rate must be positive"),
+        (lambda m: OwnText(m, copies=-1), "copies"),
+        (lambda m: OwnText(m, prefix=0), "prefix"),
+        (lambda m: Sensitivity(band=1.0), "band"),
+        (lambda m: Sensitivity(num_samples=0), "num_samples"),
+    ],
+)
+def test_options_that_make_no_sense(model, make, words):
+    with pytest.raises(ImpossibleRequestError, match=words):
+        make(model)
