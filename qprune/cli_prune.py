@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli_options import parse_options
-from qprune.config import Settings, make_settings
+from qprune.config import make_settings, merged
 from qprune.interrupt import interruptible
 
 if TYPE_CHECKING:
@@ -21,19 +21,26 @@ if TYPE_CHECKING:
 #: Exit code of what was stopped by hand.
 INTERRUPTED = 130
 
+#: Options of the command that are no settings of a run.
+_NOT_SETTINGS = ("output", "config", "json", "sampler_option")
+
 
 def prune(
     context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
-            help="digits-mlp, mlpnet, resnet20, torchvision:NAME or package.module:factory"
+            help="a language model: folder with config.json, or hf:ID; or digits-mlp, mlpnet, "
+            "resnet20, torchvision:NAME or package.module:factory"
         ),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for the model")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="digits, mnist:PATH.npz, cifar10:PATH.npz or package.module:factory"),
+        typer.Option(
+            help="text: wikitext2:DIR, text:FILE or hf:NAME; or digits, mnist:PATH.npz, "
+            "cifar10:PATH.npz or package.module:factory"
+        ),
     ] = None,
     normalization: Annotated[
         str | None,
@@ -101,6 +108,29 @@ def prune(
     ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="end after so long")] = None,
     max_steps: Annotated[int | None, typer.Option(help="end after so many steps")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="language models: magnitude, wanda, sparsegpt, reconstruct or qprune (qprune)"
+        ),
+    ] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="language models: tokens in a sample (the model's, to 2048)")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="language models: float32, bfloat16, float16, auto (float32)"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="language models: where to compute, as torch says (cpu)")
+    ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(help="language models: where activations wait, cpu or a folder (cpu)"),
+    ] = None,
+    evaluate: Annotated[
+        bool | None, typer.Option(help="language models: whether to measure test perplexity")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
     threads: Annotated[
         int | None, typer.Option(help="threads of the arithmetic (1); large networks gain by more")
@@ -115,9 +145,16 @@ def prune(
 ) -> None:
     """Prune a network, and say how good it is before and after."""
     from qprune.job import run_job
+    from qprune.language.models import is_pretrained
     from qprune.progress import ProgressBar
 
-    settings = make_settings(_given(context.params), config)
+    given = _given(context.params)
+    if is_pretrained(str(merged(given, config).get("model"))):
+        from qprune.cli_prune_language import prune_language_model
+
+        prune_language_model(given, config, output, json)
+        return
+    settings = make_settings(given, config)
     # Without a folder there is nothing to end in good order for.
     stopping = interruptible() if output else nullcontext(None)
     with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar, stopping as stop:
@@ -164,7 +201,7 @@ def outcome_table(report: Report) -> Table:
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:
-    """What the command line sets, by the names of `Settings`; what it leaves out is None."""
-    given = {name: params[name] for name in Settings.model_fields if name in params}
+    """What the command line sets, by the names of settings; what it leaves out is None."""
+    given = {name: value for name, value in params.items() if name not in _NOT_SETTINGS}
     given["sampler_options"] = parse_options(params["sampler_option"] or ())
     return {name: None if value in ((), [], {}) else value for name, value in given.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -22,8 +22,8 @@ def _names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
-class Settings(BaseModel):
-    """Everything that decides a run, so that two equal settings give equal masks."""
+class Asked(BaseModel):
+    """What every run is asked: which network, which data, how sparse."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -31,30 +31,7 @@ class Settings(BaseModel):
     data: str
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     density: float | None = Field(default=None, gt=0, le=1)
-    weights: Path | None = None
-    normalization: str | None = None
-    targets: Names = ("Linear", "Conv2d")
-    ignore: Names = ()
-    start: str = "fisher"
-    sampler: str = "relax"
-    sampler_options: dict[str, OptionValue] = {}
-    curvature: str = "fisher"
-    target: Literal["dense", "labels"] = "dense"
-    budget: Literal["global", "layer", "row"] = "global"
     mask_structure: str | None = None
-    block_size: int | None = Field(default=None, ge=2)
-    num_blocks: int = Field(default=1, ge=1)
-    stages: int | None = Field(default=None, ge=1)
-    rounds: int | None = Field(default=None, ge=0)
-    final_rounds: int | None = Field(default=None, ge=0)
-    compensate: bool = True
-    augment: bool = True
-    samples_per_step: int | None = Field(default=None, ge=1)
-    num_calibration_samples: int = Field(default=1000, ge=1)
-    max_seconds: float | None = Field(default=None, gt=0)
-    max_steps: int | None = Field(default=None, ge=0)
-    seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=1, ge=1)
 
     @property
     def structure(self) -> KeepNofM | None:
@@ -81,23 +58,65 @@ class Settings(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def make_settings(given: Mapping[str, Any], config: Path | None = None) -> Settings:
+S = TypeVar("S", bound=Asked)
+
+
+class Settings(Asked):
+    """Everything that decides a run, so that two equal settings give equal masks."""
+
+    weights: Path | None = None
+    normalization: str | None = None
+    targets: Names = ("Linear", "Conv2d")
+    ignore: Names = ()
+    start: str = "fisher"
+    sampler: str = "relax"
+    sampler_options: dict[str, OptionValue] = {}
+    curvature: str = "fisher"
+    target: Literal["dense", "labels"] = "dense"
+    budget: Literal["global", "layer", "row"] = "global"
+    block_size: int | None = Field(default=None, ge=2)
+    num_blocks: int = Field(default=1, ge=1)
+    stages: int | None = Field(default=None, ge=1)
+    rounds: int | None = Field(default=None, ge=0)
+    final_rounds: int | None = Field(default=None, ge=0)
+    compensate: bool = True
+    augment: bool = True
+    samples_per_step: int | None = Field(default=None, ge=1)
+    num_calibration_samples: int = Field(default=1000, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1)
+
+
+def merged(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
+    """What a YAML file sets, overridden by what was given directly (None: not given).
+
+    Raises:
+        ImpossibleRequestError: the file cannot be read.
+    """
+    values = _read_yaml(config) if config is not None else {}
+    return values | {name: value for name, value in given.items() if value is not None}
+
+
+def make_settings(
+    given: Mapping[str, Any], config: Path | None = None, kind: type[S] = Settings
+) -> S:
     """Settings from a YAML file overridden by what was given directly.
 
     Args:
         given: values by name; None means not given.
         config: YAML file with values by name.
+        kind: which settings.
 
     Raises:
         ImpossibleRequestError: the file cannot be read, a name is unknown or missing, or a
             value is out of range.
     """
-    values = _read_yaml(config) if config is not None else {}
-    values |= {name: value for name, value in given.items() if value is not None}
     try:
-        settings = Settings(**values)
+        settings = kind(**merged(given, config))
     except ValidationError as error:
-        raise ImpossibleRequestError(_explain(error, config)) from error
+        raise ImpossibleRequestError(_explain(error, config, kind)) from error
     if settings.sparsity is not None and settings.density is not None:
         raise ImpossibleRequestError("--density is 1 - sparsity; give it or --sparsity, not both")
     if (settings.sparsity, settings.density, settings.mask_structure) == (None, None, None):
@@ -118,7 +137,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in values.items()}
 
 
-def _explain(error: ValidationError, config: Path | None) -> str:
+def _explain(error: ValidationError, config: Path | None, kind: type[BaseModel]) -> str:
     """The first complaint in one line: which setting, what is wrong, what to do."""
     first = error.errors()[0]
     name = str(first["loc"][0])
@@ -126,7 +145,7 @@ def _explain(error: ValidationError, config: Path | None) -> str:
     if first["type"] == "missing":
         return f"{option} is missing; give it on the command line or in a --config file{where}"
     if first["type"] == "extra_forbidden":
-        known = ", ".join(Settings.model_fields)
+        known = ", ".join(kind.model_fields)
         return f"no setting named {name!r}; there are: {known}{where}"
     message = first["msg"].removeprefix("Input ").replace("should be", "must be")
     return f"{option} {message}, not {first['input']!r}{where}"

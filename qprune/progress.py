@@ -1,4 +1,4 @@
-"""A progress bar for a terminal: one observer among others."""
+"""Progress bars for a terminal: observers among others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 
+from qprune.layerwise import LayerOutcome
 from qprune.steps import Step
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -31,15 +32,15 @@ def tracked(console: Console) -> Track:
     return through
 
 
-class ProgressBar:
-    """Shows sparsity, loss and how many steps were taken, on standard error.
+class _Bar:
+    """A bar that is drawn while it is entered.
 
     Args:
-        sparsity: what was asked; the bar is full when it is reached.
         console: where to draw; nothing is drawn where there is no terminal.
+        total: how much there is to do.
     """
 
-    def __init__(self, sparsity: float, console: Console) -> None:
+    def __init__(self, console: Console, total: float | None = None) -> None:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -50,8 +51,7 @@ class ProgressBar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("preparing", total=sparsity or 1.0, state="")
-        self._accepted = 0
+        self._task = self._progress.add_task("preparing", total=total, state="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -64,6 +64,33 @@ class ProgressBar:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class LayerBar(_Bar):
+    """Shows which matrix was pruned last, on standard error."""
+
+    def __call__(self, outcome: LayerOutcome, done: int, total: int) -> None:
+        """Show the matrix."""
+        self._progress.update(
+            self._task,
+            completed=done,
+            total=total,
+            description="pruning",
+            state=f"{done} of {total}: {outcome.name}, output error {outcome.error:.3g}",
+        )
+
+
+class ProgressBar(_Bar):
+    """Shows sparsity, loss and how many steps were taken, on standard error.
+
+    Args:
+        sparsity: what was asked; the bar is full when it is reached.
+        console: where to draw; nothing is drawn where there is no terminal.
+    """
+
+    def __init__(self, sparsity: float, console: Console) -> None:
+        super().__init__(console, sparsity or 1.0)
+        self._accepted = 0
 
     def __call__(self, step: Step) -> None:
         """Show the step."""

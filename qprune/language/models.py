@@ -73,6 +73,20 @@ def load_tokenizer(source: str) -> Any:
         )
 
 
+def stored_dtype(source: str) -> torch.dtype:
+    """What a checkpoint's weights are stored in, as its config.json says; float32 if it does not.
+
+    Raises:
+        ImpossibleRequestError: transformers is missing, or the source cannot be read.
+    """
+    transformers = optional("transformers")
+    with _explained(source):
+        config = transformers.AutoConfig.from_pretrained(_location(source), trust_remote_code=False)
+    dtype = getattr(config, _dtype_name(transformers), None)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
 def context_length(model: nn.Module) -> int | None:
     """The longest sequence that a model takes, in tokens; None when it does not say."""
     config = getattr(model, "config", None)

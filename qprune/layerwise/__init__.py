@@ -1,11 +1,12 @@
 """Pruning layer by layer: each matrix keeps its outputs, block after block (stage 1)."""
 
 from qprune.layerwise.methods import METHODS, Magnitude, Method, Reconstruct, SparseGPT, Wanda
-from qprune.layerwise.outcome import LayerOutcome, Layerwise
+from qprune.layerwise.outcome import LayerObserver, LayerOutcome, Layerwise
 from qprune.layerwise.walk import prune_layerwise
 
 __all__ = [
     "METHODS",
+    "LayerObserver",
     "LayerOutcome",
     "Layerwise",
     "Magnitude",

@@ -132,7 +132,7 @@ class Reconstruct:
 
 
 #: Names on the command line; "qprune" is "reconstruct" followed by the walk across the network.
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Magnitude | Wanda | SparseGPT | Reconstruct] = {
     "magnitude": Magnitude(),
     "wanda": Wanda(),
     "sparsegpt": SparseGPT(),
