@@ -8,7 +8,7 @@ not succeeded, so that no measure is better for a run that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -79,7 +79,9 @@ def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=["proved", "bound"])
 
 
-def in_order(rows: pd.DataFrame, problems: Sequence[str], samplers: Sequence[str]) -> pd.DataFrame:
+def in_order(
+    rows: pd.DataFrame, problems: Iterable[object], samplers: Iterable[object]
+) -> pd.DataFrame:
     """The rows as the study names its problems and samplers, and not as they ran."""
     places = pd.DataFrame(
         {
@@ -90,7 +92,8 @@ def in_order(rows: pd.DataFrame, problems: Sequence[str], samplers: Sequence[str
             "repeat": rows.repeat,
         }
     )
-    return rows.loc[places.sort_values(list(places), kind="stable").index].reset_index(drop=True)
+    order = ["problem", "sampler", "kind", "budget", "repeat"]
+    return rows.loc[places.sort_values(order, kind="stable").index].reset_index(drop=True)
 
 
 def with_gaps(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:

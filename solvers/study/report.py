@@ -58,7 +58,7 @@ def write_report(
         raise StudyError(f"{folder}: no run of the study has ended yet; there is nothing to report")
     settings = settings_shown(study.record)
     labels = [one["label"] for one in study.record["samplers"]]
-    rows = in_order(study.rows, list(study.problems.problem), labels)
+    rows = in_order(study.rows, study.problems.problem, labels)
     findings = Findings(rows, study.problems, settings, target)
     return write_page(Path(folder), findings, title=title, sections=sections)
 

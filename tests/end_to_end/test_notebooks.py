@@ -14,10 +14,13 @@ NAMES = [source.stem for source in SOURCES]
 
 #: Replaces what the cell tagged "parameters" sets.
 SMALLER = {
+    "block_problem": "run |= {'block_size': 96, 'num_blocks': 1}\nreads = 5\n",
+    "comparing_samplers": "sizes, copies, budgets, repeats = [16, 48], 1, ['0.02s'], 2\n",
     "first_pruning": (
         "sparsities, shown = [0.8, 0.95], 0.95\n"
         "steps = {'stages': 2, 'rounds': 1, 'final_rounds': 1}\n"
     ),
+    "qubo_to_qpu": "n, reads, factors, many_reads = 10, 20, factors[::4], [1, 10]\n",
     "own_sampler": "run |= {'stages': 2, 'final_rounds': 1, 'num_blocks': 2}\n",
 }
 #: The tests' own policy; the last line is the kernel's own warning, when it is shut down.
@@ -81,6 +84,32 @@ def test_first_pruning_keeps_more_than_one_shot(monkeypatch, tmp_path):
     last = {line.split()[0]: float(line.split()[-1].rstrip("%")) for line in table}
     assert last["sparsity"] == 95
     assert last["qprune"] > max(last["magnitude"], last["Wanda"])
+
+
+def test_block_problem_is_proved_and_its_relaxation_a_bound(monkeypatch, tmp_path):
+    shown = _run("block_problem", monkeypatch, tmp_path)
+    energy = {
+        line.split("  ")[0]: float(re.findall(r"-?\d+\.\d+", line)[0])
+        for line in shown.splitlines()
+        if " nats" in line
+    }
+    assert energy["relaxation"] <= energy["best decision"] <= energy["staying as we are"] == 0
+    assert "proved: True" in shown
+
+
+def test_comparing_samplers_loses_no_run_and_writes_the_report(monkeypatch, tmp_path):
+    shown = _run("comparing_samplers", monkeypatch, tmp_path)
+    assert re.search(r"^ok +24$", shown, re.MULTILINE)
+    assert "p = " in shown
+    assert "energy_against_time.pdf" in shown
+
+
+def test_qubo_to_qpu_embeds_asks_and_says_the_cost(monkeypatch, tmp_path):
+    pytest.importorskip("dwave.system")
+    shown = _run("qubo_to_qpu", monkeypatch, tmp_path)
+    assert re.search(r"10 variables take \d\d qubits", shown)
+    cost = [float(ms) for ms in re.findall(r"reads: +([0-9.]+) ms announced", shown)]
+    assert 0 < cost[0] < cost[1]
 
 
 def test_own_sampler_is_checked_listed_and_used(monkeypatch, tmp_path):
