@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from solvers.arrays import Array, as_count, as_host, ascending, take_last
+from solvers.arrays import Array, as_count, as_host, nth_smallest
 from solvers.errors import InvalidProblemError
 
 Integers = NDArray[np.int64]
@@ -59,11 +59,13 @@ def highest(scores: Array, counts: Array) -> Array:
     size = scores.shape[-1]
     counts = as_count(counts, scores)
     threshold_at = (size - counts).clip(0, size - 1)
-    threshold = take_last(ascending(scores), threshold_at[:, None])
+    threshold = nth_smallest(scores, threshold_at)[:, None]
     above = scores > threshold
     tied = scores == threshold
-    missing = counts[:, None] - above.sum(-1)[:, None]
-    mask = above | (tied & (tied.cumsum(-1) <= missing))
+    missing = counts - above.sum(-1)
+    if bool((tied.sum(-1) == missing).all()):  # the common case: no tie to break
+        return (above | tied) & (counts > 0)[:, None]
+    mask = above | (tied & (tied.cumsum(-1) <= missing[:, None]))
     return mask & (counts > 0)[:, None]
 
 

@@ -70,7 +70,8 @@ def solve_rows(
             rounds += 1
             made, rows = search.settle(rows)
             swaps += made
-            if problem.budget.trades:
+            # The last word is a row's own: every row ends where none of its swaps improves.
+            if problem.budget.trades and rounds < max_rounds:
                 traded = _trade(search, search.threshold)
                 trades += traded.size // 2
                 rows = np.union1d(rows, traded)
