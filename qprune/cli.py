@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
+from qprune.cli_compare import compare
 from qprune.cli_language import evaluate, hold, measure
 from qprune.cli_prune import INTERRUPTED, prune
 from qprune.cli_run import check, resume, verify
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (prune, resume, check, verify, evaluate, measure, hold, samplers, solve):
+for command in (prune, resume, check, verify, evaluate, measure, hold, samplers, solve, compare):
     app.command()(command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,13 +14,15 @@ from numpy.typing import NDArray
 from solvers.composite import CountingComposite
 from solvers.counting import ProblemSampler
 from solvers.foreign import ForeignSampler, checked_answer
+from solvers.ocean import steepest_descent
 from solvers.penalty import CardinalityPenalty
 from solvers.problem import QuadraticProblem
 from solvers.strength import penalised
-from solvers.study.budgets import SWEEP_OPTIONS
+from solvers.study.budgets import SWEEP_OPTIONS, Clock
 
 #: Sweeps of a read where neither the user nor the sampler's signature names any.
 USUAL_SWEEPS = 1000
+_TRIAL_READS = 10
 #: Short work for warming up and for choosing a penalty; each where the sampler has the option.
 _SHORT: Mapping[str, Any] = {
     "num_reads": 1,
@@ -161,7 +162,9 @@ def usual(asking: Asking, option: str, otherwise: int) -> int:
     return default if isinstance(default, int) else otherwise
 
 
-def sweeps_that_fit(asking: Asking, seconds: float) -> dict[str, int]:
+def sweeps_that_fit(
+    asking: Asking, seconds: float, learned: Mapping[str, Any], clock: Clock
+) -> dict[str, int]:
     """Fewer sweeps than usual, where a call of the usual number would exceed ``seconds``.
 
     Longer and longer calls tell what a sweep costs beyond what every call costs. Sweeps that
@@ -171,14 +174,14 @@ def sweeps_that_fit(asking: Asking, seconds: float) -> dict[str, int]:
     if option is None or option in asking.settled:
         return {}
     wanted, reads = usual(asking, option, USUAL_SWEEPS), usual(asking, "num_reads", 1)
-    short = short_options(asking.takes, asking.settled)
+    short = {**short_options(asking.takes, asking.settled), **learned}
     if "num_reads" in asking.takes:
         short["num_reads"] = reads
 
     def timed(sweeps: int) -> float:
-        began = time.perf_counter()
+        began = clock()
         asking(**{**short, option: sweeps})
-        return time.perf_counter() - began
+        return clock() - began
 
     sweeps, first = 2, timed(1)
     while True:
@@ -200,21 +203,33 @@ def foreign_child(sampler: ProblemSampler) -> ForeignSampler | None:
     return child if isinstance(child, ForeignSampler) else None
 
 
-def penalty_strength(
-    child: ForeignSampler, problem: QuadraticProblem, options: Mapping[str, Any], seed: int
-) -> float:
-    """The strength whose answers, repaired, were best in a short trial of several.
+def penalty_strength(problem: QuadraticProblem, seed: int) -> float:
+    """The strength at which steepest descent's answers, repaired, are best.
 
     `CardinalityPenalty` goes from a weak penalty to the first that gives a feasible sample, or
-    is provably strong enough. Often a weaker one, whose samples all need repair, is better; the
-    trial is not timed, so that a sampler without counts is compared at its best.
+    is provably strong enough. Often a weaker one, whose samples all need repair, is better, and
+    for all samplers alike; the trial is not timed, so that those without counts do as well as
+    they can.
     """
-    trial = dict(options) | short_options(frozenset(child.parameters), {})
-    if "seed" in child.parameters:
-        trial["seed"] = seed
-    answer = CardinalityPenalty(child).sample_problem(problem, **trial)
+    trial = CardinalityPenalty(steepest_descent())
+    answer = trial.sample_problem(problem, num_reads=_TRIAL_READS, seed=seed)
     rounds = answer.info["penalty"]["rounds"]
     return float(min(rounds, key=lambda one: one["energy"])["strength"])
+
+
+def learned_options(asking: Asking, answer: Any) -> dict[str, Any]:
+    """What a first answer tells of the sampler's own choices, so that it need not choose again.
+
+    D-Wave's annealers derive ``beta_range`` from the model, by a loop over all couplings that
+    takes seconds at n = 1024 and does not depend on the seed.
+    """
+    if isinstance(asking, Direct) or "beta_range" in asking.settled:
+        return {}
+    info = getattr(answer, "info", None)
+    chosen = info.get("beta_range") if isinstance(info, Mapping) else None
+    if chosen is None or "beta_range" not in asking.takes:
+        return {}
+    return {"beta_range": [float(beta) for beta in chosen]}
 
 
 def model_of(problem: QuadraticProblem, strength: float | None) -> dimod.BinaryQuadraticModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from solvers.study.asking import (
     Judged,
     Penalised,
     foreign_child,
+    learned_options,
     model_of,
     penalty_strength,
     short_options,
     sweeps_that_fit,
     usual,
 )
-from solvers.study.budgets import Budget, Call, Seconds
+from solvers.study.budgets import CLOCKS, Budget, Call, Seconds
 
 #: Energies noted for a run; of more reads, a random choice of so many.
 MOST_ENERGIES = 1000
@@ -80,18 +82,20 @@ class Bench:
 
     Args:
         threads: of BLAS, OpenMP and numba.
+        clock: a name in `CLOCKS`, for budgets of seconds and for ``seconds`` and ``trace``.
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, clock: str = "wall") -> None:
+        self._clock = CLOCKS[clock]
         _limit_threads(threads)
         self._problems: dict[str, QuadraticProblem] = {}
         self._settings: dict[str, SamplerSetting] = {}
-        self._strengths: dict[tuple[str, str], float] = {}
+        self._strengths: dict[str, float] = {}
         self._models: OrderedDict[tuple[str, float | None], dimod.BinaryQuadraticModel]
         self._models = OrderedDict()
         self._sweeps: dict[tuple[str, str, float], Mapping[str, Any]] = {}
         self._samplers: dict[str, tuple[ProblemSampler, Mapping[str, Any]]] = {}
-        self._warm: set[tuple[str, str]] = set()
+        self._learned: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._asking: Asking | None = None
         self._extra: Mapping[str, Any] = {}
 
@@ -103,19 +107,21 @@ class Bench:
         """Keep a sampler's setting under its label."""
         self._settings[setting.label] = setting
 
-    def prepare(self, problem: str, label: str, budget: Budget, seed: int) -> Ready:
+    def prepare(self, problem: str, label: str, budget: Budget) -> Ready:
         """Build the model, compile and warm up; the next `sample` is of this pair.
 
         Raises:
             SolverError: the pair is not compatible, or the sampler fails already here.
         """
         began = time.perf_counter()
-        self._asking = asking = self._asked(problem, label, seed)
+        self._asking = asking = self._asked(problem, label)
         built = time.perf_counter()
-        if (problem, label) not in self._warm:
-            asking(**short_options(asking.takes, asking.settled))
-            self._warm.add((problem, label))
-        self._extra = self._fitted(problem, label, asking, budget)
+        key = (problem, label)
+        if key not in self._learned:
+            first = asking(**short_options(asking.takes, asking.settled))
+            self._learned[key] = learned_options(asking, first)
+        learned = self._learned[key]
+        self._extra = {**learned, **self._fitted(key, asking, budget, learned)}
         return Ready(built - began, time.perf_counter() - built)
 
     def sample(self, budget: Budget, seed: int, cap: int = MOST_ENERGIES) -> dict[str, Any]:
@@ -127,7 +133,7 @@ class Bench:
             return asking(**self._extra, **options)
 
         cpu = time.process_time()
-        calls = budget.spend(ask, asking.takes, usual(asking, "num_reads", 1), seed)
+        calls = budget.spend(ask, asking.takes, usual(asking, "num_reads", 1), seed, self._clock)
         cpu = time.process_time() - cpu
         return judgement(self._problem, asking, calls, seed, cap) | {
             "seconds": calls[-1].elapsed,
@@ -136,16 +142,16 @@ class Bench:
         }
 
     def _fitted(
-        self, problem: str, label: str, asking: Asking, budget: Budget
+        self, pair: tuple[str, str], asking: Asking, budget: Budget, learned: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         if not isinstance(budget, Seconds):
             return {}
-        key = (problem, label, budget.amount)
+        key = (*pair, budget.amount)
         if key not in self._sweeps:
-            self._sweeps[key] = sweeps_that_fit(asking, budget.amount)
+            self._sweeps[key] = sweeps_that_fit(asking, budget.amount, learned, self._clock)
         return self._sweeps[key]
 
-    def _asked(self, name: str, label: str, seed: int) -> Asking:
+    def _asked(self, name: str, label: str) -> Asking:
         problem, setting = self._problems[name], self._settings[label]
         self._problem = problem
         if label not in self._samplers:
@@ -157,10 +163,9 @@ class Bench:
         strength = options.get("strength")
         mine = {n: v for n, v in options.items() if n in child.parameters}
         if problem.counts is not None and strength is None:
-            key = (name, label)
-            if key not in self._strengths:
-                self._strengths[key] = penalty_strength(child, problem, mine, seed)
-            strength = self._strengths[key]
+            if name not in self._strengths:
+                self._strengths[name] = penalty_strength(problem, zlib.crc32(name.encode()))
+            strength = self._strengths[name]
         model = self._model(name, None if problem.counts is None else strength)
         return Penalised(child, model, mine, strength)
 

@@ -34,6 +34,14 @@ class Call:
 Ask = Callable[..., Any]
 """Calls the sampler with options and returns what it answers."""
 
+Clock = Callable[[], float]
+"""Seconds since some moment."""
+
+#: By wall, as users wait; or by CPU, which other work on the machine does not use up.
+CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+# A sampler that computes elsewhere uses hardly any CPU time: its run ends by the wall clock.
+_WALL_PER_CPU = 20.0
+
 
 class Budget(Protocol):
     """How much one run may spend."""
@@ -50,7 +58,9 @@ class Budget(Protocol):
         """Why a sampler with the options ``takes`` cannot keep the budget; "" if it can."""
         ...
 
-    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+    def spend(
+        self, ask: Ask, takes: frozenset[str], reads: int, seed: int, clock: Clock
+    ) -> list[Call]:
         """Call the sampler until the budget is spent."""
         ...
 
@@ -71,11 +81,13 @@ class Reads:
         """Reads need the option ``num_reads``."""
         return "" if "num_reads" in takes else "it has no option num_reads"
 
-    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+    def spend(
+        self, ask: Ask, takes: frozenset[str], reads: int, seed: int, clock: Clock
+    ) -> list[Call]:
         """One call."""
-        began = time.perf_counter()
+        began = clock()
         answer = ask(num_reads=int(self.amount), **_seeded(takes, seed))
-        return [Call(time.perf_counter() - began, answer)]
+        return [Call(clock() - began, answer)]
 
 
 @dataclass(frozen=True)
@@ -90,17 +102,19 @@ class Sweeps:
         known = ", ".join(SWEEP_OPTIONS)
         return "" if takes.intersection(SWEEP_OPTIONS) else f"it has no option among {known}"
 
-    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+    def spend(
+        self, ask: Ask, takes: frozenset[str], reads: int, seed: int, clock: Clock
+    ) -> list[Call]:
         """One call."""
         name = next(name for name in SWEEP_OPTIONS if name in takes)
-        began = time.perf_counter()
+        began = clock()
         answer = ask(**{name: int(self.amount)}, **_seeded(takes, seed))
-        return [Call(time.perf_counter() - began, answer)]
+        return [Call(clock() - began, answer)]
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """So much wall time in the sampler.
+    """So much time in the sampler, by the study's clock.
 
     A sampler that stops by the clock (`CLOCK_OPTIONS`) is told what is left. One that counts
     reads is called again and again, with as many reads as the calls before suggest will fit.
@@ -114,34 +128,38 @@ class Seconds:
         """Every sampler can keep a time, if need be by being called once."""
         return ""
 
-    def spend(self, ask: Ask, takes: frozenset[str], reads: int, seed: int) -> list[Call]:
+    def spend(
+        self, ask: Ask, takes: frozenset[str], reads: int, seed: int, clock: Clock
+    ) -> list[Call]:
         """Call after call while at least half of another read fits."""
-        clock = next((name for name in CLOCK_OPTIONS if name in takes), None)
+        stops = next((name for name in CLOCK_OPTIONS if name in takes), None)
+        latest = time.perf_counter() + _WALL_PER_CPU * self.amount
         calls: list[Call] = []
-        began, done, batch = time.perf_counter(), 0, reads
+        began, done, batch = clock(), 0, reads
         while True:
-            elapsed = time.perf_counter() - began
+            elapsed = clock() - began
             options = _seeded(takes, seed, len(calls))
-            if clock is not None:
-                options[clock] = _in_units(clock, self.amount - elapsed, batch)
+            if stops is not None:
+                options[stops] = _in_units(stops, self.amount - elapsed, batch)
             if "num_reads" in takes:
                 options["num_reads"] = batch
             answer = ask(**options)
-            elapsed = time.perf_counter() - began
+            elapsed = clock() - began
             calls.append(Call(elapsed, answer))
             done += batch
-            fitting = (self.amount - elapsed) * done / elapsed
-            if fitting < 0.5 * reads or "seed" not in takes or _proved(answer):
+            fitting = (self.amount - elapsed) * done / max(elapsed, 1e-9)
+            done_with = "seed" not in takes or _proved(answer) or time.perf_counter() > latest
+            if done_with or fitting < 0.5 * reads:
                 return calls
             batch = 1
             if "num_reads" in takes:
                 batch = max(reads, min(int(fitting), _GROWTH * done))
 
 
-def _in_units(clock: str, seconds: float, reads: int) -> float:
-    scaled = max(0.0, seconds) * CLOCK_OPTIONS[clock]
+def _in_units(option: str, seconds: float, reads: int) -> float:
+    scaled = max(0.0, seconds) * CLOCK_OPTIONS[option]
     # D-Wave's tabu search counts whole milliseconds, for each read anew.
-    return scaled if clock == "time_limit" else max(1, round(scaled / reads))
+    return scaled if option == "time_limit" else max(1, round(scaled / reads))
 
 
 def _proved(answer: Any) -> bool:

@@ -19,7 +19,7 @@ from solvers.errors import (
     WorkerDiedError,
 )
 from solvers.study.bench import Bench
-from solvers.study.budgets import Budget, Seconds, parse_budget
+from solvers.study.budgets import CLOCKS, Budget, Seconds, parse_budget
 from solvers.study.instances import Instance, checked_instances
 from solvers.study.machine import now, session
 from solvers.study.plan import Run, checked_settings, ordered_runs, refusals
@@ -121,6 +121,7 @@ def compare(
     folder: str | Path | None = None,
     time_limit: float | None = None,
     threads: int = 1,
+    clock: str = "wall",
     observe: Observer | Sequence[Observer] = (),
 ) -> Study:
     """Run every sampler on every problem with every budget, ``repeats`` times.
@@ -146,6 +147,8 @@ def compare(
         time_limit: seconds after which a run is killed; default the larger of 60 and ten
             times the longest budget.
         threads: of BLAS, OpenMP and numba in the samplers.
+        clock: what measures seconds: "wall"; or "cpu", on a machine with other work, for
+            samplers of one thread that run here.
         observe: called with every row.
 
     Returns:
@@ -174,6 +177,8 @@ def compare(
     allowed = _checked_budgets(budgets)
     if repeats < 1 or threads < 1:
         raise StudyError(f"repeats and threads must be at least 1, not {repeats} and {threads}")
+    if clock not in CLOCKS:
+        raise StudyError(f"the clock is one of {', '.join(CLOCKS)}, not {clock!r}")
     limit = _limit(allowed, time_limit)
     refused = refusals(settings, allowed)
     labels = [one.label for one in settings]
@@ -188,6 +193,7 @@ def compare(
         "seed": seed,
         "time_limit": limit,
         "threads": threads,
+        "clock": clock,
         "runs": len(runs),
     }
     home = None if folder is None else StudyFolder(Path(folder))
@@ -204,7 +210,7 @@ def compare(
 
     sent: set[str] = set()
     by_name = {one.name: one for one in instances}
-    with Worker(partial(Bench, threads), greet) as worker:
+    with Worker(partial(Bench, threads, clock), greet) as worker:
         for run in runs:
             if run.key in done:
                 continue
@@ -290,9 +296,7 @@ def _outcome(worker: Worker, sent: set[str], run: Run, instance: Instance, limit
             worker.call("hold", run.problem, instance.problem)
             sent.add(run.problem)
         preparing = _PREPARATION + limit
-        ready = worker.call(
-            "prepare", run.problem, run.label, run.budget, run.seed, limit=preparing
-        )
+        ready = worker.call("prepare", run.problem, run.label, run.budget, limit=preparing)
         found = worker.call("sample", run.budget, run.seed, limit=limit)
     except StudyError:
         raise

@@ -72,6 +72,8 @@ AROUND = (
     "packed",
     "hold",
     "measure",
+    "cli_compare",
+    "tracking",
     "cli_prune",
     "cli_prune_language",
     "cli_run",

@@ -20,7 +20,7 @@ OURS = {
     "swap-anneal": {},
     "swap-tabu": {},
     "greedy": {},
-    "random": {},
+    "random": {"num_reads": 20_000},
     "bifurcation": {},
     "torch-anneal": {},
     "roof-duality": {},

@@ -1,0 +1,205 @@
+"""`qprune compare`: samplers side by side on the same problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from qprune.cli_options import OptionValue, parse_options
+from qprune.errors import ImpossibleRequestError
+
+if TYPE_CHECKING:
+    from solvers.study import Study
+
+Setting = tuple[str, str, dict[str, OptionValue]]
+
+
+class StudyBar:
+    """Shows how many runs are done and what the last one was, on standard error."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, row: Mapping[str, Any], done: int, total: int) -> None:
+        """Show the row."""
+        what = f"{row['sampler']} on {row.get('problem', row.get('model'))}"
+        self._progress.update(self._task, completed=done, total=total, description=what)
+
+
+def compare(
+    problems: Annotated[
+        list[Path] | None,
+        typer.Argument(help="files as for `qprune solve`, or folders of recorded blocks"),
+    ] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME, NAME:option=value,option=value or LABEL=NAME:...; repeat"),
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="like 0.5s, 100reads or 1000sweeps; repeat")
+    ] = None,
+    generate: Annotated[
+        list[str] | None,
+        typer.Option(help="fisher:n=256,samples=64,count=128,seed=0; uniform:...; ran:...; repeat"),
+    ] = None,
+    count: Annotated[
+        list[int] | None, typer.Option(help="how many variables are 1; one problem for each")
+    ] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option(help="CSV of best-known values: problem, energy, proved, bound"),
+    ] = None,
+    maximize: Annotated[
+        bool, typer.Option("--maximize", help="the files' objectives are maximised")
+    ] = False,
+    repeats: Annotated[int, typer.Option(help="runs that differ only in their seed")] = 3,
+    seed: Annotated[int, typer.Option(help="decides order and seeds")] = 0,
+    time_limit: Annotated[
+        float | None, typer.Option(help="seconds after which a run is killed")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="threads of each sampler")] = 1,
+    clock: Annotated[
+        str, typer.Option(help="what measures seconds: wall; or cpu, on a shared machine")
+    ] = "wall",
+    output: Annotated[
+        Path | None, typer.Option(help="folder for rows and report; the same study goes on there")
+    ] = None,
+    track: Annotated[
+        str | None, typer.Option(help="project to log rows to, through trackio")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+) -> None:
+    """Compare samplers on problems with equal budgets; every run is a row, failures too."""
+    from qprune.records import strict_json
+    from qprune.tracking import tracker
+
+    settings = [parse_sampler(text) for text in sampler or ()]
+    shared: dict[str, Any] = {
+        "repeats": repeats,
+        "seed": seed,
+        "folder": output,
+        "time_limit": time_limit,
+    }
+    with StudyBar(Console(stderr=True)) as bar, tracker(track) as trackers:
+        observe = [bar, *trackers]
+        from solvers.study import compare as run_study
+
+        instances = _instances(problems or (), generate or (), count or (), known, maximize)
+        shared |= {"threads": threads, "clock": clock}
+        study = run_study(instances, settings, budget or (), observe=observe, **shared)
+    page = None if output is None else _write_report(output)
+    summary = problem_summary(study)
+    if json:
+        typer.echo(strict_json({"runs": len(study.row_list), "samplers": summary}))
+        return
+    Console().print(summary_table(summary))
+    if page is not None:
+        typer.echo(f"{page} shows the study; {output} holds its rows")
+
+
+def parse_sampler(text: str) -> Setting:
+    """``"fast=relax:num_sweeps=50"`` as (label, name, options); the label may be left out.
+
+    Raises:
+        ImpossibleRequestError: there is no name, or an option without a value.
+    """
+    head, _, rest = text.partition(":")
+    label, equals, name = head.partition("=")
+    name = name if equals else label
+    if not name or not label:
+        raise ImpossibleRequestError(
+            f"--sampler takes NAME:option=value,... or LABEL=NAME:..., not {text!r}"
+        )
+    return (label if equals else text, name, parse_options(filter(None, rest.split(","))))
+
+
+def problem_summary(study: Study) -> list[dict[str, Any]]:
+    """One record for each sampler and budget: runs, failures, gaps to the best known, time."""
+    from solvers.study.measures import gap
+
+    rows = study.rows.merge(study.problems[["problem", "best_known"]], on="problem")
+    rows["gap"] = gap(rows["energy"].to_numpy(), rows["best_known"].to_numpy())
+    records = []
+    for (label, kind, amount), cell in rows.groupby(["sampler", "budget_kind", "budget"]):
+        done = cell[cell["status"] == "ok"]
+        best = done.groupby("problem")["gap"].min()
+        median = float(done["gap"].median()) if len(done) else None
+        records.append(
+            {
+                "sampler": label,
+                "budget": f"{amount:g} {kind}",
+                "runs": len(cell),
+                "without answer": int((cell["status"] != "ok").sum()),
+                "problems solved to the best known": int((best <= 1e-6).sum()),
+                "median gap": median,
+                "seconds": float(done["seconds"].sum()),
+            }
+        )
+    return sorted(records, key=lambda r: inf if r["median gap"] is None else r["median gap"])
+
+
+def summary_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """The records, one row each."""
+    table = Table()
+    for name in records[0] if records else ():
+        table.add_column(name, justify="left" if name in ("sampler", "budget") else "right")
+    for record in records:
+        table.add_row(*(_cell(value) for value in record.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _instances(
+    paths: Sequence[Path],
+    generators: Sequence[str],
+    counts: Sequence[int],
+    known: Path | None,
+    maximize: bool,
+) -> list[Any]:
+    from solvers.study import generate, read_instances, read_known
+
+    values = {} if known is None else read_known(known)
+    found = [generate(spec) for spec in generators]
+    for path in paths:
+        found += read_instances(path, counts=counts, maximize=maximize, known=values)
+    return found
+
+
+def _write_report(folder: Path) -> Path:
+    from solvers.study.report import write_report
+
+    return write_report(folder)

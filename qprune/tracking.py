@@ -1,0 +1,39 @@
+"""Rows of a study to an experiment tracker, for those who ask: trackio, wandb's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from qprune.errors import ImpossibleRequestError
+
+Tracker = Callable[[Mapping[str, Any], int, int], None]
+
+
+@contextmanager
+def tracker(project: str | None) -> Iterator[list[Tracker]]:
+    """Observers of a study that log each row's plain values to ``project``; none for None.
+
+    Raises:
+        ImpossibleRequestError: trackio is not installed.
+    """
+    if project is None:
+        yield []
+        return
+    try:
+        import trackio  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImpossibleRequestError(
+            "--track needs trackio: pip install 'qprune[track]'"
+        ) from error
+    run = trackio.init(project=project)
+
+    def log(row: Mapping[str, Any], done: int, total: int) -> None:
+        plain = {n: v for n, v in row.items() if isinstance(v, int | float | str)}
+        run.log({**plain, "done": done, "total": total})
+
+    try:
+        yield [log]
+    finally:
+        trackio.finish()
