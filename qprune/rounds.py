@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qprune.blocks import Offer
 from qprune.curvature import Expansion
+from qprune.faults import CarefulBorder
 from qprune.formulate import Block, formulate, repriced
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
@@ -274,14 +276,18 @@ class _Attempt:
         with self.watch.phase("solve"):
             run = map if self.setting.executor is None else self.setting.executor.map
             jobs = [
-                (p, price, _seed(self.setting.request.seed, *key, b))
+                (
+                    repriced(p.problem, p.block, price),
+                    p.block.pruned,
+                    _seed(self.setting.request.seed, *key, b),
+                )
                 for b, p in enumerate(proposals)
             ]
-            solved = list(run(partial(_solved, self.setting.border), jobs))
-        for number, proposal in enumerate(solved):
-            for fault in proposal.answer.faults if proposal.answer else ():
+            answers = list(run(partial(_answered, self.setting.border), jobs))
+        for number, answer in enumerate(answers):
+            for fault in answer.faults:
                 self.setting.journal.fault(replace(fault, block=number))
-        return solved
+        return [replace(p, answer=a) for p, a in zip(proposals, answers, strict=True)]
 
     def _note(
         self, state: State, proposals: Sequence[Proposal], taken: bool, real: float, judged: float
@@ -327,10 +333,12 @@ def note_rollback(setting: Setting, state: State, stage: int, number: int) -> No
     )
 
 
-def _solved(border: Border, job: tuple[Proposal, float, int]) -> Proposal:
-    proposal, price, seed = job
-    problem = repriced(proposal.problem, proposal.block, price)
-    return replace(proposal, answer=border.solve(problem, proposal.block.pruned, seed))
+def _answered(
+    border: Border | CarefulBorder, job: tuple[QuadraticProblem, NDArray[np.int8], int]
+) -> Answer:
+    # No more than the problem goes out and no more than the answer comes back: executors may
+    # be on other machines.
+    return border.solve(*job)
 
 
 def _seed(*key: int) -> int:

@@ -15,7 +15,6 @@ from qprune.compensate import Compensation
 from qprune.datasets import load_data
 from qprune.zoo import load_model
 
-
 # Enough to move the kept weights; the drills are about the run, not about accuracy.
 _QUICK = Compensation(iterations=(2,), final_steps=1)
 
@@ -55,7 +54,7 @@ def mlpnet(folder: Path) -> Workload:
 
 def resnet20(folder: Path) -> Workload:
     """ResNet-20 on CIFAR-10."""
-    options = {"sparsity": 0.7, "stages": 2, "rounds": 2, "final_rounds": 3, "augment": None}
+    options = {"sparsity": 0.7, "stages": 1, "final_rounds": 4, "augment": None}
     options |= {"compensate": _QUICK}
     data = load_data(f"cifar10:{folder / 'cifar10_subset.npz'}", "half").calibration(40, 0)
     model = load_model("resnet20", folder / "resnet20_cifar10.safetensors")
@@ -75,7 +74,7 @@ def llama(folder: Path) -> Workload:
         max_seq_length=32,
         seed=0,
     )
-    options = {"sparsity": 0.5, "stages": 2, "rounds": 2, "final_rounds": 3, "ignore": ["lm_head"]}
+    options = {"sparsity": 0.5, "stages": 1, "final_rounds": 4, "ignore": ["lm_head"]}
     options |= {"compensate": _QUICK}
     model = load_pretrained(source)
     # Compensation differentiates forwards, which fused attention cannot.
