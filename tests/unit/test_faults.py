@@ -276,9 +276,9 @@ def test_nan_in_one_expansion_undoes_the_change_before_it():
     qprune.prune(
         counting, INPUTS, **RUN, augment=None, observe=lambda s: seen.append((s, counting.calls))
     )
-    # The first pass of the step after an accepted change.
+    # The expansion is the first pass of the step after an accepted change.
     at = next(
-        calls + 2
+        calls + 1
         for (step, calls), (after, _) in itertools.pairwise(seen)
         if step.kind == "compensate" and step.accepted and after.kind == "blocks"
     )
