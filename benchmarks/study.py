@@ -1,7 +1,7 @@
-"""The README's study of samplers: Fisher blocks of 64 to 4096 weights, and gka.
+"""The README's study of samplers: Fisher blocks of 64 to 4096 weights, OR-Library and gka.
 
-    python -m benchmarks.study --data DATA --output runs/study            # about 25 minutes
-    python -m benchmarks.study --data DATA --output runs/study --short    # about 4 minutes
+    python -m benchmarks.study --data DATA --output runs/study            # about 20 CPU minutes
+    python -m benchmarks.study --data DATA --output runs/study --short    # about 4
 
 DATA is the folder with fisher/, orlib/ and the table of best-known values. Stopped at any
 moment, the same command goes on. One run at a time, one thread, seed 0; times are CPU
@@ -13,16 +13,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.peers import SimulatedBifurcation
 from benchmarks.solvers_energies import best_known
 from qprune.cli_compare import StudyBar, problem_summary, summary_table
 from solvers.study import Instance, compare, read_instances
 from solvers.study.instances import Known
 
-#: Blocks of real networks, half, a tenth or nine tenths of them pruned; one made up.
+#: Blocks of real networks; half, or nine tenths, of their weights pruned.
 FISHER = {
     "digits-n64-N32-c0": (32, 58),
     "digits-n64-N256-c1": (32,),
@@ -31,15 +33,17 @@ FISHER = {
     "digits-n1024-N256-c0": (512,),
     "digits-n1024-N1024-c0": (512,),
     "digits-n1024-N1024-c1": (512,),
-    "digits-n4096-N512-c0": (409, 2048),
-    "syn-n4096-N128": (2048,),
+    "digits-n4096-N512-c0": (2048,),
 }
-GKA = ("gka10b", "gka10d", "gka1f", "gka5f")
+#: Without counts; OR-Library's bqp are to be maximised.
+PLAIN = ("gka10d", "gka1f", "gka5f", "bqp250.1", "bqp500.1", "bqp1000.1")
 OURS = ("relax", "exact", "swap-anneal", "swap-tabu", "greedy", "bifurcation", "random")
 PEERS = (
     ("dwave SA", "sa", {}),
     ("dwave Tabu", "tabu", {}),
     ("dwave path-integral", "path-integral", {}),
+    ("openjij SA", "openjij-sa", {}),
+    ("simulated-bifurcation", SimulatedBifurcation, {}),
 )
 SAMPLERS = (*((name, name, {}) for name in OURS), *PEERS)
 
@@ -50,20 +54,22 @@ def known_values(data: Path) -> dict[str, Known]:
         f"{name}-k{count}": Known(energy, proved)
         for (name, count), (energy, proved) in best_known(data).items()
     }
-    row = re.compile(r"\| (gka\w+) \| \d+ \| \d+ \| min (-?\d+) \|")
+    row = re.compile(r"\| ([gb]\S+) \| \d+ \| \d+ \| (min|max) (-?\d+) \|")
     rows = (row.match(line) for line in (data / "README.md").read_text().splitlines())
-    return values | {match[1]: Known(float(match[2])) for match in rows if match}
+    signs = {"min": 1.0, "max": -1.0}
+    return values | {found[1]: Known(signs[found[2]] * float(found[3])) for found in rows if found}
 
 
 def instances(data: Path, largest: int) -> Iterator[Instance]:
     """The study's problems with up to ``largest`` variables."""
     known = known_values(data)
     paths = [(data / "fisher" / f"{name}.npz", counts) for name, counts in FISHER.items()]
-    paths += [(data / "orlib" / f"{name}.txt.gz", ()) for name in GKA]
+    paths += [(data / "orlib" / f"{name}.txt.gz", ()) for name in PLAIN]
     for path, counts in paths:
-        for one in read_instances(path, counts=counts, known=known):
+        maximize = path.name.startswith("bqp")
+        for one in read_instances(path, counts=counts, maximize=maximize, known=known):
             if one.problem.num_variables <= largest:
-                yield one
+                yield replace(one, kind="Fisher block") if counts else one
 
 
 def main() -> None:
@@ -86,6 +92,7 @@ def main() -> None:
             arguments.seed,
             folder=arguments.output,
             time_limit=120.0,
+            prepare_limit=240.0,
             clock="cpu",
             observe=bar,
         )

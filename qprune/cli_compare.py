@@ -86,6 +86,9 @@ def compare(
     time_limit: Annotated[
         float | None, typer.Option(help="seconds after which a run is killed")
     ] = None,
+    prepare_limit: Annotated[
+        float, typer.Option(help="seconds for a sampler and a problem to be made ready")
+    ] = 600.0,
     threads: Annotated[int, typer.Option(help="threads of each sampler")] = 1,
     clock: Annotated[
         str, typer.Option(help="what measures seconds: wall; or cpu, on a shared machine")
@@ -114,7 +117,7 @@ def compare(
         from solvers.study import compare as run_study
 
         instances = _instances(problems or (), generate or (), count or (), known, maximize)
-        shared |= {"threads": threads, "clock": clock}
+        shared |= {"prepare_limit": prepare_limit, "threads": threads, "clock": clock}
         study = run_study(instances, settings, budget or (), observe=observe, **shared)
     page = None if output is None else _write_report(output)
     summary = problem_summary(study)

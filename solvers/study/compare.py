@@ -51,8 +51,10 @@ ANSWERED = (
 )
 #: A best-known value is beaten by an energy this much lower: tables are rounded.
 BEATEN_BY = 1e-6
-# Compiling kernels, building models, choosing penalties; besides the limit of a run.
-_PREPARATION = 600.0
+#: Seconds for compiling kernels, building models and choosing penalties, before any run.
+PREPARATION = 600.0
+#: How the reason of a pair begins that was not ready in that time; it is not tried again.
+UNREADY = "not ready to run: "
 _INCOMPATIBLE = (
     InvalidOptionError,
     InvalidProblemError,
@@ -120,6 +122,7 @@ def compare(
     *,
     folder: str | Path | None = None,
     time_limit: float | None = None,
+    prepare_limit: float = PREPARATION,
     threads: int = 1,
     clock: str = "wall",
     observe: Observer | Sequence[Observer] = (),
@@ -146,6 +149,8 @@ def compare(
         folder: where rows are stored as they come; a folder with the same study goes on.
         time_limit: seconds after which a run is killed; default the larger of 60 and ten
             times the longest budget.
+        prepare_limit: seconds for making a sampler and a problem ready, untimed; a pair that
+            takes longer is tried once, and its other runs are "timeout" too.
         threads: of BLAS, OpenMP and numba in the samplers.
         clock: what measures seconds: "wall"; or "cpu", on a machine with other work, for
             samplers of one thread that run here.
@@ -179,7 +184,7 @@ def compare(
         raise StudyError(f"repeats and threads must be at least 1, not {repeats} and {threads}")
     if clock not in CLOCKS:
         raise StudyError(f"the clock is one of {', '.join(CLOCKS)}, not {clock!r}")
-    limit = _limit(allowed, time_limit)
+    limits = (_limit(allowed, time_limit), _positive("prepare_limit", prepare_limit))
     refused = refusals(settings, allowed)
     labels = [one.label for one in settings]
     runs = ordered_runs([one.name for one in instances], labels, allowed, repeats, seed)
@@ -191,7 +196,8 @@ def compare(
         "budgets": [{"kind": b.kind, "amount": b.amount} for b in allowed],
         "repeats": repeats,
         "seed": seed,
-        "time_limit": limit,
+        "time_limit": limits[0],
+        "prepare_limit": limits[1],
         "threads": threads,
         "clock": clock,
         "runs": len(runs),
@@ -201,6 +207,7 @@ def compare(
     rows = [] if home is None else home.begin(record, here)
     observers = (observe,) if callable(observe) else tuple(observe)
     done = {_key(row) for row in rows}
+    unready = {pair: row["reason"] for row in rows for pair in _unready(row)}
     by_label = {one.label: one for one in settings}
 
     def greet(worker: Worker) -> None:
@@ -219,8 +226,11 @@ def compare(
             reason = refused.get((run.label, run.budget.kind))
             if reason:
                 row |= {"status": "incompatible", "reason": reason}
+            elif (run.problem, run.label) in unready:
+                row |= {"status": "timeout", "reason": unready[run.problem, run.label]}
             else:
-                row |= _outcome(worker, sent, run, instance, limit)
+                row |= _outcome(worker, sent, run, instance, limits)
+            unready |= dict.fromkeys(_unready(row), row["reason"])
             if home is not None:
                 home.append(row)
             rows.append(row)
@@ -259,6 +269,12 @@ def _limit(budgets: Sequence[Budget], time_limit: float | None) -> float:
     return float(time_limit)
 
 
+def _positive(name: str, seconds: float) -> float:
+    if not seconds > 0:
+        raise StudyError(f"{name} must be above 0 seconds, not {seconds!r}")
+    return float(seconds)
+
+
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     names = ("problem", "sampler", "budget_kind", "budget", "repeat")
     return tuple(row[name] for name in names)
@@ -287,21 +303,32 @@ def _blank(run: Run, instance: Instance) -> Row:
     }
 
 
-def _outcome(worker: Worker, sent: set[str], run: Run, instance: Instance, limit: float) -> Row:
-    """What the run adds to its row, whatever happens."""
+def _unready(row: Row) -> list[tuple[str, str]]:
+    """The row's problem and sampler, if they could not be made ready in time."""
+    late = row["status"] == "timeout" and row["reason"].startswith(UNREADY)
+    return [(row["problem"], row["sampler"])] if late else []
+
+
+def _outcome(
+    worker: Worker, sent: set[str], run: Run, instance: Instance, limits: tuple[float, float]
+) -> Row:
+    """What the run adds to its row, whatever happens; limits of the run and of preparing it."""
+    doing = ""
     try:
         # The first call of a new process empties `sent`.
         worker.ensure()
         if run.problem not in sent:
             worker.call("hold", run.problem, instance.problem)
             sent.add(run.problem)
-        preparing = _PREPARATION + limit
-        ready = worker.call("prepare", run.problem, run.label, run.budget, limit=preparing)
-        found = worker.call("sample", run.budget, run.seed, limit=limit)
+        doing = UNREADY
+        ready = worker.call("prepare", run.problem, run.label, run.budget, limit=limits[1])
+        doing = ""
+        found = worker.call("sample", run.budget, run.seed, limit=limits[0])
     except StudyError:
         raise
     except WorkerDiedError as died:
-        return {"status": "timeout" if died.timed_out else "crashed", "reason": str(died)}
+        status = "timeout" if died.timed_out else "crashed"
+        return {"status": status, "reason": f"{doing}{died}"}
     except _INCOMPATIBLE as error:
         return {"status": "incompatible", "reason": _one_line(error)}
     except Exception as error:
