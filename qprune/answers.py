@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from qprune.folder import write_whole
 from qprune.records import strict_json
 from qprune.solve import Answer, Border
+from qprune.steps import Fault
 from solvers import QuadraticProblem
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class AnswerStore:
                 -np.inf if bound is None else float(bound),
                 float(record["seconds"]),
                 record["info"],
+                tuple(Fault(**fault) for fault in record["faults"]),
             )
         except FileNotFoundError:
             return None
@@ -64,6 +66,7 @@ class AnswerStore:
             "lower_bound": answer.lower_bound,
             "seconds": answer.seconds,
             "info": answer.info,
+            "faults": [asdict(fault) for fault in answer.faults],
         }
         plain = json.loads(strict_json(record))
         text = json.dumps(plain | {"sha256": _digest(plain)})

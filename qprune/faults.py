@@ -161,14 +161,16 @@ class CarefulBorder:
         faults: list[Fault] = []
         try:
             answer = self._asked(problem, present, seed, faults)
+            failed = False
         except SamplerError as error:
             answer, remedy = self.fallback.instead(error, problem, present, seed)
             logger.warning("%s: %s", error, remedy)
             faults[-1] = replace(faults[-1], remedy=remedy)
-        else:
-            if self.answers is not None:
-                self.answers.keep(key, answer)
-        return replace(answer, faults=tuple(faults))
+            failed = True
+        answer = replace(answer, faults=(*faults, *answer.faults))
+        if self.answers is not None and not failed:
+            self.answers.keep(key, answer)
+        return answer
 
     def _asked(
         self,

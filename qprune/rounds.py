@@ -24,7 +24,7 @@ from qprune.masks import prune_lowest
 from qprune.scores import Pruner
 from qprune.setting import Setting, State
 from qprune.solve import Answer, Border
-from qprune.steps import BlockRecord
+from qprune.steps import BlockRecord, Fault
 from qprune.terms import with_terms
 from qprune.traces import mean_loss
 from solvers import QuadraticProblem
@@ -192,6 +192,11 @@ class Proposal:
         return 0 if self.answer is None else int((self.answer.sample != self.block.pruned).sum())
 
     @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What went wrong on the way to the answer."""
+        return () if self.answer is None else self.answer.faults
+
+    @property
     def predicted(self) -> float:
         """Change of the loss that the answer promises, nats."""
         return 0.0 if self.answer is None else self.model.energy(self.answer.sample)
@@ -240,7 +245,7 @@ class _Attempt:
         if not trying:
             self._note(state, solved, False, 0.0, present)
             return replace(state, trust=state.trust.lowered()), False
-        for _ in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             predicted, flips = sum(p.predicted for p in trying), sum(p.flips for p in trying)
             moved = _applied(state, trying)
             judged = self._judge(moved, trying)
@@ -256,8 +261,14 @@ class _Attempt:
                 trying = trying[: len(trying) // 2]
                 continue
             state = replace(state, trust=state.trust.raised(predicted, flips))
-            trying = [p for p in self._solve(trying, state.trust.price) if p.flips]
+            if attempt == _ATTEMPTS:
+                break
+            solved = self._solve(trying, state.trust.price)
+            trying = [p for p in solved if p.flips]
             if not trying:
+                # A step of its own, where there are faults to tell: none may follow.
+                if any(p.faults for p in solved):
+                    self._note(state, solved, False, 0.0, present)
                 break
         return state, False
 

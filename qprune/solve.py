@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from solvers.errors import (
     UnknownOptionError,
     WorkerDiedError,
 )
+from solvers.foreign import NOT_FINITE
 from solvers.repair import repair
 
 
@@ -136,4 +137,19 @@ class Border:
         told = float(getattr(solution, "lower_bound", -np.inf))
         # A bound that is not a number is none; one above a state's energy is wrong.
         bound = -np.inf if np.isnan(told) else min(told, float(energies[best]))
-        return Answer(states[best], float(energies[best]), bound, seconds, info)
+        faults = tuple(_mended(self.name, info, solution))
+        return Answer(states[best], float(energies[best]), bound, seconds, info, faults)
+
+
+def _mended(name: str, info: Mapping[str, Any], solution: Any) -> Iterator[Fault]:
+    """What was wrong with an answer that could be used all the same.
+
+    Counts are wrong only where the sampler was to keep them: one that is given a penalty
+    instead has its own place in ``info``.
+    """
+    if info.get("repaired") == 1.0:
+        yield Fault("wrong counts", f"no sample of {name!r} has the counts", "repaired")
+    energies = np.asarray(getattr(solution, "energies", ()), dtype=np.float64)
+    if NOT_FINITE in info or not np.isfinite(energies).all():
+        message = f"energies of sampler {name!r} are NaN or infinite"
+        yield Fault("wrong energies", message, "computed again")

@@ -12,7 +12,8 @@ class Fault:
     """Something that went wrong and was got over.
 
     Attributes:
-        kind: "sampler", "timeout", "crash", "out of memory", "not finite" or "worker".
+        kind: "sampler" (it raised, or its answer was none), "timeout", "crash", "wrong counts",
+            "wrong energies", "out of memory", "not finite" or "worker".
         message: what happened, in one line.
         remedy: what was done instead.
         block: number of the block in its round; None where there is none.

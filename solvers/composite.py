@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import ChargeRefusedError
-from solvers.foreign import ForeignSampler, refuse_unknown
+from solvers.foreign import NOT_FINITE, ForeignSampler, refuse_unknown
 from solvers.problem import QuadraticProblem
 from solvers.repair import repair
 from solvers.sampler import CountingSampler, Deadline, States, checked_states, positive_int
@@ -132,6 +132,7 @@ class Search:
         self.interrupted = False
         self._samples = 0
         self._feasible = 0
+        self._senseless = 0
         self._max_rounds = max_rounds
         self._deadline = deadline
 
@@ -167,6 +168,7 @@ class Search:
         energy = float(self.problem.energies(repaired).min())
         self.rounds.append(Round(strength, float(feasible.mean()), energy))
         self.child_info = dict(answer.info)
+        self._senseless += NOT_FINITE in self.child_info
         return float(feasible.mean())
 
     def solution(self, problem: QuadraticProblem) -> Solution:
@@ -181,6 +183,8 @@ class Search:
         info: dict[str, Any] = {"penalty": penalty, "child": self.child_info}
         if self.interrupted:
             info["interrupted"] = True
+        if self._senseless:
+            info[NOT_FINITE] = self._senseless
         return Solution.of(problem, np.concatenate(self.states), info=info)
 
 

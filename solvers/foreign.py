@@ -20,6 +20,8 @@ from solvers.errors import (
 from solvers.problem import require_bqm
 from solvers.sampler import positive_int, states_of
 
+#: In ``info``: in how many answers the sampler's own energies were NaN or infinite.
+NOT_FINITE = "not_finite"
 # Foreign generators take 31 or 32 bits.
 _SEED_LIMIT = 2**31
 
@@ -274,11 +276,13 @@ def _as_sampleset(
         for name, vector in answer.data_vectors.items()
         if name not in ("energy", "sample")
     }
+    told = np.asarray(answer.record.energy, dtype=np.float64)
+    senseless = {} if np.isfinite(told).all() else {NOT_FINITE: 1}
     return dimod.SampleSet.from_samples(
         (states, list(labels)),
         vartype=bqm.vartype,
         energy=bqm.energies((states, list(labels))),
-        info=dict(answer.info),
+        info=dict(answer.info) | senseless,
         sort_labels=False,
         **vectors,
     )

@@ -3,6 +3,7 @@
 import itertools
 import os
 import time
+from collections import Counter
 from typing import ClassVar
 
 import dimod
@@ -12,7 +13,10 @@ import torch
 from torch import nn
 
 import qprune
+from benchmarks.reliability.faults import failures, run, ways_of
+from benchmarks.reliability.workloads import Workload
 from qprune.answers import AnswerStore
+from qprune.calibration import Calibration
 from qprune.compensate import Compensation
 from qprune.errors import ImpossibleRequestError, SamplerError
 from qprune.faults import Ask, Care, CarefulBorder
@@ -96,14 +100,39 @@ def test_without_care_a_failure_ends_the_run():
 def test_every_way_to_fail_is_got_over_and_counted():
     sampler = Bad(["raise", "sizes", "nothing", "nan", "infeasible"], every=2)
     pruned = qprune.prune(mlp(), INPUTS, **RUN, sampler=sampler, care=Care(fallback="keep"))
-    failed = [i for i in range(2, sampler.calls + 1, 2) if i // 2 % 5 in (0, 1, 2)]
-    faults = faults_of(pruned.report)
-    assert len(faults) == len(failed) > 0
-    assert {fault.remedy for fault in faults} == {"the mask stays as it was"}
-    assert {fault.kind for fault in faults} == {"sampler"}
+    # Nobody asked this sampler to count, so that wrong counts are no fault of it.
+    ways = Counter(i // 2 % 5 for i in range(2, sampler.calls + 1, 2))
+    kinds = Counter(fault.kind for fault in faults_of(pruned.report))
+    assert kinds == {"sampler": ways[0] + ways[1] + ways[2], "wrong energies": ways[3]}
+    assert min(kinds.values()) > 0
     assert pruned.report.achieved_sparsity == 0.5
     for before, step in zip(pruned.report.steps, pruned.report.steps[1:], strict=False):
         assert step.kind == "start" or step.loss <= before.loss
+
+
+def test_the_fault_drill_in_short(tmp_path):
+    workload = Workload("mlp", mlp(), Calibration(INPUTS), RUN)
+    report = run(workload, tmp_path / "noted", 2, 0, fallback="keep", time_limit=1.0)
+    assert failures(report, tmp_path / "noted") == []
+    assert len(ways_of(tmp_path / "noted")) > 3
+
+
+def test_a_solve_whose_answer_changes_nothing_is_a_step_if_it_had_faults(tmp_path):
+    """The last round is refused, and then fails when it is asked again at a higher price."""
+
+    class Twice(Bad):
+        def sample(self, bqm, seed=None):
+            if seed in asked:
+                raised.append(seed)
+                raise RuntimeError("asked before")
+            asked.append(seed)
+            return super().sample(bqm, seed)
+
+    asked, raised = [], []
+    run = RUN | {"final_rounds": 1, "compensate": False}
+    care = Care(fallback="keep")
+    pruned = qprune.prune(mlp(), INPUTS, **run, sampler=Twice([], 10**9), care=care)
+    assert len(faults_of(pruned.report)) == len(raised) > 0
 
 
 def test_faults_survive_the_journal(tmp_path):
