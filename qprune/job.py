@@ -17,6 +17,7 @@ from qprune.prune import Pruned, prune
 from qprune.records import ScorePoint
 from qprune.report import render_html
 from qprune.run import RunFolder, read_scores, resumed_folder, run_folder
+from qprune.solve import BlockObserver
 from qprune.steps import Observer, Report, Score, Step
 from qprune.threads import limited_threads
 from qprune.zoo import load_model
@@ -91,6 +92,7 @@ def run_job(
     resume: bool = False,
     should_stop: Callable[[], bool] | None = None,
     observe: Sequence[Observer] = (),
+    observe_blocks: Sequence[BlockObserver] = (),
     others: Mapping[str, Score] | None = None,
     augment: Augmentation | None = None,
 ) -> Pruned:
@@ -102,6 +104,7 @@ def run_job(
         resume: go on with the run that ``output`` holds.
         should_stop: asked before every step; True ends the run with the best mask so far.
         observe: called with every step.
+        observe_blocks: called with every problem that the sampler has answered.
         others: scores of other methods, for the report.
         augment: instead of what suits the data by itself.
 
@@ -125,6 +128,7 @@ def run_job(
             augment=(augment or data.augment) if settings.augment else None,
             evaluate=data.score,
             observe=[*observe, *([trace] if folder else [])],
+            observe_blocks=observe_blocks,
             should_stop=should_stop,
             **{"resume_from" if resume else "output_dir": output},
             **_given(settings),

@@ -74,6 +74,7 @@ AROUND = (
     "measure",
     "cli_compare",
     "tracking",
+    "block_folder",
     "cli_prune",
     "cli_prune_language",
     "cli_run",
