@@ -11,7 +11,7 @@ from typing import Any
 
 from qprune.augment import Augmentation
 from qprune.config import Settings
-from qprune.datasets import load_data
+from qprune.datasets import DataSet, load_data
 from qprune.losses import DenseOutputs, Labels
 from qprune.prune import Pruned, prune
 from qprune.records import ScorePoint
@@ -124,14 +124,12 @@ def run_job(
         pruned = prune(
             model,
             calibration,
-            loss=_LOSSES[settings.target](),
-            augment=(augment or data.augment) if settings.augment else None,
             evaluate=data.score,
             observe=[*observe, *([trace] if folder else [])],
             observe_blocks=observe_blocks,
             should_stop=should_stop,
             **{"resume_from" if resume else "output_dir": output},
-            **_given(settings),
+            **arguments(settings, data, augment),
         )
         if folder is not None:
             _save(folder, pruned, settings, trace.ending_with(pruned.report), others or {})
@@ -147,10 +145,20 @@ def summary(pruned: Pruned) -> dict[str, Any]:
     return {n: report[n] for n in names} | steps | {n: report[n] for n in times}
 
 
-def _given(settings: Settings) -> dict[str, Any]:
-    """Settings for `prune`; one that is None leaves it to `prune`'s own default."""
+def arguments(
+    settings: Settings, data: DataSet, augment: Augmentation | None = None
+) -> dict[str, Any]:
+    """Settings for `prune`; one that is None leaves it to `prune`'s own default.
+
+    Args:
+        settings: of the run.
+        data: that it is on.
+        augment: instead of what suits the data by itself.
+    """
     values = {name: getattr(settings, name) for name in _PASSED_ON}
-    return {name: value for name, value in values.items() if value is not None}
+    values = {name: value for name, value in values.items() if value is not None}
+    chosen = (augment or data.augment) if settings.augment else None
+    return values | {"loss": _LOSSES[settings.target](), "augment": chosen}
 
 
 def _save(

@@ -75,6 +75,7 @@ AROUND = (
     "cli_compare",
     "tracking",
     "block_folder",
+    "study",
     "cli_prune",
     "cli_prune_language",
     "cli_run",
