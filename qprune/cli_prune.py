@@ -12,6 +12,7 @@ from rich.table import Table
 
 from qprune.cli_options import parse_options
 from qprune.config import make_settings, merged
+from qprune.errors import ImpossibleRequestError
 from qprune.interrupt import interruptible
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 #: Options of the command that are no settings of a run.
-_NOT_SETTINGS = ("output", "config", "json", "sampler_option")
+_NOT_SETTINGS = ("output", "config", "json", "sampler_option", "record_blocks")
 
 
 def prune(
@@ -138,6 +139,10 @@ def prune(
     output: Annotated[
         Path | None, typer.Option(help="new folder for weights, mask, settings, steps, report")
     ] = None,
+    record_blocks: Annotated[
+        Path | None,
+        typer.Option(help="new folder for every problem put to the sampler, for `qprune compare`"),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of these options; the command line wins")
     ] = None,
@@ -152,13 +157,34 @@ def prune(
     if is_pretrained(str(merged(given, config).get("model"))):
         from qprune.cli_prune_language import prune_language_model
 
+        if record_blocks is not None:
+            raise ImpossibleRequestError(
+                "--record-blocks is for networks that are pruned through a sampler; a language "
+                "model is pruned here layer by layer, without one (the walk qprune.prune takes "
+                "observe_blocks for it)"
+            )
         prune_language_model(given, config, output, json)
         return
     settings = make_settings(given, config)
+    blocks = None
+    if record_blocks is not None:
+        from qprune.block_folder import BlockFolder
+
+        about = {"model": settings.model, "data": settings.data, "seed": settings.seed}
+        blocks = BlockFolder(record_blocks, about)
     # Without a folder there is nothing to end in good order for.
     stopping = interruptible() if output else nullcontext(None)
     with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar, stopping as stop:
-        pruned = run_job(settings, output, observe=[bar], should_stop=stop)
+        pruned = run_job(
+            settings,
+            output,
+            observe=[bar],
+            observe_blocks=() if blocks is None else [blocks],
+            should_stop=stop,
+        )
+    if blocks is not None:
+        size = f"{blocks.num_bytes / 1e6:.3g} MB"
+        typer.echo(f"{blocks.path} holds {blocks.num_blocks} problems, {size}", err=True)
     tell(pruned, output, json)
 
 

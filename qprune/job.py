@@ -11,12 +11,13 @@ from typing import Any
 
 from qprune.augment import Augmentation
 from qprune.config import Settings
-from qprune.datasets import load_data
+from qprune.datasets import DataSet, load_data
 from qprune.losses import DenseOutputs, Labels
 from qprune.prune import Pruned, prune
 from qprune.records import ScorePoint
 from qprune.report import render_html
 from qprune.run import RunFolder, read_scores, resumed_folder, run_folder
+from qprune.solve import BlockObserver
 from qprune.steps import Observer, Report, Score, Step
 from qprune.threads import limited_threads
 from qprune.zoo import load_model
@@ -91,6 +92,7 @@ def run_job(
     resume: bool = False,
     should_stop: Callable[[], bool] | None = None,
     observe: Sequence[Observer] = (),
+    observe_blocks: Sequence[BlockObserver] = (),
     others: Mapping[str, Score] | None = None,
     augment: Augmentation | None = None,
 ) -> Pruned:
@@ -102,6 +104,7 @@ def run_job(
         resume: go on with the run that ``output`` holds.
         should_stop: asked before every step; True ends the run with the best mask so far.
         observe: called with every step.
+        observe_blocks: called with every problem that the sampler has answered.
         others: scores of other methods, for the report.
         augment: instead of what suits the data by itself.
 
@@ -121,13 +124,12 @@ def run_job(
         pruned = prune(
             model,
             calibration,
-            loss=_LOSSES[settings.target](),
-            augment=(augment or data.augment) if settings.augment else None,
             evaluate=data.score,
             observe=[*observe, *([trace] if folder else [])],
+            observe_blocks=observe_blocks,
             should_stop=should_stop,
             **{"resume_from" if resume else "output_dir": output},
-            **_given(settings),
+            **arguments(settings, data, augment),
         )
         if folder is not None:
             _save(folder, pruned, settings, trace.ending_with(pruned.report), others or {})
@@ -143,10 +145,20 @@ def summary(pruned: Pruned) -> dict[str, Any]:
     return {n: report[n] for n in names} | steps | {n: report[n] for n in times}
 
 
-def _given(settings: Settings) -> dict[str, Any]:
-    """Settings for `prune`; one that is None leaves it to `prune`'s own default."""
+def arguments(
+    settings: Settings, data: DataSet, augment: Augmentation | None = None
+) -> dict[str, Any]:
+    """Settings for `prune`; one that is None leaves it to `prune`'s own default.
+
+    Args:
+        settings: of the run.
+        data: that it is on.
+        augment: instead of what suits the data by itself.
+    """
     values = {name: getattr(settings, name) for name in _PASSED_ON}
-    return {name: value for name, value in values.items() if value is not None}
+    values = {name: value for name, value in values.items() if value is not None}
+    chosen = (augment or data.augment) if settings.augment else None
+    return values | {"loss": _LOSSES[settings.target](), "augment": chosen}
 
 
 def _save(

@@ -27,6 +27,7 @@ from qprune.recording import recording
 from qprune.request import Request
 from qprune.scores import DiagonalFisher, Pruner, Start
 from qprune.setting import Setting, State, prepare, restored_on_error
+from qprune.solve import BlockObserver
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
@@ -79,6 +80,7 @@ def prune(
     batch_size: int | None = None,
     seed: int = 0,
     observe: Observer | Sequence[Observer] = (),
+    observe_blocks: BlockObserver | Sequence[BlockObserver] = (),
     executor: Any = None,
     max_seconds: float | None = None,
     max_steps: int | None = None,
@@ -127,6 +129,8 @@ def prune(
         batch_size: samples per forward pass; default by the size of the activations.
         seed: one seed, one mask.
         observe: called with every `Step`.
+        observe_blocks: called with every problem that the sampler has answered
+            (`qprune.solve.SolvedBlock`); a `qprune.block_folder.BlockFolder` keeps them.
         executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
@@ -178,10 +182,12 @@ def prune(
         max_steps=max_steps,
     )
     observers = (observe,) if callable(observe) else tuple(observe)
+    watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     with recording(output_dir, resume_from) as record, restored_on_error(model):
         data = as_calibration(calibration)
         setting = prepare(request, model, data, (record.note, *observers), executor, should_stop)
-        setting = replace(setting, border=care.over(setting.border, record.answers))
+        border = care.over(setting.border, record.answers)
+        setting = replace(setting, border=border, observe_blocks=watchers)
         progress = record.begin(setting, data)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)

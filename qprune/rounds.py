@@ -23,7 +23,7 @@ from qprune.losses import Loss
 from qprune.masks import prune_lowest
 from qprune.scores import Pruner
 from qprune.setting import Setting, State
-from qprune.solve import Answer, Border
+from qprune.solve import Answer, Border, SolvedBlock
 from qprune.steps import BlockRecord, Fault
 from qprune.terms import with_terms
 from qprune.traces import mean_loss
@@ -33,6 +33,8 @@ from solvers import QuadraticProblem
 _ATTEMPTS = 4
 # Samples on which the loss before a compensation is noted; it decides nothing.
 _NOTED = 256
+# What a sampler is asked: the problem, the present decision, a seed.
+_Job = tuple[QuadraticProblem, NDArray[np.int8], int]
 # Rounds for which weights rest that were offered and not changed.
 _REST = 2
 
@@ -240,7 +242,7 @@ class _Attempt:
         """Take all proposals, else the better half, ..., else the best at a higher price."""
         with self.watch.phase("accept"):
             present = self.setting.judge(self.loss)
-        solved = self._solve(proposals, state.trust.price)
+        solved = self._solve(state, proposals)
         trying = sorted((p for p in solved if p.flips), key=lambda p: p.predicted)
         if not trying:
             self._note(state, solved, False, 0.0, present)
@@ -263,7 +265,7 @@ class _Attempt:
             state = replace(state, trust=state.trust.raised(predicted, flips))
             if attempt == _ATTEMPTS:
                 break
-            solved = self._solve(trying, state.trust.price)
+            solved = self._solve(state, trying)
             trying = [p for p in solved if p.flips]
             if not trying:
                 # A step of its own, where there are faults to tell: none may follow.
@@ -282,13 +284,13 @@ class _Attempt:
             indices = torch.from_numpy(proposal.block.indices)
             self.setting.layers.write_at(indices, state.values[indices])
 
-    def _solve(self, proposals: Sequence[Proposal], price: float) -> list[Proposal]:
+    def _solve(self, state: State, proposals: Sequence[Proposal]) -> list[Proposal]:
         key = (self.stage, self.number)
         with self.watch.phase("solve"):
             run = map if self.setting.executor is None else self.setting.executor.map
             jobs = [
                 (
-                    repriced(p.problem, p.block, price),
+                    repriced(p.problem, p.block, state.trust.price),
                     p.block.pruned,
                     _seed(self.setting.request.seed, *key, b),
                 )
@@ -298,7 +300,36 @@ class _Attempt:
         for number, answer in enumerate(answers):
             for fault in answer.faults:
                 self.setting.journal.fault(replace(fault, block=number))
-        return [replace(p, answer=a) for p, a in zip(proposals, answers, strict=True)]
+        solved = [replace(p, answer=a) for p, a in zip(proposals, answers, strict=True)]
+        self._tell(state, solved, jobs)
+        return solved
+
+    def _tell(self, state: State, solved: Sequence[Proposal], jobs: Sequence[_Job]) -> None:
+        """Show the observers of blocks what was asked, and what came back."""
+        setting = self.setting
+        if not setting.observe_blocks:
+            return
+        sparsity = 1 - int(state.mask.sum()) / setting.layers.size
+        for number, (proposal, (problem, present, seed)) in enumerate(
+            zip(solved, jobs, strict=True)
+        ):
+            assert proposal.answer is not None
+            block = SolvedBlock(
+                step=len(setting.journal.steps),
+                stage=self.stage,
+                round=self.number,
+                block=number,
+                sampler=setting.border.name,
+                layers=setting.layers.count_by_layer(torch.from_numpy(proposal.block.indices)),
+                sparsity=sparsity,
+                problem=problem,
+                present=present,
+                seed=seed,
+                answer=proposal.answer,
+                predicted=proposal.predicted,
+            )
+            for observe in setting.observe_blocks:
+                observe(block)
 
     def _note(
         self, state: State, proposals: Sequence[Proposal], taken: bool, real: float, judged: float
@@ -344,9 +375,7 @@ def note_rollback(setting: Setting, state: State, stage: int, number: int) -> No
     )
 
 
-def _answered(
-    border: Border | CarefulBorder, job: tuple[QuadraticProblem, NDArray[np.int8], int]
-) -> Answer:
+def _answered(border: Border | CarefulBorder, job: _Job) -> Answer:
     # No more than the problem goes out and no more than the answer comes back: executors may
     # be on other machines.
     return border.solve(*job)

@@ -23,7 +23,7 @@ from qprune.masks import prune_lowest
 from qprune.request import Request
 from qprune.samples import DenseNetwork, augmentation_for, sample_size, samples_of
 from qprune.scores import STARTS, Pruner, Situation, Start
-from qprune.solve import Border
+from qprune.solve import BlockObserver, Border
 from qprune.sparsity import BUDGETS, Groups, KeepNofM, checked_sparsity
 from qprune.steps import Observer
 from qprune.traces import (
@@ -85,6 +85,7 @@ class Setting:
         generator: of all random choices outside the sampler.
         journal: the steps so far.
         executor: solves blocks with ``map``; None = one after the other.
+        observe_blocks: called with every problem that the sampler has answered.
     """
 
     request: Request
@@ -106,6 +107,7 @@ class Setting:
     generator: torch.Generator
     journal: Journal
     executor: Any
+    observe_blocks: tuple[BlockObserver, ...] = ()
 
     @property
     def final_compensations(self) -> int:

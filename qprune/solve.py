@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,44 @@ class Answer:
     seconds: float
     info: Mapping[str, Any]
     faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedBlock:
+    """One problem put to the sampler, and what came back.
+
+    Attributes:
+        step: index of the next step; it is of this block, unless the answer changes nothing.
+        stage, round: as in `qprune.steps.Step`.
+        block: which of the step's blocks, from 0.
+        sampler: how reports call it.
+        layers: layer name -> how many of the variables lie in it.
+        sparsity: of the network when it was asked.
+        problem: as it was asked; labels are flat indices of weights, energies nats.
+        present: shape (n,), int8, the decision before; its energy is 0 unless the caller has
+            terms of its own.
+        seed: that the sampler was offered.
+        answer: the decision taken to the acceptance split.
+        predicted: change of the loss that the answer promises, nats: its energy without prices
+            and the caller's terms.
+    """
+
+    step: int
+    stage: int
+    round: int
+    block: int
+    sampler: str
+    layers: Mapping[str, int]
+    sparsity: float
+    problem: QuadraticProblem
+    present: NDArray[np.int8]
+    seed: int
+    answer: Answer
+    predicted: float
+
+
+BlockObserver = Callable[[SolvedBlock], None]
+"""Called with every problem that a sampler has answered, before anything is made of it."""
 
 
 @dataclass(frozen=True, eq=False)

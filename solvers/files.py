@@ -92,13 +92,19 @@ def write_problem(problem: QuadraticProblem, path: str | Path) -> None:
             something the problem has (counts, labels, an offset); the message has the way out.
     """
     path = Path(path)
+    path.write_bytes(problem_bytes(problem, path))
+
+
+def problem_bytes(problem: QuadraticProblem, name: str | Path = "problem.npz") -> bytes:
+    """What a file of that name holds of ``problem``, see `write_problem`."""
+    path = Path(name)
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     writer = _WRITERS.get(suffixes[-1] if suffixes else "")
     if writer is None:
         known = ", ".join(_WRITERS)
         raise InvalidProblemError(f"{path}: no format has this suffix; there are {known}")
     data = writer(problem)
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    return gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
 
 
 def negated(problem: QuadraticProblem) -> QuadraticProblem:

@@ -103,6 +103,15 @@ class Bench:
         """Keep a problem under its name."""
         self._problems[name] = problem
 
+    def forget(self, name: str) -> None:
+        """Drop a problem and all that was made or learned for it."""
+        self._problems.pop(name, None)
+        self._strengths.pop(name, None)
+        held: tuple[Any, ...] = (self._models, self._sweeps, self._learned)
+        for table in held:
+            for key in [key for key in table if key[0] == name]:
+                del table[key]
+
     def define(self, setting: SamplerSetting) -> None:
         """Keep a sampler's setting under its label."""
         self._settings[setting.label] = setting

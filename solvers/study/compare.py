@@ -179,7 +179,7 @@ def compare(
     """
     instances = checked_instances(problems)
     settings = checked_settings(samplers)
-    allowed = _checked_budgets(budgets)
+    allowed = checked_budgets(budgets)
     if repeats < 1 or threads < 1:
         raise StudyError(f"repeats and threads must be at least 1, not {repeats} and {threads}")
     if clock not in CLOCKS:
@@ -250,7 +250,12 @@ def read_study(folder: str | Path) -> Study:
     return Study(read_record(path), read_rows(path), path)
 
 
-def _checked_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
+def checked_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
+    """The budgets, if there are any, each once.
+
+    Raises:
+        StudyError: otherwise.
+    """
     found = tuple(parse_budget(budget) for budget in budgets)
     if not found:
         raise StudyError("a study needs at least one budget, such as 0.5s; none was given")

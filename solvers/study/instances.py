@@ -198,7 +198,9 @@ def _folder(path: Path, counts: Sequence[int], maximize: bool) -> Iterator[Insta
             if file.is_file() and not file.name.startswith((".", "README")):
                 yield from _file(file, counts, maximize, {})
         return
-    for number, line in enumerate((path / BLOCKS).read_text().splitlines(), start=1):
+    # A run that records here, or was killed, may have written its last line in part.
+    whole = (path / BLOCKS).read_text(encoding="utf-8").rpartition("\n")[0]
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
             about = json.loads(line)
             file = path / about["file"]

@@ -114,25 +114,63 @@ def write_page(
     Returns:
         The page.
     """
-    from solvers.study.looks import write_figure
     from solvers.study.sections import study_sections
 
     shown = [*study_sections(findings), *sections]
+    return write_sections(
+        folder, shown, title=title, settings=findings.settings, cards=cards(findings)
+    )
+
+
+def write_sections(
+    folder: Path,
+    sections: Sequence[Section],
+    *,
+    title: str,
+    settings: Mapping[str, Any],
+    cards: Mapping[str, Any],
+) -> Path:
+    """Write a page of any sections, their figures and their tables.
+
+    Args:
+        folder: exists; what is there of an earlier report is replaced.
+        sections: in order.
+        title: heading of the page.
+        settings: shown at the end, name by name.
+        cards: the figures on top, by what they are.
+
+    Returns:
+        The page.
+    """
+    from solvers.study.looks import write_figure
+
     drawn, told = folder / "figures", folder / "tables"
     drawn.mkdir(exist_ok=True)
     told.mkdir(exist_ok=True)
-    for section in shown:
+    for section in sections:
         for drawing in section.drawings:
             write_figure(drawing.figure, drawn, drawing.name)
         for table in section.tables:
             table.write(told)
     path = folder / "report.html"
-    path.write_text(render(findings, title=title, sections=shown), encoding="utf-8")
+    text = page(sections, title=title, settings=settings, cards=cards)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
 def render(findings: Findings, *, title: str, sections: Sequence[Section]) -> str:
-    """The page as text."""
+    """The page of a study as text."""
+    return page(sections, title=title, settings=findings.settings, cards=cards(findings))
+
+
+def page(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    settings: Mapping[str, Any],
+    cards: Mapping[str, Any],
+) -> str:
+    """A page of any sections as text; see `write_sections`."""
     from solvers.study.looks import as_svg
 
     environment = Environment(
@@ -143,17 +181,19 @@ def render(findings: Findings, *, title: str, sections: Sequence[Section]) -> st
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda drawing: Markup(as_svg(drawing.figure, drawing.name))
-    rows = findings.rows
     return environment.get_template("study.html.j2").render(
-        title=title,
-        sections=sections,
-        settings=findings.settings,
-        cards={
-            "problems": rows.problem.nunique(),
-            "samplers": rows.sampler.nunique(),
-            "runs": f"{len(rows):,}",
-            "runs without an answer": f"{int((rows.status != 'ok').sum()):,}",
-            "best known values beaten": int(findings.against.beaten.sum()),
-            "seconds in samplers": f"{rows.seconds.sum():,.0f}",
-        },
+        title=title, sections=sections, settings=settings, cards=cards
     )
+
+
+def cards(findings: Findings) -> dict[str, Any]:
+    """What stands on top of a study's page."""
+    rows = findings.rows
+    return {
+        "problems": rows.problem.nunique(),
+        "samplers": rows.sampler.nunique(),
+        "runs": f"{len(rows):,}",
+        "runs without an answer": f"{int((rows.status != 'ok').sum()):,}",
+        "best known values beaten": int(findings.against.beaten.sum()),
+        "seconds in samplers": f"{rows.seconds.sum():,.0f}",
+    }

@@ -74,6 +74,8 @@ AROUND = (
     "measure",
     "cli_compare",
     "tracking",
+    "block_folder",
+    "study",
     "cli_prune",
     "cli_prune_language",
     "cli_run",

@@ -1,6 +1,7 @@
 """The command line as a user has it: a real run on real digits, and what mistakes get."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,22 @@ def test_the_written_configuration_repeats_the_run(finished, tmp_path, qprune):
     first, again = load_file(folder / MASK), load_file(tmp_path / "again" / MASK)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert (folder / MODEL).read_bytes() == (tmp_path / "again" / MODEL).read_bytes()
+
+
+def test_recorded_blocks_go_to_a_comparison_and_the_run_is_as_without(finished, tmp_path, qprune):
+    blocks, again = tmp_path / "blocks", tmp_path / "again"
+    config = ["--config", finished[0] / CONFIG]
+    code, _, err = qprune("prune", *config, "--output", again, "--record-blocks", blocks)
+    assert code == 0, err
+    assert re.search(rf"{blocks} holds \d+ problems, [\d.]+ MB", err)
+    assert (again / MODEL).read_bytes() == (finished[0] / MODEL).read_bytes()
+    samplers = ["--sampler", "greedy", "--sampler", "random", "--budget", "1reads"]
+    done = run("compare", blocks, *samplers, "--repeats", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runs"] == 2 * len(list(blocks.glob("*.npz"))) > 4
+    code, _, err = qprune("prune", *config, "--record-blocks", blocks)
+    assert code == 2
+    assert "is not empty; choose a new folder" in err
 
 
 def test_a_model_and_data_of_the_users_own(tmp_path, monkeypatch, qprune):

@@ -1,0 +1,120 @@
+"""Does a better sampler give a better network? One pruning run, sampler after sampler.
+
+    python -m benchmarks.end_to_end_study --data DATA --output runs/end_to_end   # about 15 min
+    python -m benchmarks.end_to_end_study --data DATA --only mlpnet --repeats 1  # about 4 min
+
+DATA is the folder that `benchmarks.pruning` reads. Every sampler has the same CPU seconds for
+each block; stopped at any moment, the same command goes on. One run at a time, one thread,
+seed 0; the tables are in the study's folder and in END_TO_END.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qprune.cli_compare import StudyBar, summary_table
+from qprune.config import make_settings
+from qprune.study import compare_pruning
+from qprune.study.measures import summary_records
+from qprune.study.report import write_pruning_report
+
+SAMPLERS = ("relax", "swap-anneal", "sa", "tabu", "greedy", "random")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of the study.
+
+    Attributes:
+        weights, data: file names in DATA, and the kind of data.
+        settings: for `qprune.config.make_settings`.
+        samplers: names.
+        budgets: of one block.
+        repeats: unless the command line says otherwise.
+    """
+
+    weights: str
+    data: tuple[str, str]
+    settings: dict[str, Any]
+    samplers: tuple[str, ...]
+    budgets: tuple[str, ...]
+    repeats: int
+
+
+PARTS = {
+    "mlpnet": Part(
+        "mlpnet_mnist.safetensors",
+        ("mnist", "mnist.npz"),
+        {
+            "model": "mlpnet",
+            "compensate": False,
+            "block_size": 512,
+            "stages": 10,
+            "rounds": 2,
+            "final_rounds": 10,
+        },
+        SAMPLERS,
+        ("0.01s", "0.1s"),
+        3,
+    ),
+    "resnet20": Part(
+        "resnet20_cifar10.safetensors",
+        ("cifar10", "cifar10_subset.npz"),
+        {
+            "model": "resnet20",
+            "normalization": "half",
+            "start": "magnitude",
+            "num_calibration_samples": 1000,
+            "samples_per_step": 200,
+            "block_size": 512,
+            "num_blocks": 4,
+            "stages": 5,
+            "rounds": 1,
+            "final_rounds": 3,
+        },
+        SAMPLERS,
+        ("0.1s",),
+        1,
+    ),
+}
+
+
+def settings_of(part: Part, data: Path) -> Any:
+    """The part's pruning run, at 95 %."""
+    kind, file = part.data
+    given = {"weights": data / part.weights, "data": f"{kind}:{data / file}", "sparsity": 0.95}
+    return make_settings(part.settings | given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("runs/end_to_end"))
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        part, folder = PARTS[name], arguments.output / name
+        with StudyBar(Console(stderr=True)) as bar:
+            study = compare_pruning(
+                settings_of(part, arguments.data),
+                part.samplers,
+                part.budgets,
+                arguments.repeats or part.repeats,
+                arguments.seed,
+                folder=folder,
+                clock="cpu",
+                observe=bar,
+            )
+        Console(width=150).print(summary_table(summary_records(study)))
+        Console().print(str(write_pruning_report(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""The same pruning run with one sampler after another: does a better answer prune better?"""
+
+from qprune.study.compare import PruningStudy, compare_pruning, read_pruning_study
+from qprune.study.trial import ModelTrial, SettingsTrial
+
+__all__ = [
+    "ModelTrial",
+    "PruningStudy",
+    "SettingsTrial",
+    "compare_pruning",
+    "read_pruning_study",
+]

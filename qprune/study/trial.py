@@ -1,0 +1,193 @@
+"""A pruning run that can be made again and again, in another process, but for its sampler."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from qprune.calibration import Calibration, as_calibration
+from qprune.config import Settings
+from qprune.errors import ImpossibleRequestError
+from qprune.fingerprint import digest_of_data, digest_of_model, plain_settings
+from qprune.prune import Pruned, prune
+from qprune.solve import BlockObserver
+from qprune.steps import Score
+
+#: What the study decides, and no trial.
+_RESERVED = (
+    "sampler",
+    "sampler_options",
+    "seed",
+    "observe",
+    "observe_blocks",
+    "evaluate",
+    "executor",
+    "output_dir",
+    "resume_from",
+    "should_stop",
+    "max_seconds",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A trial with model and data in memory.
+
+    Attributes:
+        model: dense; never changed.
+        calibration: seed -> the samples that the run with that seed sees.
+        evaluate: model -> its score on test data; None without.
+        options: for `qprune.prune`.
+    """
+
+    model: nn.Module
+    calibration: Callable[[int], Calibration]
+    evaluate: Callable[[nn.Module], Score] | None
+    options: Mapping[str, Any]
+
+    def prune(self, sampler: Any, seed: int, observe_blocks: Sequence[BlockObserver]) -> Pruned:
+        """One run.
+
+        Raises:
+            QpruneError, SolverError: see `qprune.prune`.
+        """
+        return prune(
+            copy.deepcopy(self.model),
+            self.calibration(seed),
+            sampler=sampler,
+            seed=seed,
+            evaluate=self.evaluate,
+            observe_blocks=observe_blocks,
+            **self.options,
+        )
+
+
+class Trial(Protocol):
+    """What a study makes with every sampler; it is sent to another process."""
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """All that decides the run, JSON-friendly; equal for equal trials only."""
+        ...
+
+    def load(self) -> Loaded:
+        """Model and data in memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class SettingsTrial:
+    """The run of ``qprune prune --config``; its seed and sampler are the study's.
+
+    Raises:
+        ImpossibleRequestError: it has a time limit, under which a run's steps depend on the
+            machine's other work.
+    """
+
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        if self.settings.max_seconds is not None:
+            raise ImpossibleRequestError(
+                "max_seconds would end a run after so much of everything, and not give every "
+                "sampler the same time; leave it out, and give the study a budget"
+            )
+
+    @property
+    def title(self) -> str:
+        """Model and sparsity."""
+        return self.settings.title
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings, and a digest of the file of weights."""
+        free = {"sampler", "sampler_options", "seed", "max_seconds", "threads"}
+        told = self.settings.model_dump(mode="json", exclude=free)
+        weights = self.settings.weights
+        if weights is not None:
+            try:
+                told["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+            except OSError as error:
+                raise ImpossibleRequestError(
+                    f"cannot read the weights {weights}: {error.strerror}"
+                ) from error
+        return told
+
+    def load(self) -> Loaded:
+        """See `qprune.zoo.load_model` and `qprune.datasets.load_data`."""
+        from qprune.datasets import load_data
+        from qprune.job import arguments
+        from qprune.zoo import load_model
+
+        asked = self.settings
+        data = load_data(asked.data, asked.normalization)
+        options = arguments(asked, data)
+        return Loaded(
+            load_model(asked.model, asked.weights),
+            lambda seed: data.calibration(asked.num_calibration_samples, seed),
+            data.score,
+            {name: value for name, value in options.items() if name not in _RESERVED},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ModelTrial:
+    """A run of `qprune.prune` on a model in hand.
+
+    Args:
+        model: dense, picklable; left as it is.
+        calibration: as for `qprune.prune`; the same for all seeds.
+        evaluate: model -> `Score` on test data; a function of a module, not of a notebook.
+        options: of `qprune.prune`: sparsity, stages, ...
+        name: in figures and tables; the model's class if not given.
+
+    Raises:
+        ImpossibleRequestError: an option is the study's own, or `qprune.prune` has none of it.
+    """
+
+    model: nn.Module
+    calibration: Any
+    evaluate: Callable[[nn.Module], Score] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        known = set(inspect.signature(prune).parameters) - {"model", "calibration"}
+        for option in self.options:
+            if option in _RESERVED:
+                raise ImpossibleRequestError(f"{option} is the study's to choose; leave it out")
+            if option not in known:
+                raise ImpossibleRequestError(
+                    f"qprune.prune has no option {option!r}; it has: {', '.join(sorted(known))}"
+                )
+
+    @property
+    def title(self) -> str:
+        """Name and sparsity."""
+        sparsity = self.options.get("sparsity")
+        asked = "" if sparsity is None else f" pruned to {100 * sparsity:.4g} %"
+        return (self.name or type(self.model).__name__) + asked
+
+    def to_json(self) -> dict[str, Any]:
+        """Digests of model and data, and the options."""
+        return plain_settings(
+            {
+                "model": digest_of_model(self.model),
+                "data": digest_of_data(as_calibration(self.calibration)),
+                **self.options,
+            }
+        )
+
+    def load(self) -> Loaded:
+        """As it is."""
+        data = as_calibration(self.calibration)
+        return Loaded(self.model, lambda seed: data, self.evaluate, self.options)
