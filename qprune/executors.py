@@ -8,15 +8,21 @@ block and its seed alone, so that one worker and a thousand give the same mask.
 from __future__ import annotations
 
 import logging
-import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+import torch
+from numpy.typing import NDArray
+
 from qprune.errors import ImpossibleRequestError
+from qprune.parcels import Packer, unpacked
+from qprune.threads import limited_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,9 +45,11 @@ class Executor(Protocol):
 class RayExecutor:
     """Solves blocks on a Ray cluster, in batches of at least half a second of work.
 
-    What all items share (the function, with the sampler in it) goes once through the object
-    store. A batch whose worker dies is given to another; when that fails time and again, it is
-    done here, so that no result is lost.
+    How long an item takes is known from the call before; less than one batch in all is done
+    here. An array that several items share goes once through the object store. A batch whose
+    worker dies is given to another; when that fails time and again, it is done here, so that no
+    result is lost. Workers use as many threads of arithmetic as this process, and are to have
+    the same versions of everything, and processors of the same kind, for the same last digits.
 
     Args:
         address: of a running cluster; None starts one on this machine.
@@ -62,36 +70,41 @@ class RayExecutor:
         self._ray = _ray()
         self._batch_seconds = batch_seconds
         self._seconds_per_item = 0.0
-        try:
-            self._ray.init(address, log_to_driver=False, ignore_reinit_error=True, **options)
-        except Exception as error:
-            raise ImpossibleRequestError(
-                f"cannot reach the Ray cluster {address or 'on this machine'}: "
-                f"{' '.join(str(error).split())[:200]}; `ray status` tests it"
-            ) from error
-        self._remote = self._ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(timed)
+        self._own = not self._ray.is_initialized()
+        if self._own:
+            _connect(self._ray, address, options)
+        self._packer = Packer(self._ray.cloudpickle.CloudPickler, self._ray.put)
+        self._remote = self._ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_unpacked_and_timed)
 
     def map(self, function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
         """The results, in the order of ``items``; what ``function`` raises is raised here."""
-        shared = self._ray.put(function)
-        batches = list(batched(list(items), self._batch_size))
-        references = [self._remote.remote(shared, batch) for batch in batches]
-        results: list[R] = []
-        for reference, batch in zip(references, batches, strict=True):
-            found, seconds = self._result(reference, function, batch)
-            self._seconds_per_item = seconds / len(batch)
-            results += found
-        return results
+        items = list(items)
+        if not items:
+            return []
+        batches = list(batched(items, self._num_batches(len(items))))
+        if len(batches) == 1 and self._seconds_per_item:
+            done = [timed(function, items)]
+        else:
+            references = [self._sent(function, batch) for batch in batches]
+            self._packer.forget_unused()
+            done = [self._result(r, function, b) for r, b in zip(references, batches, strict=True)]
+        self._seconds_per_item = sum(seconds for _, seconds in done) / len(items)
+        return [result for results, _ in done for result in results]
 
     def close(self) -> None:
         """Leave the cluster, and end it if it was started here."""
-        self._ray.shutdown()
+        if self._own:
+            self._ray.shutdown()
 
-    @property
-    def _batch_size(self) -> int:
+    def _num_batches(self, number: int) -> int:
         if not self._seconds_per_item:
-            return 1
-        return max(1, math.ceil(self._batch_seconds / self._seconds_per_item))
+            return number
+        work = number * self._seconds_per_item
+        return max(1, min(number, int(work / self._batch_seconds)))
+
+    def _sent(self, function: Callable[[T], R], batch: Sequence[T]) -> Any:
+        parcel = self._packer.pack((function, batch))
+        return self._remote.remote(torch.get_num_threads(), parcel.payload, *parcel.arrays)
 
     def _result(
         self, reference: Any, function: Callable[[T], R], batch: Sequence[T]
@@ -113,10 +126,19 @@ def timed(function: Callable[[T], R], batch: Sequence[T]) -> tuple[list[R], floa
     return [function(item) for item in batch], time.perf_counter() - began
 
 
-def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive parts of at most ``size`` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _unpacked_and_timed(
+    num_threads: int, payload: bytes, *arrays: NDArray[Any]
+) -> tuple[list[Any], float]:
+    """On a worker: the batch of a parcel."""
+    function, batch = unpacked(payload, arrays)
+    with limited_threads(num_threads):
+        return timed(function, batch)
+
+
+def batched(items: Sequence[T], number: int) -> Iterator[Sequence[T]]:
+    """``number`` consecutive parts, as even as can be; one item at least in each."""
+    for part in range(number):
+        yield items[part * len(items) // number : (part + 1) * len(items) // number]
 
 
 @contextmanager
@@ -150,11 +172,42 @@ def executor_named(spec: str | None) -> Iterator[Executor | None]:
 
 
 def _ray() -> Any:
+    # Asked before the import: no figures of use leave this machine.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # pyright: ignore[reportMissingImports]
+        import ray.cloudpickle  # pyright: ignore[reportMissingImports]
         import ray.exceptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImpossibleRequestError(
             "--executor ray needs Ray, which is not installed; run: pip install 'qprune[ray]'"
         ) from error
     return ray
+
+
+def _connect(ray: Any, address: str | None, options: Mapping[str, Any]) -> None:
+    usual: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # A cluster of its own: without a word, Ray joins whichever was started last.
+        address, usual = "local", usual | {"include_dashboard": False}
+    with _signals_kept():
+        try:
+            ray.init(address, **(usual | options))
+        except Exception as error:
+            raise ImpossibleRequestError(
+                f"cannot reach the Ray cluster {address}: "
+                f"{' '.join(str(error).split())[:200]}; `ray status` tests it"
+            ) from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts its own handler of SIGTERM in place; a run has one that ends in good order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

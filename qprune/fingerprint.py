@@ -21,8 +21,9 @@ from qprune.errors import RunFolderError
 from qprune.setting import Setting
 from qprune.traces import outputs_of
 
-# What a resumed run may do otherwise than the first: it changes when a run ends, not its steps.
-_FREE = ("max_seconds",)
+# What a resumed run may do otherwise than the first: whether it starts and when it ends, not its
+# steps.
+_FREE = ("max_seconds", "max_memory")
 _PACKAGES = ("qprune", "torch", "numpy", "numba", "dimod", "dwave-samplers")
 
 

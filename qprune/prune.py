@@ -6,6 +6,7 @@ compensate ] -> report
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,9 +21,11 @@ from qprune.calibration import as_calibration
 from qprune.compensate import Compensate
 from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
+from qprune.estimate import Estimate, require_fit
 from qprune.faults import Care
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
+from qprune.needs import Plan, needs_of
 from qprune.recording import recording
 from qprune.request import Request
 from qprune.scores import DiagonalFisher, Pruner, Start
@@ -32,6 +35,9 @@ from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
 from qprune.walk import walk
+from solvers.memory import available_memory, peak_memory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +90,8 @@ def prune(
     executor: Any = None,
     max_seconds: float | None = None,
     max_steps: int | None = None,
+    max_memory: float | None = None,
+    expect: Callable[[Estimate], None] | None = None,
     evaluate: Callable[[nn.Module], Score] | None = None,
     output_dir: str | Path | None = None,
     resume_from: str | Path | None = None,
@@ -134,11 +142,15 @@ def prune(
         executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
+        max_memory: bytes that the process may hold; a run that needs more is refused before it
+            starts. Default: what is in use and what is available; ``math.inf`` never refuses.
+        expect: called with what the run needs before it starts; what it raises ends the run. The
+            same is logged, and in the report.
         evaluate: model -> `Score` on test data; fills the report's dense, start and final.
         output_dir: folder for the journal and checkpoints of this run, so that it can be resumed.
         resume_from: the ``output_dir`` of a run that was stopped or killed. Everything else must
             be as it was then, the model dense; the mask is the one of a run never stopped. Only
-            ``max_seconds`` may change; the time spent before counts.
+            ``max_seconds`` and ``max_memory`` may change; the time spent before counts.
         should_stop: asked before every step; True ends the run as ``max_seconds`` does.
 
     Raises:
@@ -180,12 +192,16 @@ def prune(
         seed=seed,
         max_seconds=max_seconds,
         max_steps=max_steps,
+        max_memory=max_memory,
     )
     observers = (observe,) if callable(observe) else tuple(observe)
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     with recording(output_dir, resume_from) as record, restored_on_error(model):
         data = as_calibration(calibration)
-        setting = prepare(request, model, data, (record.note, *observers), executor, should_stop)
+        foresee = partial(_stated, executor=executor, expect=expect)
+        setting = prepare(
+            request, model, data, (record.note, *observers), executor, should_stop, foresee
+        )
         border = care.over(setting.border, record.answers)
         setting = replace(setting, border=border, observe_blocks=watchers)
         progress = record.begin(setting, data)
@@ -209,8 +225,27 @@ def prune(
         dense=dense,
         start=first,
         final=final,
+        estimate=setting.estimate and setting.estimate.to_json(),
+        peak_memory=int(peak_memory()),
     )
     return Pruned(model, mask_by_name(setting.layers, state.mask), report)
+
+
+def _stated(
+    plan: Plan, *, executor: Any, expect: Callable[[Estimate], None] | None
+) -> Estimate | None:
+    """What the run needs, logged and told.
+
+    Raises:
+        ImpossibleRequestError: it does not fit.
+    """
+    expected = needs_of(plan, executor)
+    if expected is not None:
+        logger.info("%s", expected)
+        if expect is not None:
+            expect(expected)
+        require_fit(expected, available_memory(), plan.request.max_memory)
+    return expected
 
 
 def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:

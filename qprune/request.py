@@ -51,6 +51,7 @@ class Request:
     seed: int
     max_seconds: float | None
     max_steps: int | None
+    max_memory: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Every argument as JSON has it; objects by their representation."""
@@ -99,4 +100,8 @@ class Request:
         if self.max_seconds is not None and not self.max_seconds >= 0:
             raise ImpossibleRequestError(
                 f"max_seconds must be at least 0, not {self.max_seconds!r}"
+            )
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise ImpossibleRequestError(
+                f"max_memory must be more than 0 bytes, not {self.max_memory!r}"
             )

@@ -16,10 +16,12 @@ from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
 from qprune.effort import Effort, effort_for
 from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.estimate import Estimate
 from qprune.journal import Journal
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
+from qprune.needs import Plan
 from qprune.request import Request
 from qprune.samples import DenseNetwork, augmentation_for, sample_size, samples_of
 from qprune.scores import STARTS, Pruner, Situation, Start
@@ -86,6 +88,7 @@ class Setting:
         journal: the steps so far.
         executor: solves blocks with ``map``; None = one after the other.
         observe_blocks: called with every problem that the sampler has answered.
+        estimate: what the run was said to need; None where nobody asked, or nobody knows.
     """
 
     request: Request
@@ -108,6 +111,7 @@ class Setting:
     journal: Journal
     executor: Any
     observe_blocks: tuple[BlockObserver, ...] = ()
+    estimate: Estimate | None = None
 
     @property
     def final_compensations(self) -> int:
@@ -224,8 +228,18 @@ def prepare(
     observers: Sequence[Observer],
     executor: Any,
     should_stop: Callable[[], bool] | None = None,
+    foresee: Callable[[Plan], Estimate | None] | None = None,
 ) -> Setting:
     """Check the request against model and data, and make it concrete.
+
+    Args:
+        request: what is asked.
+        model: dense.
+        calibration: all the data that the method sees.
+        observers: called with every step.
+        executor: see `Setting`.
+        should_stop: see `qprune.journal.Journal`.
+        foresee: says what the run needs, before anything large is made, and may refuse it.
 
     Raises:
         QpruneError, solvers.SolverError: see `qprune.errors`; nothing has been touched.
@@ -260,6 +274,26 @@ def prepare(
     )
     network = DenseNetwork(model, seen.outputs, batch_size)
     augment = augmentation_for(request, fit)
+    curvature = _named("curvature", request.curvature, CURVATURES)
+    compensation = compensation.completed(effort) if compensation else None
+    estimate = foresee and foresee(
+        Plan(
+            request=request,
+            effort=effort,
+            model=model,
+            layers=layers,
+            fit=fit,
+            num_accepted=len(accept),
+            augment=augment,
+            sample=seen,
+            start=start,
+            curvature=curvature,
+            compensation=compensation,
+            border=border,
+            block_size=block_size,
+            batch_size=batch_size,
+        )
+    )
     return Setting(
         request=request,
         effort=effort,
@@ -272,14 +306,15 @@ def prepare(
         accept=samples_of(accept, request.loss, None, network, generator),
         calibration=fit.inputs,
         start=start,
-        curvature=_named("curvature", request.curvature, CURVATURES),
-        compensation=compensation.completed(effort) if compensation else None,
+        curvature=curvature,
+        compensation=compensation,
         border=border,
         block_size=block_size,
         batch_size=batch_size,
         generator=generator,
         journal=Journal(observers, request.max_seconds, request.max_steps, should_stop),
         executor=executor,
+        estimate=estimate,
     )
 
 

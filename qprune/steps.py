@@ -152,6 +152,8 @@ class Report:
     dense: Score | None = None
     start: Score | None = None
     final: Score | None = None
+    estimate: Mapping[str, Any] | None = None
+    peak_memory: int = 0
 
     @property
     def num_accepted(self) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import resource
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from solvers.errors import ProblemTooLargeError
 
@@ -11,16 +15,53 @@ _GIB = 2.0**30
 
 
 def available_memory() -> float:
-    """Bytes that can be allocated without swapping; infinite where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
+    """Bytes that can be had without swapping, by the host and by the limits of its containers."""
+    host = float(psutil.virtual_memory().available)
+    return min(host, cgroup_memory())
+
+
+def peak_memory() -> float:
+    """The most bytes that this process has held in memory so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def cgroup_memory(process: Path = Path("/proc/self"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the control groups of a process leave it; infinite where there are none.
+
+    Both versions are read: a container's limit is that of its own group or of one around it.
+    Pages of files that can be dropped at once do not count as used.
+    """
     try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
+        lines = (process / "cgroup").read_text().split()
+    except OSError:
         return float("inf")
+    left = [float("inf")]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            left += _left(root, path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            left += _left(root / "memory", path, *names)
+    return min(left)
+
+
+def _left(top: Path, path: str, limit: str, usage: str) -> Iterator[float]:
+    """What each group from ``path`` up to ``top`` leaves."""
+    own = top / path.strip("/")
+    for folder in (own, *own.parents):
+        if not folder.is_relative_to(top):
+            return
+        try:
+            most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
+            stat = (folder / "memory.stat").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if most != "max":
+            figures = dict(zip(stat[::2], stat[1::2], strict=False))
+            files = figures.get("total_inactive_file", figures.get("inactive_file", "0"))
+            yield float(max(0, int(most) - used + int(files)))
 
 
 def require_memory(

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 #: The walk's modules in the order in which they may import one another: only leftwards.
 CORE = (
     "errors",
+    "estimate",
+    "gauge",
     "folder",
     "steps",
     "records",
@@ -41,6 +43,7 @@ CORE = (
     "request",
     "samples",
     "journal",
+    "needs",
     "setting",
     "rounds",
     "walk",
@@ -68,6 +71,7 @@ AROUND = (
     "verify",
     "progress",
     "interrupt",
+    "parcels",
     "executors",
     "packed",
     "hold",

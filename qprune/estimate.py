@@ -1,0 +1,181 @@
+"""What a run will need, stated before it starts: memory, time, and what dominates each.
+
+Pure: the numbers come from elsewhere (`qprune.gauge` measures, `qprune.needs` counts). A run goes
+through phases. What is alive in all of them adds up; of what is alive in one phase alone, the
+largest phase counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qprune.errors import ImpossibleRequestError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the memory, or of the time.
+
+    Attributes:
+        what: in a few words.
+        amount: bytes, or seconds.
+        remedy: what makes it smaller, as a request.
+    """
+
+    what: str
+    amount: float
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run: what is in memory in it alone, and how long it takes.
+
+    Attributes:
+        name: in a word.
+        memory: alive at once, bytes.
+        time: one after the other, seconds; of the whole run.
+    """
+
+    name: str
+    memory: tuple[Part, ...] = ()
+    time: tuple[Part, ...] = ()
+
+    @property
+    def num_bytes(self) -> float:
+        """Bytes alive at once."""
+        return sum(part.amount for part in self.memory)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs.
+
+    Attributes:
+        present: bytes that the process holds before the run: interpreter, libraries, model, data.
+        before: the most that it held so far.
+        memory: what comes on top at the worst moment, largest first.
+        time: seconds, largest first.
+        unknown: what takes time that nobody can foresee; empty where there is none.
+    """
+
+    present: float
+    before: float
+    memory: tuple[Part, ...]
+    time: tuple[Part, ...]
+    unknown: str = ""
+
+    @property
+    def more(self) -> float:
+        """Bytes needed on top of what the process holds."""
+        return sum(part.amount for part in self.memory)
+
+    @property
+    def peak_memory(self) -> float:
+        """Bytes of the process at its largest."""
+        return max(self.before, self.present + self.more)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start to the mask."""
+        return sum(part.amount for part in self.time)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict that `json.dumps` takes."""
+        totals = {"peak_memory": self.peak_memory, "seconds": self.seconds}
+        return totals | asdict(self)
+
+    def __str__(self) -> str:
+        """One line: ``needs about 1.2 GB (most of it ...) and 40 s (most of it ...)``."""
+        held = Part("the process as it is, with model and data", self.present)
+        if self.before > self.present + self.more:
+            held = Part("what loading took", self.before)
+        memory = max((held, *self.memory[:1]), key=lambda part: part.amount).what
+        line = f"needs about {in_bytes(self.peak_memory)} (most of it {memory})"
+        if self.time:
+            line += f" and {in_seconds(self.seconds)} (most of it {self.time[0].what})"
+        return line + (f", and {self.unknown}" if self.unknown else "")
+
+
+def estimate(
+    present: float,
+    before: float,
+    always: Sequence[Part],
+    phases: Sequence[Phase],
+    *,
+    limit: float | None = None,
+    unknown: str = "",
+) -> Estimate:
+    """The whole of a run's phases.
+
+    Args:
+        present: bytes that the process holds now.
+        before: the most that it held so far.
+        always: what is alive from the start to the end of the run.
+        phases: of the run.
+        limit: seconds after which the run ends anyway.
+        unknown: see `Estimate`.
+    """
+    worst = max(phases, key=lambda phase: phase.num_bytes, default=Phase(""))
+    memory = _largest_first([*always, *worst.memory])
+    time = _largest_first([part for phase in phases for part in phase.time])
+    total = sum(part.amount for part in time)
+    if limit is not None and total > limit:
+        time = tuple(Part(part.what, part.amount * limit / total, part.remedy) for part in time)
+    return Estimate(present, before, memory, time, unknown)
+
+
+def require_fit(needs: Estimate, available: float, asked: float | None = None) -> None:
+    """Refuse a run that cannot fit.
+
+    Args:
+        needs: of the run.
+        available: bytes that can still be had.
+        asked: the most that the process may hold, by the caller's word; counts instead.
+
+    Raises:
+        ImpossibleRequestError: says how much is needed, how much there is, what dominates, and
+            what to do.
+    """
+    room = available + needs.present if asked is None else asked
+    if needs.present + needs.more <= room:
+        return
+    worst = needs.memory[0] if needs.memory else Part("the process as it is", needs.present)
+    remedies = [part.remedy for part in needs.memory if part.remedy][:2]
+    ways = f"{' or '.join(remedies)}; or " if remedies else ""
+    whose = "are available" if asked is None else "may be taken (max_memory)"
+    raise ImpossibleRequestError(
+        f"the run needs about {in_bytes(needs.present + needs.more)} of memory, most of it "
+        f"{worst.what} ({in_bytes(worst.amount)}), and {in_bytes(room)} {whose}; {ways}"
+        "raise max_memory to run all the same"
+    )
+
+
+def in_bytes(number: float) -> str:
+    """1234567 as ``1.2 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB" if number < 999.5 else f"{number / 1000:.3g} TB"
+
+
+def in_seconds(number: float) -> str:
+    """Rough, as the estimate is: ``0.4 s``, ``40 s``, ``12 min``, ``3.5 h``, ``2 days``."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if number >= 2 * size:
+            return f"{number / size:.2g} {unit}"
+    return f"{number:.2g} s"
+
+
+def _largest_first(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts of the same name together, the largest first; nothing that is nothing."""
+    amounts: dict[str, Part] = {}
+    for part in parts:
+        before = amounts.get(part.what)
+        amount = part.amount + (before.amount if before else 0.0)
+        amounts[part.what] = Part(part.what, amount, part.remedy)
+    found = [part for part in amounts.values() if part.amount > 0]
+    return tuple(sorted(found, key=lambda part: -part.amount))
