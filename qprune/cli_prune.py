@@ -12,7 +12,9 @@ from rich.table import Table
 
 from qprune.cli_options import parse_options
 from qprune.config import make_settings, merged
+from qprune.errors import ImpossibleRequestError
 from qprune.interrupt import interruptible
+from qprune.ranks import joined, started_ranks
 
 if TYPE_CHECKING:
     from qprune.prune import Pruned
@@ -152,14 +154,22 @@ def prune(
     if is_pretrained(str(merged(given, config).get("model"))):
         from qprune.cli_prune_language import prune_language_model
 
+        if started_ranks() > 1:
+            raise ImpossibleRequestError(
+                "language models are pruned by one process from the command line; start without "
+                "torchrun, or call qprune.prune(..., ranks=qprune.ranks.DataParallel())"
+            )
         prune_language_model(given, config, output, json)
         return
     settings = make_settings(given, config)
     # Without a folder there is nothing to end in good order for.
     stopping = interruptible() if output else nullcontext(None)
-    with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar, stopping as stop:
-        pruned = run_job(settings, output, observe=[bar], should_stop=stop)
-    tell(pruned, output, json)
+    with joined() as ranks, stopping as stop:
+        first = ranks.rank == 0
+        with ProgressBar(settings.asked_sparsity, Console(stderr=True, quiet=not first)) as bar:
+            pruned = run_job(settings, output, observe=[bar], should_stop=stop, ranks=ranks)
+    if first:
+        tell(pruned, output, json)
 
 
 def tell(pruned: Pruned, output: Path | None, json: bool) -> None:

@@ -16,21 +16,23 @@ from torch import Tensor, nn
 
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
-from qprune.calibration import as_calibration
+from qprune.calibration import Calibration, as_calibration
 from qprune.compensate import Compensate
 from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
 from qprune.faults import Care
+from qprune.fingerprint import digest_of_tensors, fingerprint_of
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
-from qprune.recording import recording
+from qprune.ranks import ALONE, Ranks
+from qprune.recording import Recording, recording
 from qprune.request import Request
 from qprune.scores import DiagonalFisher, Pruner, Start
 from qprune.setting import Setting, State, prepare, restored_on_error
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
-from qprune.walk import walk
+from qprune.walk import Progress, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ def prune(
     seed: int = 0,
     observe: Observer | Sequence[Observer] = (),
     executor: Any = None,
+    ranks: Ranks | None = None,
     max_seconds: float | None = None,
     max_steps: int | None = None,
     evaluate: Callable[[nn.Module], Score] | None = None,
@@ -128,6 +131,9 @@ def prune(
         seed: one seed, one mask.
         observe: called with every `Step`.
         executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
+        ranks: processes that share the passes over the samples, each of which calls this with the
+            same arguments: ``qprune.ranks.DataParallel()``, see there. The first one writes
+            ``output_dir``. None = this process alone.
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
         evaluate: model -> `Score` on test data; fills the report's dense, start and final.
@@ -178,17 +184,23 @@ def prune(
         max_steps=max_steps,
     )
     observers = (observe,) if callable(observe) else tuple(observe)
-    with recording(output_dir, resume_from) as record, restored_on_error(model):
+    ranks = ranks or ALONE
+    places = (output_dir, resume_from) if ranks.rank == 0 else (None, None)
+    with ranks.watched(), recording(*places) as record, restored_on_error(model):
         data = as_calibration(calibration)
-        setting = prepare(request, model, data, (record.note, *observers), executor, should_stop)
+        setting = prepare(
+            request, model, data, (record.note, *observers), executor, should_stop, ranks
+        )
         setting = replace(setting, border=care.over(setting.border, record.answers))
-        progress = record.begin(setting, data)
+        progress = _begun(setting, data, record, output_dir or resume_from)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
         setting.layers.write(progress.state.values)
         state = walk(setting, progress, partial(record.keep, setting))
         stopped = setting.journal.stopped
         setting.layers.write(state.values)
+        if ranks.size > 1:
+            ranks.require_equal("outcome", digest_of_tensors({"w": state.values, "m": state.mask}))
         final = _scored(model, evaluate)
     report = Report(
         asked_sparsity=setting.sparsity,
@@ -205,6 +217,26 @@ def prune(
         final=final,
     )
     return Pruned(model, mask_by_name(setting.layers, state.mask), report)
+
+
+def _begun(
+    setting: Setting, data: Calibration, record: Recording, folder: str | Path | None
+) -> Progress:
+    """Where the run stands, on every rank as on the first."""
+    ranks = setting.ranks
+    if ranks.size == 1 and folder is None:
+        return record.begin(setting, None)
+    present = fingerprint_of(setting, data)
+    for what, value in (
+        ("model", present.model),
+        ("calibration data set", present.data),
+        ("request", str(present.settings)),
+        ("version of the code", str(present.code)),
+    ):
+        ranks.require_equal(what, value)
+    progress = ranks.once(lambda: record.begin(setting, present))
+    setting.generator.set_state(ranks.once(setting.generator.get_state))
+    return progress
 
 
 def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,15 +15,18 @@ from qprune.calibration import as_calibration
 from qprune.compensate import Compensate, Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
+from qprune.curvature.fisher import PerSampleFisher
 from qprune.effort import Effort, effort_for
 from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.journal import Journal
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
+from qprune.ranks import ALONE, FirstSolves, Ranks
 from qprune.request import Request
 from qprune.samples import DenseNetwork, augmentation_for, sample_size, samples_of
 from qprune.scores import STARTS, Pruner, Situation, Start
+from qprune.sharding import refuse_other_shardings
 from qprune.solve import Border
 from qprune.sparsity import BUDGETS, Groups, KeepNofM, checked_sparsity
 from qprune.steps import Observer
@@ -37,6 +41,8 @@ from qprune.traces import (
 from qprune.trust import Trust
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # A batch is as large as keeps its traced activations below this many numbers.
 _BATCH_FLOATS = 1 << 27
@@ -85,6 +91,7 @@ class Setting:
         generator: of all random choices outside the sampler.
         journal: the steps so far.
         executor: solves blocks with ``map``; None = one after the other.
+        ranks: who passes which batch of samples.
     """
 
     request: Request
@@ -106,6 +113,7 @@ class Setting:
     generator: torch.Generator
     journal: Journal
     executor: Any
+    ranks: Ranks = ALONE
 
     @property
     def final_compensations(self) -> int:
@@ -125,7 +133,7 @@ class Setting:
         loss = self.request.loss
         if not loss.fits(values_move=self.compensation is not None):
             return loss
-        outputs = outputs_of(self.model, samples.inputs, self.batch_size)
+        outputs = outputs_of(self.model, samples.inputs, self.batch_size, self.ranks)
         return loss.refit(outputs, samples.targets)
 
     def expand(self, samples: Samples, loss: Loss) -> Expansion:
@@ -222,6 +230,7 @@ def prepare(
     observers: Sequence[Observer],
     executor: Any,
     should_stop: Callable[[], bool] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Setting:
     """Check the request against model and data, and make it concrete.
 
@@ -256,8 +265,17 @@ def prepare(
         Trust(),
         torch.zeros(layers.size, dtype=torch.int32),
     )
-    network = DenseNetwork(model, seen.outputs, batch_size)
+    network = DenseNetwork(model, seen.outputs, batch_size, ranks)
     augment = augmentation_for(request, fit)
+    if min(len(fit), effort.samples_per_step) <= (ranks.size - 1) * batch_size:
+        logger.warning(
+            "%d ranks share batches of %d samples and some get none; pass a smaller batch_size",
+            ranks.size,
+            batch_size,
+        )
+    curvature = _named("curvature", request.curvature, CURVATURES)
+    if layers.sharded:
+        _refuse_sharded(layers, ranks, start, curvature, compensation)
     return Setting(
         request=request,
         effort=effort,
@@ -270,14 +288,15 @@ def prepare(
         accept=samples_of(accept, request.loss, None, network, generator),
         calibration=fit.inputs,
         start=start,
-        curvature=_named("curvature", request.curvature, CURVATURES),
+        curvature=curvature,
         compensation=compensation.completed(effort) if compensation else None,
         border=border,
         block_size=block_size,
         batch_size=batch_size,
         generator=generator,
-        journal=Journal(observers, request.max_seconds, request.max_steps, should_stop),
-        executor=executor,
+        journal=Journal(observers, request.max_seconds, request.max_steps, should_stop, ranks),
+        executor=executor if ranks.size == 1 else FirstSolves(ranks, executor),
+        ranks=ranks,
     )
 
 
@@ -327,6 +346,28 @@ def _named(what: str, value: T | str, known: Mapping[str, T]) -> T:
     if value not in known:
         raise ImpossibleRequestError(f"no {what} named {value!r}; there are: {', '.join(known)}")
     return known[value]
+
+
+def _refuse_sharded(
+    layers: Layers,
+    ranks: Ranks,
+    start: Start | Pruner,
+    curvature: Curvature,
+    compensation: Compensate | None,
+) -> None:
+    """Refuse what reads weights that a sharded model does not hold while it runs."""
+    for layer in layers:
+        refuse_other_shardings(layer.name, layer.module.weight, ranks.size)
+    for what, given, supported in (
+        ("start", not isinstance(start, Pruner), "a start that scores, such as DiagonalFisher()"),
+        ("curvature", isinstance(curvature, PerSampleFisher), "a Fisher matrix"),
+        ("compensate", isinstance(compensation, Compensation | None), "Compensation(), or False"),
+    ):
+        if not given:
+            raise ImpossibleRequestError(
+                f"{what} does not suit a sharded model; it takes {supported}, or shard nothing "
+                "and let every rank hold the model"
+            )
 
 
 def _in_one_stage(effort: Effort, request: Request) -> Effort:

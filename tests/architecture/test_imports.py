@@ -16,6 +16,8 @@ CORE = (
     "folder",
     "steps",
     "records",
+    "ranks",
+    "sharding",
     "layers",
     "calibration",
     "losses",
