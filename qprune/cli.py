@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, cast
@@ -62,5 +63,11 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo("qprune: " + " ".join(message.split()), err=True)
+    rank = os.environ.get("RANK", "0")
+    who = "qprune" if rank == "0" else f"qprune (rank {rank})"
+    typer.echo(f"{who}: " + " ".join(message.split()), err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from qprune.cli_options import parse_options
 from qprune.config import make_settings, merged
 from qprune.errors import ImpossibleRequestError
 from qprune.interrupt import interruptible
+from qprune.ranks import joined, started_ranks
 
 if TYPE_CHECKING:
     from qprune.prune import Pruned
@@ -163,6 +164,11 @@ def prune(
                 "model is pruned here layer by layer, without one (the walk qprune.prune takes "
                 "observe_blocks for it)"
             )
+        if started_ranks() > 1:
+            raise ImpossibleRequestError(
+                "language models are pruned by one process from the command line; start without "
+                "torchrun, or call qprune.prune(..., ranks=qprune.ranks.DataParallel())"
+            )
         prune_language_model(given, config, output, json)
         return
     settings = make_settings(given, config)
@@ -174,14 +180,19 @@ def prune(
         blocks = BlockFolder(record_blocks, about)
     # Without a folder there is nothing to end in good order for.
     stopping = interruptible() if output else nullcontext(None)
-    with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar, stopping as stop:
-        pruned = run_job(
-            settings,
-            output,
-            observe=[bar],
-            observe_blocks=() if blocks is None else [blocks],
-            should_stop=stop,
-        )
+    with joined() as ranks, stopping as stop:
+        first = ranks.rank == 0
+        with ProgressBar(settings.asked_sparsity, Console(stderr=True, quiet=not first)) as bar:
+            pruned = run_job(
+                settings,
+                output,
+                observe=[bar],
+                observe_blocks=[blocks] if blocks and first else (),
+                should_stop=stop,
+                ranks=ranks,
+            )
+    if not first:
+        return
     if blocks is not None:
         size = f"{blocks.num_bytes / 1e6:.3g} MB"
         typer.echo(f"{blocks.path} holds {blocks.num_blocks} problems, {size}", err=True)

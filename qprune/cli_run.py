@@ -10,6 +10,7 @@ from rich.console import Console
 
 from qprune.cli_prune import tell
 from qprune.interrupt import interruptible
+from qprune.ranks import joined
 
 #: Exit code where a folder tells a lie.
 LIE = 1
@@ -45,10 +46,14 @@ def resume(
         return
     if max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": max_seconds})
-    bar = ProgressBar(settings.asked_sparsity, Console(stderr=True))
-    with bar, interruptible() as stop:
-        pruned = run_job(settings, folder, resume=True, observe=[bar], should_stop=stop)
-    tell(pruned, folder, json)
+    with joined() as ranks, interruptible() as stop:
+        first = ranks.rank == 0
+        with ProgressBar(settings.asked_sparsity, Console(stderr=True, quiet=not first)) as bar:
+            pruned = run_job(
+                settings, folder, resume=True, observe=[bar], should_stop=stop, ranks=ranks
+            )
+    if first:
+        tell(pruned, folder, json)
 
 
 def check(folder: Folder) -> None:

@@ -16,12 +16,22 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.func import functional_call, jvp, vjp
 
 from qprune.effort import THOROUGH, Effort
 from qprune.layers import Layers
 from qprune.losses import Loss
-from qprune.traces import Samples, differentiating, forward
+from qprune.ranks import Parts
+from qprune.sharding import Tangents
+from qprune.traces import (
+    Recorder,
+    Samples,
+    differentiating,
+    forward,
+    gradients_by_weight,
+    recording,
+)
 
 
 class Compensate(Protocol):
@@ -152,6 +162,8 @@ def gauss_newton(
     H = 1/m sum_s J_s' C_s J_s, J_s the derivative of the outputs of sample s by the weights and
     C_s the second derivative of its loss by the outputs.
     """
+    if layers.sharded:
+        return _sharded_gauss_newton(model, layers, samples, loss, batch_size)
     names = [layer.parameter_name for layer in layers]
     # Copies: the caller may try a step before it asks for the next.
     weights = [layer.module.weight.detach().clone() for layer in layers]
@@ -163,21 +175,56 @@ def gauss_newton(
 
         return function
 
-    def flat(parts: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([part.reshape(-1) for part in parts])
-
     def shaped(vector: Tensor) -> tuple[Tensor, ...]:
         parts = zip(layers.split(vector), weights, strict=True)
         return tuple(part.view_as(weight) for part, weight in parts)
 
     def product(vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
+
+        def one(_: int, batch: Samples) -> tuple[None, Parts]:
+            function = run(batch.inputs)
+            outputs, moved = jvp(function, tuple(weights), shaped(vector))[:2]
+            curved = _output_curvature(loss, outputs, batch.targets, moved)
+            return None, vjp(function, *weights)[1](curved)
+
         with differentiating(model, layers):
-            for batch in samples.batches(batch_size):
-                function = run(batch.inputs)
-                outputs, moved = jvp(function, tuple(weights), shaped(vector))[:2]
-                curved = _output_curvature(loss, outputs, batch.targets, moved)
-                total += flat(vjp(function, *weights)[1](curved))
+            batches = list(samples.batches(batch_size))
+            samples.ranks.accumulate(one, batches, layers.split(total))
+        return total / len(samples)
+
+    return product
+
+
+def _sharded_gauss_newton(
+    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+) -> Callable[[Tensor], Tensor]:
+    """`gauss_newton` where modules hold all of their weights only while they run."""
+    at = layers.read()
+
+    def product(vector: Tensor) -> Tensor:
+        total = torch.zeros_like(vector)
+
+        def one(_: int, batch: Samples) -> tuple[None, Parts]:
+            directions = (
+                (layer.module, part.view(layer.module.weight.shape))
+                for layer, part in zip(layers, layers.split(vector), strict=True)
+            )
+            with torch.no_grad(), Tangents(directions):
+                outputs, moved = unpack_dual(forward(model, batch.inputs))
+            assert moved is not None
+            curved = _output_curvature(loss, outputs, batch.targets, moved)
+            with Recorder(layers) as recorder:
+                again, seen = forward(model, batch.inputs), recorder.outputs()
+                return None, recorder.gradients(
+                    torch.autograd.grad(again, seen, curved, allow_unused=True)
+                )
+
+        # The caller has tried a step since.
+        layers.write(at)
+        with differentiating(model, layers):
+            batches = list(samples.batches(batch_size))
+            samples.ranks.accumulate(one, batches, layers.split(total))
         return total / len(samples)
 
     return product
@@ -200,10 +247,11 @@ def mean_gradient(
     """Gradient of the mean loss by all targeted weights, shape (N,)."""
     total = torch.zeros(layers.size, device=layers.device)
     with differentiating(model, layers) as weights:
-        for batch in samples.batches(batch_size):
-            losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
-            parts = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-            for own, part in zip(layers.split(total), parts, strict=True):
-                if part is not None:
-                    own.add_(part.flatten())
+
+        def one(_: int, batch: Samples) -> tuple[None, Parts]:
+            with recording(layers) as recorder:
+                losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+                return None, gradients_by_weight(losses, weights, recorder, again=False)
+
+        samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
     return total / len(samples)

@@ -7,6 +7,7 @@
     +-- NonFiniteError (FloatingPointError)   NaN or Inf in weights, activations, loss, curvature
     +-- SamplerError (RuntimeError)           the sampler failed: carries problem and sampleset
     +-- RunFolderError (OSError)              the folder holds another run, or lies
+    +-- LostRankError (RuntimeError)          another process of a distributed run is gone
 
 Errors of `solvers` (an unknown sampler, an unknown option) pass through unchanged.
 """
@@ -50,3 +51,7 @@ class SamplerError(QpruneError, RuntimeError):
 
 class RunFolderError(QpruneError, OSError):
     """An output folder holds another run, cannot be written, or contradicts itself."""
+
+
+class LostRankError(QpruneError, RuntimeError):
+    """Another rank of a distributed run died, or did not answer in time."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qprune.calibration import Calibration
 from qprune.errors import RunFolderError
 from qprune.setting import Setting
+from qprune.sharding import whole
 from qprune.traces import outputs_of
 
 # What a resumed run may do otherwise than the first: whether it starts and when it ends, not its
@@ -84,7 +85,7 @@ class Fingerprint:
 
 def fingerprint_of(setting: Setting, data: Calibration) -> Fingerprint:
     """The fingerprint of a run about to begin; its model is dense."""
-    outputs = outputs_of(setting.model, setting.accept.inputs, setting.batch_size)
+    outputs = outputs_of(setting.model, setting.accept.inputs, setting.batch_size, setting.ranks)
     return Fingerprint(
         digest_of_model(setting.model),
         digest_of_data(data),
@@ -109,7 +110,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes, types and bytes, in the order of names."""
     hashed = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach()
+        tensor = whole(tensors[name].detach())
         hashed.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.cpu().contiguous().reshape(-1)
         # As bytes, since numpy has no bfloat16.

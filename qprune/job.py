@@ -14,6 +14,7 @@ from qprune.config import Settings
 from qprune.datasets import DataSet, load_data
 from qprune.losses import DenseOutputs, Labels
 from qprune.prune import Pruned, prune
+from qprune.ranks import ALONE, Ranks
 from qprune.records import ScorePoint
 from qprune.report import render_html
 from qprune.run import RunFolder, read_scores, resumed_folder, run_folder
@@ -95,6 +96,7 @@ def run_job(
     observe_blocks: Sequence[BlockObserver] = (),
     others: Mapping[str, Score] | None = None,
     augment: Augmentation | None = None,
+    ranks: Ranks = ALONE,
 ) -> Pruned:
     """Load, prune, score and, with ``output``, save.
 
@@ -107,11 +109,14 @@ def run_job(
         observe_blocks: called with every problem that the sampler has answered.
         others: scores of other methods, for the report.
         augment: instead of what suits the data by itself.
+        ranks: processes that do this together; only the first one writes.
 
     Raises:
         QpruneError: the request is impossible, or failed; nothing is left behind.
         SolverError: there is no such sampler or option.
     """
+    if ranks.rank:
+        output = None
     get_sampler(settings.sampler)  # Refused here, not after training a network.
     saving = nullcontext()
     if output is not None:
@@ -128,6 +133,7 @@ def run_job(
             observe=[*observe, *([trace] if folder else [])],
             observe_blocks=observe_blocks,
             should_stop=should_stop,
+            ranks=ranks,
             **{"resume_from" if resume else "output_dir": output},
             **arguments(settings, data, augment),
         )

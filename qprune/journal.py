@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qprune.ranks import ALONE, Ranks
 from qprune.steps import Fault, Observer, Step
 
 
@@ -17,6 +18,7 @@ class Journal:
         max_seconds: wall time from now on; None = no limit.
         max_steps: number of steps; None = no limit.
         should_stop: asked before every step; True ends the run as a limit does.
+        ranks: that end together, when the first one does.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class Journal:
         max_seconds: float | None,
         max_steps: int | None,
         should_stop: Callable[[], bool] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.steps: list[Step] = []
         self._faults: list[Fault] = []
@@ -32,6 +35,7 @@ class Journal:
         self._end = None if max_seconds is None else time.perf_counter() + max_seconds
         self._max_steps = max_steps
         self._should_stop = should_stop
+        self._ranks = ranks
 
     def resume(self, steps: Sequence[Step], seconds: float) -> None:
         """Go on after ``steps``, which took ``seconds`` of the time there is."""
@@ -53,7 +57,13 @@ class Journal:
 
     @property
     def stopped(self) -> str:
-        """Why the run stops: "interrupted", "max_seconds", "max_steps", or "done"."""
+        """Why the run stops: "interrupted", "max_seconds", "max_steps", or "done".
+
+        Every rank must ask.
+        """
+        return self._ranks.once(self._own_verdict)
+
+    def _own_verdict(self) -> str:
         if self._should_stop is not None and self._should_stop():
             return "interrupted"
         if self._end is not None and time.perf_counter() >= self._end:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.errors import ImpossibleRequestError, NonFiniteError, UnsupportedLayerError
+from qprune.sharding import is_sharded, whole, write_elements, write_rows
 
 SUPPORTED = (nn.Linear, nn.Conv2d)
 
@@ -47,7 +48,7 @@ class Layer:
     @property
     def cols(self) -> int:
         """Number of inputs that each output has (per group, times kernel positions)."""
-        return self.module.weight[0].numel()
+        return self.module.weight.shape[1:].numel()
 
     @property
     def size(self) -> int:
@@ -82,23 +83,36 @@ class Layers(Sequence[Layer]):
         """Where the weights are."""
         return self.items[0].module.weight.device
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over processes (`qprune.sharding`)."""
+        return any(is_sharded(layer.module.weight) for layer in self)
+
     def read(self) -> Tensor:
         """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
-        weights = [layer.module.weight.detach().reshape(-1) for layer in self]
+        weights = [whole(layer.module.weight.detach()).reshape(-1) for layer in self]
         return torch.cat([w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights])
 
     def write(self, values: Tensor) -> None:
         """Set all weights from a vector of shape (N,)."""
         with torch.no_grad():
             for layer, part in zip(self, self.split(values), strict=True):
-                layer.module.weight.copy_(part.view_as(layer.module.weight))
+                weight = layer.module.weight
+                if is_sharded(weight):
+                    write_rows(weight, part.view(weight.shape))
+                else:
+                    weight.copy_(part.view_as(weight))
 
     def write_at(self, indices: Tensor, values: Tensor) -> None:
         """Set the weights at flat ``indices`` (k,) to ``values`` (k,); costs O(k), not O(N)."""
         with torch.no_grad():
             for layer, where, local in self.locate(indices):
                 weight = layer.module.weight
-                weight[torch.unravel_index(local, weight.shape)] = values[where].to(weight.dtype)
+                positions = torch.unravel_index(local, weight.shape)
+                if is_sharded(weight):
+                    write_elements(weight, positions, values[where])
+                else:
+                    weight[positions] = values[where].to(weight.dtype)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """A vector over all weights, cut into one view per layer."""
@@ -162,9 +176,14 @@ def is_named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
         if pattern.startswith("re:"):
             if re.fullmatch(pattern[3:], name):
                 return True
-        elif pattern in (name, type(module).__name__):
+        elif pattern in (name, _class_name(module)):
             return True
     return False
+
+
+def _class_name(module: nn.Module) -> str:
+    """Of the class; FSDP makes a Linear an FSDPLinear."""
+    return type(module).__name__.removeprefix("FSDP")
 
 
 def _supported(name: str, module: nn.Module) -> nn.Linear | nn.Conv2d:
@@ -193,12 +212,12 @@ def _refuse_other_devices(layers: Layers) -> None:
 
 def _refuse_tied(model: nn.Module, layers: Layers) -> None:
     owners: dict[int, str] = {}
-    targeted = {layer.module.weight.data_ptr(): layer for layer in layers}
+    targeted = {_identity(layer.module.weight): layer for layer in layers}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        layer = targeted.get(parameter.data_ptr())
+        layer = targeted.get(_identity(parameter))
         if layer is None or not parameter.numel():
             continue
-        other = owners.setdefault(parameter.data_ptr(), name)
+        other = owners.setdefault(_identity(parameter), name)
         if other != name:
             raise ImpossibleRequestError(
                 f"the weights {other!r} and {name!r} are one tied tensor; pruning one would "
@@ -206,9 +225,14 @@ def _refuse_tied(model: nn.Module, layers: Layers) -> None:
             )
 
 
+def _identity(parameter: Tensor) -> int:
+    """The same for tensors that share memory; a sharded one has none of its own."""
+    return id(parameter) if is_sharded(parameter) else parameter.data_ptr()
+
+
 def _refuse_non_finite(layers: Layers) -> None:
     for layer in layers:
-        if not torch.isfinite(layer.module.weight).all():
+        if not torch.isfinite(whole(layer.module.weight.detach())).all():
             raise NonFiniteError(
                 f"the weight of {layer.name!r} holds NaN or Inf; repair the checkpoint first"
             )

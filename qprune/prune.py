@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
-from qprune.calibration import as_calibration
+from qprune.calibration import Calibration, as_calibration
 from qprune.compensate import Compensate
 from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
 from qprune.estimate import Estimate, require_fit
 from qprune.faults import Care
+from qprune.fingerprint import digest_of_tensors, fingerprint_of
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
 from qprune.needs import Plan, needs_of
-from qprune.recording import recording
+from qprune.ranks import ALONE, Ranks
+from qprune.recording import Recording, recording
 from qprune.request import Request
 from qprune.scores import DiagonalFisher, Pruner, Start
 from qprune.setting import Setting, State, prepare, restored_on_error
@@ -34,7 +36,7 @@ from qprune.solve import BlockObserver
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
-from qprune.walk import walk
+from qprune.walk import Progress, walk
 from solvers.memory import available_memory, peak_memory
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def prune(
     observe: Observer | Sequence[Observer] = (),
     observe_blocks: BlockObserver | Sequence[BlockObserver] = (),
     executor: Any = None,
+    ranks: Ranks | None = None,
     max_seconds: float | None = None,
     max_steps: int | None = None,
     max_memory: float | None = None,
@@ -140,6 +143,9 @@ def prune(
         observe_blocks: called with every problem that the sampler has answered
             (`qprune.solve.SolvedBlock`); a `qprune.block_folder.BlockFolder` keeps them.
         executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
+        ranks: processes that share the passes over the samples, each of which calls this with the
+            same arguments: ``qprune.ranks.DataParallel()``, see there. The first one writes
+            ``output_dir``. None = this process alone.
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
         max_memory: bytes that the process may hold; a run that needs more is refused before it
@@ -196,21 +202,25 @@ def prune(
     )
     observers = (observe,) if callable(observe) else tuple(observe)
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
-    with recording(output_dir, resume_from) as record, restored_on_error(model):
+    ranks = ranks or ALONE
+    places = (output_dir, resume_from) if ranks.rank == 0 else (None, None)
+    with ranks.watched(), recording(*places) as record, restored_on_error(model):
         data = as_calibration(calibration)
         foresee = partial(_stated, executor=executor, expect=expect)
         setting = prepare(
-            request, model, data, (record.note, *observers), executor, should_stop, foresee
+            request, model, data, (record.note, *observers), executor, should_stop, foresee, ranks
         )
         border = care.over(setting.border, record.answers)
         setting = replace(setting, border=border, observe_blocks=watchers)
-        progress = record.begin(setting, data)
+        progress = _begun(setting, data, record, output_dir or resume_from)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
         setting.layers.write(progress.state.values)
         state = walk(setting, progress, partial(record.keep, setting))
         stopped = setting.journal.stopped
         setting.layers.write(state.values)
+        if ranks.size > 1:
+            ranks.require_equal("outcome", digest_of_tensors({"w": state.values, "m": state.mask}))
         final = _scored(model, evaluate)
     report = Report(
         asked_sparsity=setting.sparsity,
@@ -246,6 +256,26 @@ def _stated(
             expect(expected)
         require_fit(expected, available_memory(), plan.request.max_memory)
     return expected
+
+
+def _begun(
+    setting: Setting, data: Calibration, record: Recording, folder: str | Path | None
+) -> Progress:
+    """Where the run stands, on every rank as on the first."""
+    ranks = setting.ranks
+    if ranks.size == 1 and folder is None:
+        return record.begin(setting, None)
+    present = fingerprint_of(setting, data)
+    for what, value in (
+        ("model", present.model),
+        ("calibration data set", present.data),
+        ("request", str(present.settings)),
+        ("version of the code", str(present.code)),
+    ):
+        ranks.require_equal(what, value)
+    progress = ranks.once(lambda: record.begin(setting, present))
+    setting.generator.set_state(ranks.once(setting.generator.get_state))
+    return progress
 
 
 def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:

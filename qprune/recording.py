@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qprune.answers import AnswerStore
-from qprune.calibration import Calibration
 from qprune.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.errors import RunFolderError
-from qprune.fingerprint import Fingerprint, fingerprint_of
+from qprune.fingerprint import Fingerprint
 from qprune.folder import append_line, locked, sweep, write_whole
 from qprune.records import strict_json
 from qprune.setting import Setting
@@ -66,15 +65,19 @@ class Recording:
         if self._folder is not None:
             append_line(self._folder / STEPS, strict_json(step.to_json()))
 
-    def begin(self, setting: Setting, data: Calibration) -> Progress:
+    def begin(self, setting: Setting, present: Fingerprint | None) -> Progress:
         """Where the run stands: at its beginning, or at the last checkpoint.
+
+        Args:
+            setting: of the run.
+            present: its fingerprint; not needed without a folder.
 
         Raises:
             RunFolderError: the folder's run had another model, data, settings or code.
         """
-        if self._folder is None or self._checkpoints is None:
+        if self._folder is None or self._checkpoints is None or present is None:
             return Progress.beginning(setting)
-        _hold(self._folder, fingerprint_of(setting, data))
+        _hold(self._folder, present)
         sweep(self._folder)
         snapshot = self._checkpoints.load()
         lines = [] if snapshot is None else [strict_json(s.to_json()) for s in snapshot.steps]
@@ -92,9 +95,11 @@ class Recording:
         Once the run is to end at a moment that cannot be repeated, the last checkpoint is of
         before that moment, so that the run can still go on as if it had not been.
         """
+        # Every rank asks, the one with the folder and the others.
+        stopped = setting.journal.stopped
         if self._checkpoints is None:
             return
-        if setting.journal.stopped in _UNREPEATABLE:
+        if stopped in _UNREPEATABLE:
             if self._last is not None:
                 self._checkpoints.write(self._last)
                 self._last = None

@@ -15,7 +15,9 @@ from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.layers import Layers
 from qprune.losses import Loss
+from qprune.ranks import ALONE, Ranks
 from qprune.request import Request
+from qprune.sharding import is_sharded
 from qprune.traces import Recorder, Samples, forward, outputs_of
 
 # Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
@@ -54,20 +56,32 @@ class DenseNetwork:
         model: while it is dense.
         outputs: numbers that come out for one sample.
         batch_size: samples per forward pass.
+        ranks: who passes which batch.
     """
 
     model: nn.Module
     outputs: int
     batch_size: int
+    ranks: Ranks = ALONE
 
     @cached_property
     def _copy(self) -> nn.Module:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def answers(self, inputs: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
-        """Its outputs; where they are too many to keep, what computes them from a copy."""
+        """Its outputs; where they are too many to keep, what computes them from a copy.
+
+        Raises:
+            ImpossibleRequestError: they are too many, and a sharded model cannot be copied.
+        """
         if len(inputs) * self.outputs <= _KEEP_OUTPUTS:
-            return outputs_of(self.model, inputs, self.batch_size)
+            return outputs_of(self.model, inputs, self.batch_size, self.ranks)
+        if any(is_sharded(parameter) for parameter in self.model.parameters()):
+            raise ImpossibleRequestError(
+                f"the dense outputs of {len(inputs)} samples are {len(inputs) * self.outputs} "
+                f"numbers (limit {_KEEP_OUTPUTS}), and a sharded model cannot be copied to make "
+                "them when needed; pass fewer or shorter samples, or loss=Labels()"
+            )
         return partial(outputs_of, self._copy, batch_size=self.batch_size)
 
 
@@ -88,13 +102,14 @@ def samples_of(
         inputs = torch.cat([inputs, augment(inputs, generator)])
         copies = len(inputs) // len(data)
     if not loss.needs_labels:
-        return Samples(inputs, network.answers(inputs))
+        return Samples(inputs, network.answers(inputs), network.ranks)
     if data.labels is None:
         raise CalibrationError(
             f"{type(loss).__name__} needs labels, but the calibration data have none; pass "
             "(inputs, labels), or use loss=DenseOutputs()"
         )
-    return Samples(inputs, data.labels.repeat(copies, *[1] * (data.labels.ndim - 1)))
+    labels = data.labels.repeat(copies, *[1] * (data.labels.ndim - 1))
+    return Samples(inputs, labels, network.ranks)
 
 
 def augmentation_for(request: Request, fit: Calibration) -> Augmentation | None:

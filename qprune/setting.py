@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from qprune.calibration import as_calibration
 from qprune.compensate import Compensate, Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
+from qprune.curvature.fisher import PerSampleFisher
 from qprune.effort import Effort, effort_for
 from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.estimate import Estimate
@@ -22,9 +24,11 @@ from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
 from qprune.needs import Plan
+from qprune.ranks import ALONE, FirstSolves, Ranks
 from qprune.request import Request
 from qprune.samples import DenseNetwork, augmentation_for, sample_size, samples_of
 from qprune.scores import STARTS, Pruner, Situation, Start
+from qprune.sharding import refuse_other_shardings
 from qprune.solve import BlockObserver, Border
 from qprune.sparsity import BUDGETS, Groups, KeepNofM, checked_sparsity
 from qprune.steps import Observer
@@ -39,6 +43,8 @@ from qprune.traces import (
 from qprune.trust import Trust
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # A batch is as large as keeps its traced activations below this many numbers.
 _BATCH_FLOATS = 1 << 27
@@ -89,6 +95,7 @@ class Setting:
         executor: solves blocks with ``map``; None = one after the other.
         observe_blocks: called with every problem that the sampler has answered.
         estimate: what the run was said to need; None where nobody asked, or nobody knows.
+        ranks: who passes which batch of samples.
     """
 
     request: Request
@@ -112,6 +119,7 @@ class Setting:
     executor: Any
     observe_blocks: tuple[BlockObserver, ...] = ()
     estimate: Estimate | None = None
+    ranks: Ranks = ALONE
 
     @property
     def final_compensations(self) -> int:
@@ -131,7 +139,7 @@ class Setting:
         loss = self.request.loss
         if not loss.fits(values_move=self.compensation is not None):
             return loss
-        outputs = outputs_of(self.model, samples.inputs, self.batch_size)
+        outputs = outputs_of(self.model, samples.inputs, self.batch_size, self.ranks)
         return loss.refit(outputs, samples.targets)
 
     def expand(self, samples: Samples, loss: Loss) -> Expansion:
@@ -229,6 +237,7 @@ def prepare(
     executor: Any,
     should_stop: Callable[[], bool] | None = None,
     foresee: Callable[[Plan], Estimate | None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Setting:
     """Check the request against model and data, and make it concrete.
 
@@ -240,6 +249,7 @@ def prepare(
         executor: see `Setting`.
         should_stop: see `qprune.journal.Journal`.
         foresee: says what the run needs, before anything large is made, and may refuse it.
+        ranks: who passes which batch of samples.
 
     Raises:
         QpruneError, solvers.SolverError: see `qprune.errors`; nothing has been touched.
@@ -272,28 +282,39 @@ def prepare(
         Trust(),
         torch.zeros(layers.size, dtype=torch.int32),
     )
-    network = DenseNetwork(model, seen.outputs, batch_size)
+    network = DenseNetwork(model, seen.outputs, batch_size, ranks)
     augment = augmentation_for(request, fit)
+    if min(len(fit), effort.samples_per_step) <= (ranks.size - 1) * batch_size:
+        logger.warning(
+            "%d ranks share batches of %d samples and some get none; pass a smaller batch_size",
+            ranks.size,
+            batch_size,
+        )
     curvature = _named("curvature", request.curvature, CURVATURES)
     compensation = compensation.completed(effort) if compensation else None
-    estimate = foresee and foresee(
-        Plan(
-            request=request,
-            effort=effort,
-            model=model,
-            layers=layers,
-            fit=fit,
-            num_accepted=len(accept),
-            augment=augment,
-            sample=seen,
-            start=start,
-            curvature=curvature,
-            compensation=compensation,
-            border=border,
-            block_size=block_size,
-            batch_size=batch_size,
+    if layers.sharded:
+        _refuse_sharded(layers, ranks, start, curvature, compensation)
+    estimate = None
+    # One rank knows its own machine only, and a refusal by one would leave the others waiting.
+    if foresee is not None and ranks.size == 1:
+        estimate = foresee(
+            Plan(
+                request=request,
+                effort=effort,
+                model=model,
+                layers=layers,
+                fit=fit,
+                num_accepted=len(accept),
+                augment=augment,
+                sample=seen,
+                start=start,
+                curvature=curvature,
+                compensation=compensation,
+                border=border,
+                block_size=block_size,
+                batch_size=batch_size,
+            )
         )
-    )
     return Setting(
         request=request,
         effort=effort,
@@ -312,9 +333,10 @@ def prepare(
         block_size=block_size,
         batch_size=batch_size,
         generator=generator,
-        journal=Journal(observers, request.max_seconds, request.max_steps, should_stop),
-        executor=executor,
+        journal=Journal(observers, request.max_seconds, request.max_steps, should_stop, ranks),
+        executor=executor if ranks.size == 1 else FirstSolves(ranks, executor),
         estimate=estimate,
+        ranks=ranks,
     )
 
 
@@ -364,6 +386,28 @@ def _named(what: str, value: T | str, known: Mapping[str, T]) -> T:
     if value not in known:
         raise ImpossibleRequestError(f"no {what} named {value!r}; there are: {', '.join(known)}")
     return known[value]
+
+
+def _refuse_sharded(
+    layers: Layers,
+    ranks: Ranks,
+    start: Start | Pruner,
+    curvature: Curvature,
+    compensation: Compensate | None,
+) -> None:
+    """Refuse what reads weights that a sharded model does not hold while it runs."""
+    for layer in layers:
+        refuse_other_shardings(layer.name, layer.module.weight, ranks.size)
+    for what, given, supported in (
+        ("start", not isinstance(start, Pruner), "a start that scores, such as DiagonalFisher()"),
+        ("curvature", isinstance(curvature, PerSampleFisher), "a Fisher matrix"),
+        ("compensate", isinstance(compensation, Compensation | None), "Compensation(), or False"),
+    ):
+        if not given:
+            raise ImpossibleRequestError(
+                f"{what} does not suit a sharded model; it takes {supported}, or shard nothing "
+                "and let every rank hold the model"
+            )
 
 
 def _in_one_stage(effort: Effort, request: Request) -> Effort:

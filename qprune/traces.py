@@ -9,7 +9,7 @@ per-sample gradient of the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from qprune.calls import Call, make_call, sum_of_squares
 from qprune.errors import CalibrationError, NonFiniteError
-from qprune.layers import Layers
+from qprune.layers import Layer, Layers
 from qprune.losses import Loss
+from qprune.ranks import ALONE, Parts, Ranks, is_lost
+from qprune.sharding import weight_gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +31,12 @@ class Samples:
         inputs: shape (m, ...).
         answers: shape (m, ...); or a function of inputs that gives them when they are asked for,
             since the dense logits of many tokens over a large vocabulary fit into no memory.
+        ranks: who passes which batch of them; every rank has all the samples.
     """
 
     inputs: Tensor
     answers: Tensor | Callable[[Tensor], Tensor]
+    ranks: Ranks = ALONE
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -45,7 +49,7 @@ class Samples:
     def take(self, indices: Tensor) -> Samples:
         """The samples at ``indices``."""
         answers = self.answers[indices] if isinstance(self.answers, Tensor) else self.answers
-        return Samples(self.inputs[indices], answers)
+        return Samples(self.inputs[indices], answers, self.ranks)
 
     def spread(self, number: int) -> Samples:
         """At most ``number`` of the samples, evenly spaced."""
@@ -54,7 +58,7 @@ class Samples:
         return self.take(torch.arange(number) * len(self) // number)
 
     def batches(self, size: int) -> Iterator[Samples]:
-        """Consecutive batches of at most ``size`` samples."""
+        """Consecutive batches of at most ``size`` samples, each for one rank."""
         for indices in torch.arange(len(self)).split(size):
             first, last = int(indices[0]), int(indices[-1]) + 1
             answers = self.answers
@@ -80,16 +84,13 @@ class Trace:
         """Multiplications that the calls took in the forward pass."""
         return sum(c.deltas.numel() * c.shape[1] for calls in self.calls for c in calls)
 
-    def squares(self, layers: Layers) -> list[Tensor]:
-        """Per layer, the sum over samples of squared per-sample gradients, (rows, cols)."""
-        return [
-            torch.zeros(layer.rows, layer.cols)
-            if not calls
-            else calls[0].squares()
-            if len(calls) == 1
-            else sum_of_squares(calls)
-            for layer, calls in zip(layers, self.calls, strict=True)
-        ]
+    def squares(self, layers: Layers) -> Iterator[Tensor]:
+        """Layer by layer, the sum over samples of squared per-sample gradients, (rows, cols)."""
+        for layer, calls in zip(layers, self.calls, strict=True):
+            if not calls:
+                yield torch.zeros(layer.rows, layer.cols)
+            else:
+                yield calls[0].squares() if len(calls) == 1 else sum_of_squares(calls)
 
     def columns(self, layers: Layers, indices: Tensor) -> Tensor:
         """Per-sample gradients at flat ``indices`` (n,), shape (m, n)."""
@@ -123,6 +124,9 @@ class Recorder:
 
     def _hook(self, index: int):
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self.layers.sharded and torch.is_grad_enabled() and not output.requires_grad:
+                # No weight asks for gradients: what is differentiated begins here.
+                output.requires_grad_()
             self.seen[index].append((args[0].detach(), output))
             # A later in-place operation must not overwrite the output that is differentiated.
             return output.clone()
@@ -149,12 +153,33 @@ class Recorder:
             )
         return Trace(tuple(calls), num_samples)
 
+    def gradients(self, deltas: Sequence[Tensor | None]) -> Parts:
+        """Gradients by the weights, layer by layer, from the gradients of `outputs`.
+
+        One at a time, and never all of them; None for a layer that was not used.
+        """
+        remaining = iter(deltas)
+        uses = [[(x, next(remaining)) for x, _ in seen] for seen in self.seen]
+        return (_summed(layer, seen) for layer, seen in zip(self.layers, uses, strict=True))
+
+
+def _summed(layer: Layer, uses: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor | None:
+    total = None
+    for inputs, delta in uses:
+        if delta is not None:
+            part = weight_gradient(layer.module, inputs, delta, layer.module.weight.shape)
+            total = part if total is None else total + part
+    return total
+
 
 @contextmanager
 def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
-    """Evaluation mode with gradients for the targeted weights only; everything put back."""
+    """Evaluation mode with gradients for the targeted weights only; everything put back.
+
+    Sharded weights are not asked for gradients; see `gradients_by_weight`.
+    """
     weights = [layer.module.weight for layer in layers]
-    wanted = {id(weight) for weight in weights}
+    wanted = set() if layers.sharded else {id(weight) for weight in weights}
     before = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
     for parameter, _ in before:
@@ -169,19 +194,49 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
             module.training = mode
 
 
-def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+def recording(layers: Layers) -> AbstractContextManager[Recorder | None]:
+    """A recorder where `gradients_by_weight` needs one."""
+    return Recorder(layers) if layers.sharded else nullcontext()
+
+
+def gradients_by_weight(
+    losses: Tensor, weights: Sequence[Tensor], recorder: Recorder | None, *, again: bool
+) -> Parts:
+    """Gradient of the summed losses by every targeted weight, in layer order.
+
+    Args:
+        losses: shape (m,), made inside `differentiating`.
+        weights: that it gave.
+        recorder: of the same pass.
+        again: whether something of the pass will be differentiated once more.
+    """
+    if recorder is None or not recorder.layers.sharded:
+        return torch.autograd.grad(losses.sum(), weights, retain_graph=again, allow_unused=True)
+    outputs = recorder.outputs()
+    return recorder.gradients(
+        torch.autograd.grad(losses.sum(), outputs, retain_graph=again, allow_unused=True)
+    )
+
+
+def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int, ranks: Ranks = ALONE) -> Tensor:
     """The model's outputs on all inputs, without gradients, shape (m, ...)."""
     with torch.no_grad():
-        return torch.cat([forward(model, batch) for batch in inputs.split(batch_size)])
+        return torch.cat(
+            ranks.gather(lambda _, batch: forward(model, batch), inputs.split(batch_size))
+        )
 
 
 def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -> float:
     """Mean loss over all samples, nats, accumulated in float64."""
+
+    def summed(_: int, batch: Samples) -> float:
+        losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+        return losses.double().sum().item()
+
     total = 0.0
     with torch.no_grad():
-        for batch in samples.batches(batch_size):
-            losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
-            total += losses.double().sum().item()
+        for part in samples.ranks.gather(summed, list(samples.batches(batch_size))):
+            total += part
     return total / len(samples)
 
 
@@ -194,7 +249,7 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
         outputs = model(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or is_lost(error):
             raise
         raise CalibrationError(
             f"the model does not take calibration inputs of shape {tuple(inputs.shape)} and "

@@ -10,8 +10,10 @@ eq. 3) and of CBS (arXiv 2203.04466).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +22,40 @@ from qprune.curvature.expansion import Expansion
 from qprune.errors import CalibrationError
 from qprune.layers import Layers
 from qprune.losses import Loss
-from qprune.traces import Recorder, Samples, Trace, differentiating, forward, refuse_non_finite
+from qprune.ranks import Parts
+from qprune.traces import (
+    Recorder,
+    Samples,
+    Trace,
+    differentiating,
+    forward,
+    gradients_by_weight,
+    refuse_non_finite,
+)
 from solvers import Dense, LowRank
 
 # Traces of at most this many numbers are kept; larger ones are computed again for a round's blocks.
 _KEEP_FLOATS = 1 << 28
 
 
-_SampleLosses = Callable[[Tensor, Tensor], Tensor]
+class SampleLosses(Protocol):
+    """Whose gradients a pass takes, batch after batch."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The numbers (m,) of the next batch, to be differentiated."""
+        ...
+
+    def skip(self, outputs: Tensor) -> None:
+        """Go past a batch, with outputs of that shape, which another rank passes."""
+        ...
 
 
 class PerSampleFisher(ABC):
     """H = 1/m sum_s g_s g_s'; a subclass says whose gradients the g_s are."""
 
     @abstractmethod
-    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
-        """For each pass anew: (outputs, targets) -> the numbers (m,) to be differentiated."""
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
+        """For each pass anew: whose gradients it takes."""
 
     def expand(
         self,
@@ -60,7 +80,7 @@ class SketchedFisher(PerSampleFisher):
     network is confident.
     """
 
-    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
         return _drawn(loss.sketched, generator)
 
 
@@ -68,7 +88,7 @@ class SketchedFisher(PerSampleFisher):
 class SampledFisher(PerSampleFisher):
     """Per-sample gradients against labels drawn from the network's own output distribution."""
 
-    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
         return _drawn(loss.sampled, generator)
 
 
@@ -76,41 +96,75 @@ class SampledFisher(PerSampleFisher):
 class EmpiricalFisher(PerSampleFisher):
     """Per-sample gradients of the loss itself."""
 
-    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], _SampleLosses]:
-        return lambda: loss.per_sample
+    def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
+        return lambda: _Given(loss)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The loss itself."""
+
+    loss: Loss
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.loss.per_sample(outputs, targets)
+
+    def skip(self, outputs: Tensor) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Losses with random choices: one stream over all batches of a pass, whatever their size."""
+
+    losses: Callable[[Tensor, torch.Generator], Tensor]
+    generator: torch.Generator
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.losses(outputs, self.generator)
+
+    def skip(self, outputs: Tensor) -> None:
+        with torch.no_grad():
+            self.losses(outputs, self.generator)
 
 
 def _drawn(
     losses: Callable[[Tensor, torch.Generator], Tensor], generator: torch.Generator
-) -> Callable[[], _SampleLosses]:
-    """Losses with random choices of their own, the same ones in every pass."""
+) -> Callable[[], SampleLosses]:
+    """The same random choices in every pass."""
     seed = int(torch.randint(2**62, (), generator=generator))
-
-    def one_pass() -> _SampleLosses:
-        # One stream over all batches of a pass: draws do not depend on their size.
-        own = torch.Generator().manual_seed(seed)
-        return lambda outputs, targets: losses(outputs, own)
-
-    return one_pass
+    return lambda: _Drawn(losses, torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True, eq=False)
 class _FisherBlocks:
-    """Blocks of the Fisher matrix from kept or recomputed traces."""
+    """Blocks of the Fisher matrix from kept or recomputed traces.
+
+    Attributes:
+        layers: the targeted weights.
+        samples: of the expansion.
+        batches: of all of them.
+        trace: of a batch, by its number; of another rank's only if that has kept none.
+        sum_of_squares: of per-sample gradients, shape (N,).
+    """
 
     layers: Layers
-    traces: Callable[[], Iterator[Trace]]
+    samples: Samples
+    batches: Sequence[Samples]
+    trace: Callable[[], Callable[[int], Trace]]
     sum_of_squares: Tensor
-    num_samples: int
 
     def diagonal(self) -> Tensor:
-        return self.sum_of_squares / self.num_samples
+        return self.sum_of_squares / len(self.samples)
 
     def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
         # Traces that are too large to keep are made again: once for all blocks.
         together = torch.cat(list(chosen))
-        columns = [trace.columns(self.layers, together) for trace in self.traces()]
-        factor = torch.cat(columns).double() / self.num_samples**0.5
+        trace = self.trace()
+        columns = self.samples.ranks.gather(
+            lambda number, _: trace(number).columns(self.layers, together), self.batches
+        )
+        factor = torch.cat(columns).double() / len(self.samples) ** 0.5
         return [
             LowRank(part.contiguous().cpu().numpy())
             for part in factor.split([len(indices) for indices in chosen], dim=1)
@@ -122,60 +176,76 @@ def _expand(
     layers: Layers,
     samples: Samples,
     loss: Loss,
-    curvature_losses: Callable[[], _SampleLosses],
+    curvature_losses: Callable[[], SampleLosses],
     batch_size: int,
 ) -> Expansion:
-    kept: list[Trace] = []
-    total = 0.0
+    batches = list(samples.batches(batch_size))
     gradient = torch.zeros(layers.size, device=layers.device)
     squares = torch.zeros(layers.size, device=layers.device)
+    first = _Pass(model, layers, batches, loss, curvature_losses())
     floats = 0
-    passes = _passes(model, layers, samples, loss, curvature_losses, batch_size, gradient)
-    for trace, batch_loss in passes:
-        total += batch_loss
-        for part, square in zip(layers.split(squares), trace.squares(layers), strict=True):
-            part.add_(square.flatten())
+
+    def one(number: int, _: Samples) -> tuple[tuple[Trace | None, float], Parts]:
+        nonlocal floats
+        trace, batch_loss, parts = first.batch(number)
         floats += trace.num_floats
-        if floats <= _KEEP_FLOATS:
-            kept.append(trace)
+        kept = trace if floats <= _KEEP_FLOATS else None
+        return (kept, batch_loss), chain(parts, trace.squares(layers))
 
-    def recompute() -> Iterator[Trace]:
-        again = _passes(model, layers, samples, loss, curvature_losses, batch_size, None)
-        return (trace for trace, _ in again)
+    totals = [*layers.split(gradient), *layers.split(squares)]
+    kept = samples.ranks.accumulate(one, batches, totals)
+    total = 0.0
+    for batch_loss in samples.ranks.gather(lambda number, _: kept[number][1], batches):
+        total += batch_loss
 
-    traces = recompute if floats > _KEEP_FLOATS else lambda: iter(kept)
-    blocks = _FisherBlocks(layers, traces, squares, len(samples))
+    def recompute() -> Callable[[int], Trace]:
+        again = _Pass(model, layers, batches, loss, curvature_losses(), with_gradient=False)
+        return lambda number: again.batch(number)[0]
+
+    def keep() -> Callable[[int], Trace]:
+        return lambda number: traces[number]
+
+    traces = {number: trace for number, (trace, _) in kept.items() if trace is not None}
+    # The passes of a sharded model need every rank.
+    again = samples.ranks.any(floats > _KEEP_FLOATS)
+    blocks = _FisherBlocks(layers, samples, batches, recompute if again else keep, squares)
     return Expansion(total / len(samples), gradient / len(samples), blocks.diagonal(), blocks)
 
 
-def _passes(
-    model: nn.Module,
-    layers: Layers,
-    samples: Samples,
-    loss: Loss,
-    curvature_losses: Callable[[], _SampleLosses],
-    batch_size: int,
-    gradient: Tensor | None,
-) -> Iterator[tuple[Trace, float]]:
-    """One (trace, summed loss) per batch; the summed gradient is added into ``gradient``."""
-    losses_of = curvature_losses()
-    for number, batch in enumerate(samples.batches(batch_size)):
-        with differentiating(model, layers) as weights, Recorder(layers) as recorder:
-            outputs = forward(model, batch.inputs)
-            losses = loss.per_sample(outputs, batch.targets)
-            refuse_non_finite(layers, recorder, losses.detach(), number)
+@dataclass(eq=False)
+class _Pass:
+    """A pass over the batches, those of other ranks left out."""
+
+    model: nn.Module
+    layers: Layers
+    batches: Sequence[Samples]
+    loss: Loss
+    losses: SampleLosses
+    with_gradient: bool = True
+    _drawn: int = field(default=0, init=False)
+
+    def batch(self, number: int) -> tuple[Trace, float, Parts]:
+        """(trace, summed loss, summed gradient layer by layer) of one batch."""
+        layers, batch = self.layers, self.batches[number]
+        with differentiating(self.model, layers) as weights, Recorder(layers) as recorder:
+            outputs = forward(self.model, batch.inputs)
+            losses = self.loss.per_sample(outputs, batch.targets)
             if not losses.requires_grad:
                 raise CalibrationError(
                     "the loss does not depend on any targeted weight; look at targets and ignore"
                 )
-            if gradient is not None:
-                parts = torch.autograd.grad(
-                    losses.sum(), weights, retain_graph=True, allow_unused=True
-                )
-                for total, part in zip(layers.split(gradient), parts, strict=True):
-                    if part is not None:
-                        total.add_(part.flatten())
-            sampled = losses_of(outputs, batch.targets)
+            parts: Parts = ()
+            if self.with_gradient:
+                parts = gradients_by_weight(losses, weights, recorder, again=True)
+            self._skip_to(number, outputs)
+            sampled = self.losses(outputs, batch.targets)
             deltas = torch.autograd.grad(sampled.sum(), recorder.outputs(), allow_unused=True)
+            # Only now: the backward pass of a sharded model needs every rank.
+            refuse_non_finite(layers, recorder, losses.detach(), number)
             trace = recorder.trace(deltas, len(batch))
-        yield trace, losses.detach().double().sum().item()
+        return trace, losses.detach().double().sum().item(), parts
+
+    def _skip_to(self, number: int, outputs: Tensor) -> None:
+        for batch in self.batches[self._drawn : number]:
+            self.losses.skip(outputs.detach().new_zeros(len(batch), *outputs.shape[1:]))
+        self._drawn = number + 1

@@ -18,6 +18,8 @@ CORE = (
     "folder",
     "steps",
     "records",
+    "ranks",
+    "sharding",
     "layers",
     "calibration",
     "losses",

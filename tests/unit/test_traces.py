@@ -141,7 +141,7 @@ def test_columns_are_per_sample_gradients(case):
 def test_squares_are_summed_over_samples(case):
     model, layers, samples = case
     wanted = per_sample_gradients(model, layers, samples).square().sum(0)
-    squares = traced(model, layers, samples).squares(layers)
+    squares = list(traced(model, layers, samples).squares(layers))
     assert [s.shape for s in squares] == [(layer.rows, layer.cols) for layer in layers]
     torch.testing.assert_close(torch.cat([s.flatten() for s in squares]), wanted)
 
@@ -150,10 +150,10 @@ def test_chunks_change_nothing(case, monkeypatch):
     model, layers, samples = case
     trace = traced(model, layers, samples)
     few = torch.arange(0, layers.size, 29)
-    columns, squares = trace.columns(layers, few), trace.squares(layers)
+    columns, squares = trace.columns(layers, few), list(trace.squares(layers))
     monkeypatch.setattr("qprune.calls._PIECE_FLOATS", 1)
     torch.testing.assert_close(trace.columns(layers, few), columns)
-    torch.testing.assert_close(trace.squares(layers), squares)
+    torch.testing.assert_close(list(trace.squares(layers)), squares)
 
 
 def test_token_ids():
@@ -184,7 +184,7 @@ def test_squares_need_no_full_gradient_of_many_samples(monkeypatch):
 
     monkeypatch.setattr("qprune.calls._PIECE_FLOATS", 1000)
     monkeypatch.setattr("qprune.calls.ConvCall.gradients", watched)
-    trace.squares(layers)
+    list(trace.squares(layers))
     assert sizes
     assert max(sizes) <= 1000
 

@@ -1,0 +1,130 @@
+"""Weights that are spread over processes by FSDP2 (`torch.distributed.fsdp.fully_shard`).
+
+Such a weight is a DTensor: every rank holds some of its rows, and only while a module runs does
+it hold all of them. FSDP's own gradients are not used, since it adds them up over the ranks in
+an order of its own: the passes differentiate by the layers' outputs (see `qprune.traces`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
+
+from qprune.errors import ImpossibleRequestError
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; asked without importing what few need."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on every rank; every rank must ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # pyright: ignore
+
+
+def local_rows(weight: Tensor) -> tuple[Tensor, int]:
+    """(this rank's rows, the number of the first)."""
+    mesh = weight.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
+    length = -(-weight.shape[0] // mesh.size())
+    local = weight.to_local()  # pyright: ignore[reportAttributeAccessIssue]
+    return local, min(mesh.get_local_rank() * length, weight.shape[0])
+
+
+def write_rows(weight: Tensor, values: Tensor) -> None:
+    """Set a sharded weight from all of its values, of which every rank takes its own."""
+    local, first = local_rows(weight)
+    local.copy_(values[first : first + len(local)])
+
+
+def write_elements(weight: Tensor, positions: tuple[Tensor, ...], values: Tensor) -> None:
+    """Set some elements of a sharded weight, by their indices in each dimension."""
+    local, first = local_rows(weight)
+    here = (positions[0] >= first) & (positions[0] < first + len(local))
+    rows, *rest = (index[here] for index in positions)
+    local[(rows - first, *rest)] = values[here].to(local.dtype)
+
+
+def refuse_other_shardings(name: str, weight: Tensor, num_ranks: int) -> None:
+    """Refuse what is not spread row by row over all ranks.
+
+    Raises:
+        ImpossibleRequestError: it is not.
+    """
+    mesh = weight.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
+    placements = weight.placements  # pyright: ignore[reportAttributeAccessIssue]
+    if mesh.ndim != 1 or not placements[0].is_shard(0):
+        raise ImpossibleRequestError(
+            f"the weight of {name!r} is spread as {placements} over a mesh of {mesh.ndim} "
+            "dimensions; qprune takes what fully_shard(module) makes on one mesh dimension"
+        )
+    if mesh.size() != num_ranks:
+        raise ImpossibleRequestError(
+            f"the weight of {name!r} is spread over {mesh.size()} processes, and the run has "
+            f"{num_ranks}; pass ranks=qprune.ranks.DataParallel()"
+        )
+
+
+def weight_gradient(
+    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor, shape: torch.Size
+) -> Tensor:
+    """Gradient by a layer's weight of ``shape``, from its inputs and the gradient by its outputs.
+
+    By the same kernels as autograd's own.
+    """
+    if isinstance(module, nn.Linear):
+        return delta.reshape(-1, shape[0]).T @ inputs.reshape(-1, shape[1])
+    padding = module.padding
+    if isinstance(padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inputs = functional.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
+        padding = 0
+    # Its stubs know single numbers only.
+    return conv2d_weight(
+        inputs,
+        shape,
+        delta,
+        module.stride,  # pyright: ignore[reportArgumentType]
+        padding,  # pyright: ignore[reportArgumentType]
+        module.dilation,  # pyright: ignore[reportArgumentType]
+        module.groups,
+    )
+
+
+class Tangents:
+    """Forward hooks that move the layers' weights along a direction (forward differentiation).
+
+    Args:
+        modules: with the direction of each one's weight.
+    """
+
+    def __init__(self, modules: Iterator[tuple[nn.Linear | nn.Conv2d, Tensor]]) -> None:
+        self._modules = list(modules)
+
+    def __enter__(self) -> Tangents:
+        self._level = forward_ad.dual_level()
+        self._level.__enter__()
+        self._handles = [m.register_forward_hook(_along(v)) for m, v in self._modules]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._level.__exit__(*error)
+
+
+def _along(direction: Tensor):
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inputs = forward_ad.unpack_dual(args[0]).primal
+        if isinstance(module, nn.Conv2d):
+            moved = module._conv_forward(inputs, direction.to(inputs), None)
+        else:
+            moved = functional.linear(inputs, direction.to(inputs))
+        return output + forward_ad.make_dual(torch.zeros_like(moved), moved)
+
+    return hook
