@@ -18,7 +18,7 @@ from solvers.errors import (
     StudyError,
     WorkerDiedError,
 )
-from solvers.study.bench import Bench
+from solvers.study.bench import RECALLED, Bench
 from solvers.study.budgets import CLOCKS, Budget, Seconds, parse_budget
 from solvers.study.instances import Instance, checked_instances
 from solvers.study.machine import now, session
@@ -214,6 +214,8 @@ def compare(
     def greet(worker: Worker) -> None:
         for setting in settings:
             worker.call("define", setting)
+        answered = [row for row in rows if row["status"] == "ok"]
+        worker.call("recall", [{name: row[name] for name in RECALLED} for row in answered])
         sent.clear()
 
     sent: set[str] = set()

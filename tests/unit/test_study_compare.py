@@ -333,3 +333,23 @@ def test_an_unreadable_instance_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(InvalidProblemError, match=r"bad\.qubo"):
         read_instances(path)
+
+
+def test_what_was_chosen_for_a_pair_holds_in_a_new_process(tmp_path):
+    block = generate("fisher:n=200,samples=20,seed=3")
+    asked = {"samplers": ["sa", "swap-anneal"], "budgets": ["0.002s"], "folder": tmp_path / "study"}
+    study = compare([block], **asked, repeats=2)
+    rows = [json.loads(line) for line in (tmp_path / "study" / ROWS).read_text().splitlines()]
+    # What no process would choose by itself shows that nothing is chosen anew.
+    kept = [row for row in rows if row["repeat"] == 0]
+    for row in kept:
+        row["settings"]["num_sweeps"] = 7
+        row["settings"] |= {"beta_range": [0.5, 3.0]} if row["sampler"] == "sa" else {}
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    (tmp_path / "study" / ROWS).write_text(text)
+    again = compare([block], **asked, repeats=2).rows
+    assert len(again) == len(study.rows) == 4
+    after = again[again.repeat == 1].set_index("sampler").settings
+    assert after["sa"]["num_sweeps"] == after["swap-anneal"]["num_sweeps"] == 7
+    assert after["sa"]["beta_range"] == [0.5, 3.0]
+    assert after["sa"]["strength"] == kept[0]["settings"].get("strength", after["sa"]["strength"])
