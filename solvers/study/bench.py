@@ -31,10 +31,12 @@ from solvers.study.asking import (
     sweeps_that_fit,
     usual,
 )
-from solvers.study.budgets import CLOCKS, Budget, Call, Seconds
+from solvers.study.budgets import CLOCKS, SWEEP_OPTIONS, Budget, Call, Seconds
 
 #: Energies noted for a run; of more reads, a random choice of so many.
 MOST_ENERGIES = 1000
+#: Fields of a row that `Bench.recall` needs.
+RECALLED = ("problem", "sampler", "budget_kind", "budget", "settings")
 # A model of 4096 variables takes 0.3 GB; samplers that agree on the strength share one.
 _MODELS_HELD = 3
 
@@ -96,6 +98,7 @@ class Bench:
         self._sweeps: dict[tuple[str, str, float], Mapping[str, Any]] = {}
         self._samplers: dict[str, tuple[ProblemSampler, Mapping[str, Any]]] = {}
         self._learned: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._warm: set[tuple[str, str]] = set()
         self._asking: Asking | None = None
         self._extra: Mapping[str, Any] = {}
 
@@ -116,6 +119,23 @@ class Bench:
         """Keep a sampler's setting under its label."""
         self._settings[setting.label] = setting
 
+    def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take what was chosen for pairs in an earlier process from their rows.
+
+        So it need not be chosen again; and a number of sweeps, which a clock has a say in, is the
+        same before and after a study was stopped.
+        """
+        for row in rows:
+            pair = (row["problem"], row["sampler"])
+            fixed = self._settings[row["sampler"]].options
+            chosen = {n: value for n, value in row["settings"].items() if n not in fixed}
+            if chosen.get("strength") is not None:
+                self._strengths[row["problem"]] = chosen["strength"]
+            self._learned[pair] = {n: chosen[n] for n in ("beta_range",) if n in chosen}
+            if row["budget_kind"] == Seconds.kind:
+                fitting = {n: chosen[n] for n in SWEEP_OPTIONS if n in chosen}
+                self._sweeps[*pair, float(row["budget"])] = fitting
+
     def prepare(self, problem: str, label: str, budget: Budget) -> Ready:
         """Build the model, compile and warm up; the next `sample` is of this pair.
 
@@ -126,9 +146,11 @@ class Bench:
         self._asking = asking = self._asked(problem, label)
         built = time.perf_counter()
         key = (problem, label)
-        if key not in self._learned:
-            first = asking(**short_options(asking.takes, asking.settled))
-            self._learned[key] = learned_options(asking, first)
+        if key not in self._warm or key not in self._learned:
+            known = self._learned.get(key)
+            first = asking(**short_options(asking.takes, asking.settled), **(known or {}))
+            self._learned[key] = learned_options(asking, first) if known is None else known
+            self._warm.add(key)
         learned = self._learned[key]
         self._extra = {**learned, **self._fitted(key, asking, budget, learned)}
         return Ready(built - began, time.perf_counter() - built)

@@ -18,7 +18,7 @@ from solvers.errors import (
     StudyError,
     WorkerDiedError,
 )
-from solvers.study.bench import Bench
+from solvers.study.bench import RECALLED, Bench
 from solvers.study.budgets import CLOCKS, Budget, Seconds, parse_budget
 from solvers.study.instances import Instance, checked_instances
 from solvers.study.machine import now, session
@@ -49,6 +49,7 @@ ANSWERED = (
     "trace",
     "settings",
 )
+_BY_THE_CLOCK = ("seconds", "cpu_seconds", "build_seconds", "warmup_seconds", "started")
 #: A best-known value is beaten by an energy this much lower: tables are rounded.
 BEATEN_BY = 1e-6
 #: Seconds for compiling kernels, building models and choosing penalties, before any run.
@@ -213,6 +214,8 @@ def compare(
     def greet(worker: Worker) -> None:
         for setting in settings:
             worker.call("define", setting)
+        answered = [row for row in rows if row["status"] == "ok"]
+        worker.call("recall", [{name: row[name] for name in RECALLED} for row in answered])
         sent.clear()
 
     sent: set[str] = set()
@@ -360,6 +363,12 @@ def unpacked(state: str, size: int) -> np.ndarray:
     """A row's ``state`` as 0 and 1, shape (size,)."""
     bits = np.frombuffer(bytes.fromhex(state), dtype=np.uint8)
     return np.unpackbits(bits, count=size).astype(np.int8)
+
+
+def untimed(rows: Iterable[Row]) -> list[Row]:
+    """The rows without times: equal for equal studies by reads or sweeps, stopped or not."""
+    kept = [{name: row[name] for name in row if name not in _BY_THE_CLOCK} for row in rows]
+    return [row | {"trace": [energy for _, energy in row["trace"] or ()]} for row in kept]
 
 
 def _one_line(error: Exception) -> str:

@@ -18,11 +18,15 @@ from solvers.study.measures import SUCCESS_GAP, WORST_GAP, median_with_infinity
 
 Looks = Mapping[str, Look]
 
+#: Problems of which quartiles are drawn; of fewer they are the problems themselves.
+FEWEST_FOR_BAND = 4
+
 
 def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
     """Gap to the best known against seconds; a panel for each kind and size.
 
-    Lines are medians over the panel's problems, bands their quartiles.
+    Lines are medians over the panel's problems, bands their quartiles; of fewer than
+    `FEWEST_FOR_BAND` problems there are none worth a band.
 
     Args:
         curve: from `solvers.study.measures.anytime`.
@@ -38,8 +42,10 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
                 if not mine.empty:
                     handles[sampler] = _gap_line(axes, mine, look)
             number = part.problem.nunique()
-            axes.set_title(f"{kind}, n = {size} ({_problems(number)})")
+            axes.set_title(f"{kind}, n = {size}\n{_problems(number)}")
             axes.set_xscale("log")
+            axes.set_xlim(0.7 * curve.seconds.min(), 1.4 * curve.seconds.max())
+            axes.xaxis.set_minor_formatter(NullFormatter())
             _gap_axis(axes)
         _label_outer(grid, len(panels), "seconds in the sampler", "gap to best known")
         legend_below(figure, handles)
@@ -55,13 +61,13 @@ def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
             for _, part in mine.groupby("problem", sort=False)
         ]
     )
-    ordered = np.sort(curves, axis=0)
-    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75))
     middle = np.array([median_with_infinity(column) for column in curves.T])
     seen = np.isfinite(middle)
-    axes.fill_between(
-        grid[seen], _shown(low[seen]), _shown(high[seen]), color=look.color, alpha=0.13, linewidth=0
-    )
+    if len(curves) >= FEWEST_FOR_BAND:
+        ordered = np.sort(curves, axis=0)
+        low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75))
+        band = {"color": look.color, "alpha": 0.13, "linewidth": 0}
+        axes.fill_between(grid[seen], _shown(low[seen]), _shown(high[seen]), **band)
     marks: dict[str, Any] = {"markevery": 12}
     (line,) = axes.plot(grid[seen], _shown(middle[seen]), **look.line, **marks)
     return line

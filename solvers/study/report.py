@@ -56,6 +56,8 @@ def write_report(
     study = read_study(folder)
     if not study.row_list:
         raise StudyError(f"{folder}: no run of the study has ended yet; there is nothing to report")
+    if not study.complete:
+        title += f": so far {len(study.row_list):,} of {study.record['runs']:,} runs"
     settings = settings_shown(study.record)
     labels = [one["label"] for one in study.record["samplers"]]
     rows = in_order(study.rows, study.problems.problem, labels)

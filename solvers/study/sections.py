@@ -100,7 +100,8 @@ def study_sections(findings: Findings) -> list[Section]:
 def _samplers(findings: Findings) -> Section:
     kind, budget = findings.budget
     ranks = findings.ranking
-    told = f"Samplers are ranked by their median gap at a budget of {budget:g} {kind}. "
+    unit = kind.removesuffix("s") if budget == 1 else kind
+    told = f"Samplers are ranked by their median gap at a budget of {budget:g} {unit}. "
     if ranks.reason:
         told += f"No test of the ranks: {ranks.reason}."
     else:
@@ -123,8 +124,8 @@ def _against_time(findings: Findings) -> Section:
     drawing = Drawing(
         "energy_against_time",
         "Gap against time",
-        "Medians over the problems of a kind and size; bands are quartiles over problems. The "
-        "clock runs only inside the sampler.",
+        "Medians over the problems of a kind and size; bands are quartiles, where there are at "
+        f"least {figures.FEWEST_FOR_BAND} problems. The clock runs only inside the sampler.",
         figures.energy_against_time(curve, findings.looks),
     )
     return Section("Energy against time", drawings=(drawing,))

@@ -3,6 +3,7 @@
 - ``study.json``: problems, samplers, budgets, repeats, seed; and, for every time that the study
   was started or went on: versions, commit, machine, threads
 - ``rows.jsonl``: one line a run, appended and synced to disk when the run ends
+- ``.lock``: held by the process that works on the study, free again however that ends
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from solvers.errors import StudyFolderError
 
-STUDY, ROWS = "study.json", "rows.jsonl"
+STUDY, ROWS, LOCK = "study.json", "rows.jsonl", ".lock"
 #: What may differ between the times that one study is worked on.
 _SESSIONS = "sessions"
 
@@ -32,34 +35,41 @@ class StudyFolder:
 
     def __init__(self, path: Path, rows: str = ROWS) -> None:
         self.path, self._rows = path, path / rows
+        # Of this process, which may come again; the lock lives as long as this object.
+        self._lock = FileLock(path / LOCK, blocking=False, is_singleton=True)
 
     def begin(self, record: Mapping[str, Any], session: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Enter the study, or go on with it: the rows that are there already.
 
         Raises:
             StudyFolderError: the folder holds another study (the message names the first
-                difference), something else, or cannot be written.
+                difference), something else, another process works there, or it cannot be written.
         """
         plain = json.loads(as_line(record))
-        file = self.path / STUDY
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            sessions: list[Any] = []
-            if file.exists():
-                held = read_record(self.path)
-                sessions = held.pop(_SESSIONS, [])
-                difference = first_difference(held, plain)
-                if difference:
-                    raise StudyFolderError(
-                        f"{self.path} holds another study: {difference}; choose another folder"
-                    )
-            elif any(self.path.iterdir()):
-                raise StudyFolderError(
-                    f"{self.path} is not empty and holds no study; choose another folder"
-                )
+            sessions = self._sessions(plain)
+            self._lock.acquire()
             now = {**plain, _SESSIONS: [*sessions, dict(session)]}
-            _write_whole(file, as_line(now, indent=1) + "\n")
+            _write_whole(self.path / STUDY, as_line(now, indent=1) + "\n")
             return self._mended()
+
+    def _sessions(self, plain: Mapping[str, Any]) -> list[Any]:
+        """The sessions of the study so far, which must be the one that is asked for."""
+        if (self.path / STUDY).exists():
+            held = read_record(self.path)
+            sessions = held.pop(_SESSIONS, [])
+            difference = first_difference(held, plain)
+            if difference:
+                raise StudyFolderError(
+                    f"{self.path} holds another study: {difference}; choose another folder"
+                )
+            return sessions
+        if any(file.name != LOCK for file in self.path.iterdir()):
+            raise StudyFolderError(
+                f"{self.path} is not empty and holds no study; choose another folder"
+            )
+        return []
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; it is on the disk when this returns.
@@ -186,6 +196,10 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except StudyFolderError:
         raise
+    except Timeout as error:
+        raise StudyFolderError(
+            f"another process works on the study in {path}; wait for it, or choose another folder"
+        ) from error
     except OSError as error:
         raise StudyFolderError(
             f"cannot use the folder {path}: {error.strerror or error}; choose another"

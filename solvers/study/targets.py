@@ -151,7 +151,8 @@ def tts_by_size(
 ) -> pd.DataFrame:
     """Median TTS99 over the problems of one kind and size, at the budget where it is least.
 
-    The problems are taken as given: the interval says how it would vary with other seeds, not
+    Infinite where the target was not reached on half of the problems. The problems are taken as
+    given: the interval says how it would vary with other seeds, not
     with other problems.
 
     Args:
@@ -177,13 +178,22 @@ def tts_by_size(
                 **dict(zip(_SIZE, key, strict=True)),
                 "problems": len(rates),
                 "reached": int((rates > 0).sum()),
-                **_tts(np.median(rates), np.median(draws, axis=0), level),
+                **_tts(_median_rate(rates), _median_rate(np.array(draws)), level),
             }
         )
     columns = [*_SIZE, "problems", "reached", "tts", "tts_low", "tts_high"]
     table = pd.DataFrame(lines, columns=columns).sort_values("tts", kind="stable")
     best = table.groupby(["kind", "n", "sampler"], sort=False, observed=True).head(1)
     return best.sort_values(["kind", "n", "sampler"], kind="stable").reset_index(drop=True)
+
+
+def _median_rate(rates: Floats) -> Floats:
+    """Of problems along the first axis; 0 where that of one of the two in the middle is 0.
+
+    The mean of a rate and 0 would say that a target was reached which half never reached.
+    """
+    lower = np.sort(rates, axis=0)[(len(rates) - 1) // 2]
+    return np.where(lower > 0, np.median(rates, axis=0), lower)
 
 
 def _tts(found: Any, drawn: Floats, level: float) -> Mapping[str, float]:

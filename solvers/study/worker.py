@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -123,6 +125,7 @@ def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
     """The other process: make the object, then do as told until the pipe closes."""
     # An interrupt by hand is the parent's to handle; it ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         subject = factory()
         pipe.send((True, None))
@@ -135,6 +138,14 @@ def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
             pipe.send(answer)
     except (EOFError, OSError):
         return  # The parent is gone.
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop this process, which may be in a long call."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _sendable(error: Exception) -> Exception:

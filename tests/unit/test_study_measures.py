@@ -255,3 +255,24 @@ def test_the_fastest_budget_is_kept_and_sizes_take_the_median_problem():
     assert one.tts.item() == pytest.approx(alone.tts.item())
     assert one.tts_low.item() <= one.tts.item() <= one.tts_high.item()
     assert not sizes.duplicated(["kind", "n", "sampler"]).any()
+
+
+def test_a_target_missed_on_half_of_the_problems_has_no_time():
+    times = pd.DataFrame(
+        {
+            "problem": ["a", "a", "b", "b"],
+            "sampler": "s",
+            "budget_kind": "seconds",
+            "budget": 1.0,
+            "kind": "fisher",
+            "n": 64,
+            "reached": [0.1, 0.1, math.inf, math.inf],
+            "spent": [0.1, 0.1, 1.0, 1.0],
+        }
+    )
+    (half,) = tts_by_size(times, resamples=50).itertuples()
+    assert (half.problems, half.reached) == (2, 1)
+    assert half.tts == half.tts_low == half.tts_high == math.inf
+    third = times[times.problem == "a"].assign(problem="c")
+    (most,) = tts_by_size(pd.concat([times, third]), resamples=50).itertuples()
+    assert most.tts == pytest.approx(0.1)

@@ -1,0 +1,91 @@
+"""Samplers that do what samplers should not, or tell how they were called; importable, so that a
+study's worker process can make them.
+"""
+
+import os
+import time
+from typing import ClassVar
+
+import dimod
+import numpy as np
+
+
+class Odd(dimod.Sampler):
+    """Random states, honestly."""
+
+    parameters: ClassVar[dict] = {"num_reads": [], "seed": []}
+    properties: ClassVar[dict] = {}
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        states = np.random.default_rng(seed).integers(0, 2, (num_reads, bqm.num_variables))
+        return dimod.SampleSet.from_samples_bqm((states, range(bqm.num_variables)), bqm)
+
+
+class Crash(Odd):
+    """Takes its process along."""
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        os._exit(3)
+
+
+class Raise(Odd):
+    def sample(self, bqm, num_reads=1, seed=None):
+        raise RuntimeError("boom")
+
+
+class Hang(Odd):
+    """Warms up well, and never returns from its second call."""
+
+    calls = 0
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        self.calls += 1
+        while self.calls >= 2:
+            time.sleep(0.1)
+        return super().sample(bqm, num_reads, seed)
+
+
+class Liar(Odd):
+    """Ignores the count and reports energies far below the truth."""
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        states = np.ones((num_reads, bqm.num_variables), np.int8)
+        states[:, 0] = 0
+        return dimod.SampleSet.from_samples(
+            (states, range(bqm.num_variables)), energy=np.full(num_reads, -1e9), vartype="BINARY"
+        )
+
+
+class SlowStart(Odd):
+    """The first call of a process takes a while, as compiling does."""
+
+    first = True
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        if SlowStart.first:
+            time.sleep(0.6)
+        SlowStart.first = False
+        return super().sample(bqm, num_reads, seed)
+
+
+class NeverReady(Odd):
+    def sample(self, bqm, num_reads=1, seed=None):
+        time.sleep(60)
+
+
+class TellsThreads(Odd):
+    """Raises with the most threads that any library here would use."""
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        import torch
+        from threadpoolctl import threadpool_info
+
+        pools = [pool["num_threads"] for pool in threadpool_info()]
+        raise RuntimeError(f"threads {max([torch.get_num_threads(), *pools])}")
+
+
+class TellsPid(Odd):
+    """Raises with the number of the process that it runs in."""
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        raise RuntimeError(f"pid {os.getpid()}")
