@@ -95,7 +95,7 @@ def repeatable(rows):
 def study(tmp_path_factory):
     """In processes of its own: two that work, one that fails, one that dies."""
     folder, seen = tmp_path_factory.mktemp("study") / "pruning", []
-    samplers = ["greedy", "random", ("broken", Raises(), {}), ("fatal", Dies(), {})]
+    samplers = ["relax", "greedy", "random", ("broken", Raises(), {}), ("fatal", Dies(), {})]
     found = compare_pruning(
         trial(),
         samplers,
@@ -113,13 +113,13 @@ def test_every_run_is_a_row_and_failures_have_their_reason(study):
     found, seen = study
     rows = found.rows
     assert found.complete
-    assert [done for _, done, _ in seen] == list(range(1, 9))
-    assert {total for _, _, total in seen} == {8}
+    assert [done for _, done, _ in seen] == list(range(1, 11))
+    assert {total for _, _, total in seen} == {10}
     assert rows.sampler.tolist() == [
-        n for n in ("greedy", "random", "broken", "fatal") for _ in "12"
+        n for n in ("relax", "greedy", "random", "broken", "fatal") for _ in "12"
     ]
-    assert rows.seed.tolist() == [7, 8] * 4
-    assert rows.status.tolist() == ["ok"] * 4 + ["crashed"] * 4
+    assert rows.seed.tolist() == [7, 8] * 5
+    assert rows.status.tolist() == ["ok"] * 6 + ["crashed"] * 4
     reasons = rows[rows.status == "crashed"].reason.tolist()
     assert all("no idea" in reason for reason in reasons[:2])
     assert all("exit code 3" in reason for reason in reasons[2:])
@@ -131,7 +131,7 @@ def test_a_row_says_what_the_run_did(study):
         assert row["sparsity"] == pytest.approx(0.6, abs=1 / 168)
         assert row["problem"] == "clouds pruned to 60 %"
         points = row["trace"]
-        assert len(points) == row["steps"] == 3
+        assert len(points) == row["steps"] >= 3
         taken = [point for point in points if point[2]]
         assert row["accepted"] == len(taken)
         assert row["predicted"] == pytest.approx(sum(point[3] for point in taken))
@@ -226,7 +226,7 @@ def test_impossible_studies_are_refused_before_any_work(tmp_path, monkeypatch):
         (StudyError, "at least one sampler", {"samplers": []}),
         (StudyError, "at least one budget", {"budgets": []}),
         (StudyError, "two samplers have the label", {"samplers": ["greedy", "greedy"]}),
-        (StudyError, "no common budget: relax", {"samplers": ["relax"]}),
+        (StudyError, "no common budget: greedy", {"budgets": ["9sweeps"]}),
         (StudyError, "repeats and threads", {"repeats": 0}),
         (StudyError, "time_limit more than 0", {"time_limit": 0.0}),
         (StudyError, "the clock is one of wall, cpu", {"clock": "sun"}),
@@ -277,7 +277,7 @@ def test_a_budgeted_sampler_answers_as_the_study_of_samplers_does(name):
     answer = Budgeted(as_setting(name), Reads(5)).sample_problem(instance.problem, seed=row["seed"])
     # The trial that chooses the penalty's strength is seeded by the problem's name.
     if name != "sa":
-        assert answer.energy == row["energy"]
+        assert answer.energy == pytest.approx(row["energy"], rel=1e-12)
     assert instance.problem.feasible(answer.samples).all()
     assert answer.energy == instance.problem.energy(answer.sample)
     assert answer.info["num_reads"] == 5
@@ -412,7 +412,7 @@ def test_the_report_shows_everything_and_fetches_nothing(study):
         "loss_along_the_way",
     }
     table = pd.read_csv(page.parent / "tables" / "runs.csv")
-    assert len(table) == 8
+    assert len(table) == 10
 
 
 def test_a_report_comes_out_of_a_study_without_scores_or_without_answers(here, tmp_path):
@@ -428,7 +428,7 @@ def test_a_report_comes_out_of_a_study_without_scores_or_without_answers(here, t
 
 def test_the_printed_summary_is_json(study):
     records = summary_records(study[0])
-    assert records[0]["test accuracy"] >= records[1]["test accuracy"]
+    assert records[0]["test accuracy"] >= records[2]["test accuracy"]
     assert records[-1]["test accuracy"] is None
     json.dumps(records, allow_nan=False)
     assert (study[0].folder / STUDY).is_file()
