@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,13 @@ def compare(
     count: Annotated[
         list[int] | None, typer.Option(help="how many variables are 1; one problem for each")
     ] = None,
+    prune: Annotated[
+        Path | None,
+        typer.Option(
+            help="a pruning run's config.yaml: prune with each sampler instead, the budget for "
+            "every block"
+        ),
+    ] = None,
     known: Annotated[
         Path | None,
         typer.Option(help="CSV of best-known values: problem, energy, proved, bound"),
@@ -101,7 +109,7 @@ def compare(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
-    """Compare samplers on problems with equal budgets; every run is a row, failures too."""
+    """Compare samplers with equal budgets, on problems or in a pruning run; failures are rows."""
     from qprune.records import strict_json
     from qprune.tracking import tracker
 
@@ -110,23 +118,84 @@ def compare(
         "repeats": repeats,
         "seed": seed,
         "folder": output,
-        "time_limit": time_limit,
+        "threads": threads,
+        "clock": clock,
+    }
+    if time_limit is not None:
+        shared["time_limit"] = time_limit
+    given = {
+        "a problem": problems,
+        "--generate": generate,
+        "--count": count,
+        "--known": known,
+        "--maximize": maximize,
     }
     with StudyBar(Console(stderr=True)) as bar, tracker(track) as trackers:
-        observe = [bar, *trackers]
-        from solvers.study import compare as run_study
-
-        instances = _instances(problems or (), generate or (), count or (), known, maximize)
-        shared |= {"prepare_limit": prepare_limit, "threads": threads, "clock": clock}
-        study = run_study(instances, settings, budget or (), observe=observe, **shared)
-    page = None if output is None else _write_report(output)
-    summary = problem_summary(study)
+        shared["observe"] = [bar, *trackers]
+        if prune is None:
+            instances = _instances(problems or (), generate or (), count or (), known, maximize)
+            shared["prepare_limit"] = prepare_limit
+            outcome = _on_problems(instances, settings, budget or (), shared)
+        else:
+            _refuse_problems([name for name, value in given.items() if value])
+            outcome = _in_pruning(prune, settings, budget or (), shared)
     if json:
-        typer.echo(strict_json({"runs": len(study.row_list), "samplers": summary}))
+        typer.echo(strict_json({"runs": outcome.runs, "samplers": outcome.summary}))
         return
-    Console().print(summary_table(summary))
-    if page is not None:
-        typer.echo(f"{page} shows the study; {output} holds its rows")
+    Console().print(summary_table(outcome.summary))
+    if outcome.page is not None:
+        typer.echo(f"{outcome.page} shows the study; {output} holds its rows")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the command prints: number of runs, one record a sampler, the report's page."""
+
+    runs: int
+    summary: list[dict[str, Any]]
+    page: Path | None
+
+
+def _on_problems(
+    instances: Sequence[Any],
+    settings: Sequence[Setting],
+    budgets: Sequence[str],
+    shared: Mapping[str, Any],
+) -> Outcome:
+    from solvers.study import compare as run_study
+
+    study = run_study(instances, settings, budgets, **shared)
+    page = None if study.folder is None else _write_report(study.folder)
+    return Outcome(len(study.row_list), problem_summary(study), page)
+
+
+def _in_pruning(
+    config: Path,
+    settings: Sequence[Setting],
+    budgets: Sequence[str],
+    shared: Mapping[str, Any],
+) -> Outcome:
+    from qprune.config import make_settings, merged
+    from qprune.language.models import is_pretrained
+    from qprune.study import compare_pruning
+    from qprune.study.measures import summary_records
+    from qprune.study.report import write_pruning_report
+
+    if is_pretrained(str(merged({}, config).get("model"))):
+        raise ImpossibleRequestError(
+            f"{config} is of a language model, which is pruned layer by layer, without a sampler; "
+            "--prune takes the config.yaml of a network that is pruned block by block"
+        )
+    study = compare_pruning(make_settings({}, config), settings, budgets, **shared)
+    page = None if study.folder is None else write_pruning_report(study.folder)
+    return Outcome(len(study.row_list), summary_records(study), page)
+
+
+def _refuse_problems(given: Sequence[str]) -> None:
+    if given:
+        raise ImpossibleRequestError(
+            f"--prune takes its problems from the pruning run; leave {given[0]} out, or --prune"
+        )
 
 
 def parse_sampler(text: str) -> Setting:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from qprune.errors import ImpossibleRequestError
@@ -14,6 +15,8 @@ Tracker = Callable[[Mapping[str, Any], int, int], None]
 @contextmanager
 def tracker(project: str | None) -> Iterator[list[Tracker]]:
     """Observers of a study that log each row's plain values to ``project``; none for None.
+
+    Nothing leaves the machine unless trackio's own settings say so.
 
     Raises:
         ImpossibleRequestError: trackio is not installed.
@@ -27,7 +30,9 @@ def tracker(project: str | None) -> Iterator[list[Tracker]]:
         raise ImpossibleRequestError(
             "--track needs trackio: pip install 'qprune[track]'"
         ) from error
-    run = trackio.init(project=project)
+    # Standard output is the command's; a thread that samples the machine would disturb the clock.
+    with redirect_stdout(sys.stderr):
+        run = trackio.init(project=project, embed=False, auto_log_cpu=False, auto_log_gpu=False)
 
     def log(row: Mapping[str, Any], done: int, total: int) -> None:
         plain = {n: v for n, v in row.items() if isinstance(v, int | float | str)}
@@ -36,4 +41,5 @@ def tracker(project: str | None) -> Iterator[list[Tracker]]:
     try:
         yield [log]
     finally:
-        trackio.finish()
+        with redirect_stdout(sys.stderr):
+            trackio.finish()

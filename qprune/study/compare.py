@@ -17,7 +17,7 @@ from solvers.study.budgets import CLOCKS, Budget
 from solvers.study.compare import checked_budgets
 from solvers.study.machine import now, session
 from solvers.study.plan import Run, checked_settings, ordered_runs, refusals
-from solvers.study.storage import StudyFolder, read_record, read_rows
+from solvers.study.storage import STUDY, StudyFolder, read_record, read_rows
 from solvers.study.worker import Worker
 
 if TYPE_CHECKING:
@@ -155,15 +155,18 @@ def compare_pruning(
     }
     home = None if folder is None else StudyFolder(Path(folder))
     here = session(threads)
-    rows = [] if home is None else home.begin(record, here)
     observers = (observe,) if callable(observe) else tuple(observe)
-    done = {_key(row) for row in rows}
     by_label = {one.label: one for one in settings}
 
     def greet(worker: Worker) -> None:
         worker.call("hold", trial, limit=_PREPARATION)
 
     with Worker(partial(PruningBench, threads, clock), greet) as worker:
+        if home is None or not (home.path / STUDY).exists():
+            # A model that cannot be had leaves no folder behind.
+            worker.ensure()
+        rows = [] if home is None else home.begin(record, here)
+        done = {_key(row) for row in rows}
         for run in runs:
             if run.key in done:
                 continue

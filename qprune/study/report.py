@@ -120,8 +120,9 @@ def _energies(cells: pd.DataFrame, looks: Any) -> Section:
         "A block's decrease of energy is what the sampler can win over leaving it as it is; "
         "what it missed is measured against the better of its own answer and that of relax to the "
         "same problem. Runs part ways with their first answers, so that each is judged by "
-        "its own blocks. Missed energy and " + "; ".join(told) + "."
+        "its own blocks. "
     )
+    text += "Missed energy and " + "; ".join(told) + "." if told else ""
     return Section("Does a better answer give a better network?", text, tuple(drawings))
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -21,11 +22,13 @@ SHORT = ["--stages", "3", "--rounds", "1", "--final-rounds", "2", "--block-size"
 TRIAL = [*PRUNE, *SHORT, "--sparsity", "0.9", "--num-calibration-samples", "400"]
 
 
+MAIN = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
+
+
 def run(*arguments):
     """`qprune` in a process of its own."""
-    code = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", MAIN, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -180,6 +183,53 @@ def test_recorded_blocks_go_to_a_comparison_and_the_run_is_as_without(finished, 
     code, _, err = qprune("prune", *config, "--record-blocks", blocks)
     assert code == 2
     assert "is not empty; choose a new folder" in err
+
+
+def test_a_pruning_run_with_sampler_after_sampler_goes_on_after_a_kill(dense, tmp_path, qprune):
+    config, folder = tmp_path / "run.yaml", tmp_path / "study"
+    config.write_text(
+        f"model: digits-mlp\nweights: {dense}\ndata: digits\nsparsity: 0.9\nstages: 2\n"
+        "rounds: 1\nfinal_rounds: 1\nblock_size: 64\nnum_calibration_samples: 200\n"
+    )
+    samplers = ["--sampler", "greedy", "--sampler", "floor=random", "--repeats", "1"]
+    asked = ["compare", "--prune", config, *samplers, "--output", folder, "--json"]
+    command = [sys.executable, "-c", MAIN, *map(str, asked), "--budget", "2reads"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    rows = folder / "rows.jsonl"
+    while not (rows.exists() and rows.read_text().count("\n")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    before = rows.read_text().splitlines()
+    done = run(*asked, "--budget", "2reads")
+    assert done.returncode == 0, done.stderr
+    assert rows.read_text().splitlines()[: len(before)] == before
+    outcome = json.loads(done.stdout)
+    assert outcome["runs"] == 2
+    assert {one["sampler"] for one in outcome["samplers"]} == {"greedy", "floor"}
+    assert all(0 < one["test accuracy"] < 1 for one in outcome["samplers"])
+    assert "digits-mlp pruned to 90 %, by sampler" in (folder / "report.html").read_text()
+    code, _, err = qprune(*asked, "--budget", "3reads")
+    assert code == 2
+    assert "holds another study: its budgets reads amount is 2.0, not 3.0" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ((["--generate", "fisher:n=8"]), "leave --generate out"),
+        ((["problem.qubo"]), "leave a problem out"),
+        ((["--sampler", "no-such"]), "no sampler is called 'no-such'"),
+    ],
+)
+def test_a_pruning_study_that_cannot_be_is_refused(tmp_path, qprune, asked, complaint):
+    config = tmp_path / "run.yaml"
+    config.write_text("model: digits-mlp\ndata: digits\nsparsity: 0.9\n")
+    code, _, err = qprune("compare", *asked, "--prune", config, "--budget", "1s")
+    assert code == 2
+    assert complaint in err
+    assert err.count("\n") == 1
 
 
 def test_a_model_and_data_of_the_users_own(tmp_path, monkeypatch, qprune):
