@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qprune.calibration import Calibration
 from qprune.errors import RunFolderError
+from qprune.records import read_json
 from qprune.setting import Setting
 from qprune.traces import outputs_of
 
@@ -71,7 +72,7 @@ class Fingerprint:
             RunFolderError: it is not a fingerprint.
         """
         try:
-            record = json.loads(text)
+            record = read_json(text)
             plain = all(isinstance(record[name], str) for name in ("model", "data", "outputs"))
             named = all(isinstance(record[name], dict) for name in ("settings", "code"))
             if plain and named:

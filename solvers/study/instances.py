@@ -198,13 +198,18 @@ def _folder(path: Path, counts: Sequence[int], maximize: bool) -> Iterator[Insta
             if file.is_file() and not file.name.startswith((".", "README")):
                 yield from _file(file, counts, maximize, {})
         return
-    for number, line in enumerate((path / BLOCKS).read_text().splitlines(), start=1):
+    for number, line in enumerate((path / BLOCKS).read_bytes().splitlines(), start=1):
         try:
-            about = json.loads(line)
-            file = path / about["file"]
-        except (ValueError, KeyError, TypeError) as error:
+            about = dict(json.loads(line))
+            name = Path(about["file"]).name
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StudyError(f"{path / BLOCKS}, line {number}: not a recorded block") from error
-        for one in _file(file, counts, maximize, about):
+        if name != about["file"]:
+            raise StudyError(
+                f"{path / BLOCKS}, line {number}: the file {about['file']!r:.60} is not in that "
+                "folder; a recorded block lies beside its list"
+            )
+        for one in _file(path / name, counts, maximize, about):
             yield replace(one, kind="recorded")
 
 
