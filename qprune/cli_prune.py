@@ -147,6 +147,7 @@ def prune(
     from qprune.job import run_job
     from qprune.language.models import is_pretrained
     from qprune.progress import ProgressBar
+    from qprune.verify import trusted
 
     given = _given(context.params)
     if is_pretrained(str(merged(given, config).get("model"))):
@@ -155,6 +156,7 @@ def prune(
         prune_language_model(given, config, output, json)
         return
     settings = make_settings(given, config)
+    trusted(settings, given["model"], given["data"])
     # Without a folder there is nothing to end in good order for.
     stopping = interruptible() if output else nullcontext(None)
     with ProgressBar(settings.asked_sparsity, Console(stderr=True)) as bar, stopping as stop:

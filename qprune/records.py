@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from qprune.steps import BlockRecord, Fault, LayerRecord, Report, Score, Step
+from solvers.redaction import without_secrets
 
 T = TypeVar("T")
 
@@ -42,8 +43,12 @@ class ScorePoint:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON for any parser: NaN and infinities become null, huge integers text."""
-    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+    """``value`` as JSON for any parser and reader.
+
+    NaN and infinities become null, huge integers text; secrets are left out (see
+    `solvers.redaction`).
+    """
+    return json.dumps(without_secrets(_finite(value)), allow_nan=False, indent=indent)
 
 
 def read_json(text: str | bytes) -> Any:

@@ -38,6 +38,7 @@ from qprune.records import (
     strict_json,
 )
 from qprune.steps import Report, Step
+from solvers.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class RunFolder:
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        write_whole(self.path / REPORT_HTML, html.encode(errors="replace"))
+        write_whole(self.path / REPORT_HTML, redacted(html).encode(errors="replace"))
 
 
 def checksums(folder: Path) -> str:

@@ -204,7 +204,7 @@ def _folder(path: Path, counts: Sequence[int], maximize: bool) -> Iterator[Insta
             name = Path(about["file"]).name
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StudyError(f"{path / BLOCKS}, line {number}: not a recorded block") from error
-        if name != about["file"]:
+        if name != about["file"] or name in ("", ".."):
             raise StudyError(
                 f"{path / BLOCKS}, line {number}: the file {about['file']!r:.60} is not in that "
                 "folder; a recorded block lies beside its list"

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from solvers.errors import MissingPackageError, StudyError
+from solvers.redaction import redacted
 from solvers.study.compare import read_study
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def write_page(
         for table in section.tables:
             table.write(told)
     path = folder / "report.html"
-    path.write_text(render(findings, title=title, sections=shown), encoding="utf-8")
+    page = redacted(render(findings, title=title, sections=shown))
+    path.write_text(page, encoding="utf-8")
     return path
 
 

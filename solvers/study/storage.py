@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from solvers.errors import StudyFolderError
+from solvers.redaction import without_secrets
 
 STUDY, ROWS = "study.json", "rows.jsonl"
 #: What may differ between the times that one study is worked on.
@@ -150,8 +151,8 @@ def first_difference(held: Any, asked: Any, where: str = "") -> str:
 
 
 def as_line(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: what has no number there becomes null."""
-    return json.dumps(_plain(value), allow_nan=False, indent=indent)
+    """Strict JSON: what has no number there becomes null, and secrets are left out."""
+    return json.dumps(without_secrets(_plain(value)), allow_nan=False, indent=indent)
 
 
 def _plain(value: Any) -> Any:
