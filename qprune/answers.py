@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qprune.folder import write_whole
-from qprune.records import strict_json
+from qprune.records import read_json, strict_json
 from qprune.solve import Answer, Border
 from qprune.steps import Fault
 from solvers import QuadraticProblem
@@ -34,7 +34,7 @@ class AnswerStore:
         """The answer of that key; None where there is none, or it does not fit ``problem``."""
         path = self.folder / f"{key}.json"
         try:
-            record = json.loads(path.read_bytes())
+            record = read_json(path.read_bytes())
             bits = np.frombuffer(bytes.fromhex(record["sample"]), dtype=np.uint8)
             sample = np.unpackbits(bits, count=problem.num_variables).astype(np.int8)
             if not problem.feasible(sample[None]).all() or record["sha256"] != _digest(record):

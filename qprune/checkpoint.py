@@ -19,7 +19,7 @@ from torch import Tensor
 from qprune.errors import RunFolderError
 from qprune.fingerprint import digest_of_tensors
 from qprune.folder import write_whole
-from qprune.records import step_from_json, strict_json
+from qprune.records import read_json, step_from_json, strict_json
 from qprune.setting import State
 from qprune.steps import Step
 from qprune.trust import Trust
@@ -88,7 +88,7 @@ class Snapshot:
             text = metadata["facts"]
             if metadata["sha256"] != _digest(tensors, text):
                 raise RunFolderError("its digest does not fit its content")
-            facts = json.loads(text)
+            facts = read_json(text)
             state = _unpacked("state", tensors, facts["size"], facts["trust"])
             shared = _packed("before", state)
             before = _unpacked("before", shared | tensors, facts["size"], facts["trust_before"])
@@ -98,7 +98,7 @@ class Snapshot:
             return cls(
                 Progress(position, state, before, facts["batch_size"]),
                 tensors["generator"],
-                tuple(step_from_json(json.loads(line)) for line in lines if line),
+                tuple(step_from_json(read_json(line)) for line in lines if line),
                 facts["seconds"],
                 facts["cpu_seconds"],
             )
@@ -198,4 +198,4 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
 
 def _metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length])["__metadata__"]
+    return read_json(content[8 : 8 + length])["__metadata__"]

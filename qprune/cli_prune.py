@@ -153,6 +153,7 @@ def prune(
     from qprune.job import run_job
     from qprune.language.models import is_pretrained
     from qprune.progress import ProgressBar
+    from qprune.verify import trusted
 
     given = _given(context.params)
     if is_pretrained(str(merged(given, config).get("model"))):
@@ -172,6 +173,7 @@ def prune(
         prune_language_model(given, config, output, json)
         return
     settings = make_settings(given, config)
+    trusted(settings, given["model"], given["data"])
     blocks = None
     if record_blocks is not None:
         from qprune.block_folder import BlockFolder

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from qprune.cli_options import OptionValue
 from qprune.errors import ImpossibleRequestError
 from qprune.sparsity import KeepNofM, checked_sparsity
+from solvers.redaction import is_secret, without_secrets
 
 
 def _names(value: Any) -> Any:
@@ -54,8 +55,9 @@ class Asked(BaseModel):
         return f"{self.model} pruned to {100 * self.asked_sparsity:.4g} %"
 
     def to_yaml(self) -> str:
-        """The settings as a file that ``--config`` reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The settings as a file that ``--config`` reads; without secrets."""
+        plain = without_secrets(self.model_dump(mode="json"))
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 S = TypeVar("S", bound=Asked)
@@ -121,6 +123,12 @@ def make_settings(
         raise ImpossibleRequestError("--density is 1 - sparsity; give it or --sparsity, not both")
     if (settings.sparsity, settings.density, settings.mask_structure) == (None, None, None):
         raise ImpossibleRequestError("--sparsity is missing; give it, or a --mask-structure")
+    secret = next(filter(is_secret, getattr(settings, "sampler_options", {})), None)
+    if secret is not None:
+        raise ImpossibleRequestError(
+            f"the sampler option {secret!r} would be written into the run's folder; give secrets "
+            "by the environment, or by the provider's own configuration"
+        )
     return settings
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qprune.calibration import Calibration
 from qprune.errors import RunFolderError
+from qprune.records import read_json, strict_json
 from qprune.setting import Setting
 from qprune.sharding import whole
 from qprune.traces import outputs_of
@@ -73,7 +74,7 @@ class Fingerprint:
             RunFolderError: it is not a fingerprint.
         """
         try:
-            record = json.loads(text)
+            record = read_json(text)
             plain = all(isinstance(record[name], str) for name in ("model", "data", "outputs"))
             named = all(isinstance(record[name], dict) for name in ("settings", "code"))
             if plain and named:
@@ -121,7 +122,8 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that read the same in the next process: no memory addresses, lists for tuples."""
     text = json.dumps(settings, sort_keys=True, default=repr)
-    return json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))
+    # As they read after they were written: without secrets too.
+    return read_json(strict_json(json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))))
 
 
 @cache

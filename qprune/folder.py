@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -55,7 +55,9 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
         flush_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # A read-only disk refuses this too.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qprune.errors import RunFolderError
+from qprune.records import read_json
 
 #: Where a pruned folder keeps its mask.
 MASK_FILE = "mask.safetensors"
@@ -74,8 +76,8 @@ def read_mask(path: Path) -> dict[str, Tensor]:
                 f"{path} is a packed mask of version {metadata.get('version')}; this qprune "
                 f"reads version {VERSION}: use a newer one"
             )
-        shapes = json.loads(metadata["shapes"])
-        return {name: unpack(packed, tuple(shapes[name])) for name, packed in tensors.items()}
+        shapes = read_json(metadata["shapes"])
+        return {name: unpack(packed, _shape(shapes[name])) for name, packed in tensors.items()}
     except OSError as error:
         if isinstance(error, RunFolderError):
             raise
@@ -84,6 +86,12 @@ def read_mask(path: Path) -> dict[str, Tensor]:
         raise RunFolderError(
             f"{path} holds no mask: {error}; give a mask that qprune wrote"
         ) from error
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes):
+        raise ValueError(f"{sizes!r:.60} is no shape")
+    return tuple(sizes)
 
 
 def _checked_bool(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

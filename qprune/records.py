@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from qprune.steps import BlockRecord, Fault, LayerRecord, Report, Score, Step
+from solvers.redaction import without_secrets
+
+T = TypeVar("T")
+
+_INT64 = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -26,45 +32,133 @@ class ScorePoint:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ScorePoint:
-        """The inverse of `to_json`."""
-        return cls(step=record["step"], score=Score(**record["score"]))
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        values = _named(cls, record)
+        score = _with_nan(_named(Score, values["score"]), ("loss",))
+        return _valid(_POINT, values | {"score": score})
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON that any parser reads: NaN and infinities become null."""
-    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+    """``value`` as JSON for any parser and reader.
+
+    NaN and infinities become null, huge integers text; secrets are left out (see
+    `solvers.redaction`).
+    """
+    return json.dumps(without_secrets(_finite(value)), allow_nan=False, indent=indent)
+
+
+def read_json(text: str | bytes) -> Any:
+    """The inverse of `strict_json`, as strict: no NaN, and no number that has no room in 64 bits.
+
+    Raises:
+        ValueError: it is not such JSON.
+    """
+    try:
+        return json.loads(
+            text, parse_int=_whole_number, parse_float=_number, parse_constant=_number
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def step_from_json(record: Mapping[str, Any]) -> Step:
-    """A step from what `Step.to_json` and `strict_json` made of it."""
-    values = dict(record)
-    blocks = tuple(_block_from_json(block) for block in values.pop("blocks"))
-    faults = tuple(Fault(**fault) for fault in values.pop("faults", ()))
-    numbers = _with_nan(values, ("real", "loss", "fit_loss", "price"))
-    return Step(**numbers, blocks=blocks, faults=faults)
+    """A step from what `Step.to_json` and `strict_json` made of it.
+
+    Raises:
+        ValueError: it is something else; names the field.
+    """
+    return _valid(_STEP, _plain_step(record))
 
 
 def report_from_json(record: Mapping[str, Any]) -> Report:
-    """A report from what `Report.to_json` and `strict_json` made of it."""
-    values = {name: value for name, value in record.items() if name != "num_accepted"}
+    """A report from what `Report.to_json` and `strict_json` made of it.
+
+    Raises:
+        ValueError: it is something else; names the field.
+    """
+    given = _fields(record)
+    given.pop("num_accepted", None)
+    values = _named(Report, given)
     for name in ("dense", "start", "final"):
         if values[name] is not None:
-            values[name] = Score(**_with_nan(values[name], ("loss",)))
-    values["steps"] = tuple(step_from_json(step) for step in values["steps"])
-    values["layers"] = tuple(
-        LayerRecord(**{**layer, "shape": tuple(layer["shape"])}) for layer in values["layers"]
-    )
-    return Report(**values)
+            values[name] = _with_nan(_named(Score, values[name]), ("loss",))
+    values["layers"] = [_named(LayerRecord, layer) for layer in _items(values["layers"])]
+    values["steps"] = [_plain_step(step) for step in _items(values["steps"])]
+    report = _valid(_REPORT, values)
+    for layer in report.layers:
+        size = math.prod(layer.shape)
+        if len(layer.shape) < 2 or min(layer.shape) < 1 or layer.num_weights != size:
+            raise ValueError(f"layer {layer.name!r}: {layer.num_weights} weights in {layer.shape}")
+        if not 0 <= layer.num_pruned <= size:
+            raise ValueError(f"layer {layer.name!r}: {layer.num_pruned} weights are pruned")
+    return report
 
 
-def _block_from_json(record: Mapping[str, Any]) -> BlockRecord:
-    bound = record["lower_bound"]
-    return BlockRecord(**{**record, "lower_bound": -math.inf if bound is None else bound})
+def _plain_step(record: Any) -> dict[str, Any]:
+    values = _named(Step, record)
+    values["blocks"] = [_plain_block(block) for block in _items(values["blocks"])]
+    values["faults"] = [_named(Fault, fault) for fault in _items(values["faults"])]
+    return _with_nan(values, ("real", "loss", "fit_loss", "price"))
+
+
+def _plain_block(record: Any) -> dict[str, Any]:
+    values = _named(BlockRecord, record)
+    return values | ({"lower_bound": -math.inf} if values["lower_bound"] is None else {})
 
 
 def _with_nan(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     nulls = {name: math.nan for name in names if values[name] is None}
     return {**values, **nulls}
+
+
+def _named(kind: type, record: Any) -> dict[str, Any]:
+    """The record's values, if they are those of a ``kind``, none more and none less."""
+    values, known = _fields(record), {field.name for field in fields(kind)}
+    wrong = sorted(known ^ set(values))
+    if wrong:
+        what = "is missing" if wrong[0] in known else "is unknown"
+        raise ValueError(f"{wrong[0]!r:.60} {what} in a {kind.__name__}")
+    return values
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError(f"a record was expected, not {record!r:.60}")
+    return dict(record)
+
+
+def _items(records: Any) -> list[Any]:
+    if not isinstance(records, list | tuple):
+        raise ValueError(f"a list of records was expected, not {records!r:.60}")
+    return list(records)
+
+
+def _valid(kind: TypeAdapter[T], values: Mapping[str, Any]) -> T:
+    try:
+        return kind.validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Input ")
+        raise ValueError(f"{where} {message}, not {first['input']!r:.60}") from error
+
+
+def _whole_number(text: str) -> int:
+    number = int(text)
+    if not _INT64[0] <= number <= _INT64[1]:
+        raise ValueError(f"{text[:20]} has no room in 64 bits")
+    return number
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no number in JSON")
+    return number
 
 
 def _finite(value: Any) -> Any:
@@ -77,4 +171,9 @@ def _finite(value: Any) -> Any:
         return _finite(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int) and not _INT64[0] <= value <= _INT64[1]:
+        return str(value)
     return value if value is None or isinstance(value, int | str) else str(value)
+
+
+_STEP, _REPORT, _POINT = TypeAdapter(Step), TypeAdapter(Report), TypeAdapter(ScorePoint)

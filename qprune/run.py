@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,8 +30,15 @@ from qprune.config import Settings
 from qprune.errors import RunFolderError
 from qprune.folder import LOCK, append_line, locked, sweep, write_whole
 from qprune.recording import FINGERPRINT, STEPS
-from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
+from qprune.records import (
+    ScorePoint,
+    read_json,
+    report_from_json,
+    step_from_json,
+    strict_json,
+)
 from qprune.steps import Report, Step
+from solvers.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +120,7 @@ class RunFolder:
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        write_whole(self.path / REPORT_HTML, html.encode())
+        write_whole(self.path / REPORT_HTML, redacted(html).encode(errors="replace"))
 
 
 def checksums(folder: Path) -> str:
@@ -180,7 +186,7 @@ def read_run(path: Path) -> Saved:
     settings = read_settings(path)
     try:
         if (path / REPORT_JSON).exists():
-            record = json.loads((path / REPORT_JSON).read_text(encoding="utf-8"))
+            record = read_json((path / REPORT_JSON).read_bytes())
             scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
             return Saved(settings, report_from_json(record), scores)
         return Saved(settings, _unfinished(settings, read_steps(path)), read_scores(path))
@@ -195,7 +201,7 @@ def stopped_by(path: Path) -> str:
         RunFolderError: its report cannot be read.
     """
     try:
-        return str(json.loads((path / REPORT_JSON).read_text(encoding="utf-8"))["stopped"])
+        return str(read_json((path / REPORT_JSON).read_bytes())["stopped"])
     except FileNotFoundError:
         return "unfinished"
     except _UNREADABLE as error:
@@ -223,7 +229,7 @@ def read_steps(path: Path) -> tuple[Step, ...]:
         OSError: there is none.
         ValueError: a line of it is not a step.
     """
-    return tuple(step_from_json(json.loads(line)) for line in _whole_lines(path / STEPS))
+    return tuple(step_from_json(read_json(line)) for line in _whole_lines(path / STEPS))
 
 
 def read_scores(path: Path) -> tuple[ScorePoint, ...]:
@@ -233,7 +239,7 @@ def read_scores(path: Path) -> tuple[ScorePoint, ...]:
     points = []
     for number, line in enumerate((path / SCORES).read_bytes().split(b"\n")[:-1], 1):
         try:
-            points.append(ScorePoint.from_json(json.loads(line)))
+            points.append(ScorePoint.from_json(read_json(line)))
         except _UNREADABLE as error:
             logger.warning("%s, line %d is no score (%s)", path / SCORES, number, error)
             break

@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from qprune.errors import ImpossibleRequestError
+from solvers.redaction import without_secrets
 
 Tracker = Callable[[Mapping[str, Any], int, int], None]
 
@@ -35,7 +36,7 @@ def tracker(project: str | None) -> Iterator[list[Tracker]]:
         run = trackio.init(project=project, embed=False, auto_log_cpu=False, auto_log_gpu=False)
 
     def log(row: Mapping[str, Any], done: int, total: int) -> None:
-        plain = {n: v for n, v in row.items() if isinstance(v, int | float | str)}
+        plain = {n: v for n, v in without_secrets(row).items() if isinstance(v, int | float | str)}
         run.log({**plain, "done": done, "total": total})
 
     try:

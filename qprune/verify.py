@@ -43,10 +43,10 @@ class Verdict:
 
 
 def trusted(settings: Settings, model: str | None, data: str | None) -> None:
-    """Refuse to import what only a run's folder names, and not the user.
+    """Refuse to import what only a file names (a run's folder, --config), and not the user.
 
     Args:
-        settings: what the folder says.
+        settings: what the file says.
         model: what the user says; None = nothing.
         data: the same.
 
@@ -58,7 +58,7 @@ def trusted(settings: Settings, model: str | None, data: str | None) -> None:
             raise ImpossibleRequestError(f"the run was started with --{option} {said}, not {given}")
         if given is None and is_factory(said):
             raise ImpossibleRequestError(
-                f"the folder asks to import {said!r}, which runs code; if that is your own, say "
+                f"the settings ask to import {said!r}, which runs code; if that is your own, say "
                 f"so with --{option} {said}"
             )
 

@@ -1,7 +1,7 @@
 """Fault drill: samplers that fail in 30 % of their calls, in every way there is.
 
-    python -m benchmarks.reliability.faults --data DATA      # some minutes, mostly of waiting
-    python -m benchmarks.reliability.faults                  # digits alone, two minutes
+    python -m benchmarks.reliability.faults --data DATA      # ten minutes, mostly of waiting
+    python -m benchmarks.reliability.faults                  # digits alone, a few minutes
 
 A sampler raises, hangs, aborts, reads memory that is not its own, answers nothing, for too few
 variables, with NaN as states or as energies, or with wrong counts, one way after the other; which
@@ -147,7 +147,7 @@ def ways_of(noted: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of checkpoints and data sets")
-    parser.add_argument("--limit", type=float, default=2.0, help="seconds for one call")
+    parser.add_argument("--limit", type=float, default=15.0, help="seconds for one call")
     given = parser.parse_args()
     torch.set_num_threads(1)
     loads = [digits()] if given.data is None else [mlpnet(given.data), resnet20(given.data)]

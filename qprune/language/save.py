@@ -19,6 +19,7 @@ from qprune.language.card import CARD, CARD_JSON, Card
 from qprune.language.models import bars_on_terminals_only
 from qprune.packed import MASK_FILE, packed_bytes
 from qprune.records import strict_json
+from solvers.redaction import redacted
 
 #: Weights as `save_pretrained` names them, in one file or in shards.
 _WEIGHTS = "model*.safetensors*"
@@ -69,7 +70,7 @@ def save_model(
                 shutil.copyfile(file, aside / file.name)
         (aside / MASK_FILE).write_bytes(packed_bytes(mask))
         if card is not None:
-            (aside / CARD).write_text(card.to_markdown(), encoding="utf-8")
+            (aside / CARD).write_text(redacted(card.to_markdown()), encoding="utf-8")
             (aside / CARD_JSON).write_text(strict_json(card.to_json(), indent=1), encoding="utf-8")
 
 

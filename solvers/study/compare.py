@@ -20,6 +20,7 @@ from solvers.errors import (
 )
 from solvers.study.bench import RECALLED, Bench
 from solvers.study.budgets import CLOCKS, Budget, Seconds, parse_budget
+from solvers.study.checks import checked_record, checked_rows
 from solvers.study.instances import Instance, checked_instances
 from solvers.study.machine import now, session
 from solvers.study.plan import Run, checked_settings, ordered_runs, refusals
@@ -205,7 +206,7 @@ def compare(
     }
     home = None if folder is None else StudyFolder(Path(folder))
     here = session(threads)
-    rows = [] if home is None else home.begin(record, here)
+    rows = [] if home is None else checked_rows(home.begin(record, here), home.path)
     observers = (observe,) if callable(observe) else tuple(observe)
     done = {_key(row) for row in rows}
     unready = {pair: row["reason"] for row in rows for pair in _unready(row)}
@@ -250,7 +251,7 @@ def read_study(folder: str | Path) -> Study:
         StudyFolderError: no study is there, or it cannot be read.
     """
     path = Path(folder)
-    return Study(read_record(path), read_rows(path), path)
+    return Study(checked_record(read_record(path), path), checked_rows(read_rows(path), path), path)
 
 
 def checked_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:

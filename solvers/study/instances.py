@@ -199,14 +199,19 @@ def _folder(path: Path, counts: Sequence[int], maximize: bool) -> Iterator[Insta
                 yield from _file(file, counts, maximize, {})
         return
     # A run that records here, or was killed, may have written its last line in part.
-    whole = (path / BLOCKS).read_text(encoding="utf-8").rpartition("\n")[0]
+    whole = (path / BLOCKS).read_bytes().rpartition(b"\n")[0]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            about = json.loads(line)
-            file = path / about["file"]
-        except (ValueError, KeyError, TypeError) as error:
+            about = dict(json.loads(line))
+            name = Path(about["file"]).name
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StudyError(f"{path / BLOCKS}, line {number}: not a recorded block") from error
-        for one in _file(file, counts, maximize, about):
+        if name != about["file"] or name in ("", ".."):
+            raise StudyError(
+                f"{path / BLOCKS}, line {number}: the file {about['file']!r:.60} is not in that "
+                "folder; a recorded block lies beside its list"
+            )
+        for one in _file(path / name, counts, maximize, about):
             yield replace(one, kind="recorded")
 
 

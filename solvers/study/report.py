@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from solvers.errors import MissingPackageError, StudyError
+from solvers.redaction import redacted
 from solvers.study.compare import read_study
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def write_sections(
         for table in section.tables:
             table.write(told)
     path = folder / "report.html"
-    text = page(sections, title=title, settings=settings, cards=cards)
+    text = redacted(page(sections, title=title, settings=settings, cards=cards))
     path.write_text(text, encoding="utf-8")
     return path
 

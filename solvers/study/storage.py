@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from solvers.errors import StudyFolderError
+from solvers.redaction import without_secrets
 
 STUDY, ROWS, LOCK = "study.json", "rows.jsonl", ".lock"
 #: What may differ between the times that one study is worked on.
@@ -100,10 +101,10 @@ def read_record(path: Path) -> dict[str, Any]:
         StudyFolderError: there is none, or it cannot be read.
     """
     try:
-        return json.loads((path / STUDY).read_text(encoding="utf-8"))
+        return _object(json.loads((path / STUDY).read_bytes()))
     except FileNotFoundError:
         raise StudyFolderError(f"{path} holds no study: {STUDY} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyFolderError(f"cannot read {path / STUDY}: {error}") from error
 
 
@@ -126,12 +127,18 @@ def whole_lines(data: bytes, name: str) -> tuple[list[dict[str, Any]], int]:
     """
     end = data.rfind(b"\n") + 1
     rows = []
-    for number, line in enumerate(data[:end].splitlines(), start=1):
+    for number, line in enumerate(data[:end].split(b"\n")[:-1], start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            rows.append(_object(json.loads(line)))
+        except (ValueError, RecursionError) as error:
             raise StudyFolderError(f"{name}, line {number} is damaged: {error}") from error
     return rows, end
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.40} is no record")
+    return value
 
 
 def first_difference(held: Any, asked: Any, where: str = "") -> str:
@@ -154,8 +161,8 @@ def first_difference(held: Any, asked: Any, where: str = "") -> str:
 
 
 def as_line(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: what has no number there becomes null."""
-    return json.dumps(_plain(value), allow_nan=False, indent=indent)
+    """Strict JSON: what has no number there becomes null, and secrets are left out."""
+    return json.dumps(without_secrets(_plain(value)), allow_nan=False, indent=indent)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,531 @@
+"""Fuzzing: every parser of a file that may come from elsewhere, fed with what is no such file.
+
+    python -m benchmarks.reliability.fuzz --seconds 3600      # all parsers, one after the other
+    python -m benchmarks.reliability.fuzz --seconds 60 --only mask journal
+
+Inputs begin as real files, of runs and studies made here, and are changed in bytes and in
+structure (values of JSON, YAML, safetensors headers and npz arrays). With atheris (``pip install
+'qprune[fuzz]'``) libFuzzer chooses which inputs to go on from by the code that they reach; without
+it, that is left to chance. A parser may refuse an input with an error of the project's own tree and
+in no other way; whatever else it raises, and 20 seconds without an end, is a crash, told with its
+place and kept with its input. Exit code 1 if there was one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_LONGEST = 20
+#: Instrumented by atheris; compiled kernels cannot be.
+_WATCHED = (
+    *("qprune.config", "qprune.records", "qprune.run", "qprune.check", "qprune.packed"),
+    *("qprune.checkpoint", "qprune.fingerprint", "qprune.answers", "qprune.sparsity"),
+    *("solvers.files", "solvers.formats", "solvers.problem", "solvers.quadratic"),
+    *("solvers.study.storage", "solvers.study.instances", "solvers.study.checks"),
+)
+
+Parser = Callable[[bytes], object]
+
+
+def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
+    """Parsers by name, each from the bytes of one file; the seeds of each are in a folder."""
+    from qprune.answers import AnswerStore
+    from qprune.check import check_run
+    from qprune.checkpoint import Snapshot
+    from qprune.config import Settings, make_settings
+    from qprune.fingerprint import Fingerprint
+    from qprune.language.settings import LanguageSettings
+    from qprune.packed import read_mask
+    from qprune.report import render_html
+    from qprune.run import read_run, read_scores, stopped_by
+    from solvers.files import read_problem
+    from solvers.study.compare import read_study
+    from solvers.study.instances import read_instances, read_known
+
+    def at(*parts: str) -> Path:
+        return scratch.joinpath(*parts)
+
+    def placed(data: bytes, *parts: str) -> Path:
+        path = at(*parts)
+        path.write_bytes(data)
+        return path
+
+    for kind in ("whole", "stopped", "study"):
+        at(kind).mkdir(exist_ok=True)
+        for file in (seeds / "folders" / kind).iterdir():
+            placed(file.read_bytes(), kind, file.name)
+    at("blocks").mkdir(exist_ok=True)
+    at("answers").mkdir(exist_ok=True)
+    problem = read_problem(seeds / "problem" / "asked.npz")
+    print_ = Fingerprint.from_json((seeds / "fingerprint" / "0").read_bytes())
+    _write_block(at("blocks"))
+
+    def settings(data: bytes) -> object:
+        kind = (Settings, LanguageSettings)[len(data) % 2]
+        made = make_settings({}, placed(data, "settings.yaml"), kind)
+        return made.title, made.structure, made.to_yaml()
+
+    def run_settings(data: bytes) -> object:
+        return read_run(placed(data, "stopped", "config.yaml").parent).settings.title
+
+    def journal(data: bytes) -> object:
+        return read_run(placed(data, "stopped", "steps.jsonl").parent)
+
+    def page(data: bytes) -> object:
+        saved = read_run(placed(data, "stopped", "steps.jsonl").parent)
+        return render_html(saved.report, title=saved.settings.title, scores=saved.scores)
+
+    def scores(data: bytes) -> object:
+        return read_scores(placed(data, "whole", "scores.jsonl").parent)
+
+    def report(data: bytes) -> object:
+        folder = placed(data, "whole", "report.json").parent
+        return stopped_by(folder), check_run(folder)
+
+    def report_page(data: bytes) -> object:
+        saved = read_run(placed(data, "whole", "report.json").parent)
+        return render_html(saved.report, title=saved.settings.title, scores=saved.scores)
+
+    def run_mask(data: bytes) -> object:
+        return check_run(placed(data, "whole", "mask.safetensors").parent)
+
+    def answer(data: bytes) -> object:
+        placed(data, "answers", "key.json")
+        found = AnswerStore(at("answers")).find("key", problem)
+        assert found is None or problem.feasible(found.sample[None]).all()
+        return found
+
+    def study(data: bytes) -> object:
+        return read_study(placed(data, "study", "study.json").parent).complete
+
+    def rows(data: bytes) -> object:
+        return read_study(placed(data, "study", "rows.jsonl").parent).problems
+
+    return {
+        "settings": settings,
+        "run settings": run_settings,
+        "journal": journal,
+        "page": page,
+        "scores": scores,
+        "report": report,
+        "report page": report_page,
+        "run mask": run_mask,
+        "mask": lambda data: read_mask(placed(data, "mask.safetensors")),
+        "fingerprint": lambda data: Fingerprint.from_json(data).differences(print_),
+        "checkpoint": Snapshot.unpack,
+        "facts": lambda data: Snapshot.unpack(_sealed(data)),
+        "answer": answer,
+        "study": study,
+        "rows": rows,
+        "blocks": lambda data: read_instances(placed(data, "blocks", "blocks.jsonl").parent),
+        "known": lambda data: read_known(placed(data, "known.csv")),
+        "problem": lambda data: read_problem(placed(data, "problem")),
+        "problem txt": lambda data: read_problem(placed(data, "problem.txt")),
+        "problem gset": lambda data: read_problem(placed(data, "g1.gset")),
+    }
+
+
+def _sealed(data: bytes) -> bytes:
+    """A checkpoint whose digest fits, whatever is in it: as if its writer had gone wrong."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    from qprune.checkpoint import _digest, _metadata
+
+    try:
+        tensors, text = load(data), _metadata(data)["facts"]
+        return save(tensors, {"facts": text, "sha256": _digest(tensors, text)})
+    except (SafetensorError, LookupError, ValueError, TypeError, RecursionError):
+        return data
+
+
+# -- seeds ----------------------------------------------------------------------------------
+
+
+def make_seeds(folder: Path) -> None:
+    """Real files of every kind, in a folder for each parser and whole folders in ``folders``."""
+    import numpy as np
+    import torch
+
+    from qprune.answers import AnswerStore
+    from qprune.checkpoint import CHECKPOINTS
+    from qprune.config import Settings
+    from qprune.job import run_job
+    from qprune.language.settings import LanguageSettings
+    from qprune.packed import packed_bytes
+    from qprune.solve import Answer
+    from solvers import QuadraticProblem
+    from solvers.files import write_problem
+    from solvers.study import compare, generate
+
+    torch.set_num_threads(1)
+    asked = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "stages": 2, "rounds": 1}
+    asked |= {"num_calibration_samples": 60, "block_size": 32, "final_rounds": 2}
+    settings = Settings(**asked, augment=False, samples_per_step=40)
+    whole, stopped = folder / "folders" / "whole", folder / "folders" / "stopped"
+    run_job(settings, whole)
+    calls = iter(range(12))
+    run_job(settings, stopped, should_stop=lambda: next(calls, None) is None)
+    _make_checkpoints(folder / "small")
+    for name in ("report.json", "checksums.sha256"):
+        (stopped / name).unlink()
+    language = LanguageSettings(model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4")
+    compare([generate("fisher:n=12")], ["greedy", "sa"], ["2reads"], 2, folder=folder / "study")
+    (folder / "study").rename(folder / "folders" / "study")
+    study = folder / "folders" / "study"
+    generator = torch.Generator().manual_seed(0)
+    mask = {f"{i}.weight": torch.rand(5, 7, generator=generator) < 0.5 for i in range(3)}
+    rng = np.random.default_rng(0)
+    half = rng.integers(-5, 5, (6, 6)).astype(float)
+    plain = QuadraticProblem(rng.integers(-5, 5, 6).astype(float), half + half.T)
+    counted = QuadraticProblem(plain.linear, plain.quadratic, counts=3)
+    AnswerStore(folder / "kept").keep(
+        "0", Answer(np.array([1, 1, 1, 0, 0, 0], np.int8), 0.0, -1.0, 0.1, {"reads": 1})
+    )
+    _write_block(folder / "kept")
+    given: dict[str, Sequence[bytes]] = {
+        "settings": [settings.to_yaml().encode(), language.to_yaml().encode()],
+        "run settings": [settings.to_yaml().encode()],
+        "journal": [(stopped / "steps.jsonl").read_bytes()],
+        "page": [(stopped / "steps.jsonl").read_bytes()],
+        "scores": [(whole / "scores.jsonl").read_bytes()],
+        "report": [(whole / "report.json").read_bytes()],
+        "report page": [(whole / "report.json").read_bytes()],
+        "run mask": [(whole / "mask.safetensors").read_bytes()],
+        "mask": [packed_bytes(mask), (whole / "mask.safetensors").read_bytes()],
+        "fingerprint": [(whole / "fingerprint.json").read_bytes()],
+        "checkpoint": [(folder / "small" / name).read_bytes() for name in CHECKPOINTS],
+        "answer": [(folder / "kept" / "0.json").read_bytes()],
+        "study": [(study / "study.json").read_bytes()],
+        "rows": [(study / "rows.jsonl").read_bytes()],
+        "blocks": [(folder / "kept" / "blocks.jsonl").read_bytes()],
+        "known": [b"problem,energy,proved,bound\nfisher,-3.5,true,-4\ng1,-2,false,\n"],
+    }
+    given["facts"] = given["checkpoint"]
+    for name, contents in given.items():
+        (folder / name).mkdir()
+        for number, content in enumerate(contents):
+            (folder / name / str(number)).write_bytes(content)
+    for name in ("problem", "problem txt", "problem gset"):
+        (folder / name).mkdir()
+    for suffix in (".coo", ".qubo", ".npz", ".bqm", ".json", ".cqm"):
+        write_problem(plain, folder / "problem" / f"plain{suffix}")
+    write_problem(counted, folder / "problem" / "asked.npz")
+    write_problem(counted, folder / "problem" / "asked.cqm")
+    write_problem(plain, folder / "problem txt" / "plain.txt")
+    write_problem(plain, folder / "problem txt" / "plain.txt.gz")
+    (folder / "problem gset" / "g").write_text("4 3\n1 2 1\n2 3 -1\n1 4 2\n")
+
+
+def _make_checkpoints(folder: Path) -> None:
+    """Two checkpoints of a network so small that their facts are most of them."""
+    import torch
+
+    import qprune
+    from qprune.checkpoint import Checkpoints
+
+    calls = iter(range(12))
+    offer, Checkpoints.offer = Checkpoints.offer, Checkpoints.write
+    qprune.prune(
+        torch.nn.Linear(6, 4),
+        torch.randn(40, 6, generator=torch.Generator().manual_seed(0)),
+        sparsity=0.5,
+        stages=2,
+        output_dir=folder,
+        should_stop=lambda: next(calls, None) is None,
+    )
+    Checkpoints.offer = offer
+
+
+def _write_block(folder: Path) -> None:
+    """A folder of recorded blocks with one block in it."""
+    from solvers.files import write_problem
+    from solvers.study import generate
+
+    folder.mkdir(exist_ok=True)
+    write_problem(generate("fisher:n=6").problem, folder / "block-0.npz")
+    line = {"file": "block-0.npz", "step": 3, "stage": 0, "layers": {"fc1": 6}}
+    (folder / "blocks.jsonl").write_text(json.dumps(line) + "\n")
+
+
+# -- changes --------------------------------------------------------------------------------
+
+_ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, 0.5, -0.0, 1e308),
+    *(1e-320, float("nan"), float("inf"), "", "x", "\0", "../../etc/passwd", "é" * 50, [], {}),
+    *([[]], {"": {}}, [0] * 40, "os:system", "1:2", "!!python/object:os.system"),
+)
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """``data`` with a change or some, in its structure if it has one, or in its bytes."""
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        ways = (_bytes_changed, _bytes_changed, _structure_changed)
+        with contextlib.suppress(Exception):
+            data = rng.choice(ways)(data, rng)
+    return data
+
+
+def _bytes_changed(data: bytes, rng: random.Random) -> bytes:
+    at, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 8, 64))
+    way = rng.randrange(5)
+    if way == 0 and data:
+        at = rng.randrange(len(data))
+        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+    if way == 1:
+        return data[:at] + data[at + size :]
+    if way == 2:
+        return data[:at] + rng.randbytes(size) + data[at + size :]
+    if way == 3:
+        return data[:at] + data[at : at + size] * rng.choice((2, 30)) + data[at + size :]
+    return data[:at]
+
+
+def _structure_changed(data: bytes, rng: random.Random) -> bytes:
+    if data[:2] == b"PK":
+        return _arrays_changed(data, rng)
+    length = int.from_bytes(data[:8], "little")
+    if 2 <= length <= len(data) - 8 and data[8:9] == b"{":
+        head = json.dumps(_value_changed(json.loads(data[8 : 8 + length]), rng)).encode()
+        return len(head).to_bytes(8, "little") + head + data[8 + length :]
+    try:
+        lines = data.decode().split("\n")
+        whole = json.loads(data)
+    except ValueError:
+        with contextlib.suppress(ValueError):
+            at = rng.randrange(max(1, len(lines) - 1))
+            lines[at] = json.dumps(_value_changed(json.loads(lines[at]), rng))
+            return "\n".join(lines).encode()
+        return _yaml_changed(data, rng)
+    return json.dumps(_value_changed(whole, rng)).encode()
+
+
+def _value_changed(value: Any, rng: random.Random) -> Any:
+    """One value inside, at any depth, put in another's place, left out, or made odd."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.85:
+        key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        way = rng.random()
+        if way < 0.1:
+            del value[key]
+        elif way < 0.2:
+            value[key] = rng.choice(list(value.values()) if isinstance(value, dict) else value)
+        else:
+            inner = value[key]
+            # Records inside of text are records too.
+            if isinstance(inner, str) and inner[:1] == "{":
+                value[key] = json.dumps(_value_changed(json.loads(inner), rng))
+            else:
+                value[key] = _value_changed(inner, rng)
+        return value
+    return rng.choice(_ODD)
+
+
+def _yaml_changed(data: bytes, rng: random.Random) -> bytes:
+    import yaml
+
+    return yaml.safe_dump(_value_changed(yaml.safe_load(data), rng)).encode()
+
+
+def _arrays_changed(data: bytes, rng: random.Random) -> bytes:
+    import numpy as np
+
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays: dict[str, Any] = dict(file)
+    name = rng.choice([*arrays, "groups", "counts", "labels", "U", "Q", "data", "indices"])
+    odd: list[Any] = [np.zeros(0), np.zeros((2, 3)), np.array("x"), np.array([True]), np.nan]
+    odd += [np.array([2**40]), np.array([-1.0]), np.full((3, 3), np.inf), np.array([1j])]
+    odd += [np.array(json.dumps(rng.choice(_ODD), default=str)), arrays[rng.choice(list(arrays))]]
+    arrays[name] = rng.choice(odd)
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+# -- one parser in a process of its own -------------------------------------------------------
+
+
+class Hunt:
+    """Counts what a parser is fed, and keeps every new way in which it crashes."""
+
+    def __init__(self, name: str, parser: Parser, folder: Path) -> None:
+        from qprune.errors import QpruneError
+        from solvers.errors import SolverError
+
+        self._name, self._parser, self._folder = name, parser, folder
+        self._refusals = (QpruneError, SolverError)
+        self._places: dict[str, str] = {}
+        self.executions = self.refused = 0
+        self._written = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGALRM, self._too_long)
+
+    def __call__(self, data: bytes) -> None:
+        self.executions += 1
+        if time.monotonic() > self._written + 1:
+            self.write()
+        signal.alarm(_LONGEST)
+        try:
+            self._parser(data)
+        except self._refusals as error:
+            self.refused += 1
+            if not str(error).strip():
+                self._keep(data, AssertionError("an error without a message"))
+        except Exception as error:
+            self._keep(data, error)
+        finally:
+            signal.alarm(0)
+
+    def write(self) -> None:
+        """Tell the parent how far this is."""
+        told = {"executions": self.executions, "refused": self.refused, "crashes": self._places}
+        path = self._folder / f"{self._name}.json"
+        path.with_suffix(".tmp").write_text(json.dumps(told))
+        path.with_suffix(".tmp").replace(path)
+        self._written = time.monotonic()
+
+    def _too_long(self, number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no end within {_LONGEST} s")
+
+    def _keep(self, data: bytes, error: Exception) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [f for f in frames if "/qprune/" in f.filename or "/solvers/" in f.filename]
+        last = (ours or frames or [None])[-1]
+        place = f"{last.filename}:{last.lineno}" if last else "?"
+        key = f"{type(error).__name__} at {place}"
+        if key in self._places:
+            return
+        digest = hashlib.sha256(data).hexdigest()[:12]
+        (self._folder / f"{self._name} {digest}").write_bytes(data)
+        self._places[key] = f"{' '.join(str(error).split())[:200]} (input {digest})"
+        self.write()
+
+
+def hunt(name: str, seconds: float, seeds: Path, crashes: Path, seed: int) -> None:
+    """Feed one parser for a while; does not return where atheris is there."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+    logging.disable(logging.CRITICAL)
+    atheris = _atheris()
+    watching = contextlib.nullcontext()
+    if atheris is not None:
+        watching = atheris.instrument_imports(include=list(_WATCHED))
+    with watching:
+        scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_memory_folder()))
+        parser = targets(seeds, scratch)[name]
+    import solvers.memory
+
+    # As on a small machine, so that what is refused there is refused here, and soon.
+    solvers.memory.available_memory = lambda: 2.0**28
+    one = Hunt(name, parser, crashes)
+    if atheris is not None:
+        corpus = Path(tempfile.mkdtemp(prefix="corpus-", dir=scratch))
+        flags = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", "-rss_limit_mb=0"]
+        flags += [f"-timeout={10 * _LONGEST}", "-print_final_stats=0", "-verbosity=0"]
+        atheris.Setup(
+            [sys.argv[0], *flags, "-max_len=65536", str(corpus), str(seeds / name)],
+            one,
+            custom_mutator=lambda data, size, number: _mixed(atheris, data, size, number),
+        )
+        atheris.Fuzz()
+        return
+    rng, end = random.Random(seed), time.monotonic() + seconds
+    known = [path.read_bytes() for path in sorted((seeds / name).iterdir())]
+    while time.monotonic() < end:
+        one(changed(rng.choice(known), rng))
+    one.write()
+
+
+def _mixed(atheris: Any, data: bytes, size: int, number: int) -> bytes:
+    rng = random.Random(number)
+    if rng.random() < 0.3:
+        return atheris.Mutate(data, size)
+    return changed(data, rng)[:size]
+
+
+def _atheris() -> Any:
+    try:
+        import atheris
+    except ImportError:
+        return None
+    return atheris
+
+
+def _memory_folder() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+# -- all of them ------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all parsers together")
+    parser.add_argument("--only", nargs="*", help="names of parsers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crashes", type=Path, default=Path("crashes"), help="folder for inputs")
+    parser.add_argument("--hunt", nargs=2, metavar=("NAME", "SEEDS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.hunt:
+        hunt(given.hunt[0], given.seconds, Path(given.hunt[1]), given.crashes, given.seed)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        make_seeds(Path(scratch))
+        names = given.only or sorted(p.name for p in Path(scratch).iterdir() if _is_target(p))
+        found = list(_hunted(names, given, Path(scratch)))
+    print(
+        f"{sum(f['executions'] for f in found):,} executions, "
+        f"{sum(f['refused'] for f in found):,} refused in one line, "
+        f"{sum(len(f['crashes']) for f in found)} crashes",
+        flush=True,
+    )
+    sys.exit(1 if any(f["crashes"] for f in found) else 0)
+
+
+def _is_target(path: Path) -> bool:
+    return path.is_dir() and path.name not in ("folders", "kept", "small")
+
+
+def _hunted(names: Sequence[str], given: Any, seeds: Path) -> Iterator[dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks.reliability.fuzz"]
+    for name in names:
+        told = given.crashes / f"{name}.json"
+        told.unlink(missing_ok=True)
+        share = given.seconds / len(names)
+        arguments = ["--seconds", str(share), "--seed", str(given.seed)]
+        arguments += ["--crashes", str(given.crashes), "--hunt", name, str(seeds)]
+        done = subprocess.run(
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        if not told.exists():
+            sys.exit(f"{name}: the process ended with {done.returncode}\n{done.stdout.decode()}")
+        found = json.loads(told.read_text())
+        if done.returncode:
+            last = done.stdout.decode(errors="replace")[-2000:]
+            found["crashes"][f"exit code {done.returncode}"] = last
+        print(f"{name}: {found['executions']:,} executions, {found['refused']:,} refused")
+        for place, message in found["crashes"].items():
+            print(f"    {place}: {message}")
+        sys.stdout.flush()
+        yield found
+
+
+if __name__ == "__main__":
+    main()
