@@ -34,6 +34,18 @@ _MESSAGE_FLOATS = 1 << 22
 Parts = Iterable[Tensor | None]
 
 
+class Sums(Protocol):
+    """Sums over batches, under way."""
+
+    def add(self, parts: Parts, number: int) -> None:
+        """Every rank's parts of a turn, in the order of ranks; only ``number`` of them count."""
+        ...
+
+    def close(self) -> None:
+        """The totals are complete, on every rank."""
+        ...
+
+
 class Ranks(Protocol):
     """A strategy: which process passes which micro-batch, and how all learn what came out."""
 
@@ -70,12 +82,20 @@ class Ranks(Protocol):
         """
         ...
 
+    def summing(self, totals: Sequence[Tensor]) -> Sums:
+        """Sums to be taken into ``totals`` turn by turn, where `accumulate` does not suit."""
+        ...
+
     def once(self, function: Callable[[], R]) -> R:
         """What ``function`` gives on rank 0, on every rank; what it raises is raised on all."""
         ...
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
+        ...
+
+    def total(self, number: int) -> int:
+        """The sum of every rank's number."""
         ...
 
     def require_equal(self, what: str, value: str) -> None:
@@ -113,19 +133,23 @@ class Alone:
         batches: Sequence[T],
         totals: Sequence[Tensor],
     ) -> dict[int, R]:
-        kept = {}
+        kept, sums = {}, _Here(totals)
         for number, batch in enumerate(batches):
             kept[number], parts = function(number, batch)
-            for total, part in zip(totals, parts, strict=True):
-                if part is not None:
-                    total.add_(part.reshape(-1))
+            sums.add(parts, 1)
         return kept
+
+    def summing(self, totals: Sequence[Tensor]) -> Sums:
+        return _Here(totals)
 
     def once(self, function: Callable[[], R]) -> R:
         return function()
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def total(self, number: int) -> int:
+        return number
 
     def require_equal(self, what: str, value: str) -> None:
         return
@@ -171,19 +195,18 @@ class DataParallel:
         totals: Sequence[Tensor],
     ) -> dict[int, R]:
         kept: dict[int, R] = {}
-        messages = list(_messages(totals))
-        slices = [self._slice(message) for message in messages]
+        sums = self.summing(totals)
         for numbers in self._turns(batches):
             own = self._own(numbers)
             found, parts = self._together(lambda at=own: function(at, batches[at]))
             # An idle rank has passed a batch again; what it found first stays.
             kept.setdefault(own, found)
-            coming = iter(parts)
-            for message, owned in zip(messages, slices, strict=True):
-                self._add(owned, [next(coming) for _ in message], message, len(numbers))
-        for message, owned in zip(messages, slices, strict=True):
-            self._join(owned, message)
+            sums.add(parts, len(numbers))
+        sums.close()
         return kept
+
+    def summing(self, totals: Sequence[Tensor]) -> Sums:
+        return _Spread(self._dist, self._group, self.rank, self.size, totals)
 
     def once(self, function: Callable[[], R]) -> R:
         outcome: list[Any] = [None]
@@ -200,6 +223,9 @@ class DataParallel:
 
     def any(self, flag: bool) -> bool:
         return any(self._all(flag))
+
+    def total(self, number: int) -> int:
+        return sum(self._all(number))
 
     def require_equal(self, what: str, value: str) -> None:
         values = self._all(value)
@@ -259,40 +285,58 @@ class DataParallel:
     def _first(self) -> int:
         return 0 if self._group is None else self._dist.get_global_rank(self._group, 0)
 
-    def _slice(self, message: Sequence[Tensor]) -> Tensor:
-        """This rank's part of some totals, as they are now."""
-        return self._padded(list(message), message)[self.rank].clone()
+
+@dataclass(frozen=True)
+class _Here:
+    """The sums of the only process."""
+
+    totals: Sequence[Tensor]
+
+    def add(self, parts: Parts, number: int) -> None:
+        for total, part in zip(self.totals, parts, strict=True):
+            if part is not None:
+                total.view(-1).add_(part.reshape(-1))
+
+    def close(self) -> None:
+        return
+
+
+class _Spread:
+    """Every rank adds up its own slice of the totals, cut into messages."""
+
+    def __init__(
+        self, dist: Any, group: Any, rank: int, size: int, totals: Sequence[Tensor]
+    ) -> None:
+        self._dist, self._group, self._size = dist, group, size
+        self._messages = list(_messages(totals))
+        self._slices = [self._padded(m, m)[rank].clone() for m in self._messages]
+
+    def add(self, parts: Parts, number: int) -> None:
+        coming = iter(parts)
+        for message, owned in zip(self._messages, self._slices, strict=True):
+            sent = self._padded([next(coming) for _ in message], message)
+            received = torch.empty_like(sent)
+            self._dist.all_to_all_single(received, sent, group=self._group)
+            for part in received[:number]:
+                owned.add_(part)
+
+    def close(self) -> None:
+        for message, owned in zip(self._messages, self._slices, strict=True):
+            whole = owned.new_empty(self._size * owned.numel())
+            self._dist.all_gather(list(whole.split(owned.numel())), owned, group=self._group)
+            sizes = [total.numel() for total in message]
+            for total, values in zip(message, whole[: sum(sizes)].split(sizes), strict=True):
+                total.view(-1).copy_(values)
 
     def _padded(self, parts: Sequence[Tensor | None], message: Sequence[Tensor]) -> Tensor:
         """The parts of a message one after the other, shape (ranks, numbers of one rank)."""
-        numbers = sum(total.numel() for total in message)
-        length = -(-numbers // self.size)
-        joined = message[0].new_zeros(length * self.size)
-        views = joined[:numbers].split([total.numel() for total in message])
-        for view, part in zip(views, parts, strict=True):
+        sizes = [total.numel() for total in message]
+        length = -(-sum(sizes) // self._size)
+        joined = message[0].new_zeros(length * self._size)
+        for view, part in zip(joined[: sum(sizes)].split(sizes), parts, strict=True):
             if part is not None:
                 view.copy_(part.reshape(-1))
-        return joined.view(self.size, length)
-
-    def _add(
-        self,
-        owned: Tensor,
-        parts: Sequence[Tensor | None],
-        message: Sequence[Tensor],
-        number: int,
-    ) -> None:
-        sent = self._padded(parts, message)
-        received = torch.empty_like(sent)
-        self._dist.all_to_all_single(received, sent, group=self._group)
-        for part in received[:number]:
-            owned.add_(part)
-
-    def _join(self, owned: Tensor, message: Sequence[Tensor]) -> None:
-        whole = owned.new_empty(self.size * owned.numel())
-        self._dist.all_gather(list(whole.split(owned.numel())), owned, group=self._group)
-        sizes = [total.numel() for total in message]
-        for total, values in zip(message, whole[: sum(sizes)].split(sizes), strict=True):
-            total.copy_(values)
+        return joined.view(self._size, length)
 
 
 @dataclass(frozen=True)

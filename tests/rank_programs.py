@@ -83,6 +83,29 @@ def drawn(ranks, folder):
     return outcome(run)
 
 
+def layers(ranks, folder):
+    """Layer by layer: second moments of every rank's samples."""
+    from tiny_models import make, samples
+
+    from qprune.layerwise import prune_layerwise
+
+    model = make("llama")
+    run = prune_layerwise(
+        model, samples(model, 12), sparsity=0.5, batch_size=3, ranks=ranks, method="reconstruct"
+    )
+    weights = {f"w.{name}": w.detach().clone() for name, w in model.state_dict().items()}
+    return weights | {f"m.{name}": mask for name, mask in run.mask.items()}
+
+
+def uneven(ranks, folder):
+    from tiny_models import make, samples
+
+    from qprune.layerwise import prune_layerwise
+
+    model = make("llama")
+    prune_layerwise(model, samples(model, 12), sparsity=0.5, batch_size=4, ranks=ranks)
+
+
 def refused(ranks, folder):
     """What does not work on a sharded model is said before anything is touched."""
     from qprune.distill import Distillation

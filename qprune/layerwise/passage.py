@@ -14,6 +14,7 @@ from qprune.layerwise.matrices import Matrix
 from qprune.layerwise.statistics import Moments
 from qprune.layerwise.store import Store
 from qprune.layerwise.taps import Enough, tapped
+from qprune.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Passage:
         inside: its matrices.
         device: where it is.
         new_store: makes stores.
+        ranks: of which each has as many batches of its own.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class Passage:
         inside: Sequence[Matrix],
         device: torch.device,
         new_store: Callable[[], Store],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.block, self.calls, self.inside = block, calls, inside
-        self.device, self.new_store = device, new_store
+        self.device, self.new_store, self.ranks = device, new_store, ranks
 
     def order(self, hidden: Store, keep_inputs: bool) -> Order:
         """Run the block as it is, to see the order of use and, on request, every input.
@@ -133,6 +136,8 @@ class Passage:
             seen.clear()
             with suppress(Enough), tapped(group, see):
                 self._call(index, hidden)
+        for moments in dict.fromkeys(result.values()):
+            moments.close()
         return {m.name: result.get(m.name) or self._empty(m, False) for m in group}
 
     def forward(self, hidden: Store) -> Store:
@@ -146,4 +151,4 @@ class Passage:
         return self.calls[index].of(self.block, hidden.get(index, self.device))
 
     def _empty(self, matrix: Matrix, with_dense: bool) -> Moments:
-        return Moments(matrix.name, matrix.inputs, self.device, with_dense)
+        return Moments(matrix.name, matrix.inputs, self.device, with_dense, self.ranks)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qprune.errors import NonFiniteError
+from qprune.ranks import ALONE, Ranks
 
 
 class Moments:
@@ -21,14 +22,24 @@ class Moments:
         inputs: how many.
         device: where the sums are.
         with_dense: whether the dense inputs come too.
+        ranks: of which each adds its own tokens, all at the same time.
     """
 
-    def __init__(self, name: str, inputs: int, device: torch.device, with_dense: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        inputs: int,
+        device: torch.device,
+        with_dense: bool,
+        ranks: Ranks = ALONE,
+    ) -> None:
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         self.name = name
         self.tokens = 0
         self.gram = torch.zeros(inputs, inputs, dtype=dtype, device=device)
         self.cross = torch.zeros_like(self.gram) if with_dense else None
+        self._ranks = ranks
+        self._sums = ranks.summing([t for t in (self.gram, self.cross) if t is not None])
 
     def add(self, x: Tensor, dense: Tensor | None = None) -> None:
         """Inputs (..., inputs) of some tokens, and the dense network's for the same ones.
@@ -38,15 +49,21 @@ class Moments:
         """
         x = _flat(x)
         product = x.T @ x
-        if not bool(torch.isfinite(product.diagonal()).all()):
+        if self._ranks.any(not bool(torch.isfinite(product.diagonal()).all())):
             raise NonFiniteError(
                 f"the inputs of layer {self.name!r} hold NaN or Inf, or overflow; look at the "
                 "layers before it, or load the model in a wider dtype"
             )
-        self.gram += product
+        parts = [product]
+        if self.cross is not None:
+            parts.append(torch.zeros_like(product) if dense is None else _flat(dense).T @ x)
+        self._sums.add(parts, self._ranks.size)
         self.tokens += len(x)
-        if self.cross is not None and dense is not None:
-            self.cross += _flat(dense).T @ x
+
+    def close(self) -> None:
+        """All tokens have been added, by all ranks."""
+        self._sums.close()
+        self.tokens = self._ranks.total(self.tokens)
 
 
 @dataclass(frozen=True, eq=False)

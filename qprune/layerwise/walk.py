@@ -23,6 +23,7 @@ from qprune.layerwise.outcome import LayerObserver, LayerOutcome, Layerwise
 from qprune.layerwise.passage import Order, Passage
 from qprune.layerwise.statistics import Moments, quadratic
 from qprune.layerwise.store import Store, stores
+from qprune.ranks import ALONE, Ranks
 from qprune.sparsity import KeepNofM, checked_sparsity
 from solvers.arrays import Array
 from solvers.row_budgets import Budget
@@ -46,6 +47,7 @@ class _Run:
     observe: LayerObserver | None
     new_store: Callable[[], Store]
     total: int
+    ranks: Ranks
     mask: dict[str, Tensor] = field(default_factory=dict)
     outcomes: list[LayerOutcome] = field(default_factory=list)
     undo: list[tuple[Matrix, Tensor]] = field(default_factory=list)
@@ -67,6 +69,7 @@ def prune_layerwise(
     offload: str | Path = "cpu",
     seed: int = 0,
     observe: LayerObserver | None = None,
+    ranks: Ranks = ALONE,
 ) -> Layerwise:
     """Prune every block's matrices in place so that their outputs change least.
 
@@ -91,6 +94,8 @@ def prune_layerwise(
         offload: where activations wait: "cpu", or a folder for temporary files.
         seed: one seed, one mask.
         observe: called with every matrix that is done.
+        ranks: processes that share the samples (`qprune.ranks`), each of which calls this with
+            the same arguments and holds the model; rank 0 solves. The bytes are those of one.
 
     Returns:
         Masks and what was reached. Statistics, and the original weights until the run ends, are
@@ -117,7 +122,7 @@ def prune_layerwise(
     budgets = {m.name: budget_of(m, shares[m.name], structure, strategy.scope) for m in matrices}
     log_left_dense(model, matrices)
     home = next(model.parameters()).device
-    with stores(offload) as new_store, evaluating(model):
+    with ranks.watched(), stores(offload) as new_store, evaluating(model):
         run = _Run(
             method=strategy,
             budgets=budgets,
@@ -127,9 +132,11 @@ def prune_layerwise(
             observe=observe,
             new_store=new_store,
             total=len(matrices),
+            ranks=ranks,
         )
         with _undone_on_error(run):
-            _walk(run, model, blocks, by_block, list(samples.split(batch_size or _size(samples))))
+            batches = _own(samples.split(batch_size or _size(samples)), matrices, ranks)
+            _walk(run, model, blocks, by_block, batches)
     return Layerwise(
         mask=run.mask,
         layers=tuple(run.outcomes),
@@ -155,7 +162,7 @@ def _walk(
         block, inside = blocks[index][1], by_block[index]
         home = next(block.parameters()).device
         block.to(run.device)
-        passage = Passage(block, entry.calls[index], inside, run.device, run.new_store)
+        passage = Passage(block, entry.calls[index], inside, run.device, run.new_store, run.ranks)
         order = passage.order(dense, run.method.dense_targets)
         _prune_block(run, passage, order, current)
         if index < last:
@@ -184,7 +191,7 @@ def _prune(run: _Run, matrix: Matrix, moments: Moments) -> None:
     goal = quadratic(moments, weights, run.method.damping)
     problem = RowProblem(_array(goal.gram), _array(goal.targets), run.budgets[matrix.name])
     seed = run.seed + len(run.outcomes)
-    solved = run.method.solve(problem, compensate=run.compensate, seed=seed)
+    solved = run.ranks.once(lambda: run.method.solve(problem, compensate=run.compensate, seed=seed))
     mask = torch.as_tensor(solved.mask, device=weights.device)
     values = torch.as_tensor(solved.values, device=weights.device) if run.compensate else weights
     matrix.write(torch.where(mask, values.to(weights), 0.0))
@@ -220,6 +227,26 @@ def _method(method: Method | str) -> Method:
     if method not in METHODS:
         raise ImpossibleRequestError(f"no method {method!r}; there are: {', '.join(METHODS)}")
     return METHODS[method]
+
+
+def _own(batches: Sequence[Tensor], matrices: Sequence[Matrix], ranks: Ranks) -> Sequence[Tensor]:
+    """This rank's batches.
+
+    Raises:
+        ImpossibleRequestError: the ranks would not all do the same at the same time.
+    """
+    if len(batches) % ranks.size:
+        raise ImpossibleRequestError(
+            f"{len(batches)} batches of samples cannot be shared evenly among {ranks.size} ranks; "
+            "pass another batch_size, or other samples"
+        )
+    routed = next((matrix.name for matrix in matrices if matrix.routed), None)
+    if ranks.size > 1 and routed:
+        raise ImpossibleRequestError(
+            f"tokens are routed to {routed!r}, other ones on every rank; prune a mixture of "
+            "experts by one process, or leave its experts out"
+        )
+    return batches[ranks.rank :: ranks.size]
 
 
 def _size(samples: Tensor) -> int:

@@ -18,7 +18,18 @@ from qprune.errors import ImpossibleRequestError
 from qprune.ranks import ALONE, DataParallel, joined
 
 ROOT = Path(__file__).parents[2]
-TOGETHER = ("copies", "shards", "drawn", "resumed", "not_finite", "other_data", "refused", "dies")
+TOGETHER = (
+    "copies",
+    "shards",
+    "drawn",
+    "resumed",
+    "not_finite",
+    "other_data",
+    "refused",
+    "layers",
+    "uneven",
+    "dies",
+)
 
 
 def torchrun(*command, number=2, cwd=ROOT):
@@ -43,12 +54,20 @@ def two_ranks(tmp_path_factory):
 def one(tmp_path_factory):
     """What one process makes of the same."""
     folder = tmp_path_factory.mktemp("one")
-    return {name: getattr(rank_programs, name)(ALONE, folder) for name in ("copies", "drawn")}
+    return {
+        name: getattr(rank_programs, name)(ALONE, folder) for name in ("copies", "drawn", "layers")
+    }
 
 
 @pytest.mark.parametrize(
     ("program", "same_as"),
-    [("copies", "copies"), ("shards", "copies"), ("resumed", "copies"), ("drawn", "drawn")],
+    [
+        ("copies", "copies"),
+        ("shards", "copies"),
+        ("resumed", "copies"),
+        ("drawn", "drawn"),
+        ("layers", "layers"),
+    ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_ranks_give_the_mask_and_weights_of_one(two_ranks, one, program, same_as, rank):
@@ -70,6 +89,7 @@ def test_only_the_first_rank_writes_the_folder(two_ranks):
         ("not_finite", "NonFiniteError: the loss is NaN or Inf in calibration batch 0"),
         ("other_data", "ImpossibleRequestError: rank 1 has another calibration data set"),
         ("refused", "ImpossibleRequestError: compensate does not suit a sharded model"),
+        ("uneven", "ImpossibleRequestError: 3 batches of samples cannot be shared evenly among 2"),
     ],
 )
 def test_what_stops_one_rank_stops_all_with_the_same_line(two_ranks, program, message):
@@ -91,18 +111,9 @@ def test_a_rank_that_hangs_is_an_error_after_the_time_limit(tmp_path):
 
 
 def test_torchrun_prunes_from_the_command_line_and_only_rank_0_speaks(tmp_path):
-    options = [
-        "prune",
-        "--model",
-        "digits-mlp",
-        "--data",
-        "digits",
-        "--sparsity",
-        "0.8",
-        "--stages",
-        "1",
-    ]
-    options += ["--rounds", "1", "--num-calibration-samples", "200", "--mask-only"]
+    options = ["prune", "--model", "digits-mlp", "--data", "digits", "--sparsity", "0.8"]
+    options += ["--stages", "1", "--rounds", "1", "--num-calibration-samples", "200"]
+    options += ["--mask-only", "--no-augment", "--seed", "3"]
     two = torchrun("-m", "qprune.cli", *options, "--output", tmp_path / "two", "--json")
     assert two.returncode == 0, two.stderr[-2000:]
     assert len(two.stdout.splitlines()) == 1

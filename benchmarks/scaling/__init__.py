@@ -1,0 +1,1 @@
+"""What a run costs as it grows: phases measured here, clusters simulated."""

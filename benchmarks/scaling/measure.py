@@ -1,0 +1,284 @@
+"""CPU seconds of every phase of a run on this machine, as networks, blocks and samples grow.
+
+    OMP_NUM_THREADS=1 nice -n 10 python -m benchmarks.scaling.measure --data DATA
+
+One thread, least of three, seed 0; about five CPU minutes. Writes ``measured.json`` beside this
+file, which `benchmarks.scaling.costs` reads its coefficients from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from benchmarks.reliability.workloads import workloads
+from benchmarks.scaling.costs import MEASURED
+from benchmarks.scaling.rank_program import launch
+from qprune.blocks import Boundary, Offer
+from qprune.checkpoint import Checkpoints, Snapshot
+from qprune.compensate import gauss_newton
+from qprune.curvature import SketchedFisher
+from qprune.formulate import Block, formulate
+from qprune.layers import Layers, find_layers
+from qprune.losses import DenseOutputs
+from qprune.masks import prune_lowest
+from qprune.samples import sample_size
+from qprune.setting import State
+from qprune.solve import Border
+from qprune.sparsity import BUDGETS
+from qprune.traces import Samples, mean_loss, outputs_of
+from qprune.trust import Trust
+from qprune.walk import Phase, Position, Progress
+from solvers import LowRank
+from solvers.row_budgets import LayerBudget
+from solvers.row_search import solve_rows
+from solvers.row_starts import admm
+from solvers.rows import RowProblem
+
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        phase: what was done.
+        what: to what.
+        sizes: by name: weights, samples, multiplications of one sample's forward pass, variables,
+            rows, inputs, bytes.
+        seconds: CPU seconds, least of some.
+    """
+
+    phase: str
+    what: str
+    sizes: dict[str, float]
+    seconds: float
+
+
+def least(function: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Least CPU seconds of some calls."""
+    times = []
+    for _ in range(repeats):
+        began = time.process_time()
+        function()
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+def perceptron(width: int, depth: int) -> nn.Module:
+    """A ReLU network, 64 inputs, 10 outputs."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise([64, *[width] * depth, 10]):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def networks(folder: Path | None) -> Iterator[tuple[str, nn.Module, torch.Tensor, Layers]]:
+    """(name, model, 64 samples or fewer, targeted weights), small and larger ones."""
+    for width, depth in ((128, 2), (512, 2), (512, 8), (2048, 2), (2048, 4)):
+        model = perceptron(width, depth)
+        yield f"MLP {depth} x {width}", model, torch.randn(256, 64), find_layers(model)
+    for workload in workloads(folder) if folder else ():
+        ignore = workload.options.get("ignore", ())
+        inputs = workload.data.inputs[:64]
+        model = workload.model.eval()
+        yield workload.name, model, inputs, find_layers(model, ignore=ignore)
+
+
+def passes(name: str, model: nn.Module, inputs: torch.Tensor, layers: Layers) -> Iterator[Row]:
+    """Forward pass, expansion, columns of blocks, Gauss-Newton product."""
+    from qprune.calibration import Calibration
+
+    loss, size = DenseOutputs(), len(inputs)
+    samples = Samples(inputs, outputs_of(model, inputs, size))
+    seen = sample_size(model, layers, Calibration(inputs))
+    sizes = {"weights": layers.size, "samples": size, "multiplications": seen.multiplications}
+
+    def expand():
+        generator = torch.Generator().manual_seed(0)
+        return SketchedFisher().expand(
+            model, layers, samples, loss, batch_size=size, generator=generator
+        )
+
+    yield Row("forward", name, sizes, least(lambda: mean_loss(model, samples, loss, size), 5))
+    yield Row("expand", name, sizes, least(expand))
+    expansion = expand()
+    chosen = torch.randperm(layers.size)[: min(1024, layers.size)].sort().values
+    columns = sizes | {"variables": len(chosen)}
+    yield Row("columns", name, columns, least(lambda: expansion.curvature.blocks([chosen])))
+    product = gauss_newton(model, layers, samples, loss, size)
+    vector = torch.randn(layers.size)
+    yield Row("product", name, sizes, least(lambda: product(vector)))
+
+
+def selections() -> Iterator[Row]:
+    """Choosing one block among ever more weights."""
+    for number in (100_000, 1_000_000, 10_000_000):
+        model = nn.Linear(number // 1000, 1000)
+        layers = find_layers(model)
+        groups = BUDGETS["global"].groups(layers, 0.9)
+        mask = torch.rand(layers.size) > 0.9
+        offer = Offer(
+            layers, groups, mask, torch.randn(layers.size), torch.zeros_like(mask),
+            torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        seconds = least(lambda offer=offer: Boundary().blocks(offer, 1024, 1))
+        yield Row("select", "one block of 1024", {"weights": layers.size}, seconds)
+        lowest = partial(prune_lowest, torch.rand(layers.size), ~mask, groups, groups.total)
+        yield Row("prune", "by score", {"weights": layers.size}, least(lowest, 1))
+
+
+def solves() -> Iterator[Row]:
+    """Formulating and solving a block of random gradients at 90 % pruned."""
+    rng = np.random.default_rng(0)
+    border = Border.to("relax")
+    for variables, samples in ((256, 200), (512, 200), (1024, 100), (1024, 400), (2048, 200)):
+        factor = rng.standard_normal((samples, variables)) / samples**0.5
+        pruned = (rng.random(variables) < 0.9).astype(np.int8)
+        value = rng.standard_normal(variables)
+        block = Block(
+            indices=np.arange(variables),
+            current=np.where(pruned, 0.0, value),
+            keep_value=value,
+            pruned=pruned,
+            gradient=0.1 * rng.standard_normal(variables),
+            groups=np.zeros(variables, np.int64),
+            counts=np.array([pruned.sum()]),
+        )
+        sizes = {"variables": variables, "samples": samples}
+
+        def formulated(block=block, factor=factor):
+            return formulate(block, LowRank(factor), ridge=0.05)
+
+        problem = formulated()
+        yield Row("formulate", "Fisher block", sizes, least(formulated))
+
+        def solve(problem=problem, pruned=pruned):
+            return border.solve(problem, pruned, 0)
+
+        solve()
+        yield Row("solve", "relax", sizes, least(solve))
+
+
+def row_solves() -> Iterator[Row]:
+    """Pruning a matrix to 50 % by reconstruction: ADMM, then the rows' swaps with values held.
+
+    Up to 1024 inputs a run makes dearer, exact swaps; what is measured is the search that
+    larger matrices get.
+    """
+    rng = np.random.default_rng(0)
+    for rows, inputs in ((128, 128), (256, 256), (1024, 256), (512, 512), (128, 1024), (512, 1024)):
+        x = rng.standard_normal((inputs, 4 * inputs)) * rng.lognormal(0, 1, (inputs, 1))
+        x[1:] += 0.5 * x[:-1]
+        gram = x @ x.T
+        gram += 0.01 * np.trace(gram) / inputs * np.eye(inputs)
+        targets = rng.standard_normal((rows, inputs))
+        problem = RowProblem(gram, targets, LayerBudget(rows * inputs // 2))
+        sizes = {"rows": rows, "inputs": inputs}
+        start = admm(problem, damping=0.0)
+        yield Row("rows: start", "ADMM", sizes, least(partial(admm, problem, damping=0.0), 1))
+        solve = partial(solve_rows, problem, mask=start.mask, values=start.values, exact=False)
+        yield Row("rows: search", "swaps, trades, refits", sizes, least(solve, 1))
+
+
+def checkpoints() -> Iterator[Row]:
+    """Packing and writing a checkpoint."""
+    for number in (1_000_000, 10_000_000):
+        state = State(
+            torch.randn(number), torch.rand(number) > 0.5, Trust(),
+            torch.zeros(number, dtype=torch.int32),
+        )  # fmt: skip
+        progress = Progress(Position(Phase.BLOCKS), state, state, 1)
+        generator = torch.Generator().get_state()
+        snapshot = Snapshot(progress, generator, (), 1.0, 1.0)
+        with tempfile.TemporaryDirectory() as folder:
+            write = partial(Checkpoints(Path(folder)).write, snapshot)
+            yield Row("checkpoint", "", {"weights": number}, least(write))
+
+
+def draws() -> Row:
+    """Random signs, as `SketchedFisher` draws them."""
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randint, 2, (10_000_000,), generator=generator)
+    return Row("draw", "signs", {"numbers": 10_000_000}, least(draw))
+
+
+def exchanges() -> Iterator[Row]:
+    """CPU seconds of one of two ranks on this machine, for sums over ever longer vectors."""
+    with tempfile.TemporaryDirectory() as folder:
+        launch(["exchange", folder], 2)
+        for size, seconds in json.loads(Path(folder, "exchange.json").read_text()):
+            yield Row("exchange", "two ranks", {"bytes": size}, seconds)
+
+
+def stream() -> Row:
+    """Bytes that one core adds up in a second: what memory-bound work is scaled by."""
+    numbers = np.zeros(1 << 26, np.float32)
+    return Row("stream", "", {"bytes": numbers.nbytes}, least(numbers.sum, 5))
+
+
+#: What can be measured, by name: a function of the data's folder that gives rows in groups.
+GROUPS: dict[str, Callable[[Path | None], list[Iterable[Row]]]] = {
+    "stream": lambda _: [[stream()]],
+    "passes": lambda data: [passes(*network) for network in networks(data)],
+    "select": lambda _: [selections()],
+    "solve": lambda _: [solves()],
+    "rows": lambda _: [row_solves()],
+    "checkpoint": lambda _: [checkpoints()],
+    "draw": lambda _: [[draws()]],
+    "exchange": lambda _: [exchanges()],
+}
+
+
+def machine() -> str:
+    """What this is measured on."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()}, one thread"
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of checkpoints and data sets")
+    parser.add_argument("--only", choices=GROUPS, help="measure this anew and keep the rest")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    names = [given.only] if given.only else list(GROUPS)
+    groups = [group for name in names for group in GROUPS[name](given.data)]
+    rows: list[Row] = []
+    for group in track(groups, "measuring", console=Console(stderr=True)):
+        rows += group
+    phases = {row.phase for row in rows}
+    before = json.loads(MEASURED.read_text())["rows"] if given.only else []
+    rows = [Row(**row) for row in before if row["phase"] not in phases] + rows
+    record = {"machine": machine(), "rows": [asdict(row) for row in rows]}
+    MEASURED.write_text(json.dumps(record, indent=1) + "\n")
+    table = Table(title=f"CPU seconds, {record['machine']}")
+    for name in ("phase", "what", "sizes", "seconds"):
+        table.add_column(name)
+    for row in rows:
+        sizes = ", ".join(f"{name} {value:g}" for name, value in row.sizes.items())
+        table.add_row(row.phase, row.what, sizes, f"{row.seconds:.4g}")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
