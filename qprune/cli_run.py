@@ -32,6 +32,7 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped or killed, to the mask it would have had."""
     from qprune.job import run_job
+    from qprune.language.settings import LanguageSettings
     from qprune.progress import ProgressBar
     from qprune.run import RESUMABLE, read_settings, stopped_by
     from qprune.verify import trusted
@@ -45,6 +46,11 @@ def resume(
         return
     if max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": max_seconds})
+    if isinstance(settings, LanguageSettings):
+        from qprune.cli_prune_language import carry_out
+
+        carry_out(settings, folder, json, resume=True)
+        return
     bar = ProgressBar(settings.asked_sparsity, Console(stderr=True))
     with bar, interruptible() as stop:
         pruned = run_job(settings, folder, resume=True, observe=[bar], should_stop=stop)

@@ -10,8 +10,8 @@ taken is decided on the acceptance split, as for every other step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Distillation:
         warmup: share of the steps over which the rate rises; then it falls along half a cosine.
         candidates: how often on the way a candidate is offered.
         final_steps: further calls after the last block.
+        observe: called with the optimiser steps done and to do in one call.
 
     Raises:
         ImpossibleRequestError: a number that no run can be made of.
@@ -46,6 +47,7 @@ class Distillation:
     warmup: float = 0.05
     candidates: int = 4
     final_steps: int = 0
+    observe: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("steps", "samples_per_step", "candidates"):
@@ -99,6 +101,8 @@ class Distillation:
                 with torch.no_grad():
                     for weight, mask in zip(weights, masks, strict=True):
                         weight.mul_(mask.view_as(weight))
+            if self.observe is not None:
+                self.observe(step, self.steps)
             if step in marks:
                 values = layers.read()
                 yield values - began
