@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from qprune.distill import Distillation
 from qprune.errors import ImpossibleRequestError
@@ -34,7 +34,7 @@ _BUDGETS = Sensitivity()
 
 def prune_network(
     model: nn.Module,
-    windows: Tensor,
+    windows: Any,
     *,
     sparsity: float | None = None,
     mask_structure: str | None = None,
@@ -62,7 +62,8 @@ def prune_network(
 
     Args:
         model: a causal language model whose blocks' matrices are Linear layers, on the CPU.
-        windows: calibration sequences, token ids (m, T).
+        windows: calibration sequences, token ids (m, T); or whatever holds them that
+            `qprune.prune` takes, a DataLoader for one.
         sparsity: share of the blocks' weights to prune.
         mask_structure: "N:M" instead.
         method: of the first stage (`qprune.layerwise.METHODS`).
