@@ -12,7 +12,8 @@
 - ``checksums.sha256``: of the files before, as `sha256sum --check` reads them
 
 A language model's folder is what `save_pretrained` writes, with the mask at one bit a weight
-(`qprune.packed`) and the card ``pruning.json``; all else is the same.
+(`qprune.packed`), the card ``pruning.json``, and ``layers.jsonl`` with one line for every matrix
+that stage 1 is done with; all else is the same.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from qprune.checkpoint import Checkpoints
+from qprune.checkpoint import CHECKPOINTS, Checkpoints
 from qprune.config import Asked, Settings
 from qprune.errors import RunFolderError
 from qprune.folder import LOCK, append_line, locked, sweep, write_whole
@@ -47,6 +48,7 @@ CONFIG, SCORES, MODEL, MASK = (
     "mask.safetensors",
 )
 REPORT_JSON, REPORT_HTML, CHECKSUMS = "report.json", "report.html", "checksums.sha256"
+LAYERS = "layers.jsonl"
 FILES = (
     *(CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK),
     *(REPORT_JSON, REPORT_HTML, CHECKSUMS),
@@ -54,7 +56,7 @@ FILES = (
 # The page can be written again at any time.
 _SUMMED = (CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK, REPORT_JSON)
 # What a language model's folder has besides: weights in pieces, what loads them, what came out.
-_SUMMED_TOO = ("model-*.safetensors", "*.json", "tokenizer*")
+_SUMMED_TOO = ("model-*.safetensors", "*.json", "tokenizer*", LAYERS)
 # Settings of a run, of either kind; each knows how to be checked and written.
 RunSettings = Settings | LanguageSettings
 #: How a run ended that can go on.
@@ -169,7 +171,7 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
             yield RunFolder(path)
         except BaseException:
             if not _began(path):
-                for name in (CONFIG, FINGERPRINT, STEPS, SCORES, LOCK):
+                for name in (CONFIG, FINGERPRINT, STEPS, SCORES, LAYERS, *CHECKPOINTS, LOCK):
                     (path / name).unlink(missing_ok=True)
                 if not existed:
                     path.rmdir()

@@ -35,12 +35,10 @@ from qprune.layerwise.matrices import find_matrices
 from qprune.layerwise.methods import Method
 from qprune.recording import STEPS, hold_fingerprint
 from qprune.records import strict_json
+from qprune.run import LAYERS
 from qprune.selftext import OwnText, cache_name
 from qprune.steps import Observer, Report
 from qprune.traces import forward
-
-#: One line for every matrix that the first stage is done with.
-LAYERS = "layers.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -296,6 +294,10 @@ def read_layers(path: Path) -> Sequence[LayerOutcome]:
     """Stage 1's matrices as far as a run's folder tells of them; nothing hangs on them."""
     if not (path / LAYERS).is_file():
         return ()
-    lines = (path / LAYERS).read_text(encoding="utf-8").split("\n")[:-1]
-    records = [json.loads(line) for line in lines]
-    return [LayerOutcome(**record | {"shape": tuple(record["shape"])}) for record in records]
+    try:
+        lines = (path / LAYERS).read_text(encoding="utf-8").split("\n")[:-1]
+        records = [json.loads(line) for line in lines]
+        return [LayerOutcome(**record | {"shape": tuple(record["shape"])}) for record in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s); its figures are left out", path / LAYERS, error)
+        return ()

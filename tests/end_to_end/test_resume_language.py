@@ -14,11 +14,12 @@ pytest.importorskip("transformers")
 
 from qprune.checkpoint import CHECKPOINTS, Checkpoints
 from qprune.cli import main
+from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.folder import LOCK
-from qprune.language.stages import LAYERS
 from qprune.packed import packed_bytes, read_mask
 from qprune.progress import StagesBar
 from qprune.recording import STEPS
+from qprune.run import LAYERS
 
 MODEL, MASK = "model.safetensors", "mask.safetensors"
 
@@ -272,3 +273,30 @@ def test_another_model_is_refused_by_name(whole, command, source, tmp_path):
     code, _, err = command("resume", folder)
     assert code == 2
     assert "the model is another one" in err
+
+
+def test_a_run_that_fails_in_stage_1_leaves_nothing(command, options, tmp_path, monkeypatch):
+    def failing(bar, outcome, done, total):
+        if done == 3:
+            raise ImpossibleRequestError("no further")
+
+    monkeypatch.setattr(StagesBar, "layer", failing)
+    code, _, err = command("prune", *options, *ACROSS, "--output", tmp_path / "runs" / "run")
+    assert code == 2
+    assert "qprune: no further" in err
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_disk_that_fills_at_the_end_loses_nothing(whole, command, options, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RunFolderError("cannot write it: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qprune.language.job.save_model", full)
+        code, _, err = command("prune", *options, *ACROSS, "--output", tmp_path / "run")
+    assert code == 2
+    assert "No space left" in err
+    assert not (tmp_path / "run" / "config.json").exists()
+    code, _, err = command("resume", tmp_path / "run")
+    assert code == 0, err
+    assert_same(tmp_path / "run", whole / "whole")
