@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from qprune.errors import ImpossibleRequestError
+from qprune.findings import (
+    Finding,
+    Tensors,
+    num_pruned,
+    num_weights,
+    wrong_steps,
+    wrong_totals,
+    wrong_zeros,
+)
+from qprune.language.check import check_language_run
+from qprune.language.settings import LanguageSettings
 from qprune.layers import Layer, Layers
-from qprune.recording import STEPS
-from qprune.records import strict_json
-from qprune.run import FILES, MASK, MODEL, REPORT_JSON, Saved, read_run, read_steps
+from qprune.run import FILES, MASK, MODEL, REPORT_JSON, Saved, read_run
 from qprune.sparsity import BUDGETS
 from qprune.steps import LayerRecord
-
-Tensors = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What `check_run` found.
-
-    Attributes:
-        lies: every contradiction in one line each; none in an honest folder.
-        num_weights: targeted weights by the mask.
-        num_pruned: how many of them the mask prunes.
-    """
-
-    lies: tuple[str, ...]
-    num_weights: int = 0
-    num_pruned: int = 0
 
 
 def check_run(path: Path) -> Finding:
@@ -45,6 +35,8 @@ def check_run(path: Path) -> Finding:
         RunFolderError: no run is there at all.
     """
     saved = read_run(path)
+    if isinstance(saved.settings, LanguageSettings):
+        return check_language_run(path, saved.settings, saved.report)
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         return Finding((f"{missing[0]} is missing: the run did not finish, or it was removed",))
@@ -57,20 +49,12 @@ def check_run(path: Path) -> Finding:
     if misfits:
         return Finding(misfits)
     lies = (
-        *_wrong_zeros(weights, mask),
+        *wrong_zeros(weights, mask),
         *_wrong_counts(mask, saved, layers),
         *_wrong_structure(mask, saved, layers),
-        *_wrong_steps(path, saved),
+        *wrong_steps(path, saved.report),
     )
-    return Finding(lies, _size(mask), _pruned(mask))
-
-
-def _size(mask: Tensors) -> int:
-    return sum(kept.numel() for kept in mask.values())
-
-
-def _pruned(mask: Tensors) -> int:
-    return sum(int((~kept).sum()) for kept in mask.values())
+    return Finding(lies, num_weights(mask), num_pruned(mask))
 
 
 def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
@@ -87,16 +71,6 @@ def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
             )
 
 
-def _wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
-    """Weights that the mask prunes and that are not exactly zero, or are no numbers."""
-    for name, kept in mask.items():
-        wrong = int((weights[name][~kept] != 0).sum())
-        if wrong:
-            yield f"{name}: {wrong} weights that the mask prunes are not exactly zero"
-        if not bool(weights[name].isfinite().all()):
-            yield f"{name}: weights are NaN or infinite"
-
-
 def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
     """Counts that the mask does not have."""
     report, settings = saved.report, saved.settings
@@ -109,18 +83,14 @@ def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
                 f"{layer.parameter_name}: {REPORT_JSON} says {told[2]} of {told[1]} pruned, shape "
                 f"{told[0]}; the mask prunes {found[2]} of {found[1]}, shape {found[0]}"
             )
-    achieved = _pruned(mask) / max(_size(mask), 1)
-    if not math.isclose(report.achieved_sparsity, achieved, abs_tol=1e-12):
-        yield f"{REPORT_JSON} says sparsity {report.achieved_sparsity}, the mask has {achieved}"
-    if not math.isclose(report.asked_sparsity, settings.asked_sparsity, abs_tol=1e-12):
-        yield f"{settings.asked_sparsity} was asked, {REPORT_JSON} says {report.asked_sparsity}"
+    yield from wrong_totals(mask, report, settings.asked_sparsity)
 
 
 def _wrong_structure(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
     """Groups (all weights, layers, rows, runs of N:M) that do not have their exact count."""
     settings = saved.settings
     structure = settings.structure
-    budget = structure or BUDGETS[settings.budget]
+    budget = structure or BUDGETS[settings.budget or "global"]
     kind = f"mask structure {settings.mask_structure}" if structure else f"budget {settings.budget}"
     try:
         groups = budget.groups(layers, settings.asked_sparsity)
@@ -146,20 +116,3 @@ def _as_layers(records: tuple[LayerRecord, ...]) -> Layers:
         items.append(Layer(record.name, module, offset))
         offset += record.num_weights
     return Layers(tuple(items))
-
-
-def _wrong_steps(path: Path, saved: Saved) -> Iterator[str]:
-    """A journal that is not the report's."""
-    try:
-        journal = read_steps(path)
-    except (ValueError, KeyError, TypeError) as error:
-        yield f"{STEPS} cannot be read: {error}"
-        return
-    if len(journal) != len(saved.report.steps):
-        yield (f"{STEPS} has {len(journal)} steps, {REPORT_JSON} {len(saved.report.steps)}")
-        return
-    for written, told in zip(journal, saved.report.steps, strict=True):
-        # As text, so that NaN equals itself.
-        if strict_json(written.to_json()) != strict_json(told.to_json()):
-            yield f"{STEPS} and {REPORT_JSON} differ in step {told.index}"
-            return

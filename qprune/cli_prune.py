@@ -64,7 +64,10 @@ def prune(
         typer.Option(help="first pass: random, magnitude, wanda, gradient or fisher (fisher)"),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="a name that `qprune samplers` lists (relax)")
+        str | None,
+        typer.Option(
+            help="a name that `qprune samplers` lists (relax); with --method reconstruct, of rows"
+        ),
     ] = None,
     sampler_option: Annotated[
         list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
@@ -76,7 +79,11 @@ def prune(
         str | None, typer.Option(help="keep to the dense network's outputs (dense), or labels")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="count zeros globally (global), by layer or by row")
+        str | None,
+        typer.Option(
+            help="count zeros globally (global), by layer or by row; layer by layer, by layer (the "
+            "method's own) or row"
+        ),
     ] = None,
     mask_structure: Annotated[
         str | None, typer.Option(help="N:M, at most N non-zero in every M consecutive inputs")
@@ -114,6 +121,13 @@ def prune(
         str | None,
         typer.Option(
             help="language models: magnitude, wanda, sparsegpt, reconstruct or qprune (qprune)"
+        ),
+    ] = None,
+    stage2_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="language models: optimiser steps across the network; 0 = layer by layer alone, "
+            "at layer budgets by sensitivity"
         ),
     ] = None,
     max_seq_length: Annotated[

@@ -1,9 +1,10 @@
-"""`qprune prune` where the model is a language model: its bars, its log, what it prints."""
+"""`qprune prune` and `resume` of a language model: bars, log, what is printed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from qprune.config import make_settings
-from qprune.language.job import LanguageOutcome, run_language_job
+from qprune.interrupt import interruptible
+from qprune.language.job import run_language_job
+from qprune.language.outcome import LanguageOutcome
 from qprune.language.settings import LanguageSettings
-from qprune.progress import LayerBar, tracked
+from qprune.language.stages import Watch
+from qprune.progress import StagesBar, tracked
 from qprune.records import strict_json
+
+#: Exit code of what was stopped by hand.
+INTERRUPTED = 130
 
 
 def prune_language_model(
@@ -26,43 +33,101 @@ def prune_language_model(
 
     Raises:
         QpruneError: see `run_language_job`.
+        typer.Exit: the run was stopped by hand and can be resumed.
     """
     settings = make_settings(given, config, LanguageSettings)
+    carry_out(settings, output, json)
+
+
+def carry_out(
+    settings: LanguageSettings, output: Path | None, json: bool, *, resume: bool = False
+) -> None:
+    """Run the job with a bar and a log, and print the outcome.
+
+    Raises:
+        QpruneError: see `run_language_job`.
+        typer.Exit: the run was stopped by hand and can be resumed.
+    """
     console = Console(stderr=True)
+    # Without a folder, or where there is no second stage, there is nothing to end in good order.
+    ends_in_order = output is not None and settings.method == "qprune"
+    with _logging(console), interruptible() if ends_in_order else nullcontext(None) as stop:
+        bar = StagesBar(console)
+        with bar:
+            outcome = run_language_job(
+                settings,
+                output,
+                resume=resume,
+                watch=Watch(bar.layer, bar.step, bar.text, bar.moves, stop),
+                track=tracked(console),
+            )
+    if json:
+        typer.echo(strict_json(outcome.summary()))
+    else:
+        Console().print(_table(outcome))
+        if output is not None:
+            typer.echo(f"{output} holds the model, its tokenizer and its mask")
+    if outcome.report.stopped == "interrupted":
+        typer.echo(f"stopped by hand; `qprune resume {output}` goes on", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _logging(console: Console) -> Iterator[None]:
     handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
     logger = logging.getLogger("qprune")
+    before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        with LayerBar(console) as bar:
-            outcome = run_language_job(settings, output, observe=bar, track=tracked(console))
+        yield
     finally:
         logger.removeHandler(handler)
-    if json:
-        typer.echo(strict_json(outcome.summary()))
-        return
-    Console().print(_table(outcome))
-    if output is not None:
-        typer.echo(f"{output} holds the model, its tokenizer and its mask")
+        logger.setLevel(before)
 
 
 def _table(outcome: LanguageOutcome) -> Table:
-    card, done = outcome.card, outcome.layerwise
+    card, report = outcome.card, outcome.report
     table = Table(
-        title=f"{100 * done.achieved_sparsity:.2f} % of targeted weights are zero "
-        f"({100 * done.asked_sparsity:.2f} % asked)"
+        title=f"{100 * card.achieved_sparsity:.2f} % of targeted weights are zero "
+        f"({100 * card.asked_sparsity:.2f} % asked)"
     )
     table.add_column("layer")
     for name in ("shape", "zero", "output error", "CPU s"):
         table.add_column(name, justify="right")
-    for layer in done.layers:
-        shape = "x".join(map(str, layer.shape))
-        cells = (f"{100 * layer.sparsity:.2f} %", f"{layer.error:.4f}", f"{layer.cpu_seconds:.1f}")
-        table.add_row(layer.name, shape, *cells)
-    figures = [f"{done.cpu_seconds:.1f} s of CPU time", f"seed {card.settings['seed']}"]
-    if card.dense and card.pruned:
-        figures.insert(
-            0, f"test perplexity {card.dense.value:.3f} dense, {card.pruned.value:.3f} pruned"
-        )
+    for matrix in outcome.matrices:
+        error = "-" if matrix.error is None else f"{matrix.error:.4f}"
+        taken = "-" if matrix.cpu_seconds is None else f"{matrix.cpu_seconds:.1f}"
+        shape = "x".join(map(str, matrix.shape))
+        table.add_row(matrix.name, shape, f"{100 * matrix.sparsity:.2f} %", error, taken)
+    figures = [
+        *_perplexities(outcome),
+        *_stage_2(outcome),
+        f"{outcome.cpu_seconds:.1f} s of CPU time",
+        f"at most {outcome.peak_memory / 1e9:.2f} GB of memory",
+        f"seed {report.seed}",
+        *([] if report.stopped == "done" else [report.stopped]),
+    ]
     table.caption = ", ".join(figures)
     return table
+
+
+def _perplexities(outcome: LanguageOutcome) -> list[str]:
+    dense, pruned = outcome.card.dense, outcome.card.pruned
+    if dense is None or pruned is None:
+        return []
+    return [f"test perplexity {dense.value:.3f} dense, {pruned.value:.3f} pruned"]
+
+
+def _stage_2(outcome: LanguageOutcome) -> list[str]:
+    steps = [step for step in outcome.report.steps if step.kind != "start"]
+    if not steps:
+        return []
+    real = sum(step.real for step in steps if step.accepted)
+    foretold = [s.predicted for s in steps if s.accepted and s.predicted is not None]
+    said = f" ({sum(foretold):+.3g} predicted of block moves)" if foretold else ""
+    taken = sum(step.accepted for step in steps)
+    return [
+        f"stage 2: {taken} of {len(steps)} steps taken, loss on held-out text {real:+.3g} "
+        f"nats{said}"
+    ]

@@ -33,6 +33,7 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped or killed, to the mask it would have had."""
     from qprune.job import run_job
+    from qprune.language.settings import LanguageSettings
     from qprune.progress import ProgressBar
     from qprune.run import RESUMABLE, read_settings, stopped_by
     from qprune.verify import trusted
@@ -46,6 +47,11 @@ def resume(
         return
     if max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": max_seconds})
+    if isinstance(settings, LanguageSettings):
+        from qprune.cli_prune_language import carry_out
+
+        carry_out(settings, folder, json, resume=True)
+        return
     with joined() as ranks, interruptible() as stop:
         first = ranks.rank == 0
         with ProgressBar(settings.asked_sparsity, Console(stderr=True, quiet=not first)) as bar:

@@ -10,8 +10,8 @@ taken is decided on the acceptance split, as for every other step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Distillation:
         warmup: share of the steps over which the rate rises; then it falls along half a cosine.
         candidates: how often on the way a candidate is offered.
         final_steps: further calls after the last block.
+        observe: called with the optimiser steps done and to do in one call.
 
     Raises:
         ImpossibleRequestError: a number that no run can be made of.
@@ -46,6 +47,7 @@ class Distillation:
     warmup: float = 0.05
     candidates: int = 4
     final_steps: int = 0
+    observe: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("steps", "samples_per_step", "candidates"):
@@ -81,9 +83,11 @@ class Distillation:
         marks = {self.steps * (number + 1) // self.candidates for number in range(self.candidates)}
         order = _visits(len(samples), self.samples_per_step, generator)
         masks = layers.split(kept)
+        # Small steps would be lost to rounding in half precision: they are taken in float32.
+        masters = [_master(layer.module.weight) for layer in layers]
         groups = [
-            {"params": [layer.module.weight], "lr": self.rate * _size(part, mask)}
-            for layer, part, mask in zip(layers, layers.split(began), masks, strict=True)
+            {"params": [master], "lr": self.rate * _size(part, mask)}
+            for master, part, mask in zip(masters, layers.split(began), masks, strict=True)
         ]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
@@ -93,12 +97,15 @@ class Distillation:
                 for batch in drawn.batches(batch_size):
                     losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
                     (losses.sum() / len(drawn)).backward()
+                _take_gradients(masters, weights)
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
                 with torch.no_grad():
-                    for weight, mask in zip(weights, masks, strict=True):
-                        weight.mul_(mask.view_as(weight))
+                    for master, weight, mask in zip(masters, weights, masks, strict=True):
+                        weight.copy_(master.mul_(mask.view_as(master)))
+            if self.observe is not None:
+                self.observe(step, self.steps)
             if step in marks:
                 values = layers.read()
                 yield values - began
@@ -110,6 +117,20 @@ class Distillation:
         if step < rise:
             return (step + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
+
+
+def _master(weight: Tensor) -> Tensor:
+    """The weight itself, or a float32 copy of one in half precision."""
+    if weight.dtype.itemsize >= 4:
+        return weight
+    return weight.detach().float().requires_grad_()
+
+
+def _take_gradients(masters: list[Tensor], weights: list[Tensor]) -> None:
+    for master, weight in zip(masters, weights, strict=True):
+        if master is not weight:
+            master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
 
 
 def _size(weights: Tensor, kept: Tensor) -> float:

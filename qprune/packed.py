@@ -49,14 +49,24 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def packed_bytes(mask: Mapping[str, Tensor]) -> bytes:
-    """The file that `read_mask` reads.
+    """The file that `read_mask` reads; equal masks give equal bytes.
 
     Args:
         mask: bool, by parameter name, True = kept, each in its parameter's shape.
     """
     shapes = {name: list(kept.shape) for name, kept in mask.items()}
     metadata = {"format": FORMAT, "version": VERSION, "shapes": json.dumps(shapes)}
-    return save({name: pack(kept) for name, kept in mask.items()}, metadata)
+    return _ordered(save({name: pack(kept) for name, kept in mask.items()}, metadata))
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in order; the library shuffles them."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def read_mask(path: Path) -> dict[str, Tensor]:

@@ -66,17 +66,39 @@ class _Bar:
         self._progress.stop()
 
 
-class LayerBar(_Bar):
-    """Shows which matrix was pruned last, on standard error."""
+class StagesBar(_Bar):
+    """Shows where a language model's run is: its text, stage 1, stage 2; on standard error.
 
-    def __call__(self, outcome: LayerOutcome, done: int, total: int) -> None:
-        """Show the matrix."""
+    Each method is an observer of one kind of thing.
+    """
+
+    def text(self, done: int, total: int) -> None:
+        """Show how many sequences the model has written."""
+        self._show("the model writes text", done, total, f"{done} of {total} sequences")
+
+    def layer(self, outcome: LayerOutcome, done: int, total: int) -> None:
+        """Show the matrix that stage 1 is done with."""
+        state = f"{done} of {total}: {outcome.name}, output error {outcome.error:.3g}"
+        self._show("stage 1, layer by layer", done, total, state)
+
+    def moves(self, done: int, total: int) -> None:
+        """Show the optimiser's steps in this stretch of stage 2."""
+        self._show("stage 2, across the network", done, total, f"{done} of {total} moves")
+
+    def step(self, step: Step) -> None:
+        """Show what became of a step of stage 2."""
+        if step.kind != "start":
+            taken = "taken" if step.accepted else "not taken"
+            self._show(
+                "stage 2, across the network",
+                None,
+                None,
+                f"{step.kind} {taken}, loss {step.loss:.4g} nats",
+            )
+
+    def _show(self, what: str, done: int | None, total: int | None, state: str) -> None:
         self._progress.update(
-            self._task,
-            completed=done,
-            total=total,
-            description="pruning",
-            state=f"{done} of {total}: {outcome.name}, output error {outcome.error:.3g}",
+            self._task, completed=done, total=total, description=what, state=state
         )
 
 

@@ -77,7 +77,7 @@ class Recording:
         """
         if self._folder is None or self._checkpoints is None or present is None:
             return Progress.beginning(setting)
-        _hold(self._folder, present)
+        hold_fingerprint(self._folder, present)
         sweep(self._folder)
         snapshot = self._checkpoints.load()
         lines = [] if snapshot is None else [strict_json(s.to_json()) for s in snapshot.steps]
@@ -163,8 +163,12 @@ def _refuse_another(folder: Path) -> None:
         )
 
 
-def _hold(folder: Path, present: Fingerprint) -> None:
-    """Write the fingerprint, or refuse where the one there is another."""
+def hold_fingerprint(folder: Path, present: Fingerprint) -> None:
+    """Write the fingerprint, or refuse where the one there is another.
+
+    Raises:
+        RunFolderError: it is another one, or cannot be read or written.
+    """
     path = folder / FINGERPRINT
     try:
         found = Fingerprint.from_json(path.read_bytes())

@@ -10,6 +10,10 @@
 - ``report.json``: the whole report
 - ``report.html``: the same to look at
 - ``checksums.sha256``: of the files before, as `sha256sum --check` reads them
+
+A language model's folder is what `save_pretrained` writes, with the mask at one bit a weight
+(`qprune.packed`), the card ``pruning.json``, and ``layers.jsonl`` with one line for every matrix
+that stage 1 is done with; all else is the same.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from qprune.checkpoint import Checkpoints
-from qprune.config import Settings
+from qprune.checkpoint import CHECKPOINTS, Checkpoints
+from qprune.config import Asked, Settings
 from qprune.errors import RunFolderError
 from qprune.folder import LOCK, append_line, locked, sweep, write_whole
+from qprune.language.settings import LanguageSettings
 from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import (
     ScorePoint,
@@ -49,12 +54,17 @@ CONFIG, SCORES, MODEL, MASK = (
     "mask.safetensors",
 )
 REPORT_JSON, REPORT_HTML, CHECKSUMS = "report.json", "report.html", "checksums.sha256"
+LAYERS = "layers.jsonl"
 FILES = (
     *(CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK),
     *(REPORT_JSON, REPORT_HTML, CHECKSUMS),
 )
 # The page can be written again at any time.
 _SUMMED = (CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK, REPORT_JSON)
+# What a language model's folder has besides: weights in pieces, what loads them, what came out.
+_SUMMED_TOO = ("model-*.safetensors", "*.json", "tokenizer*", LAYERS)
+# Settings of a run, of either kind; each knows how to be checked and written.
+RunSettings = Settings | LanguageSettings
 #: How a run ended that can go on.
 RESUMABLE = ("unfinished", "interrupted", "max_seconds")
 
@@ -69,7 +79,7 @@ class Saved:
         scores: accuracy and loss on test data along the way.
     """
 
-    settings: Settings
+    settings: RunSettings
     report: Report
     scores: tuple[ScorePoint, ...]
 
@@ -96,7 +106,7 @@ class RunFolder:
         scores: tuple[ScorePoint, ...],
         html: str,
     ) -> None:
-        """Write the outcome, each file whole or not at all; ``report.json`` comes last.
+        """Write the outcome, each file whole or not at all.
 
         Raises:
             RunFolderError: the folder cannot be written.
@@ -104,9 +114,19 @@ class RunFolder:
         # Contiguous copies: safetensors refuses views and tensors that share memory.
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         packed = {name: kept.cpu().contiguous() for name, kept in mask.items()}
-        record = report.to_json() | {"scores": [point.to_json() for point in scores]}
         write_whole(self.path / MODEL, save(state))
         write_whole(self.path / MASK, save(packed))
+        self.finish(report, scores, html)
+
+    def finish(self, report: Report, scores: tuple[ScorePoint, ...], html: str) -> None:
+        """Write what tells of the outcome, once weights and mask are there.
+
+        ``report.json`` comes last: a folder that has it is finished, or can be resumed from it.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        record = report.to_json() | {"scores": [point.to_json() for point in scores]}
         write_whole(self.path / SCORES, _lines(scores))
         self.write_page(html)
         write_whole(self.path / REPORT_JSON, strict_json(record, indent=1).encode())
@@ -126,11 +146,13 @@ class RunFolder:
 def checksums(folder: Path) -> str:
     """One line ``sha256  name`` for each file that is there, as `sha256sum` writes them."""
     names = [name for name in _SUMMED if (folder / name).is_file()]
+    more = {path.name for pattern in _SUMMED_TOO for path in folder.glob(pattern)}
+    names += sorted(more - {*names})
     return "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
 
 
 @contextmanager
-def run_folder(path: Path, settings: Settings) -> Iterator[RunFolder]:
+def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
     """A folder made for one run; one that fails before its first step leaves nothing behind.
 
     Raises:
@@ -155,7 +177,7 @@ def run_folder(path: Path, settings: Settings) -> Iterator[RunFolder]:
             yield RunFolder(path)
         except BaseException:
             if not _began(path):
-                for name in (CONFIG, FINGERPRINT, STEPS, SCORES, LOCK):
+                for name in (CONFIG, FINGERPRINT, STEPS, SCORES, LAYERS, *CHECKPOINTS, LOCK):
                     (path / name).unlink(missing_ok=True)
                 if not existed:
                     path.rmdir()
@@ -208,7 +230,7 @@ def stopped_by(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: Path) -> RunSettings:
     """What the run in ``path`` was asked.
 
     Raises:
@@ -217,7 +239,9 @@ def read_settings(path: Path) -> Settings:
     if not (path / CONFIG).is_file():
         raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
-        return Settings(**yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
+        values = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        # Only language models are pruned by one of several methods.
+        return LanguageSettings(**values) if "method" in values else Settings(**values)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 
@@ -275,7 +299,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unfinished(settings: Settings, steps: tuple[Step, ...]) -> Report:
+def _unfinished(settings: RunSettings, steps: tuple[Step, ...]) -> Report:
     return Report(
         asked_sparsity=settings.asked_sparsity,
         achieved_sparsity=steps[-1].sparsity if steps else 0.0,

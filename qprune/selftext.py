@@ -8,8 +8,10 @@ its training data in this way).
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,14 @@ from qprune.losses import draw_classes
 
 # Tokens whose keys and values are cached at once.
 _CACHED_TOKENS = 1 << 15
+# The argument and output that holds keys and values: renamed in transformers 5.
+_CACHES = ("cache", "past_key_values")
+
+
+def cache_name(model: nn.Module) -> str | None:
+    """The argument by which ``model`` takes keys and values; None where it cannot write text."""
+    takes = inspect.signature(model.forward).parameters
+    return next((name for name in _CACHES if name in takes), None)
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,11 @@ class OwnText:
     """Continuations of pieces of the calibration sequences, at temperature 1.
 
     Args:
-        model: causal language model with Hugging Face's interface (``past_key_values``), called
-            while it is dense.
+        model: causal language model with Hugging Face's interface (``past_key_values``, or
+            ``cache`` since transformers 5), called while it is dense.
         copies: sequences written per calibration sequence.
         prefix: tokens of a calibration sequence, from a random place, that each begins with.
+        observe: called with how many sequences are written, and how many there will be.
 
     Raises:
         ImpossibleRequestError: ``copies`` is negative, or ``prefix`` less than 1.
@@ -40,6 +51,7 @@ class OwnText:
     model: nn.Module = field(repr=False)
     copies: int = 8
     prefix: int = 32
+    observe: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_copies(self.copies)
@@ -66,30 +78,27 @@ class OwnText:
             pieces = inputs.gather(1, (places + torch.arange(prefix)).to(inputs.device))
             for batch in pieces.split(max(1, _CACHED_TOKENS // length)):
                 written.append(self._continued(batch, length, generator))
+                if self.observe is not None:
+                    self.observe(sum(map(len, written)), self.copies * len(inputs))
         return torch.cat(written)
 
     @torch.no_grad()
     def _continued(self, tokens: Tensor, length: int, generator: torch.Generator) -> Tensor:
         """``tokens`` (m, t) and what the model writes after them, (m, length)."""
+        name = cache_name(self.model)
+        if name is None:
+            raise CalibrationError(
+                f"{type(self.model).__name__} cannot write text of its own (it takes neither "
+                f"{' nor '.join(_CACHES)}); use augment=None"
+            )
         sequences, cache = tokens, None
         while sequences.shape[1] < length:
-            output = self._output(tokens, cache)
-            cache = output.past_key_values
+            output = self.model(tokens, use_cache=True, **{name: cache})
+            cache = getattr(output, name, None)
+            if cache is None:
+                raise CalibrationError(
+                    f"{type(self.model).__name__} returns no {name} to go on from; use augment=None"
+                )
             tokens = draw_classes(output.logits[:, -1:].float(), generator).to(tokens)
             sequences = torch.cat([sequences, tokens], 1)
         return sequences
-
-    def _output(self, tokens: Tensor, cache: Any) -> Any:
-        try:
-            output = self.model(tokens, past_key_values=cache, use_cache=True)
-        except TypeError as error:
-            raise CalibrationError(
-                f"{type(self.model).__name__} cannot write text of its own (it takes no "
-                f"past_key_values); use augment=None: {error}"
-            ) from error
-        if getattr(output, "past_key_values", None) is None:
-            raise CalibrationError(
-                f"{type(self.model).__name__} returns no past_key_values to go on from; use "
-                "augment=None"
-            )
-        return output

@@ -255,6 +255,8 @@ def prepare(
         QpruneError, solvers.SolverError: see `qprune.errors`; nothing has been touched.
     """
     request.check()
+    # Its clock runs from here on: samples that the network itself makes can take their time.
+    journal = Journal(observers, request.max_seconds, request.max_steps, should_stop, ranks)
     structure = request.mask_structure
     if isinstance(structure, str):
         structure = KeepNofM.parse(structure)
@@ -333,7 +335,7 @@ def prepare(
         block_size=block_size,
         batch_size=batch_size,
         generator=generator,
-        journal=Journal(observers, request.max_seconds, request.max_steps, should_stop, ranks),
+        journal=journal,
         executor=executor if ranks.size == 1 else FirstSolves(ranks, executor),
         estimate=estimate,
         ranks=ranks,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qprune.calibration import as_calibration
-from qprune.check import Finding, check_run
-from qprune.config import Settings
+from qprune.check import check_run
+from qprune.config import Asked
 from qprune.datasets import load_data
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.factories import is_factory
+from qprune.findings import Finding, wrong_score
 from qprune.fingerprint import Fingerprint, code_versions, digest_of_data, digest_of_model
+from qprune.language.settings import LanguageSettings
+from qprune.language.verify import wrong_language_world
 from qprune.recording import FINGERPRINT
 from qprune.run import CHECKSUMS, MASK, MODEL, Saved, checksums, read_run
-from qprune.steps import Score
 from qprune.threads import limited_threads
 from qprune.zoo import load_model
-
-# What another machine's arithmetic may change: of the loss, relative, and of the accuracy.
-_LOSS, _ACCURACY = 1e-4, 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
 
 
-def trusted(settings: Settings, model: str | None, data: str | None) -> None:
+def trusted(settings: Asked, model: str | None, data: str | None) -> None:
     """Refuse to import what only a file names (a run's folder, --config), and not the user.
 
     Args:
@@ -100,6 +98,9 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
     """The model, the data, the kept weights and the scores, each computed again."""
     settings, report = saved.settings, saved.report
     print_ = _fingerprint(path)
+    if isinstance(settings, LanguageSettings):
+        yield from wrong_language_world(path, settings, report, print_)
+        return
     network = load_model(settings.model, settings.weights)
     if digest_of_model(network) != print_.model:
         yield f"the dense model is not the one that {FINGERPRINT} tells of"
@@ -107,7 +108,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
     calibration = data.calibration(settings.num_calibration_samples, settings.seed)
     if digest_of_data(as_calibration(calibration)) != print_.data:
         yield f"the calibration data are not those that {FINGERPRINT} tells of"
-    yield from _wrong_score("dense", report.dense, data.score(network))
+    yield from wrong_score("dense", report.dense, data.score(network))
     if not settings.compensate:
         yield from _moved(path, network)
     try:
@@ -115,7 +116,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
     except (RuntimeError, SafetensorError) as error:
         yield f"{MODEL} does not fit the model: {' '.join(str(error).split())}"
         return
-    yield from _wrong_score("final", report.final, data.score(network))
+    yield from wrong_score("final", report.final, data.score(network))
 
 
 def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
@@ -125,22 +126,6 @@ def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
         kept = mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
         if name in original and not torch.equal(tensor[kept], original[name][kept]):
             yield f"{name}: kept weights differ from the dense ones, which were not to move"
-
-
-def _wrong_score(name: str, told: Score | None, found: Score) -> Iterator[str]:
-    if told is None:
-        return
-    same_loss = math.isclose(told.loss, found.loss, rel_tol=_LOSS, abs_tol=1e-6)
-    pair = told.accuracy, found.accuracy
-    both = [value for value in pair if value is not None]
-    same_accuracy = pair == (None, None) or (
-        len(both) == 2 and math.isclose(*both, rel_tol=0, abs_tol=_ACCURACY)
-    )
-    if not (same_loss and same_accuracy):
-        yield (
-            f"the report says {name} accuracy {told.accuracy} and loss {told.loss}; computed "
-            f"again they are {found.accuracy} and {found.loss}"
-        )
 
 
 def _fingerprint(path: Path) -> Fingerprint:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from torch import Tensor
 
+from qprune.errors import RunFolderError
 from qprune.language.models import HUB
 from qprune.steps import LayerRecord
 
@@ -71,6 +74,28 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """A dict that `json.dumps` takes."""
         return asdict(self) | {"achieved_sparsity": self.achieved_sparsity}
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """The card that a pruned folder has.
+
+        Raises:
+            RunFolderError: there is none, or it cannot be read.
+        """
+        try:
+            record = json.loads((folder / CARD_JSON).read_text(encoding="utf-8"))
+            del record["achieved_sparsity"]
+            for name in ("dense", "pruned"):
+                record[name] = record[name] and Perplexity(**record[name])
+            record["layers"] = tuple(
+                LayerRecord(**{**layer, "shape": tuple(layer["shape"])})
+                for layer in record["layers"]
+            )
+            return cls(**record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"{folder / CARD_JSON} cannot be read: {' '.join(str(error).split())}"
+            ) from error
 
     def to_markdown(self) -> str:
         """A model's page as the Hugging Face hub shows it."""

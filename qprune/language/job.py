@@ -4,154 +4,219 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.language.card import Card, Perplexity, layer_records
 from qprune.language.evaluate import evaluate_perplexity
 from qprune.language.models import checked_length, load_pretrained, load_tokenizer, stored_dtype
-from qprune.language.save import save_model
+from qprune.language.outcome import LanguageOutcome, as_score, matrix_records
+from qprune.language.save import save_model, sweep_asides
 from qprune.language.settings import LanguageSettings
+from qprune.language.stages import (
+    UNWATCHED,
+    Place,
+    Watch,
+    Work,
+    chosen_method,
+    prune_model,
+)
 from qprune.language.text import calibration_windows
-from qprune.layerwise import METHODS, LayerObserver, Layerwise, prune_layerwise
-from qprune.layerwise.methods import Method
+from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.matrices import find_matrices
 from qprune.progress import Track, untracked
+from qprune.report import render_html
+from qprune.run import RunFolder, resumed_folder, run_folder
+from qprune.solve import Border
 from qprune.threads import limited_threads
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageOutcome:
-    """A pruned language model and what became of it.
+class Subject:
+    """What a run is about: a dense model, and text.
 
     Attributes:
-        model: the pruned model, its weights rounded to what the checkpoint stores them in.
-        layerwise: masks, and what was reached in every matrix.
-        card: the same for the folder, with both perplexities.
-        seconds, cpu_seconds: of everything, evaluation included.
-        peak_memory: bytes, of the process or of the GPU where it ran there.
+        model: dense, in evaluation mode.
+        tokenizer: of the model.
+        length: tokens in a window.
+        windows: calibration sequences, token ids (m, length).
     """
 
     model: nn.Module
-    layerwise: Layerwise
-    card: Card
-    seconds: float
-    cpu_seconds: float
-    peak_memory: int
+    tokenizer: Any
+    length: int
+    windows: Tensor
 
-    def summary(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        card = self.card
-        return {
-            "method": card.method,
-            "asked_sparsity": card.asked_sparsity,
-            "achieved_sparsity": card.achieved_sparsity,
-            "mask_structure": card.mask_structure,
-            "dense": card.dense and card.dense.value,
-            "final": card.pruned and card.pruned.value,
-            "max_seq_length": card.settings["max_seq_length"],
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-            "prune_seconds": self.layerwise.seconds,
-            "prune_cpu_seconds": self.layerwise.cpu_seconds,
-            "peak_memory": self.peak_memory,
-            "seed": card.settings["seed"],
-            "layers": [
-                {"name": o.name, "shape": o.shape, "sparsity": o.sparsity, "error": o.error}
-                for o in self.layerwise.layers
-            ],
-        }
+
+def load_subject(settings: LanguageSettings) -> Subject:
+    """The model and the calibration text that ``settings`` name.
+
+    Raises:
+        QpruneError: one of them cannot be had, or they do not fit.
+    """
+    model = load_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
+    if getattr(model, "main_input_name", "") == "pixel_values":
+        raise ImpossibleRequestError(
+            f"{settings.model} is an image classifier, and --data is text; prune it in Python, "
+            "by qprune.layerwise.prune_layerwise with images"
+        )
+    tokenizer = load_tokenizer(settings.model)
+    length = checked_length(model, settings.max_seq_length)
+    windows = calibration_windows(
+        settings.data,
+        tokenizer,
+        num_samples=settings.num_calibration_samples,
+        max_seq_length=length,
+        seed=settings.seed,
+    )
+    return Subject(model, tokenizer, length, windows)
 
 
 def run_language_job(
     settings: LanguageSettings,
     output: Path | None = None,
     *,
-    observe: LayerObserver | None = None,
+    resume: bool = False,
+    watch: Watch = UNWATCHED,
     track: Track = untracked,
 ) -> LanguageOutcome:
     """Load, prune, evaluate and, with ``output``, save.
 
     Args:
         settings: what to do.
-        output: new folder for what `save_pretrained` writes, the packed mask and the card.
-        observe: called with every matrix that is done.
+        output: new folder for what `save_pretrained` writes, the packed mask, the card, and the
+            run's own files (`qprune.run`).
+        resume: go on with the run that ``output`` holds.
+        watch: who hears of it.
         track: wraps the windows that are evaluated, for a progress bar.
 
     Raises:
-        QpruneError: the request is impossible, or failed; nothing is left behind.
+        QpruneError, SolverError: the request is impossible, or failed; a run that was not under
+            way leaves nothing behind, any other a folder that can be resumed.
     """
     began = time.perf_counter(), time.process_time()
-    _refuse_occupied(output)
-    with limited_threads(settings.threads):
-        model = load_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
-        if getattr(model, "main_input_name", "") == "pixel_values":
-            raise ImpossibleRequestError(
-                f"{settings.model} is an image classifier, and --data is text; prune it in Python, "
-                "by qprune.layerwise.prune_layerwise with images"
-            )
-        tokenizer = load_tokenizer(settings.model)
-        length = checked_length(model, settings.max_seq_length)
-        windows = calibration_windows(
-            settings.data,
-            tokenizer,
-            num_samples=settings.num_calibration_samples,
-            max_seq_length=length,
-            seed=settings.seed,
-        )
+    _refuse(settings)
+    saving = nullcontext(None) if output is None else _folder(output, settings, resume)
+    with limited_threads(settings.threads), saving as folder:
+        subject = load_subject(settings)
 
         def score() -> Perplexity | None:
             if not settings.evaluate:
                 return None
             return evaluate_perplexity(
-                model, tokenizer, settings.data, max_seq_length=length, track=track
+                subject.model,
+                subject.tokenizer,
+                settings.data,
+                max_seq_length=subject.length,
+                track=track,
             )
 
+        before_dense = time.perf_counter()
         dense = score()
-        done = prune_layerwise(
-            model,
-            windows,
-            method=_method(settings),
-            sparsity=settings.asked_sparsity,
-            mask_structure=settings.mask_structure,
-            compensate=settings.compensate,
-            targets=settings.targets,
-            ignore=settings.ignore,
-            offload=settings.offload,
-            seed=settings.seed,
-            observe=observe,
+        now = time.perf_counter()
+        work = prune_model(
+            settings,
+            subject.model,
+            subject.windows,
+            watch=watch,
+            place=Place(folder.path, resume) if folder else None,
+            # What the dense evaluation took, the last one will take too.
+            seconds=_left(settings, now - began[0] + now - before_dense),
         )
         dtype = stored_dtype(settings.model)
-        _round_to(model, dtype)
-        card = Card(
-            base_model=settings.model,
-            method=settings.method,
-            asked_sparsity=settings.asked_sparsity,
-            layers=layer_records(done.mask),
-            mask_structure=settings.mask_structure,
-            dense=dense,
-            pruned=score(),
-            settings=settings.model_dump(mode="json") | {"max_seq_length": length},
+        _round_to(subject.model, dtype)
+        outcome = _outcome(settings, subject, work, (dense, score()), began)
+        if folder is not None:
+            _save(folder, settings, subject, outcome, dtype)
+    return outcome
+
+
+def _refuse(settings: LanguageSettings) -> None:
+    """What can be refused before a model is loaded.
+
+    Raises:
+        QpruneError, SolverError: names the option.
+    """
+    settings.check()
+    _ = settings.asked_sparsity
+    chosen_method(settings)
+    if settings.method == "qprune" and (settings.sampler or settings.sampler_options):
+        Border.to(settings.sampler or "relax", settings.sampler_options)
+
+
+@contextmanager
+def _folder(output: Path, settings: LanguageSettings, resume: bool) -> Iterator[RunFolder]:
+    if resume:
+        with resumed_folder(output) as folder:
+            sweep_asides(output)
+            yield folder
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunFolderError(
+            f"{output} is not empty; choose another --output (`qprune resume` goes on with a run)"
         )
-        if output is not None:
-            save_model(output, model, done.mask, tokenizer=tokenizer, card=card, dtype=dtype)
+    with run_folder(output, settings) as folder:
+        yield folder
+
+
+def _left(settings: LanguageSettings, spent: float) -> float | None:
+    return None if settings.max_seconds is None else max(0.0, settings.max_seconds - spent)
+
+
+def _outcome(
+    settings: LanguageSettings,
+    subject: Subject,
+    work: Work,
+    scores: tuple[Perplexity | None, Perplexity | None],
+    began: tuple[float, float],
+) -> LanguageOutcome:
+    dense, pruned = scores
+    blocks = find_matrices(find_blocks(subject.model), settings.targets, settings.ignore)
+    card = Card(
+        base_model=settings.model,
+        method=work.method,
+        asked_sparsity=settings.asked_sparsity,
+        layers=layer_records(work.mask),
+        mask_structure=settings.mask_structure,
+        dense=dense,
+        pruned=pruned,
+        settings=settings.model_dump(mode="json") | {"max_seq_length": subject.length},
+    )
     return LanguageOutcome(
-        model=model,
-        layerwise=done,
+        model=subject.model,
+        mask=work.mask,
         card=card,
+        report=replace(work.report, dense=as_score(dense), final=as_score(pruned)),
+        matrices=matrix_records([m for inside in blocks for m in inside], work.mask, work.layers),
         seconds=time.perf_counter() - began[0],
         cpu_seconds=time.process_time() - began[1],
         peak_memory=_peak_memory(settings.device),
     )
 
 
-def _method(settings: LanguageSettings) -> Method:
-    method = METHODS[settings.method]
-    return method if settings.budget is None else replace(method, scope=settings.budget)
+def _save(
+    folder: RunFolder,
+    settings: LanguageSettings,
+    subject: Subject,
+    outcome: LanguageOutcome,
+    dtype: torch.dtype,
+) -> None:
+    save_model(
+        folder.path,
+        outcome.model,
+        outcome.mask,
+        tokenizer=subject.tokenizer,
+        card=outcome.card,
+        dtype=dtype,
+    )
+    folder.finish(outcome.report, (), render_html(outcome.report, title=settings.title))
 
 
 @torch.no_grad()
@@ -160,11 +225,6 @@ def _round_to(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.copy_(parameter.to(dtype))
-
-
-def _refuse_occupied(output: Path | None) -> None:
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunFolderError(f"{output} is not empty; choose another --output")
 
 
 def _peak_memory(device: str) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from qprune.distill import Distillation
 from qprune.errors import ImpossibleRequestError
 from qprune.layerwise import LayerObserver
 from qprune.layerwise.blocks import find_blocks
-from qprune.layerwise.matrices import find_matrices
+from qprune.layerwise.matrices import Matrix, find_matrices
 from qprune.layerwise.methods import METHODS, Method
 from qprune.layerwise.sensitivity import Sensitivity
 from qprune.layerwise.start import LayerwiseStart
@@ -33,7 +34,7 @@ _BUDGETS = Sensitivity()
 
 def prune_network(
     model: nn.Module,
-    windows: Tensor,
+    windows: Any,
     *,
     sparsity: float | None = None,
     mask_structure: str | None = None,
@@ -45,9 +46,11 @@ def prune_network(
     rounds: int = 1,
     augment: OwnText | None = None,
     budgets: Sensitivity | None = _BUDGETS,
+    offload: str | Path = "cpu",
     seed: int = 0,
     observe: Observer | Sequence[Observer] = (),
     observe_layers: LayerObserver | None = None,
+    observe_moves: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Pruned:
     """Prune layer by layer, then improve the outcome on the loss at the network's end.
@@ -59,7 +62,8 @@ def prune_network(
 
     Args:
         model: a causal language model whose blocks' matrices are Linear layers, on the CPU.
-        windows: calibration sequences, token ids (m, T).
+        windows: calibration sequences, token ids (m, T); or whatever holds them that
+            `qprune.prune` takes, a DataLoader for one.
         sparsity: share of the blocks' weights to prune.
         mask_structure: "N:M" instead.
         method: of the first stage (`qprune.layerwise.METHODS`).
@@ -70,9 +74,11 @@ def prune_network(
         rounds: of block moves.
         augment: writes more sequences to fit on; ``OwnText(model)`` is the usual one.
         budgets: shares the count among the layers, where no structure does.
+        offload: where activations of the first stage wait: "cpu", or a folder.
         seed: one seed, one mask.
         observe: called with every step of the walk.
         observe_layers: called with every matrix that the first stage is done with.
+        observe_moves: called with the optimiser steps done and to do in one stretch.
         **options: further ones of `qprune.prune`.
 
     Returns:
@@ -91,12 +97,15 @@ def prune_network(
         mask_structure=mask_structure,
         compensate=compensate,
         budgets=budgets,
+        offload=offload,
         observe=observe_layers,
     )
     moving = compensate and steps > 0
     settings: dict[str, Any] = {
         "loss": DenseOutputs(fit_scale=False),
-        "compensate": Distillation(max(1, steps // (rounds + 1))) if moving else False,
+        "compensate": Distillation(max(1, steps // (rounds + 1)), observe=observe_moves)
+        if moving
+        else False,
         "augment": augment,
         "rounds": rounds,
         "final_rounds": rounds,
@@ -118,20 +127,33 @@ def prune_network(
         )
 
 
+def reason_against(matrices: Sequence[Matrix]) -> str | None:
+    """Why the loss at the network's end cannot move these matrices; None where it can."""
+    for matrix in matrices:
+        if matrix.expert is not None or not isinstance(matrix.module, nn.Linear):
+            kind = "one of the experts" if matrix.expert is not None else "a"
+            return f"{matrix.name!r} is {kind} {type(matrix.module).__name__}, no Linear"
+        if matrix.routed:
+            return f"only some tokens reach {matrix.name!r}"
+        if matrix.parameter.device.type != "cpu":
+            return f"{matrix.name!r} is on {matrix.parameter.device}, not on the CPU"
+    return None
+
+
 def _linear_names(
     model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]
 ) -> list[str]:
     """The module names of all targeted matrices.
 
     Raises:
-        ImpossibleRequestError: one of them is no Linear.
+        ImpossibleRequestError: one of them cannot be moved across the network.
     """
     inside = find_matrices(find_blocks(model), targets, ignore)
     matrices = [matrix for block in inside for matrix in block]
-    for matrix in matrices:
-        if not isinstance(matrix.module, nn.Linear):
-            raise ImpossibleRequestError(
-                f"{matrix.name!r} is a {type(matrix.module).__name__}; across the network, qprune "
-                "moves the weights of Linear layers only: use method 'reconstruct'"
-            )
+    reason = reason_against(matrices)
+    if reason is not None:
+        raise ImpossibleRequestError(
+            f"{reason}; across the network, qprune moves the weights of Linear layers only: use "
+            "method 'reconstruct'"
+        )
     return [matrix.name for matrix in matrices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +51,35 @@ def negative_log_likelihoods(
         if not torch.isfinite(losses).all():
             raise NonFiniteError(
                 f"the logits of window {len(sums)} or one of the next {len(batch) - 1} are NaN or "
-                "Inf; the model is broken, or its dtype too narrow"
+                f"Inf{_first_broken(model, batch)}; the model is broken, or its dtype too narrow"
             )
         losses = losses.view(len(batch), -1)
         sums += losses[:, -(last or losses.shape[1]) :].double().sum(1).tolist()
     return sums
+
+
+def _first_broken(model: nn.Module, batch: Tensor) -> str:
+    """Where NaN or Inf first come out, in words; empty where no module shows it."""
+    broken: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                broken.append(name)
+
+        return look
+
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    try:
+        model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f" (first the outputs of {broken[0]!r} hold them)" if broken else ""
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

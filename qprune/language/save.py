@@ -98,6 +98,12 @@ def written_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def sweep_asides(folder: Path) -> None:
+    """Remove what a killed process left beside ``folder``; only while nobody else writes it."""
+    for left in folder.absolute().parent.glob(f".{folder.absolute().name}.*.aside"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _publish(aside: Path, folder: Path) -> None:
     if not folder.exists():
         aside.rename(folder)

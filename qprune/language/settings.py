@@ -6,22 +6,71 @@ from typing import Literal
 
 from pydantic import Field
 
+from qprune.cli_options import OptionValue
 from qprune.config import Asked, Names
+from qprune.errors import ImpossibleRequestError
+
+# What only method qprune has a use for.
+_ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds")
 
 
 class LanguageSettings(Asked):
     """Everything that decides a run, so that two equal settings give equal masks."""
 
     method: Literal["magnitude", "wanda", "sparsegpt", "reconstruct", "qprune"] = "qprune"
-    budget: Literal["layer", "row"] | None = None
+    budget: Literal["global", "layer", "row"] | None = None
     targets: Names | None = None
     ignore: Names = ()
     compensate: bool = True
+    sampler: str | None = None
+    sampler_options: dict[str, OptionValue] = Field(default_factory=dict)
+    stage2_steps: int | None = Field(default=None, ge=0)
+    rounds: int | None = Field(default=None, ge=0)
+    block_size: int | None = Field(default=None, ge=2)
+    num_blocks: int | None = Field(default=None, ge=1)
+    augment: bool = True
     num_calibration_samples: int = Field(default=128, ge=1)
     max_seq_length: int | None = Field(default=None, ge=2)
+    max_seconds: float | None = Field(default=None, gt=0)
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     device: str = "cpu"
     offload: str = "cpu"
     evaluate: bool = True
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
+
+    def check(self) -> None:
+        """Refuse what the method has no use for, rather than leave it out unsaid.
+
+        Raises:
+            ImpossibleRequestError: names the option and the methods that take it.
+        """
+        structure = self.structure
+        if structure is not None and abs(self.asked_sparsity - structure.sparsity) > 1e-6:
+            raise ImpossibleRequestError(
+                f"--mask-structure {self.mask_structure} means sparsity {structure.sparsity:g} "
+                "everywhere; leave --sparsity out"
+            )
+        if self.method == "qprune":
+            if self.budget == "row":
+                raise ImpossibleRequestError(
+                    "--budget row is of the layer-by-layer methods; with --method qprune counts "
+                    "hold over the whole network (global) or by layer"
+                )
+            return
+        for name in _ACROSS:
+            if getattr(self, name) is not None:
+                raise ImpossibleRequestError(
+                    f"--{name.replace('_', '-')} is of --method qprune, which goes on across the "
+                    f"network; {self.method} makes one pass, layer by layer"
+                )
+        if self.budget == "global":
+            raise ImpossibleRequestError(
+                f"--budget global is of --method qprune; {self.method} counts by layer or row"
+            )
+        if self.sampler is not None and self.method != "reconstruct":
+            raise ImpossibleRequestError(
+                f"--sampler is of --method qprune or reconstruct; {self.method} asks none"
+            )
+        if self.sampler_options and self.sampler is None:
+            raise ImpossibleRequestError("--sampler-option needs a --sampler to go to")

@@ -11,7 +11,6 @@ Sources, as on the command line:
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,36 +81,6 @@ def random_windows(tokens: Tensor, num_samples: int, max_seq_length: int, seed: 
     return tokens[places[:, None] + torch.arange(max_seq_length)]
 
 
-def windows_of_batches(batches: Iterable[Any], num_samples: int | None = None) -> Tensor:
-    """The inputs that a DataLoader yields, joined; its batches are tensors, pairs or mappings.
-
-    Args:
-        batches: tensors (m, ...), tuples that begin with one, or mappings with ``input_ids`` or
-            ``pixel_values``, as Hugging Face's collators make them.
-        num_samples: stop after so many; None takes all.
-
-    Returns:
-        Shape (samples, ...): token ids or pixel values.
-
-    Raises:
-        CalibrationError: nothing there, batches of different lengths, or padded sequences.
-    """
-    parts: list[Tensor] = []
-    for index, batch in enumerate(batches):
-        parts.append(_inputs_of(batch, index))
-        if parts[-1].shape[1:] != parts[0].shape[1:]:
-            raise CalibrationError(
-                f"calibration batch {index} has samples of shape {tuple(parts[-1].shape[1:])}, "
-                f"batch 0 of {tuple(parts[0].shape[1:])}; cut or group them to one length"
-            )
-        if num_samples is not None and sum(map(len, parts)) >= num_samples:
-            break
-    if not sum(map(len, parts)):
-        raise CalibrationError("the calibration data hold no samples; pass at least one batch")
-    joined = torch.cat(parts)
-    return joined if num_samples is None else joined[:num_samples]
-
-
 def read_text(source: str, split: str) -> str:
     """The text of one split, "train" or "test".
 
@@ -177,24 +146,6 @@ def _read(path: Path) -> str:
             return str(file.read())
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ImpossibleRequestError(f"cannot read the text {path}: {error}") from error
-
-
-def _inputs_of(batch: Any, index: int) -> Tensor:
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if isinstance(batch, Mapping):
-        mask = batch.get("attention_mask")
-        if isinstance(mask, Tensor) and not bool(mask.all()):
-            raise CalibrationError(
-                f"calibration batch {index} is padded; group the text into windows of one length"
-            )
-        batch = next((batch[key] for key in ("input_ids", "pixel_values") if key in batch), None)
-    if not isinstance(batch, Tensor) or not batch.ndim:
-        raise CalibrationError(
-            f"calibration batch {index} is a {type(batch).__name__}; pass tensors, or mappings "
-            "with 'input_ids' or 'pixel_values'"
-        )
-    return batch
 
 
 def _too_short(tokens: int, length: int) -> CalibrationError:

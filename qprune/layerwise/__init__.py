@@ -1,6 +1,14 @@
 """Pruning layer by layer: each matrix keeps its outputs, block after block (stage 1)."""
 
-from qprune.layerwise.methods import METHODS, Magnitude, Method, Reconstruct, SparseGPT, Wanda
+from qprune.layerwise.methods import (
+    METHODS,
+    Magnitude,
+    Method,
+    Reconstruct,
+    SampledRows,
+    SparseGPT,
+    Wanda,
+)
 from qprune.layerwise.outcome import LayerObserver, LayerOutcome, Layerwise
 from qprune.layerwise.walk import prune_layerwise
 
@@ -12,6 +20,7 @@ __all__ = [
     "Magnitude",
     "Method",
     "Reconstruct",
+    "SampledRows",
     "SparseGPT",
     "Wanda",
     "prune_layerwise",

@@ -7,13 +7,17 @@ or again after each group of matrices with the same input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from qprune.layerwise.budgets import Scope
-from solvers.arrays import Array
+from qprune.solve import Border
+from solvers.arrays import Array, as_host
+from solvers.row_refit import refit
 from solvers.row_search import solve_rows
 from solvers.row_starts import Start, admm, magnitude, obs_sweep, wanda
 from solvers.rows import RowProblem
@@ -129,6 +133,54 @@ class Reconstruct:
             max_rounds=self.max_rounds,
         )
         return Solved(solution.mask, solution.values)
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Every output row put to a sampler as one problem with its exact count, for comparison.
+
+    The sampler chooses the mask as if kept values stayed at their targets (`RowProblem.
+    row_as_problem`), never a worse one than the start's; then, when compensating, all kept values
+    are refitted on the support. Over a matrix' own count, each row keeps as many as in the start.
+
+    Args:
+        sampler: a registered name, or any object with ``sample(bqm, ...) -> SampleSet``.
+        sampler_options: passed with every call.
+        scope, dense_targets, by_group, damping, start: as in `Reconstruct`.
+
+    Raises:
+        SolverError: no such sampler or option.
+    """
+
+    sampler: Any = "relax"
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    scope: Scope = "layer"
+    dense_targets: bool = True
+    by_group: bool = True
+    damping: float = 0.01
+    start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
+
+    def __post_init__(self) -> None:
+        self._border()  # Refused here, not after a block's passes.
+
+    def _border(self) -> Border:
+        return Border.to(self.sampler, self.sampler_options)
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        border = self._border()
+        mask = as_host(self.start(problem).mask).astype(bool)
+        for row, kept in enumerate(mask):
+            if kept.all() or not kept.any():
+                continue
+            asked = problem.row_as_problem(row, int(kept.sum()) if problem.budget.trades else None)
+            key = np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1)
+            answer = border.solve(asked, (~kept).astype(np.int8), int(key[0]))
+            mask[row] = answer.sample == 0
+        chosen = problem.checked_mask(mask)
+        values = problem.targets * chosen
+        if compensate:
+            values = refit(problem.gram, problem.targets, chosen, values)
+        return Solved(chosen, values)
 
 
 #: Names on the command line; "qprune" is "reconstruct" followed by the walk across the network.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class LayerwiseStart:
         compensate: whether values may move.
         budgets: how the weights to prune are shared among the layers, where the run's budget is
             the whole network's; None gives every layer the same sparsity.
+        offload: where activations wait: "cpu", or a folder for temporary files.
         observe: called with every matrix that is done.
     """
 
@@ -32,6 +34,7 @@ class LayerwiseStart:
     mask_structure: str | None = None
     compensate: bool = True
     budgets: Sensitivity | None = field(default_factory=Sensitivity)
+    offload: str | Path = "cpu"
     observe: LayerObserver | None = field(default=None, repr=False)
 
     def prune(
@@ -52,6 +55,7 @@ class LayerwiseStart:
             layer_sparsity=None if self.mask_structure else shares,
             compensate=self.compensate,
             targets=[layer.name for layer in layers],
+            offload=self.offload,
             seed=seed,
             observe=self.observe,
         )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qprune.cli import main
+from qprune.packed import read_mask
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -28,6 +29,9 @@ def folder(tmp_path_factory):
     wrapped.save_pretrained(folder / "llama")
     (folder / "text.txt").write_text("".join(random.Random(0).choices("abcdef gh", k=2000)))
     tiny_models.make("vit").save_pretrained(folder / "vit")
+    for name in ("gpt2", "mixtral"):
+        tiny_models.make(name).save_pretrained(folder / name)
+        wrapped.save_pretrained(folder / name)
     return folder
 
 
@@ -44,20 +48,24 @@ def prune_in_a_fresh_process(folder, *arguments):
 
 
 @pytest.fixture
-def prune(folder, monkeypatch, capsys):
+def qprune(folder, monkeypatch, capsys):
     """The command in this process: exit code, standard output, standard error."""
 
     def run(*arguments):
         monkeypatch.chdir(folder)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setattr(sys, "path", list(sys.path))
-        command = ["qprune", "prune", "--data", "text:text.txt", *arguments]
-        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(sys, "argv", ["qprune", *map(str, arguments)])
         with pytest.raises(SystemExit) as ending:
             main()
         return ending.value.code or 0, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def prune(qprune):
+    return lambda *arguments: qprune("prune", "--data", "text:text.txt", *arguments)
 
 
 COMMON = ("--model", "llama", "--max-seq-length", "16", "--num-calibration-samples", "8")
@@ -76,8 +84,16 @@ def test_a_folder_that_stock_transformers_loads_with_the_reported_perplexity(fol
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "out", dtype="auto")
     assert model.dtype == torch.float16
-    weight = model.float().model.layers[0].mlp.up_proj.weight
-    assert int((weight == 0).sum()) == weight.numel() // 2
+    weights = {n: p for n, p in model.float().named_parameters() if "_proj" in n}
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+    assert sum(zeros.values()) == sum(weight.numel() for weight in weights.values()) // 2
+    for layer in outcome["layers"]:
+        weight = weights[f"{layer['name']}.weight"]
+        assert zeros[f"{layer['name']}.weight"] == round(layer["sparsity"] * weight.numel())
+    assert len({layer["sparsity"] for layer in outcome["layers"]}) > 2, "budgets by sensitivity"
+    kinds = [step["kind"] for step in outcome["steps"]]
+    assert kinds[0] == "start"
+    assert {"compensate", "blocks"} == set(kinds[1:])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "out")
     text = (folder / "text.txt").read_text()[-200:]
     windows = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])[:192].view(
@@ -109,6 +125,13 @@ def test_a_table_for_people_and_the_options_of_a_file(folder, prune):
         (("--mask-structure", "2:4", "--sparsity", "0.7"), "means sparsity 0.5"),
         (("--mask-structure", "3:7"), "not a multiple of 7"),
         ((), "--sparsity is missing"),
+        (("--sparsity", "0.5", "--method", "wanda", "--stage2-steps", "9"), "--stage2-steps is of"),
+        (("--sparsity", "0.5", "--method", "wanda", "--max-seconds", "9"), "wanda makes one pass"),
+        (("--sparsity", "0.5", "--method", "wanda", "--sampler", "sa"), "wanda asks none"),
+        (("--sparsity", "0.5", "--budget", "row"), "--budget row is of the layer-by-layer methods"),
+        (("--sparsity", "0.5", "--sampler", "sam"), "no sampler is called 'sam'"),
+        (("--sparsity", "0.5", "--sampler-option", "speed=3"), "'speed'"),
+        (("--sparsity", "0.5", "--method", "reconstruct", "--sampler", "sam"), "'sam'"),
         (("--sparsity", "0.5", "--output", "."), "is not empty"),
         (("--sparsity", "0.5", "--model", "vit"), "is an image classifier"),
         (("--sparsity", "0.5", "--model", "hf:no/such-model"), "pass the path of a downloaded"),
@@ -122,3 +145,60 @@ def test_mistakes_end_in_one_line(prune, arguments, message):
     lines = [line for line in err.splitlines() if line.startswith("qprune: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_transposed_layers_go_through_both_stages(folder, prune):
+    code, out, err = prune(
+        *("--model", "gpt2", *COMMON[2:], "--sparsity", "0.7", "--stage2-steps", "4"),
+        *("--output", "gpt2-out", "--json"),
+    )
+    assert code == 0, err
+    outcome = json.loads(out.splitlines()[-1])
+    assert outcome["method"] == "qprune"
+    assert "compensate" in {step["kind"] for step in outcome["steps"]}
+    mask = read_mask(folder / "gpt2-out" / "mask.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "gpt2-out")
+    assert sum(int((~kept).sum()) for kept in mask.values()) == round(
+        0.7 * sum(kept.numel() for kept in mask.values())
+    )
+    for name, kept in mask.items():
+        assert torch.equal(model.get_parameter(name) != 0, kept), name
+    assert type(model.transformer.h[0].mlp.c_fc).__name__ == "Conv1D"
+
+
+def test_experts_are_pruned_layer_by_layer_and_that_is_said(prune):
+    code, out, err = prune("--model", "mixtral", *COMMON[2:], "--sparsity", "0.5", "--json")
+    assert code == 0, err
+    assert "layer alone, as --method reconstruct does" in " ".join(err.split())
+    outcome = json.loads(out.splitlines()[-1])
+    assert (outcome["method"], outcome["achieved_sparsity"]) == ("reconstruct", 0.5)
+
+
+def test_the_time_limit_ends_stage_2_at_the_asked_sparsity(prune):
+    code, out, err = prune(
+        *(*COMMON, "--sparsity", "0.6", "--max-seconds", "0.01", "--no-augment", "--json")
+    )
+    assert code == 0, err
+    outcome = json.loads(out.splitlines()[-1])
+    assert outcome["stopped"] == "max_seconds"
+    assert outcome["achieved_sparsity"] == pytest.approx(0.6, abs=1e-3)
+    assert [step["kind"] for step in outcome["steps"]] == ["start"]
+
+
+def test_stage_1_alone_at_budgets_by_sensitivity(prune):
+    code, out, err = prune(*COMMON, "--sparsity", "0.7", "--stage2-steps", "0", "--json")
+    assert code == 0, err
+    outcome = json.loads(out.splitlines()[-1])
+    assert [step["kind"] for step in outcome["steps"]] == ["start"]
+    assert len({layer["sparsity"] for layer in outcome["layers"]}) > 2
+
+
+def test_any_sampler_solves_the_rows(prune):
+    code, out, err = prune(
+        *(*COMMON, "--sparsity", "0.5", "--method", "reconstruct", "--no-evaluate", "--json"),
+        *("--sampler", "greedy", "--targets", "re:.*layers.0.*_proj", "--budget", "row"),
+    )
+    assert code == 0, err
+    layers = json.loads(out.splitlines()[-1])["layers"]
+    assert {layer["sparsity"] for layer in layers} == {0.5}
+    assert len(layers) == 7

@@ -72,3 +72,8 @@ def test_a_file_that_is_missing_or_cut_off_is_refused(tmp_path):
     (tmp_path / "mask.safetensors").write_bytes(whole[:-5])
     with pytest.raises(RunFolderError, match="holds no mask"):
         read_mask(tmp_path / "mask.safetensors")
+
+
+def test_equal_masks_give_equal_bytes():
+    mask = {name: torch.arange(9) % 2 == 0 for name in "abc"}
+    assert len({packed_bytes(mask) for _ in range(20)}) == 1

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from qprune.calibration import as_calibration, windows_of_batches
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.language.models import checked_length, is_pretrained, load_pretrained, optional
 from qprune.language.perplexity import perplexity
@@ -13,7 +14,6 @@ from qprune.language.text import (
     calibration_windows,
     evaluation_windows,
     random_windows,
-    windows_of_batches,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -103,6 +103,7 @@ def test_batches_of_a_data_loader_are_joined():
     batches = [{"input_ids": torch.ones(2, 4).long()}, (torch.zeros(3, 4).long(), torch.ones(3))]
     assert windows_of_batches(batches).shape == (5, 4)
     assert windows_of_batches(batches, 3).tolist() == [[1] * 4, [1] * 4, [0] * 4]
+    assert as_calibration(batches).inputs.shape == (5, 4)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +134,13 @@ def test_perplexity_is_that_of_all_predicted_tokens(tiny_llama):
 def test_logits_that_are_not_numbers_are_named(tiny_llama):
     with torch.no_grad():
         tiny_llama.lm_head.weight[3] = float("nan")
-    with pytest.raises(NonFiniteError, match="window 0"):
+    with pytest.raises(NonFiniteError, match=r"window 0.*outputs of 'lm_head' hold"):
         perplexity(tiny_llama, torch.zeros(2, 5).long())
+    with torch.no_grad():
+        tiny_llama.model.layers[0].mlp.up_proj.weight[:] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"outputs of 'model\.layers\.0\.mlp\.up_proj' hold"):
+        perplexity(tiny_llama, torch.zeros(2, 5).long())
+    assert not any(module._forward_hooks for module in tiny_llama.modules())
 
 
 def test_the_sequence_must_fit_the_context(tiny_llama):

@@ -12,7 +12,7 @@ import tiny_language
 
 import qprune
 from qprune.distill import Distillation
-from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.language.network import prune_network
 from qprune.layers import find_layers
 from qprune.layerwise.sensitivity import Sensitivity
@@ -129,7 +129,7 @@ def test_layers_that_are_no_linear_are_refused_by_name(windows):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=28, n_embd=16, n_layer=1, n_head=2, n_positions=32)
     gpt2 = transformers.GPT2LMHeadModel(config).eval()
-    with pytest.raises(ImpossibleRequestError, match=r"transformer\.h\.0.* is a Conv1D"):
+    with pytest.raises(ImpossibleRequestError, match=r"transformer\.h\.0.* is a Conv1D, no Linear"):
         prune_network(gpt2, windows, sparsity=0.5)
 
 
@@ -211,3 +211,28 @@ def test_distillation_moves_kept_weights_only_and_lowers_the_loss(model, windows
 def test_options_that_make_no_sense(model, make, words):
     with pytest.raises(ImpossibleRequestError, match=words):
         make(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_gain_by_distillation_too(model, windows, dtype):
+    pruned = prune(model.to(dtype), windows, steps=24, augment=True)
+    assert {p.dtype for p in pruned.model.parameters()} == {dtype}
+    first, then = pruned.report.steps[:2]
+    assert then.kind == "compensate"
+    assert then.loss < 0.95 * first.loss
+    for name, kept in pruned.mask.items():
+        assert not pruned.model.get_parameter(name)[~kept].any()
+
+
+def test_activations_that_are_not_numbers_name_the_layer(model, windows):
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[3] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"inputs of layer 'model\.layers\.1\.mlp\.gate_proj'"):
+        prune(model, windows)
+
+
+def test_a_data_loader_of_mappings_is_calibration_text(model, windows):
+    loader = torch.utils.data.DataLoader([{"input_ids": row, "labels": row} for row in windows], 5)
+    names = prune(model, windows, steps=0, rounds=0).mask
+    again = prune(model, loader, steps=0, rounds=0).mask
+    assert all(torch.equal(names[name], again[name]) for name in names)

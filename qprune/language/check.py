@@ -1,0 +1,113 @@
+"""Whether a pruned language model's folder tells the truth: the files against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qprune.errors import QpruneError
+from qprune.findings import (
+    Finding,
+    Tensors,
+    num_pruned,
+    num_weights,
+    wrong_steps,
+    wrong_totals,
+    wrong_zeros,
+)
+from qprune.language.card import CARD_JSON, Card, layer_records
+from qprune.language.models import load_pretrained
+from qprune.language.settings import LanguageSettings
+from qprune.language.stages import chosen_method
+from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.budgets import budget_of
+from qprune.layerwise.matrices import Matrix, find_matrices
+from qprune.packed import read_mask
+from qprune.run import FILES, MASK, MODEL, REPORT_JSON
+from qprune.steps import Report
+
+#: What must be there besides the weights, which may lie in several files.
+_NEEDED = (*(name for name in FILES if name != MODEL), "config.json", CARD_JSON)
+
+
+def check_language_run(path: Path, settings: LanguageSettings, report: Report) -> Finding:
+    """Read every file of a finished run, as transformers does, and hold it against the others.
+
+    Raises:
+        ImpossibleRequestError: transformers is missing.
+    """
+    missing = [name for name in _NEEDED if not (path / name).is_file()]
+    if missing:
+        return Finding((f"{missing[0]} is missing: the run did not finish, or it was removed",))
+    try:
+        model = load_pretrained(str(path), dtype="auto")
+        mask = read_mask(path / MASK)
+        card = Card.read(path)
+        blocks = find_matrices(find_blocks(model), settings.targets, settings.ignore)
+    except QpruneError as error:
+        return Finding((str(error),))
+    matrices = [matrix for inside in blocks for matrix in inside]
+    weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
+    misfits = tuple(_misfits(weights, mask))
+    if misfits:
+        return Finding(misfits)
+    lies = (
+        *wrong_zeros(weights, mask),
+        *_wrong_records(mask, report, card),
+        *wrong_totals(mask, report, settings.asked_sparsity),
+        *_wrong_counts(mask, settings, matrices, card.method),
+        *wrong_steps(path, report),
+    )
+    return Finding(lies, num_weights(mask), num_pruned(mask))
+
+
+def _misfits(weights: Tensors, mask: Tensors) -> Iterator[str]:
+    """Tensors that are not where, or what, the others say."""
+    if set(mask) != set(weights):
+        odd = sorted(set(mask) ^ set(weights))[0]
+        yield f"{odd} has a mask and is no target, or is a target and has none"
+        return
+    for name, kept in mask.items():
+        if kept.shape != weights[name].shape:
+            yield (
+                f"{name}: the mask is {tuple(kept.shape)}, the weights are "
+                f"{tuple(weights[name].shape)}"
+            )
+
+
+def _wrong_records(mask: Tensors, report: Report, card: Card) -> Iterator[str]:
+    """Counts of tensors that the mask does not have."""
+    found = {record.name: record for record in layer_records(mask)}
+    for file, told in ((REPORT_JSON, report.layers), (CARD_JSON, card.layers)):
+        for record in told:
+            own = found.get(record.name)
+            if record != own:
+                yield f"{record.name}: {file} says {_words(record)}, the mask {_words(own)}"
+        if len(told) != len(found):
+            yield f"{file} tells of {len(told)} tensors, the mask of {len(found)}"
+
+
+def _words(record: object) -> str:
+    pruned, size = getattr(record, "num_pruned", 0), getattr(record, "num_weights", 0)
+    return f"{pruned} of {size} pruned"
+
+
+def _wrong_counts(
+    mask: Tensors, settings: LanguageSettings, matrices: Sequence[Matrix], method: str
+) -> Iterator[str]:
+    """Parts (the network, matrices, rows, runs of N:M) that do not have their exact count."""
+    structure, asked = settings.structure, settings.asked_sparsity
+    if structure is None and method == "qprune" and settings.budget != "layer":
+        total = num_weights(mask)
+        if num_pruned(mask) != round(asked * total):
+            yield f"{num_pruned(mask)} of {total} weights are pruned, not {round(asked * total)}"
+        return
+    scope = "layer" if method == "qprune" else chosen_method(settings)[0].scope
+    for matrix in matrices:
+        budget = budget_of(matrix, asked, structure, scope)
+        kept = matrix.view(mask[matrix.parameter_name]).numpy()
+        wrong = np.argwhere(budget.kept(kept) != budget.wanted(matrix.rows, matrix.inputs))
+        if len(wrong):
+            yield f"{matrix.name}: {len(wrong)} counts are not those of {budget}"

@@ -1,0 +1,303 @@
+"""What the methods by name do to a language model: stage 1 alone, or both stages.
+
+Where the loss at the network's end cannot move the weights (experts, or a model on a GPU), method
+"qprune" is its first stage alone, "reconstruct", and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qprune.calibration import as_calibration
+from qprune.fingerprint import (
+    Fingerprint,
+    code_versions,
+    digest_of_data,
+    digest_of_model,
+    digest_of_tensors,
+    plain_settings,
+)
+from qprune.folder import append_line, write_whole
+from qprune.language.card import layer_records
+from qprune.language.network import prune_network, reason_against
+from qprune.language.settings import LanguageSettings
+from qprune.language.twins import linear_twins, turned
+from qprune.layerwise import METHODS, LayerObserver, LayerOutcome, SampledRows, prune_layerwise
+from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.matrices import find_matrices
+from qprune.layerwise.methods import Method
+from qprune.recording import STEPS, hold_fingerprint
+from qprune.records import strict_json
+from qprune.run import LAYERS
+from qprune.selftext import OwnText, cache_name
+from qprune.steps import Observer, Report
+from qprune.traces import forward
+
+logger = logging.getLogger(__name__)
+
+Count = Callable[[int, int], None]
+"""Called with how much is done, and how much there is to do."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who hears of a run as it goes.
+
+    Attributes:
+        layer: every matrix that stage 1 is done with.
+        step: every step of stage 2.
+        text: sequences that the model has written.
+        moves: optimiser steps of one stretch of stage 2.
+        should_stop: asked before every step of stage 2; True ends it with the best mask so far.
+    """
+
+    layer: LayerObserver | None = None
+    step: Observer | None = None
+    text: Count | None = None
+    moves: Count | None = None
+    should_stop: Callable[[], bool] | None = None
+
+
+#: Nobody hears of it, and nobody stops it.
+UNWATCHED = Watch()
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of a run.
+
+    Attributes:
+        path: where; it is locked.
+        resume: go on with the run that it holds.
+    """
+
+    path: Path
+    resume: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A pruned model's mask and how it came about.
+
+    Attributes:
+        method: what was carried out.
+        mask: bool by parameter name, True = kept, in the parameter's shape.
+        report: counts by parameter; the steps of stage 2, none where it was left out.
+        layers: stage 1's matrices, in order of use.
+    """
+
+    method: str
+    mask: dict[str, Tensor]
+    report: Report
+    layers: tuple[LayerOutcome, ...]
+
+
+def prune_model(
+    settings: LanguageSettings,
+    model: nn.Module,
+    windows: Tensor,
+    *,
+    watch: Watch = UNWATCHED,
+    place: Place | None = None,
+    seconds: float | None = None,
+) -> Work:
+    """Prune ``model`` in place as ``settings`` say.
+
+    Args:
+        settings: what to do.
+        model: a causal language model.
+        windows: calibration sequences, token ids (m, T).
+        watch: who hears of it.
+        place: folder for fingerprint, journal and checkpoints.
+        seconds: stage 2 ends in time; stage 1 takes what it takes.
+
+    Raises:
+        QpruneError, SolverError: see `qprune.errors`; the model is then as it was.
+    """
+    notes = _Notes(place, watch.layer)
+    across = crosses(settings, model)
+    work = _both_stages if across else _one_stage
+    done = work(settings, model, windows, replace(watch, layer=notes.add), place, seconds)
+    return replace(done, layers=notes.outcomes)
+
+
+def crosses(settings: LanguageSettings, model: nn.Module) -> bool:
+    """Whether stage 2 follows; a log line says why not where it was asked for.
+
+    Raises:
+        QpruneError: there is nothing to prune, or not in such a model.
+    """
+    if settings.method != "qprune":
+        return False
+    with linear_twins(model):
+        blocks = find_matrices(find_blocks(model), settings.targets, settings.ignore)
+        reason = reason_against([matrix for inside in blocks for matrix in inside])
+    if reason is not None:
+        logger.warning(
+            "%s; stage 2 is for Linear layers on the CPU that all tokens reach: pruning layer by "
+            "layer alone, as --method reconstruct does",
+            reason,
+        )
+    return reason is None
+
+
+def _both_stages(
+    settings: LanguageSettings,
+    model: nn.Module,
+    windows: Tensor,
+    watch: Watch,
+    place: Place | None,
+    seconds: float | None,
+) -> Work:
+    moving = settings.stage2_steps != 0
+    augment = None
+    # Without distillation there is nothing that more text would be fitted by.
+    if settings.augment and settings.compensate and moving and cache_name(model):
+        augment = OwnText(model, observe=watch.text)
+    chosen: dict[str, Any] = {
+        "steps": settings.stage2_steps,
+        "rounds": settings.rounds if moving else 0,
+        "block_size": settings.block_size,
+        "num_blocks": settings.num_blocks,
+        "sampler": settings.sampler,
+        "sampler_options": settings.sampler_options or None,
+        "budget": settings.budget,
+        "max_seconds": seconds,
+    }
+    if place is not None:
+        chosen["resume_from" if place.resume else "output_dir"] = place.path
+    with linear_twins(model) as twins:
+        pruned = prune_network(
+            model,
+            windows,
+            sparsity=None if settings.mask_structure else settings.asked_sparsity,
+            mask_structure=settings.mask_structure,
+            targets=settings.targets,
+            ignore=settings.ignore,
+            compensate=settings.compensate,
+            augment=augment,
+            offload=settings.offload,
+            seed=settings.seed,
+            observe=watch.step or (),
+            observe_layers=watch.layer,
+            observe_moves=watch.moves,
+            should_stop=watch.should_stop,
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
+    mask = turned(pruned.mask, twins)
+    report = replace(
+        pruned.report,
+        asked_sparsity=settings.asked_sparsity,
+        layers=layer_records(mask),
+        settings=settings.model_dump(mode="json") | dict(pruned.report.settings),
+    )
+    return Work("qprune", mask, report, ())
+
+
+def _one_stage(
+    settings: LanguageSettings,
+    model: nn.Module,
+    windows: Tensor,
+    watch: Watch,
+    place: Place | None,
+    seconds: float | None,
+) -> Work:
+    if place is not None:
+        hold_fingerprint(place.path, _fingerprint(settings, model, windows))
+        write_whole(place.path / STEPS, b"")
+    method, name = chosen_method(settings)
+    done = prune_layerwise(
+        model,
+        windows,
+        method=method,
+        sparsity=settings.asked_sparsity,
+        mask_structure=settings.mask_structure,
+        compensate=settings.compensate,
+        targets=settings.targets,
+        ignore=settings.ignore,
+        offload=settings.offload,
+        seed=settings.seed,
+        observe=watch.layer,
+    )
+    report = Report(
+        asked_sparsity=settings.asked_sparsity,
+        achieved_sparsity=done.achieved_sparsity,
+        layers=layer_records(done.mask),
+        steps=(),
+        settings=settings.model_dump(mode="json"),
+        seed=settings.seed,
+        seconds=done.seconds,
+        cpu_seconds=done.cpu_seconds,
+    )
+    return Work(name, done.mask, report, done.layers)
+
+
+def chosen_method(settings: LanguageSettings) -> tuple[Method, str]:
+    """Stage 1's method, and its name.
+
+    Raises:
+        SolverError: no such sampler or option.
+    """
+    name = "reconstruct" if settings.method == "qprune" else settings.method
+    method: Any = METHODS[name]
+    if settings.method == "reconstruct" and settings.sampler not in (None, "rows"):
+        method = SampledRows(settings.sampler, settings.sampler_options)
+    if settings.budget in ("layer", "row"):
+        method = replace(method, scope=settings.budget)
+    return method, name
+
+
+def _fingerprint(settings: LanguageSettings, model: nn.Module, windows: Tensor) -> Fingerprint:
+    device = next(model.parameters()).device
+    return Fingerprint(
+        digest_of_model(model),
+        digest_of_data(as_calibration(windows)),
+        plain_settings(settings.model_dump(mode="json")),
+        code_versions(),
+        digest_of_tensors({"outputs": forward(model, windows[:1].to(device)).detach()}),
+    )
+
+
+class _Notes:
+    """Stage 1's matrices, also on the disk: a run that goes on in stage 2 has them still."""
+
+    def __init__(self, place: Place | None, observe: LayerObserver | None) -> None:
+        self._path = place.path / LAYERS if place is not None else None
+        self._observe = observe
+        self._found = list(read_layers(place.path)) if place and place.resume else []
+
+    @property
+    def outcomes(self) -> tuple[LayerOutcome, ...]:
+        return tuple(self._found)
+
+    def add(self, outcome: LayerOutcome, done: int, total: int) -> None:
+        """A `LayerObserver`."""
+        if done == 1:
+            self._found.clear()
+            if self._path is not None:
+                write_whole(self._path, b"")
+        self._found.append(outcome)
+        if self._path is not None:
+            append_line(self._path, strict_json(asdict(outcome)))
+        if self._observe is not None:
+            self._observe(outcome, done, total)
+
+
+def read_layers(path: Path) -> Sequence[LayerOutcome]:
+    """Stage 1's matrices as far as a run's folder tells of them; nothing hangs on them."""
+    if not (path / LAYERS).is_file():
+        return ()
+    try:
+        lines = (path / LAYERS).read_text(encoding="utf-8").split("\n")[:-1]
+        records = [json.loads(line) for line in lines]
+        return [LayerOutcome(**record | {"shape": tuple(record["shape"])}) for record in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s); its figures are left out", path / LAYERS, error)
+        return ()

@@ -1,0 +1,66 @@
+"""What a pruned language model's folder says, held against its model and text once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qprune.calibration import as_calibration
+from qprune.findings import wrong_score
+from qprune.fingerprint import Fingerprint, digest_of_data, digest_of_model
+from qprune.language.card import Card
+from qprune.language.evaluate import evaluate_perplexity
+from qprune.language.job import Subject, load_subject
+from qprune.language.models import load_pretrained, stored_dtype
+from qprune.language.outcome import as_score
+from qprune.language.settings import LanguageSettings
+from qprune.language.twins import linear_twins
+from qprune.packed import read_mask
+from qprune.recording import FINGERPRINT
+from qprune.run import MASK
+from qprune.steps import Report, Score
+
+
+def wrong_language_world(
+    path: Path, settings: LanguageSettings, report: Report, told: Fingerprint
+) -> Iterator[str]:
+    """The model, the text, the kept weights and the perplexities, each computed again.
+
+    Raises:
+        QpruneError: the dense model or the text cannot be had.
+    """
+    subject = load_subject(settings)
+    across = Card.read(path).method == "qprune"
+    with linear_twins(subject.model) if across else nullcontext():
+        if digest_of_model(subject.model) != told.model:
+            yield f"the dense model is not the one that {FINGERPRINT} tells of"
+    if digest_of_data(as_calibration(subject.windows)) != told.data:
+        yield f"the calibration data are not those that {FINGERPRINT} tells of"
+    pruned = load_pretrained(str(path), dtype=settings.dtype, device=settings.device)
+    if not settings.compensate:
+        yield from _moved(path, subject.model, pruned, stored_dtype(settings.model))
+    if report.dense is not None:
+        yield from wrong_score("dense", report.dense, _score(settings, subject, subject.model))
+    if report.final is not None:
+        yield from wrong_score("final", report.final, _score(settings, subject, pruned))
+
+
+def _score(settings: LanguageSettings, subject: Subject, model: nn.Module) -> Score:
+    found = as_score(
+        evaluate_perplexity(model, subject.tokenizer, settings.data, max_seq_length=subject.length)
+    )
+    assert found is not None
+    return found
+
+
+def _moved(path: Path, dense: nn.Module, pruned: nn.Module, dtype: torch.dtype) -> Iterator[str]:
+    """Kept weights that differ from the dense ones, as stored, though none were to move."""
+    for name, kept in read_mask(path / MASK).items():
+        before = dense.get_parameter(name).detach()[kept].to(dtype)
+        after = pruned.get_parameter(name).detach()[kept].to(dtype)
+        if not torch.equal(before, after):
+            yield f"{name}: kept weights differ from the dense ones, which were not to move"
