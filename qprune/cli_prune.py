@@ -117,6 +117,14 @@ def prune(
     ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="end after so long")] = None,
     max_steps: Annotated[int | None, typer.Option(help="end after so many steps")] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(help="GB that the process may hold; more is refused (what is available)"),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="where blocks are solved: threads[:N], ray or ray://HOST:PORT"),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -166,7 +174,7 @@ def prune(
     """Prune a network, and say how good it is before and after."""
     from qprune.job import run_job
     from qprune.language.models import is_pretrained
-    from qprune.progress import ProgressBar
+    from qprune.progress import ProgressBar, logged
     from qprune.verify import trusted
 
     given = _given(context.params)
@@ -198,7 +206,8 @@ def prune(
     stopping = interruptible() if output else nullcontext(None)
     with joined() as ranks, stopping as stop:
         first = ranks.rank == 0
-        with ProgressBar(settings.asked_sparsity, Console(stderr=True, quiet=not first)) as bar:
+        console = Console(stderr=True, quiet=not first)
+        with logged(console), ProgressBar(settings.asked_sparsity, console) as bar:
             pruned = run_job(
                 settings,
                 output,

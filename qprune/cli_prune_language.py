@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from qprune.config import make_settings
@@ -19,7 +17,7 @@ from qprune.language.job import run_language_job
 from qprune.language.outcome import LanguageOutcome
 from qprune.language.settings import LanguageSettings
 from qprune.language.stages import Watch
-from qprune.progress import StagesBar, tracked
+from qprune.progress import StagesBar, logged, tracked
 from qprune.records import strict_json
 
 #: Exit code of what was stopped by hand.
@@ -51,7 +49,7 @@ def carry_out(
     console = Console(stderr=True)
     # Without a folder, or where there is no second stage, there is nothing to end in good order.
     ends_in_order = output is not None and settings.method == "qprune"
-    with _logging(console), interruptible() if ends_in_order else nullcontext(None) as stop:
+    with logged(console), interruptible() if ends_in_order else nullcontext(None) as stop:
         bar = StagesBar(console)
         with bar:
             outcome = run_language_job(
@@ -70,20 +68,6 @@ def carry_out(
     if outcome.report.stopped == "interrupted":
         typer.echo(f"stopped by hand; `qprune resume {output}` goes on", err=True)
         raise typer.Exit(INTERRUPTED)
-
-
-@contextmanager
-def _logging(console: Console) -> Iterator[None]:
-    handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
-    logger = logging.getLogger("qprune")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 def _table(outcome: LanguageOutcome) -> Table:

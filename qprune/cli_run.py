@@ -29,12 +29,18 @@ def resume(
     max_seconds: Annotated[
         float | None, typer.Option(help="another limit for all of the run, time so far included")
     ] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(help="GB that the process may hold, as with prune")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="where blocks are solved from now on, as with prune")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
 ) -> None:
     """Go on with a run that was stopped or killed, to the mask it would have had."""
     from qprune.job import run_job
     from qprune.language.settings import LanguageSettings
-    from qprune.progress import ProgressBar
+    from qprune.progress import ProgressBar, logged
     from qprune.run import RESUMABLE, read_settings, stopped_by
     from qprune.verify import trusted
 
@@ -45,8 +51,9 @@ def resume(
         more = "; --max-seconds gives it more time" if stopped == "max_seconds" else ""
         typer.echo(f"{folder} is finished ({stopped}): there is nothing to go on with{more}")
         return
-    if max_seconds is not None:
-        settings = settings.model_copy(update={"max_seconds": max_seconds})
+    others = {"max_seconds": max_seconds, "max_memory": max_memory, "executor": executor}
+    given = {name: value for name, value in others.items() if value is not None}
+    settings = settings.model_copy(update=given)
     if isinstance(settings, LanguageSettings):
         from qprune.cli_prune_language import carry_out
 
@@ -54,7 +61,8 @@ def resume(
         return
     with joined() as ranks, interruptible() as stop:
         first = ranks.rank == 0
-        with ProgressBar(settings.asked_sparsity, Console(stderr=True, quiet=not first)) as bar:
+        console = Console(stderr=True, quiet=not first)
+        with logged(console), ProgressBar(settings.asked_sparsity, console) as bar:
             pruned = run_job(
                 settings, folder, resume=True, observe=[bar], should_stop=stop, ranks=ranks
             )

@@ -87,6 +87,8 @@ class Settings(Asked):
     num_calibration_samples: int = Field(default=1000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, ge=0)
+    max_memory: float | None = Field(default=None, gt=0)
+    executor: str | None = None
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
 

@@ -142,14 +142,15 @@ def require_fit(needs: Estimate, available: float, asked: float | None = None) -
     room = available + needs.present if asked is None else asked
     if needs.present + needs.more <= room:
         return
-    worst = needs.memory[0] if needs.memory else Part("the process as it is", needs.present)
+    process = Part("the process as it is, with model and data", needs.present)
+    worst = max((process, *needs.memory[:1]), key=lambda part: part.amount)
     remedies = [part.remedy for part in needs.memory if part.remedy][:2]
-    ways = f"{' or '.join(remedies)}; or " if remedies else ""
+    ways = f"take {' or '.join(remedies)}, or " if remedies else ""
     whose = "are available" if asked is None else "may be taken (max_memory)"
     raise ImpossibleRequestError(
         f"the run needs about {in_bytes(needs.present + needs.more)} of memory, most of it "
         f"{worst.what} ({in_bytes(worst.amount)}), and {in_bytes(room)} {whose}; {ways}"
-        "raise max_memory to run all the same"
+        "raise max_memory (--max-memory) to run all the same"
     )
 
 

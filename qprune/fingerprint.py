@@ -25,7 +25,7 @@ from qprune.traces import outputs_of
 
 # What a resumed run may do otherwise than the first: whether it starts and when it ends, not its
 # steps.
-_FREE = ("max_seconds", "max_memory")
+_FREE = ("max_seconds", "max_memory", "executor")
 # Samples whose outputs stand for the machine's arithmetic; of a language model they are large.
 _LOOKED_AT = 8
 _PACKAGES = ("qprune", "torch", "numpy", "numba", "dimod", "dwave-samplers")

@@ -12,6 +12,7 @@ from typing import Any
 from qprune.augment import Augmentation
 from qprune.config import Settings
 from qprune.datasets import DataSet, load_data
+from qprune.executors import executor_named
 from qprune.losses import DenseOutputs, Labels
 from qprune.prune import Pruned, prune
 from qprune.ranks import ALONE, Ranks
@@ -121,7 +122,9 @@ def run_job(
     saving = nullcontext()
     if output is not None:
         saving = resumed_folder(output) if resume else run_folder(output, settings)
-    with limited_threads(settings.threads), saving as folder:
+    # The first rank's workers solve for all.
+    solving = executor_named(None if ranks.rank else settings.executor)
+    with limited_threads(settings.threads), solving as executor, saving as folder:
         model = load_model(settings.model, settings.weights)
         data = load_data(settings.data, settings.normalization)
         calibration = data.calibration(settings.num_calibration_samples, settings.seed)
@@ -134,6 +137,8 @@ def run_job(
             observe_blocks=observe_blocks,
             should_stop=should_stop,
             ranks=ranks,
+            executor=executor,
+            max_memory=settings.max_memory and 1e9 * settings.max_memory,
             **{"resume_from" if resume else "output_dir": output},
             **arguments(settings, data, augment),
         )
@@ -143,12 +148,14 @@ def run_job(
 
 
 def summary(pruned: Pruned) -> dict[str, Any]:
-    """What ``--json`` prints: sparsity, scores, time, steps, seed."""
+    """What ``--json`` prints: sparsity, scores, time and memory, steps, seed."""
     report = pruned.report.to_json()
     steps = {"steps": len(pruned.report.steps), "accepted": pruned.report.num_accepted}
     names = ("asked_sparsity", "achieved_sparsity", "dense", "start", "final")
-    times = ("seconds", "cpu_seconds", "stopped", "seed")
-    return {n: report[n] for n in names} | steps | {n: report[n] for n in times}
+    times = ("seconds", "cpu_seconds", "peak_memory", "stopped", "seed")
+    needs = pruned.report.estimate
+    foreseen = {"estimate": needs and needs.to_json()}
+    return {n: report[n] for n in names} | steps | {n: report[n] for n in times} | foreseen
 
 
 def arguments(

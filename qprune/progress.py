@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 
 from qprune.layerwise import LayerOutcome
@@ -30,6 +33,24 @@ def tracked(console: Console) -> Track:
         )
 
     return through
+
+
+@contextmanager
+def logged(console: Console) -> Iterator[None]:
+    """Inside, what qprune logs is a line each on ``console``, above whatever bar is drawn there."""
+    # Where nobody looks on, lines are not broken to a width that nobody has.
+    handler: logging.Handler = logging.StreamHandler(console.file)
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
+    logger = logging.getLogger("qprune")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 class _Bar:

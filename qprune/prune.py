@@ -235,7 +235,7 @@ def prune(
         dense=dense,
         start=first,
         final=final,
-        estimate=setting.estimate and setting.estimate.to_json(),
+        estimate=setting.estimate,
         peak_memory=int(peak_memory()),
     )
     return Pruned(model, mask_by_name(setting.layers, state.mask), report)

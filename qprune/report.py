@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qprune import plots
+from qprune.estimate import in_bytes, in_seconds
 from qprune.metrics import correlation
 from qprune.records import ScorePoint
 from qprune.steps import BlockRecord, Report, Score, Step
@@ -136,7 +137,7 @@ def _summary(report: Report) -> dict[str, str]:
     told = [s for s in report.steps if s.predicted is not None]
     agreement = correlation([s.predicted or 0.0 for s in told], [s.real for s in told])
     blocks = [block for step in report.steps for block in step.blocks]
-    return {
+    return _cost(report) | {
         "blocks solved": f"{len(blocks):,}",
         "variables in all": f"{sum(block.num_variables for block in blocks):,}",
         "largest block": f"{max((block.num_variables for block in blocks), default=0):,}",
@@ -144,6 +145,18 @@ def _summary(report: Report) -> dict[str, str]:
         "decisions changed": f"{sum(step.flips for step in report.steps if step.accepted):,}",
         "correlation of predicted and real change": number(agreement),
     }
+
+
+def _cost(report: Report) -> dict[str, str]:
+    """Memory and time, beside what was said beforehand."""
+    found: dict[str, str] = {}
+    if report.peak_memory:
+        found["memory at its peak"] = in_bytes(report.peak_memory)
+    if report.estimate is not None:
+        needs = report.estimate
+        memory, time = in_bytes(needs.peak_memory), in_seconds(needs.seconds)
+        found["foreseen before it started"] = f"{memory}, {time}"
+    return found
 
 
 def _row(step: Step) -> dict[str, object]:

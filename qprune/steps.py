@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qprune.estimate import Estimate
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -152,7 +154,7 @@ class Report:
     dense: Score | None = None
     start: Score | None = None
     final: Score | None = None
-    estimate: Mapping[str, Any] | None = None
+    estimate: Estimate | None = None
     peak_memory: int = 0
 
     @property

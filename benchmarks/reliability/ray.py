@@ -4,11 +4,12 @@
     OMP_NUM_THREADS=1 python -m benchmarks.reliability.ray --only overhead
 
 Overhead: blocks of n = 1024 with 400 samples, with --data also those of a run on MLPNet, handed
-to two threads and to two Ray workers in turn, again and again, the workers warm. Each pair gives one ratio of wall seconds, and
-one of CPU seconds over this process and all workers; the median pair is what counts, since other
-work on the machine reaches both. Mask: runs of MLPNet (without DATA, of the digits' network) in
-which every step solves eight blocks, by threads, by Ray, and by Ray with one worker killed with
-SIGKILL in the middle; all must be equal. Exit code 1 on a difference.
+to two threads and to two Ray workers in turn, again and again, the workers warm. Each pair gives
+one ratio of wall seconds, and one of CPU seconds over this process and all workers; the median
+pair is what counts, since other work on the machine reaches both. Mask: runs of MLPNet (without
+DATA, of the digits' network) in which every step solves eight blocks, by threads, by Ray, and by
+Ray with one worker killed with SIGKILL in the middle; all must be equal. Exit code 1 on a
+difference.
 """
 
 from __future__ import annotations
@@ -131,9 +132,9 @@ def overhead(
     wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
     spread = ", ".join(f"{ratio:.2f}" for ratio, _ in sorted(ratios))
     out.print(
-        f"{sampler}, {len(jobs)} {what} blocks, {1e3 * last[1] / len(jobs):.0f} ms of CPU each: Ray takes "
-        f"{wall:.3f} x the wall time of threads and {cpu:.3f} x the CPU time (medians of {pairs} "
-        f"pairs; wall {spread}); {different} answers differ"
+        f"{sampler}, {len(jobs)} {what} blocks, {1e3 * last[1] / len(jobs):.0f} ms of CPU each: "
+        f"Ray takes {wall:.3f} x the wall time of threads and {cpu:.3f} x the CPU time "
+        f"(medians of {pairs} pairs; wall {spread}); {different} answers differ"
     )
     return different
 
@@ -178,8 +179,8 @@ def masks(ray: RayExecutor, workload: Workload, out: Console) -> int:
     first = outcomes[0]
     different = sum(any(not torch.equal(first[n], o[n]) for n in first) for o in outcomes[1:])
     out.print(
-        f"{workload.name}: threads, Ray, and Ray with {killing.killed} worker killed in the middle: "
-        f"{different} of 2 masks or weights differ from those of threads"
+        f"{workload.name}: threads, Ray, and Ray with {killing.killed} worker killed in the "
+        f"middle: {different} of 2 masks or weights differ from those of threads"
     )
     return different + (killing.killed != 1)
 

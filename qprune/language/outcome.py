@@ -74,6 +74,7 @@ class LanguageOutcome:
             "prune_seconds": report.seconds,
             "prune_cpu_seconds": report.cpu_seconds,
             "peak_memory": self.peak_memory,
+            "estimate": report.estimate and report.estimate.to_json(),
             "seed": report.seed,
             "stopped": report.stopped,
             "steps": [

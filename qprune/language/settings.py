@@ -11,7 +11,7 @@ from qprune.config import Asked, Names
 from qprune.errors import ImpossibleRequestError
 
 # What only method qprune has a use for.
-_ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds")
+_ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds", "executor")
 
 
 class LanguageSettings(Asked):
@@ -32,6 +32,8 @@ class LanguageSettings(Asked):
     num_calibration_samples: int = Field(default=128, ge=1)
     max_seq_length: int | None = Field(default=None, ge=2)
     max_seconds: float | None = Field(default=None, gt=0)
+    max_memory: float | None = Field(default=None, gt=0)
+    executor: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     device: str = "cpu"
     offload: str = "cpu"

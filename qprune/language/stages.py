@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qprune.calibration import as_calibration
+from qprune.executors import executor_named
 from qprune.fingerprint import (
     Fingerprint,
     code_versions,
@@ -33,12 +34,14 @@ from qprune.layerwise import METHODS, LayerObserver, LayerOutcome, SampledRows, 
 from qprune.layerwise.blocks import find_blocks
 from qprune.layerwise.matrices import find_matrices
 from qprune.layerwise.methods import Method
+from qprune.layerwise.needs import state_layerwise
 from qprune.recording import STEPS, hold_fingerprint
 from qprune.records import strict_json
 from qprune.run import LAYERS
 from qprune.selftext import OwnText, cache_name
 from qprune.steps import Observer, Report
 from qprune.traces import forward
+from solvers.memory import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -170,10 +173,11 @@ def _both_stages(
         "sampler_options": settings.sampler_options or None,
         "budget": settings.budget,
         "max_seconds": seconds,
+        "max_memory": _most(settings),
     }
     if place is not None:
         chosen["resume_from" if place.resume else "output_dir"] = place.path
-    with linear_twins(model) as twins:
+    with linear_twins(model) as twins, executor_named(settings.executor) as executor:
         pruned = prune_network(
             model,
             windows,
@@ -189,6 +193,7 @@ def _both_stages(
             observe_layers=watch.layer,
             observe_moves=watch.moves,
             should_stop=watch.should_stop,
+            executor=executor,
             **{name: value for name, value in chosen.items() if value is not None},
         )
     mask = turned(pruned.mask, twins)
@@ -213,6 +218,15 @@ def _one_stage(
         hold_fingerprint(place.path, _fingerprint(settings, model, windows))
         write_whole(place.path / STEPS, b"")
     method, name = chosen_method(settings)
+    needs = state_layerwise(
+        model,
+        windows,
+        method,
+        targets=settings.targets,
+        ignore=settings.ignore,
+        offload=settings.offload,
+        max_memory=_most(settings),
+    )
     done = prune_layerwise(
         model,
         windows,
@@ -235,8 +249,15 @@ def _one_stage(
         seed=settings.seed,
         seconds=done.seconds,
         cpu_seconds=done.cpu_seconds,
+        estimate=needs,
+        peak_memory=int(peak_memory()),
     )
     return Work(name, done.mask, report, done.layers)
+
+
+def _most(settings: LanguageSettings) -> float | None:
+    """Bytes that the process may hold."""
+    return settings.max_memory and 1e9 * settings.max_memory
 
 
 def chosen_method(settings: LanguageSettings) -> tuple[Method, str]:

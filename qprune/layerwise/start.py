@@ -8,8 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qprune.estimate import Phase
+from qprune.gauge import Pass
 from qprune.layers import Layers
-from qprune.layerwise.methods import Method
+from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.matrices import find_matrices
+from qprune.layerwise.methods import METHODS, Method
+from qprune.layerwise.needs import gauged_phase
 from qprune.layerwise.outcome import LayerObserver
 from qprune.layerwise.sensitivity import Sensitivity
 from qprune.layerwise.walk import prune_layerwise
@@ -60,6 +65,14 @@ class LayerwiseStart:
             observe=self.observe,
         )
         return torch.cat([result.mask[layer.parameter_name].flatten() for layer in layers])
+
+    def needs(self, model: nn.Module, layers: Layers, inputs: Tensor, forwards: Pass) -> Phase:
+        """See `qprune.needs.Foreseen`."""
+        method = METHODS[self.method] if isinstance(self.method, str) else self.method
+        by_block = find_matrices(find_blocks(model), [layer.name for layer in layers])
+        return gauged_phase(
+            model, inputs, method, by_block, offload=self.offload, forwards=forwards
+        )
 
     def _shares(
         self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int

@@ -135,7 +135,7 @@ def prune_layerwise(
             ranks=ranks,
         )
         with _undone_on_error(run):
-            batches = _own(samples.split(batch_size or _size(samples)), matrices, ranks)
+            batches = _own(samples.split(batch_size or batch_of(samples)), matrices, ranks)
             _walk(run, model, blocks, by_block, batches)
     return Layerwise(
         mask=run.mask,
@@ -249,7 +249,7 @@ def _own(batches: Sequence[Tensor], matrices: Sequence[Matrix], ranks: Ranks) ->
     return batches[ranks.rank :: ranks.size]
 
 
-def _size(samples: Tensor) -> int:
+def batch_of(samples: Tensor) -> int:
     """Samples in one pass: some thousand tokens, or some images."""
     length = samples.shape[1] if samples.ndim == 2 else 256
     return max(1, _BATCH_TOKENS // length)

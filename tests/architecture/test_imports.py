@@ -57,6 +57,8 @@ CORE = (
 #: What lives around the walk; no module of the walk may import it.
 AROUND = (
     "threads",
+    "parcels",
+    "executors",
     "networks",
     "factories",
     "datasets",
@@ -74,8 +76,6 @@ AROUND = (
     "verify",
     "progress",
     "interrupt",
-    "parcels",
-    "executors",
     "packed",
     "hold",
     "measure",

@@ -1,0 +1,111 @@
+"""What pruning layer by layer is said to need: what a method holds, and what a block does."""
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+import tiny_models
+
+from qprune.errors import ImpossibleRequestError
+from qprune.gauge import Pass
+from qprune.language.network import prune_network
+from qprune.layerwise import METHODS
+from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.matrices import find_matrices
+from qprune.layerwise.needs import groups_of, layerwise_needs, state_layerwise, work_of
+from qprune.layerwise.walk import evaluating
+from solvers.row_budgets import LayerBudget
+from solvers.rows import RowProblem
+
+
+@pytest.mark.parametrize("rows", [64, 384])
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt", "reconstruct"])
+def test_a_method_holds_what_is_counted_for_it(name, rows):
+    inputs, rng = 192, np.random.default_rng(0)
+    x, targets = rng.standard_normal((inputs, 2 * inputs)), rng.standard_normal((rows, inputs))
+    gram = x @ x.T
+    method = METHODS[name]
+    tracemalloc.start()  # numpy reports its arrays; what LAPACK takes for itself is not seen.
+    try:
+        problem = RowProblem(gram, targets, LayerBudget(rows * inputs // 2))
+        method.solve(problem, compensate=True, seed=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Gram and targets are there before, and counted too.
+    peak += gram.nbytes + targets.nbytes
+    said = work_of(method, rows, inputs)
+    assert peak < 1.1 * said
+    assert said < 5 * peak
+
+
+def by_block(model):
+    return find_matrices(find_blocks(model))
+
+
+def test_groups_are_those_of_the_same_input():
+    model = tiny_models.make("llama")
+    samples = tiny_models.samples(model)
+    with evaluating(model):
+        groups = groups_of(model, samples, by_block(model))
+    names = [[matrix.name.rsplit(".", 1)[-1] for matrix in group] for group in groups[0]]
+    assert names == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+
+
+@pytest.mark.parametrize("name", tiny_models.MODELS)
+def test_every_architecture_is_foreseen(name):
+    model = tiny_models.make(name)
+    needs = state_layerwise(model, tiny_models.samples(model), METHODS["reconstruct"])
+    assert needs is not None
+    assert needs.more > 0
+    assert needs.seconds > 0
+
+
+def test_activations_in_files_and_fewer_statistics_need_less():
+    model = tiny_models.make("llama")
+    samples = tiny_models.samples(model)
+    with evaluating(model):
+        groups = groups_of(model, samples, by_block(model))
+
+    def amounts(method, **others):
+        phase = layerwise_needs(groups, samples, METHODS[method], Pass(0, 100), **others)
+        return {part.what: part.amount for part in phase.memory}
+
+    usual, filed = amounts("reconstruct"), amounts("reconstruct", offload="/somewhere")
+    width = model.config.hidden_size
+    inside = 3 * width + model.config.intermediate_size
+    assert usual["activations of all samples"] == 4 * samples.numel() * (4 * width + inside)
+    assert "activations of all samples" not in filed
+    plain = amounts("wanda")
+    assert plain["activations of all samples"] == 4 * samples.numel() * 2 * width
+    largest = max(width, model.config.intermediate_size)
+    assert usual["statistics of a block's inputs"] == 2 * 8 * largest**2
+    assert not any("matrix" in what for what in amounts("wanda", on_host=False))
+
+
+def test_what_does_not_fit_is_refused():
+    model = tiny_models.make("llama")
+    with pytest.raises(ImpossibleRequestError, match=r"max_memory"):
+        state_layerwise(
+            model, tiny_models.samples(model), METHODS["wanda"], max_memory=1e6, offload="cpu"
+        )
+
+
+def test_both_stages_are_in_one_estimate():
+    model, said = tiny_models.make("llama"), []
+    samples = tiny_models.samples(model)
+    pruned = prune_network(
+        model, samples, sparsity=0.5, steps=2, expect=said.append, max_memory=math.inf
+    )
+    time = {part.what for part in said[0].time}
+    assert {"solving matrices", "moving kept weights", "expanding the loss"} <= time
+    assert pruned.report.estimate == said[0]
