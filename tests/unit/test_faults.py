@@ -18,6 +18,7 @@ from benchmarks.reliability.workloads import Workload
 from qprune.answers import AnswerStore
 from qprune.calibration import Calibration
 from qprune.compensate import Compensation
+from qprune.distill import Distillation
 from qprune.errors import ImpossibleRequestError, SamplerError
 from qprune.faults import Ask, Care, CarefulBorder
 from qprune.recording import ANSWERS
@@ -349,6 +350,40 @@ def test_out_of_memory_halves_the_batch():
     assert [fault.remedy for fault in faults] == ["batch size 32", "batch size 16"]
     assert {fault.kind for fault in faults} == {"out of memory"}
     assert all(torch.equal(expected.mask[name], pruned.mask[name]) for name in pruned.mask)
+
+
+@pytest.mark.parametrize(
+    ("where", "compensate"),
+    [
+        ("judging", False),
+        ("expanding", False),
+        ("compensating", Compensation(iterations=(2,), final_steps=1)),
+        ("distilling", Distillation(steps=2, samples_per_step=20)),
+    ],
+)
+def test_out_of_memory_is_got_over_in_every_phase(where, compensate):
+    class Picky(Hungry):
+        """Runs out of memory in one kind of pass alone."""
+
+        def forward(self, x):
+            kind = "expanding" if torch.is_grad_enabled() else "judging"
+            if torch._C._functorch.peek_interpreter_stack() is not None:
+                kind = "compensating"
+            elif kind == "expanding" and not any(m._forward_hooks for m in self.modules()):
+                kind = "distilling"
+            return super().forward(x) if kind == where else self.body(x)
+
+    model = Picky()
+
+    def observe(step):
+        model.limit = 8
+
+    options = RUN | {"compensate": compensate}
+    pruned = qprune.prune(model, INPUTS, **options, augment=None, observe=observe, batch_size=64)
+    faults = faults_of(pruned.report)
+    assert [fault.remedy for fault in faults][-1] == "batch size 8"
+    assert {fault.kind for fault in faults} == {"out of memory"}
+    assert pruned.report.stopped == "done"
 
 
 def test_out_of_memory_with_one_sample_is_an_error():
