@@ -1,55 +1,17 @@
-"""What a walk will need: counted from its plan, with passes measured on a few samples.
+"""What a walk will need, counted from its numbers.
 
 Memory: the vectors over all weights, the samples, the traces of an expansion, a batch's
-activations, the blocks' factors. Time: passes times what one was seen to take. Neither looks at
-the clock to decide anything: the estimate is stated, and the run is the same without it.
+activations, the blocks' factors. Time: passes times what one was seen to take.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import psutil
-import torch
-from torch import Tensor, nn
-
-from qprune import samples as dense
-from qprune import selftext
-from qprune.augment import Augmentation
-from qprune.calibration import Calibration
-from qprune.compensate import Compensate, Compensation, gauss_newton
+from qprune import samples
 from qprune.curvature import fisher
-from qprune.curvature.expansion import Curvature
-from qprune.curvature.fisher import PerSampleFisher
-from qprune.distill import Distillation
-from qprune.effort import Effort
-from qprune.errors import CalibrationError, QpruneError
-from qprune.estimate import Estimate, Part, Phase, estimate
-from qprune.faults import is_paid
-from qprune.gauge import Pass, Tally, gauged
-from qprune.layers import Layers
-from qprune.request import Request
-from qprune.samples import DenseNetwork, SampleSize, samples_of
-from qprune.scores import Pruner, Start
-from qprune.selftext import OwnText
-from qprune.solve import Border
-from qprune.traces import (
-    Recorder,
-    Samples,
-    Trace,
-    differentiating,
-    forward,
-    mean_loss,
-    out_of_memory,
-)
-from solvers import LowRank, QuadraticProblem
-from solvers.memory import peak_memory
-
-logger = logging.getLogger(__name__)
+from qprune.estimate import Part, Phase
+from qprune.gauge import Pass
 
 _FEWER_PER_STEP = "smaller samples_per_step (--samples-per-step)"
 _FEWER_SAMPLES = "fewer samples (--num-calibration-samples)"
@@ -58,18 +20,13 @@ _FEWER_BLOCKS = "fewer blocks for one expansion (--num-blocks)"
 _SMALLER_BATCH = "a smaller batch_size"
 _FEWER_TARGETS = "fewer layers at a time (--targets, --ignore)"
 
-# A gauge's passes hold about so many numbers, so that they take milliseconds.
-_GAUGED_FLOATS = 1 << 22
-_GAUGED_VARIABLES = 128
 # Pieces in which per-sample gradients are made (`qprune.calls`), and what is made beside them.
 _PIECE_BYTES = 4 * (1 << 24)
 _PIECES = 2.0
 # Bytes per weight, counted in the code. State: values, mask and rests, of the dense network, of
 # now, and of the step before. Expansion: gradient and squares, and what they are divided into.
-# Select: keep values, moves, costs and their parts. Second order: the vectors of conjugate
-# gradients, a candidate, and copies of the weights. Distill: the optimiser's two moments,
-# gradients, the beginning, a candidate.
-_STATE, _EXPANSION, _SELECT, _SECOND_ORDER, _DISTILL = 27, 16, 32, 48, 40
+# Select: keep values, moves, costs and their parts.
+_STATE, _EXPANSION, _SELECT = 27, 16, 32
 # Bytes per entry of a block's columns (single, double, scaled, cut up), and per pair of its
 # variables that is being solved.
 _COLUMN, _PAIR = 32, 24
@@ -77,51 +34,6 @@ _COLUMN, _PAIR = 32, 24
 _SELECT_SECONDS = 3e-8
 # Times that a round of blocks judges, and that it solves.
 _JUDGED, _SOLVED = 2.5, 1.3
-
-
-@runtime_checkable
-class Foreseen(Protocol):
-    """A `qprune.scores.Pruner` that can say beforehand what it needs."""
-
-    def needs(self, model: nn.Module, layers: Layers, inputs: Tensor, forwards: Pass) -> Phase:
-        """Memory and time of its work, from what a forward pass was seen to hold and take."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A request made concrete, as far as its needs go.
-
-    Attributes:
-        request: as given.
-        effort: how much work, where the request left it open.
-        model: dense.
-        layers: the targeted weights.
-        fit: samples to fit on, as they were given.
-        num_accepted: samples to judge on.
-        augment: makes more samples to fit on.
-        sample: what one of them costs and holds.
-        start, curvature: strategies.
-        compensation: how kept weights move; None = mask only.
-        border: to the sampler.
-        block_size: variables per block.
-        batch_size: samples per forward pass.
-    """
-
-    request: Request
-    effort: Effort
-    model: nn.Module
-    layers: Layers
-    fit: Calibration
-    num_accepted: int
-    augment: Augmentation | None
-    sample: SampleSize
-    start: Start | Pruner
-    curvature: Curvature
-    compensation: Compensate | None
-    border: Border
-    block_size: int
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -193,7 +105,7 @@ class Load:
     @property
     def kept_answers(self) -> bool:
         """Whether the dense outputs are kept, rather than the dense network."""
-        return self.fit * self.outputs <= dense._KEEP_OUTPUTS
+        return self.fit * self.outputs <= samples._KEEP_OUTPUTS
 
 
 def walk_needs(load: Load) -> tuple[list[Part], list[Phase]]:
@@ -301,225 +213,3 @@ def _moving(load: Load) -> Phase:
             Part("judging steps", load.judge.seconds(judged, load.batch)),
         ),
     )
-
-
-def needs_of(plan: Plan, executor: Any = None) -> Estimate | None:
-    """What the run of ``plan`` needs; None where the network cannot be tried out.
-
-    Passes over a few samples are made and timed, and our own samplers asked a small question: it
-    takes as long as a few steps of a small network, or some passes of a large one. No random
-    number of the run is drawn, and nothing of it changes.
-    """
-    try:
-        load = load_of(plan, executor)
-        foreseen = _first_pass(plan, load)
-    except (QpruneError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, QpruneError) and not out_of_memory(error):
-            raise
-        # The run meets the same trouble, and has more to say about it.
-        logger.debug("what the run needs is not known: %s", error)
-        return None
-    always, phases = walk_needs(load)
-    unknown = "" if load.solve is not None else f"what the sampler {plan.border.name} takes"
-    return estimate(
-        float(psutil.Process().memory_info().rss),
-        peak_memory(),
-        always,
-        [*phases, *foreseen],
-        limit=plan.request.max_seconds,
-        unknown=unknown,
-    )
-
-
-def load_of(plan: Plan, executor: Any = None) -> Load:
-    """The plan in numbers, passes measured.
-
-    Raises:
-        QpruneError: the network, the data or the loss are not fit for each other.
-    """
-    gauges = _Gauges.of(plan)
-    effort, move = plan.effort, plan.compensation
-    rounds = (effort.stages - 1) * effort.rounds + effort.final_rounds
-    moves = effort.stages + rounds + move.final_steps if move else 0
-    steps = effort.stages + rounds + moves
-    share = min(1.0, (plan.request.max_steps or steps) / max(1, steps))
-    copies = getattr(plan.augment, "copies", 0 if plan.augment is None else 8)
-    drawn = min(effort.samples_per_step, len(plan.fit) * (1 + copies))
-    moved, moved_batch, judged, vectors = _moved(move, drawn)
-    loss = plan.request.loss
-    return Load(
-        weights=plan.layers.size,
-        model_bytes=sum(t.nbytes for t in plan.model.state_dict().values()),
-        given=len(plan.fit),
-        accepted=plan.num_accepted,
-        copies=copies,
-        input_bytes=plan.fit.inputs[0].nbytes,
-        outputs=0 if loss.needs_labels else plan.sample.outputs,
-        trace=gauges.trace,
-        per_step=effort.samples_per_step,
-        batch=plan.batch_size,
-        block_size=plan.block_size,
-        num_blocks=plan.request.num_blocks,
-        starts=effort.stages,
-        rounds=round(rounds * share),
-        moves=round(moves * share),
-        judged_moves=judged,
-        moved=moved,
-        moved_batch=moved_batch,
-        vectors=vectors,
-        fits=loss.fits(values_move=move is not None),
-        piece=gauges.piece,
-        positions=gauges.positions,
-        workers=_workers(executor),
-        expand=gauges.expand,
-        judge=gauges.judge,
-        move=gauges.move,
-        solve=_solve_seconds(plan),
-        written=_written(plan),
-    )
-
-
-def _moved(move: Any, drawn: int) -> tuple[float, int, int, int]:
-    """(samples passed over in one call, at once, candidates, bytes per weight)."""
-    if isinstance(move, Distillation):
-        return move.num_samples, move.samples_per_step, move.candidates, _DISTILL
-    if isinstance(move, Compensation):
-        marks = move.iterations or ()
-        passed = drawn * (1 + max(marks, default=0) * (move.curvature_share or 1.0))
-        return passed, drawn, len(marks) * len(move.lengths), _SECOND_ORDER
-    return float(drawn), drawn, 4, _SECOND_ORDER
-
-
-def _first_pass(plan: Plan, load: Load) -> list[Phase]:
-    if not isinstance(plan.start, Foreseen):
-        return []
-    return [plan.start.needs(plan.model, plan.layers, plan.fit.inputs, load.judge)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Gauges:
-    """Passes as they were measured.
-
-    Attributes:
-        expand, judge, move: see `Load`.
-        trace: numbers that the layers see of one sample.
-        piece, positions: see `Load`.
-    """
-
-    expand: Pass
-    judge: Pass
-    move: Pass
-    trace: int
-    piece: float
-    positions: int
-
-    @classmethod
-    def of(cls, plan: Plan) -> _Gauges:
-        model, layers, loss = plan.model, plan.layers, plan.request.loss
-        most = min(len(plan.fit), plan.batch_size, plan.effort.samples_per_step)
-        large = max(1, min(most, _GAUGED_FLOATS // max(1, plan.sample.floats)))
-        large = min(most, max(2, large))
-        sizes = (max(1, large // 2), large)
-        # Random numbers of its own, and answers as the run's samples have them.
-        generator = torch.Generator().manual_seed(0)
-        network = DenseNetwork(model, plan.sample.outputs, large)
-        some = samples_of(plan.fit.take(torch.arange(large)), loss, None, network, generator)
-        traces: list[Trace] = []
-
-        def first(size: int) -> Samples:
-            return some.take(torch.arange(size))
-
-        def expand(size: int) -> object:
-            traces[:] = [_traced(plan, first(size), generator)]
-            return None
-
-        def judge(size: int) -> object:
-            return mean_loss(model, first(size), loss, size)
-
-        def backward(size: int) -> object:
-            samples = first(size)
-            with differentiating(model, layers) as weights:
-                losses = loss.per_sample(forward(model, samples.inputs), samples.targets)
-                return torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-
-        def product(size: int) -> object:
-            vector = torch.zeros(layers.size, device=layers.device)
-            return gauss_newton(model, layers, first(size), loss, size)(vector)
-
-        expanded = gauged(expand, sizes)
-        trace = traces.pop()
-        calls = [call for uses in trace.calls for call in uses]
-        positions = [c.deltas.numel() // (trace.num_samples * c.shape[0]) for c in calls]
-        # One token a sample: squares and columns are products of what there is.
-        pieces = [
-            4.0 * call.floats_per_sample
-            for call, places in zip(calls, positions, strict=True)
-            if places > 1
-        ]
-        move = {Compensation: product, Distillation: backward, type(None): None}.get(
-            type(plan.compensation), backward
-        )
-        return cls(
-            expanded,
-            gauged(judge, sizes),
-            Pass() if move is None else gauged(move, sizes),
-            trace.num_floats // trace.num_samples,
-            max(pieces, default=0.0),
-            max(positions, default=1),
-        )
-
-
-def _traced(plan: Plan, samples: Samples, generator: torch.Generator) -> Trace:
-    """One batch of an expansion, as `qprune.curvature` makes it."""
-    curvature, loss, layers = plan.curvature, plan.request.loss, plan.layers
-    felt: Callable[[Tensor, Tensor], Tensor] = loss.per_sample
-    if isinstance(curvature, PerSampleFisher):
-        felt = curvature.losses(loss, generator)()
-    with differentiating(plan.model, layers) as weights, Recorder(layers) as recorder:
-        outputs = forward(plan.model, samples.inputs)
-        losses = loss.per_sample(outputs, samples.targets)
-        if not losses.requires_grad:
-            raise CalibrationError("the loss does not depend on any targeted weight")
-        parts = torch.autograd.grad(losses.sum(), weights, retain_graph=True, allow_unused=True)
-        summed = felt(outputs, samples.targets).sum()
-        deltas = torch.autograd.grad(summed, recorder.outputs(), allow_unused=True)
-        del parts
-        return recorder.trace(deltas, len(samples))
-
-
-def _solve_seconds(plan: Plan) -> float | None:
-    """Seconds of one block by a sampler of ours; None for others, which may charge for a call."""
-    border = plan.border
-    if not plan.effort.rounds and not plan.effort.final_rounds:
-        return 0.0
-    if "time_limit" in border.options:
-        return float(border.options["time_limit"])
-    ours = type(border.sampler).__module__.partition(".")[0] == "solvers"
-    if not ours or hasattr(border.sampler, "child") or is_paid(border.sampler):
-        return None
-    size = min(_GAUGED_VARIABLES, plan.block_size)
-    rng = np.random.default_rng(0)
-    factor = rng.standard_normal((2 * size, size))
-    present = (np.arange(size) < size // 2).astype(np.int8)
-    problem = QuadraticProblem(
-        -(factor @ present) @ factor, LowRank(factor), counts=int(present.sum())
-    )
-    answers = [border.solve(problem, present, seed) for seed in range(2)]
-    return answers[-1].seconds * (plan.block_size / size) ** 2
-
-
-def _workers(executor: Any) -> int:
-    return int(getattr(executor, "_max_workers", 1) or 1)
-
-
-def _written(plan: Plan) -> tuple[float, int]:
-    """Bytes of cached keys and values, and tokens a sequence, where the model writes its text."""
-    augment, inputs = plan.augment, plan.fit.inputs
-    if not isinstance(augment, OwnText):
-        return 0.0, 0
-    with torch.no_grad(), Tally() as tally:
-        output: Any = augment.model(inputs[:1, :2], use_cache=True)
-    # All that lives on is the cache and the logits.
-    each = (tally.live - output.logits.untyped_storage().nbytes()) / 2
-    length = inputs.shape[1]
-    return each * length * min(len(inputs), max(1, selftext._CACHED_TOKENS // length)), length

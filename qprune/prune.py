@@ -26,7 +26,7 @@ from qprune.faults import Care
 from qprune.fingerprint import digest_of_tensors, fingerprint_of
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
-from qprune.needs import Plan, needs_of
+from qprune.plan import Plan, needs_of
 from qprune.ranks import ALONE, Ranks
 from qprune.recording import Recording, recording
 from qprune.request import Request

@@ -23,7 +23,7 @@ from qprune.journal import Journal
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
-from qprune.needs import Plan
+from qprune.plan import Plan
 from qprune.ranks import ALONE, FirstSolves, Ranks
 from qprune.request import Request
 from qprune.samples import DenseNetwork, augmentation_for, sample_size, samples_of

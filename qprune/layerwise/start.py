@@ -67,7 +67,7 @@ class LayerwiseStart:
         return torch.cat([result.mask[layer.parameter_name].flatten() for layer in layers])
 
     def needs(self, model: nn.Module, layers: Layers, inputs: Tensor, forwards: Pass) -> Phase:
-        """See `qprune.needs.Foreseen`."""
+        """See `qprune.plan.Foreseen`."""
         method = METHODS[self.method] if isinstance(self.method, str) else self.method
         by_block = find_matrices(find_blocks(model), [layer.name for layer in layers])
         return gauged_phase(

@@ -46,6 +46,7 @@ CORE = (
     "samples",
     "journal",
     "needs",
+    "plan",
     "setting",
     "rounds",
     "walk",
