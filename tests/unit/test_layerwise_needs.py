@@ -29,6 +29,8 @@ def test_a_method_holds_what_is_counted_for_it(name, rows):
     x, targets = rng.standard_normal((inputs, 2 * inputs)), rng.standard_normal((rows, inputs))
     gram = x @ x.T
     method = METHODS[name]
+    small = RowProblem(np.eye(4), rng.standard_normal((3, 4)), LayerBudget(6))
+    method.solve(small, compensate=True, seed=0)  # Kernels are loaded here, not below.
     tracemalloc.start()  # numpy reports its arrays; what LAPACK takes for itself is not seen.
     try:
         problem = RowProblem(gram, targets, LayerBudget(rows * inputs // 2))
