@@ -94,9 +94,13 @@ class Costs:
         return _fit(self.of("draw"), lambda s: s["numbers"])
 
     @cached_property
-    def exchange(self) -> float:
-        """Bytes per CPU second that one of two ranks on this machine adds up."""
-        return 1 / _fit(self.of("exchange"), lambda s: s["bytes"])
+    def exchange(self) -> tuple[float, float]:
+        """What a turn of two ranks on this machine takes: bytes per CPU second, CPU seconds."""
+        rows = self.of("exchange")
+        shortest = min(rows, key=lambda r: r["sizes"]["bytes"])
+        # Half of a vector goes out; beside it, two messages are exchanged.
+        rate = _fit(rows, lambda s: s["bytes"] / 2, lambda r: r["seconds"] - shortest["seconds"])
+        return 1 / rate, shortest["seconds"] / 2
 
     @cached_property
     def checkpoint(self) -> float:

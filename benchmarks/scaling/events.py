@@ -23,6 +23,7 @@ class Pass:
         fetched: bytes of weights that a rank fetches for one batch, while it computes.
         summed: bytes of the vectors that all ranks add up after every turn.
         gathered: bytes of results that every rank sends to all others, per batch.
+        joined: whether every rank needs the whole sums at the end, not its slice of them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Pass:
     fetched: float = 0.0
     summed: float = 0.0
     gathered: float = 0.0
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,14 @@ def _pass(env: Any, work: Pass, cluster: Cluster, outcome: Outcome) -> Iterator[
         number = min(size, work.batches - first)
         yield env.all_of([env.process(batch()) for _ in range(number)])
         outcome.processor += work.seconds
+        if size > 1:
+            # Every turn the ranks tell one another that all went well.
+            yield env.timeout(link.latency)
+            outcome.processor += link.latency
         yield from _exchange(env, work.summed, 1, cluster, outcome)
         yield from _exchange(env, work.gathered, size - 1, cluster, outcome)
-    # The slices of the sums are joined once, at the end.
-    yield from _exchange(env, work.summed, 1, cluster, outcome)
+    if work.joined:
+        yield from _exchange(env, work.summed, 1, cluster, outcome)
 
 
 def _exchange(
@@ -151,7 +157,7 @@ def _exchange(
     sent = amount * (size - 1) / size if times == 1 else amount * times
     yield env.timeout(link.latency * (size - 1) + sent / link.bandwidth)
     outcome.network += sent * size
-    outcome.processor += sent / link.bandwidth
+    outcome.processor += link.latency * (size - 1) + sent / link.bandwidth
 
 
 def _host(env: Any, work: Host, cluster: Cluster, outcome: Outcome) -> Iterator[Any]:

@@ -40,6 +40,7 @@ class Case:
         model: that is pruned.
         cluster: where.
         first, second: outcomes of the stages.
+        split: of the first, if a matrix' rows were shared among the devices.
         needs: memory.
     """
 
@@ -47,6 +48,7 @@ class Case:
     cluster: Cluster
     first: Outcome
     second: Outcome
+    split: Outcome
     needs: Memory
 
     def price(self, outcome: Outcome) -> float:
@@ -62,6 +64,7 @@ def cases(costs: Costs) -> list[Case]:
             cluster,
             simulate(stage_1(model, cluster, costs), cluster),
             simulate(stage_2(model, cluster, costs), cluster),
+            simulate(stage_1(model, cluster, costs, split=True), cluster),
             memory(model, cluster),
         )
         for model, cluster in CASES
@@ -80,6 +83,7 @@ def summary(found: Sequence[Case]) -> str:
     rows = [["targeted weights", *(f"{c.model.weights / 1e9:.1f} G" for c in found)]]
     for name, outcomes in (
         ("stage 1", [c.first for c in found]),
+        ("stage 1, rows split", [c.split for c in found]),
         ("stage 2", [c.second for c in found]),
     ):
         pairs = list(zip(found, outcomes, strict=True))

@@ -34,8 +34,8 @@ def test_ranks_pass_in_turns_and_the_last_one_need_not_be_full(ranks, turns):
 
 def test_sums_are_exchanged_after_every_turn_and_joined_once():
     outcome = simulate([Pass("p", 4, 1.0, summed=8.0)], cluster(devices=2, bandwidth=4, latency=3))
-    # Two turns of 1 s; three exchanges of half the vector over each rank's own link.
-    assert outcome.total == pytest.approx(2 * 1.0 + 3 * (3 + 4 / 4))
+    # Two turns of 1 s and a message; three exchanges of half the vector over each rank's own link.
+    assert outcome.total == pytest.approx(2 * (1.0 + 3) + 3 * (3 + 4 / 4))
     assert outcome.network == pytest.approx(3 * 2 * 4.0)
 
 
