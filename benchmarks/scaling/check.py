@@ -51,7 +51,9 @@ def main() -> None:
             launch(["runs", str(given.data), folder, *sizes], ranks)
             for number, (name, batch_size, positions) in enumerate(RUNS):
                 facts = json.loads(Path(folder, f"{number}.{ranks}.json").read_text())
-                subject = Subject(facts["forward"], facts["weights"], positions, batch_size)
+                subject = Subject(
+                    facts["forward"], facts["weights"], facts["layers"], positions, batch_size
+                )
                 counts = Counts(**facts["counts"])
                 outcome = simulate(walk(subject, counts, costs), this_machine(ranks, costs))
                 record = {"network": name, "ranks": ranks, "measured": facts["seconds"]}

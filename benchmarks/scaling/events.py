@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,12 @@ class Outcome:
         """Wall seconds."""
         return sum(self.seconds.values())
 
+    def repeated(self, times: int) -> Outcome:
+        """Of the same work, so many times one after the other."""
+        seconds = {name: times * value for name, value in self.seconds.items()}
+        amounts = (times * value for value in (self.network, self.busy, self.processor))
+        return Outcome(seconds, *amounts)
+
 
 def simulate(work: Sequence[Work], cluster: Cluster, seed: int = 0) -> Outcome:
     """Play ``work``, one item after the other, on ``cluster``."""
@@ -104,7 +110,7 @@ def simulate(work: Sequence[Work], cluster: Cluster, seed: int = 0) -> Outcome:
     outcome = Outcome()
     rng = random.Random(seed)
 
-    def run() -> Iterator[Any]:
+    def run() -> Generator[Any, Any, None]:
         for item in work:
             began = env.now
             if isinstance(item, Pass):
@@ -121,10 +127,10 @@ def simulate(work: Sequence[Work], cluster: Cluster, seed: int = 0) -> Outcome:
     return outcome
 
 
-def _pass(env: Any, work: Pass, cluster: Cluster, outcome: Outcome) -> Iterator[Any]:
+def _pass(env: Any, work: Pass, cluster: Cluster, outcome: Outcome) -> Generator[Any, Any, None]:
     size, link = cluster.size, cluster.exchange
 
-    def batch() -> Iterator[Any]:
+    def batch() -> Generator[Any, Any, None]:
         fetching = 0.0
         if size > 1 and work.fetched:
             fetching = link.latency + work.fetched * (size - 1) / size / link.bandwidth
@@ -149,7 +155,7 @@ def _pass(env: Any, work: Pass, cluster: Cluster, outcome: Outcome) -> Iterator[
 
 def _exchange(
     env: Any, amount: float, times: float, cluster: Cluster, outcome: Outcome
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     """All ranks at once, each over its own link: ``amount`` but its own share, or to each other."""
     size, link = cluster.size, cluster.exchange
     if size == 1 or not amount:
@@ -160,7 +166,7 @@ def _exchange(
     outcome.processor += link.latency * (size - 1) + sent / link.bandwidth
 
 
-def _host(env: Any, work: Host, cluster: Cluster, outcome: Outcome) -> Iterator[Any]:
+def _host(env: Any, work: Host, cluster: Cluster, outcome: Outcome) -> Generator[Any, Any, None]:
     # The ranks of a node share its memory.
     seconds = work.seconds / cluster.core_speed
     seconds += work.bytes * cluster.devices / cluster.host_bandwidth
@@ -170,7 +176,7 @@ def _host(env: Any, work: Host, cluster: Cluster, outcome: Outcome) -> Iterator[
 
 def _tasks(
     env: Any, work: Tasks, cluster: Cluster, outcome: Outcome, rng: random.Random
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     speed = cluster.core_speed if work.on == "cores" else 1.0
     per_node = cluster.cores if work.on == "cores" else cluster.devices
     workers = simpy.Resource(env, capacity=per_node * cluster.nodes)
@@ -178,7 +184,7 @@ def _tasks(
     link = cluster.between
     remote = cluster.nodes > 1
 
-    def send(amount: float) -> Iterator[Any]:
+    def send(amount: float) -> Generator[Any, Any, None]:
         if not remote:
             return
         with head.request() as turn:
@@ -187,7 +193,7 @@ def _tasks(
         yield env.timeout(link.latency)
         outcome.network += amount
 
-    def task(seconds: float) -> Iterator[Any]:
+    def task(seconds: float) -> Generator[Any, Any, None]:
         with workers.request() as turn:
             yield turn
             yield from send(work.sent)

@@ -98,7 +98,7 @@ MIXTURE = Language(
 
 
 def stage_1(model: Language, cluster: Cluster, costs: Costs, *, split: bool = False) -> list[Work]:
-    """Layer by layer: passes and moments shared among the ranks, matrices among the devices.
+    """One block of stage 1: ranks share passes and moments, devices share matrices.
 
     Args:
         model: that is pruned.
@@ -115,13 +115,12 @@ def stage_1(model: Language, cluster: Cluster, costs: Costs, *, split: bool = Fa
         # X X' and X0 X', in single precision.
         moments += 2 * 2 * seen * inputs**2 / device.single
         summed += 2 * inputs**2 * number * _FLOAT
-    one_block: list[Work] = [
+    return [
         Host("stage 1: load", seconds=_load(model.block_weights, cluster)),
         Pass("stage 1: passes", batches, passes),
         Pass("stage 1: moments", batches, moments, summed=summed),
         *_matrices(model, cluster, costs, split),
     ]
-    return one_block * model.blocks
 
 
 def _load(weights: float, cluster: Cluster) -> float:

@@ -13,7 +13,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -67,7 +67,7 @@ class Row:
 
     phase: str
     what: str
-    sizes: dict[str, float]
+    sizes: Mapping[str, float]
     seconds: float
 
 
@@ -109,6 +109,7 @@ def passes(name: str, model: nn.Module, inputs: torch.Tensor, layers: Layers) ->
     samples = Samples(inputs, outputs_of(model, inputs, size))
     seen = sample_size(model, layers, Calibration(inputs))
     sizes = {"weights": layers.size, "samples": size, "multiplications": seen.multiplications}
+    sizes["layers"] = len(layers)
 
     def expand():
         generator = torch.Generator().manual_seed(0)

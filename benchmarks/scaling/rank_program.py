@@ -71,7 +71,8 @@ def run(ranks: Ranks, workload: Workload, batch_size: int) -> dict[str, Any]:
     seconds = time.process_time() - began
     layers = find_layers(workload.model, ignore=options.get("ignore", ()))
     counts = asdict(counted(workload, pruned))
-    return {"seconds": seconds, "weights": layers.size, "counts": counts, "forward": forward}
+    sizes = {"weights": layers.size, "layers": len(layers), "forward": forward}
+    return {"seconds": seconds, "counts": counts} | sizes
 
 
 def forward_seconds(model: nn.Module, inputs: torch.Tensor, batch_size: int) -> float:

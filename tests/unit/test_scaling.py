@@ -70,6 +70,14 @@ def test_spread_tasks_have_the_mean_that_was_asked_and_a_seed_repeats():
     assert one == pytest.approx(4000, rel=0.05)
 
 
+def test_work_that_is_repeated_takes_so_many_times_as_long():
+    work = [Tasks("t", 5, 2.0, sent=3.0, on="devices"), Pass("p", 3, 1.0, summed=2.0)]
+    two = cluster(nodes=2, bandwidth=1.0)
+    once, thrice = simulate(work, two).repeated(3), simulate(work * 3, two)
+    assert once.seconds == pytest.approx(thrice.seconds)
+    assert (once.network, once.busy) == pytest.approx((thrice.network, thrice.busy))
+
+
 def test_phases_add_up_by_name():
     work = [Host("a", seconds=1.0), Host("b", seconds=2.0), Host("a", seconds=4.0)]
     assert simulate(work, cluster()).seconds == {"a": 5.0, "b": 2.0}
