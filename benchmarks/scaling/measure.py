@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 nice -n 10 python -m benchmarks.scaling.measure --data DATA
 
-One thread, least of three, seed 0; about five CPU minutes. Writes ``measured.json`` beside this
+One thread, least of three, seed 0; about two CPU minutes. Writes ``measured.json`` beside this
 file, which `benchmarks.scaling.costs` reads its coefficients from.
 """
 
