@@ -30,7 +30,7 @@ from qprune.traces import (
     differentiating,
     forward,
     gradients_by_weight,
-    recording,
+    recorder_if_needed,
 )
 
 
@@ -249,7 +249,7 @@ def mean_gradient(
     with differentiating(model, layers) as weights:
 
         def one(_: int, batch: Samples) -> tuple[None, Parts]:
-            with recording(layers) as recorder:
+            with recorder_if_needed(layers) as recorder:
                 losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
                 return None, gradients_by_weight(losses, weights, recorder, again=False)
 

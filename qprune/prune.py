@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -203,10 +204,10 @@ def prune(
     observers = (observe,) if callable(observe) else tuple(observe)
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     ranks = ranks or ALONE
-    places = (output_dir, resume_from) if ranks.rank == 0 else (None, None)
-    with ranks.watched(), recording(*places) as record, restored_on_error(model):
+    with ranks.watched(), ExitStack() as stack, restored_on_error(model):
+        record = _recording(ranks, stack, output_dir, resume_from)
         data = as_calibration(calibration)
-        foresee = partial(_stated, executor=executor, expect=expect)
+        foresee = partial(_stated, ranks=ranks, executor=executor, expect=expect)
         setting = prepare(
             request, model, data, (record.note, *observers), executor, should_stop, foresee, ranks
         )
@@ -242,20 +243,33 @@ def prune(
 
 
 def _stated(
-    plan: Plan, *, executor: Any, expect: Callable[[Estimate], None] | None
+    plan: Plan, *, ranks: Ranks, executor: Any, expect: Callable[[Estimate], None] | None
 ) -> Estimate | None:
     """What the run needs, logged and told.
 
     Raises:
-        ImpossibleRequestError: it does not fit.
+        ImpossibleRequestError: it does not fit, on some rank.
     """
-    expected = needs_of(plan, executor)
-    if expected is not None:
-        logger.info("%s", expected)
-        if expect is not None:
-            expect(expected)
-        require_fit(expected, available_memory(), plan.request.max_memory)
-    return expected
+
+    def own(*_: int) -> Estimate | None:
+        expected = needs_of(plan, executor)
+        if expected is not None:
+            logger.info("%s", expected)
+            if expect is not None:
+                expect(expected)
+            require_fit(expected, available_memory(), plan.request.max_memory)
+        return expected
+
+    return ranks.gather(own, range(ranks.size))[ranks.rank]
+
+
+def _recording(
+    ranks: Ranks, stack: ExitStack, output_dir: str | Path | None, resume_from: str | Path | None
+) -> Recording:
+    """The first rank's recording; the others record nothing, and hear if it cannot be opened."""
+    opened = [Recording(None)]
+    ranks.once(lambda: opened.append(stack.enter_context(recording(output_dir, resume_from))))
+    return opened[-1]
 
 
 def _begun(

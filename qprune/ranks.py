@@ -209,14 +209,10 @@ class DataParallel:
         return _Spread(self._dist, self._group, self.rank, self.size, totals)
 
     def once(self, function: Callable[[], R]) -> R:
-        outcome: list[Any] = [None]
-        if self.rank == 0:
-            outcome = [_outcome(function)]
-        mine = outcome[0]
-        sent = [None if mine is None else _sendable(mine)]
+        mine: Any = _outcome(function) if self.rank == 0 else None
+        sent: list[Any] = [mine and _sendable(mine)]
         self._dist.broadcast_object_list(sent, src=self._first(), group=self._group)
-        outcome = sent if mine is None else outcome
-        result, error = outcome[0]
+        result, error = mine or sent[0]
         if error is not None:
             raise error
         return result
@@ -425,5 +421,4 @@ def is_lost(error: BaseException) -> bool:
     if isinstance(error, torch.distributed.DistError):
         return True
     # gloo has no type of its own.
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("gloo" in text or "Connection closed" in text)
+    return isinstance(error, RuntimeError) and "gloo" in str(error)

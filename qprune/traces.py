@@ -194,7 +194,7 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
             module.training = mode
 
 
-def recording(layers: Layers) -> AbstractContextManager[Recorder | None]:
+def recorder_if_needed(layers: Layers) -> AbstractContextManager[Recorder | None]:
     """A recorder where `gradients_by_weight` needs one."""
     return Recorder(layers) if layers.sharded else nullcontext()
 

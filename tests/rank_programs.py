@@ -106,6 +106,11 @@ def uneven(ranks, folder):
     prune_layerwise(model, samples(model, 12), sparsity=0.5, batch_size=4, ranks=ranks)
 
 
+def taken(ranks, folder):
+    """A folder that holds another run; only rank 0 looks."""
+    pruned(images(), ranks, output_dir=folder / "run")
+
+
 def refused(ranks, folder):
     """What does not work on a sharded model is said before anything is touched."""
     from qprune.distill import Distillation

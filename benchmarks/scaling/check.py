@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 nice -n 10 python -m benchmarks.scaling.check --data DATA
 
 About three CPU minutes. Coefficients are from the synthetic networks of ``measured.json``; of the
-networks that are predicted here only the forward pass was measured. The counts of steps are the
-run's own: how many steps are taken is the network's affair. Writes ``checked.json``.
+networks that are predicted here only the forward pass was measured, just before the run, since the
+load on a shared machine changes what a CPU second is worth. The counts of steps are the run's own:
+how many steps are taken is the network's affair. Writes ``checked.json``.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from benchmarks.scaling.plans import Counts, Subject, walk
 from benchmarks.scaling.rank_program import launch
 
 CHECKED = Path(__file__).with_name("checked.json")
-#: Workload, its name, samples of a micro-batch, whether layers see several positions.
-RUNS = ((0, "MLPNet", 64, False), (1, "ResNet-20", 4, True), (2, "small LLaMA", 2, True))
+#: The workloads' names, samples of a micro-batch, whether layers see several positions.
+RUNS = (("MLPNet", 64, False), ("ResNet-20", 4, True), ("small LLaMA", 2, True))
 
 
 def this_machine(ranks: int, costs: Costs) -> Cluster:
     """So many single-core ranks, exchanging through the machine's own memory."""
     core = Device("one core", costs.flops, costs.flops, costs.stream, 24e9, costs.stream)
-    link = Link(costs.exchange, 0.0)
+    link = Link(*costs.exchange)
     return Cluster(
         f"{ranks} ranks", core, nodes=1, devices=ranks, inside=link, between=link, cores=1,
         core_speed=1.0, host_bandwidth=costs.stream * ranks, host_memory=24e9, price=0.0,
@@ -44,16 +45,19 @@ def main() -> None:
     given = parser.parse_args()
     costs = Costs.load()
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, name, batch_size, positions in RUNS:
-            for ranks in (1, 2):
-                launch(["run", str(given.data), str(number), str(batch_size), folder], ranks)
+    sizes = [str(batch_size) for _, batch_size, _ in RUNS]
+    for ranks in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            launch(["runs", str(given.data), folder, *sizes], ranks)
+            for number, (name, batch_size, positions) in enumerate(RUNS):
                 facts = json.loads(Path(folder, f"{number}.{ranks}.json").read_text())
-                subject = Subject(costs.forward(name), facts["weights"], positions, batch_size)
+                subject = Subject(
+                    facts["forward"], facts["weights"], facts["layers"], positions, batch_size
+                )
                 counts = Counts(**facts["counts"])
                 outcome = simulate(walk(subject, counts, costs), this_machine(ranks, costs))
                 record = {"network": name, "ranks": ranks, "measured": facts["seconds"]}
-                found.append(record | {"predicted": outcome.processor, "counts": facts["counts"]})
+                found.append(record | {"predicted": outcome.processor} | facts)
     CHECKED.write_text(json.dumps(found, indent=1) + "\n")
     Console(width=100).print(checked_table(found))
 

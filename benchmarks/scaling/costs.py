@@ -64,12 +64,26 @@ class Costs:
         return row["seconds"] / row["sizes"]["samples"]
 
     @cached_property
+    def per_layer(self) -> float:
+        """Seconds of one batch's expansion for each layer that are no arithmetic.
+
+        From the smallest calibrated network, where there is next to none.
+        """
+        row = min(self.of("expand", self.calibrated_on), key=lambda r: r["sizes"]["weights"])
+        passes = EXPAND * self.forward(row["what"]) * row["sizes"]["samples"]
+        return max(0.0, row["seconds"] - passes) / row["sizes"]["layers"]
+
+    @cached_property
     def per_weight(self) -> float:
-        """Seconds that an expansion of one batch takes for each weight, beside its passes."""
+        """Seconds that an expansion of one batch takes for each weight, beside all that."""
         return _fit(
             self.of("expand", self.calibrated_on),
             lambda s: s["weights"],
-            lambda r: r["seconds"] - EXPAND * self.forward(r["what"]) * r["sizes"]["samples"],
+            lambda r: (
+                r["seconds"]
+                - EXPAND * self.forward(r["what"]) * r["sizes"]["samples"]
+                - self.per_layer * r["sizes"]["layers"]
+            ),
         )
 
     @cached_property
@@ -94,9 +108,13 @@ class Costs:
         return _fit(self.of("draw"), lambda s: s["numbers"])
 
     @cached_property
-    def exchange(self) -> float:
-        """Bytes per CPU second that one of two ranks on this machine adds up."""
-        return 1 / _fit(self.of("exchange"), lambda s: s["bytes"])
+    def exchange(self) -> tuple[float, float]:
+        """What a turn of two ranks on this machine takes: bytes per CPU second, CPU seconds."""
+        rows = self.of("exchange")
+        shortest = min(rows, key=lambda r: r["sizes"]["bytes"])
+        # Half of a vector goes out; beside it, two messages are exchanged.
+        rate = _fit(rows, lambda s: s["bytes"] / 2, lambda r: r["seconds"] - shortest["seconds"])
+        return 1 / rate, shortest["seconds"] / 2
 
     @cached_property
     def checkpoint(self) -> float:

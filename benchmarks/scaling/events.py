@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ class Pass:
         fetched: bytes of weights that a rank fetches for one batch, while it computes.
         summed: bytes of the vectors that all ranks add up after every turn.
         gathered: bytes of results that every rank sends to all others, per batch.
+        joined: whether every rank needs the whole sums at the end, not its slice of them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Pass:
     fetched: float = 0.0
     summed: float = 0.0
     gathered: float = 0.0
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ class Outcome:
         """Wall seconds."""
         return sum(self.seconds.values())
 
+    def repeated(self, times: int) -> Outcome:
+        """Of the same work, so many times one after the other."""
+        seconds = {name: times * value for name, value in self.seconds.items()}
+        amounts = (times * value for value in (self.network, self.busy, self.processor))
+        return Outcome(seconds, *amounts)
+
 
 def simulate(work: Sequence[Work], cluster: Cluster, seed: int = 0) -> Outcome:
     """Play ``work``, one item after the other, on ``cluster``."""
@@ -102,7 +110,7 @@ def simulate(work: Sequence[Work], cluster: Cluster, seed: int = 0) -> Outcome:
     outcome = Outcome()
     rng = random.Random(seed)
 
-    def run() -> Iterator[Any]:
+    def run() -> Generator[Any, Any, None]:
         for item in work:
             began = env.now
             if isinstance(item, Pass):
@@ -119,10 +127,10 @@ def simulate(work: Sequence[Work], cluster: Cluster, seed: int = 0) -> Outcome:
     return outcome
 
 
-def _pass(env: Any, work: Pass, cluster: Cluster, outcome: Outcome) -> Iterator[Any]:
+def _pass(env: Any, work: Pass, cluster: Cluster, outcome: Outcome) -> Generator[Any, Any, None]:
     size, link = cluster.size, cluster.exchange
 
-    def batch() -> Iterator[Any]:
+    def batch() -> Generator[Any, Any, None]:
         fetching = 0.0
         if size > 1 and work.fetched:
             fetching = link.latency + work.fetched * (size - 1) / size / link.bandwidth
@@ -135,15 +143,19 @@ def _pass(env: Any, work: Pass, cluster: Cluster, outcome: Outcome) -> Iterator[
         number = min(size, work.batches - first)
         yield env.all_of([env.process(batch()) for _ in range(number)])
         outcome.processor += work.seconds
+        if size > 1:
+            # Every turn the ranks tell one another that all went well.
+            yield env.timeout(link.latency)
+            outcome.processor += link.latency
         yield from _exchange(env, work.summed, 1, cluster, outcome)
         yield from _exchange(env, work.gathered, size - 1, cluster, outcome)
-    # The slices of the sums are joined once, at the end.
-    yield from _exchange(env, work.summed, 1, cluster, outcome)
+    if work.joined:
+        yield from _exchange(env, work.summed, 1, cluster, outcome)
 
 
 def _exchange(
     env: Any, amount: float, times: float, cluster: Cluster, outcome: Outcome
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     """All ranks at once, each over its own link: ``amount`` but its own share, or to each other."""
     size, link = cluster.size, cluster.exchange
     if size == 1 or not amount:
@@ -151,10 +163,10 @@ def _exchange(
     sent = amount * (size - 1) / size if times == 1 else amount * times
     yield env.timeout(link.latency * (size - 1) + sent / link.bandwidth)
     outcome.network += sent * size
-    outcome.processor += sent / link.bandwidth
+    outcome.processor += link.latency * (size - 1) + sent / link.bandwidth
 
 
-def _host(env: Any, work: Host, cluster: Cluster, outcome: Outcome) -> Iterator[Any]:
+def _host(env: Any, work: Host, cluster: Cluster, outcome: Outcome) -> Generator[Any, Any, None]:
     # The ranks of a node share its memory.
     seconds = work.seconds / cluster.core_speed
     seconds += work.bytes * cluster.devices / cluster.host_bandwidth
@@ -164,7 +176,7 @@ def _host(env: Any, work: Host, cluster: Cluster, outcome: Outcome) -> Iterator[
 
 def _tasks(
     env: Any, work: Tasks, cluster: Cluster, outcome: Outcome, rng: random.Random
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     speed = cluster.core_speed if work.on == "cores" else 1.0
     per_node = cluster.cores if work.on == "cores" else cluster.devices
     workers = simpy.Resource(env, capacity=per_node * cluster.nodes)
@@ -172,7 +184,7 @@ def _tasks(
     link = cluster.between
     remote = cluster.nodes > 1
 
-    def send(amount: float) -> Iterator[Any]:
+    def send(amount: float) -> Generator[Any, Any, None]:
         if not remote:
             return
         with head.request() as turn:
@@ -181,7 +193,7 @@ def _tasks(
         yield env.timeout(link.latency)
         outcome.network += amount
 
-    def task(seconds: float) -> Iterator[Any]:
+    def task(seconds: float) -> Generator[Any, Any, None]:
         with workers.request() as turn:
             yield turn
             yield from send(work.sent)

@@ -97,8 +97,15 @@ MIXTURE = Language(
 )
 
 
-def stage_1(model: Language, cluster: Cluster, costs: Costs) -> list[Work]:
-    """Layer by layer: passes and moments shared among the ranks, matrices among the devices."""
+def stage_1(model: Language, cluster: Cluster, costs: Costs, *, split: bool = False) -> list[Work]:
+    """One block of stage 1: ranks share passes and moments, devices share matrices.
+
+    Args:
+        model: that is pruned.
+        cluster: where.
+        costs: measured.
+        split: whether a matrix' rows are shared among the devices too, which is not built.
+    """
     device = cluster.device
     tokens, batches = BATCH_TOKENS, SAMPLES * TOKENS // BATCH_TOKENS
     passes = BLOCK_FORWARDS * 2 * model.active_weights * tokens / device.flops
@@ -108,13 +115,12 @@ def stage_1(model: Language, cluster: Cluster, costs: Costs) -> list[Work]:
         # X X' and X0 X', in single precision.
         moments += 2 * 2 * seen * inputs**2 / device.single
         summed += 2 * inputs**2 * number * _FLOAT
-    one_block: list[Work] = [
+    return [
         Host("stage 1: load", seconds=_load(model.block_weights, cluster)),
         Pass("stage 1: passes", batches, passes),
         Pass("stage 1: moments", batches, moments, summed=summed),
-        *_matrices(model, cluster, costs),
+        *_matrices(model, cluster, costs, split),
     ]
-    return one_block * model.blocks
 
 
 def _load(weights: float, cluster: Cluster) -> float:
@@ -123,16 +129,18 @@ def _load(weights: float, cluster: Cluster) -> float:
     return seconds * cluster.core_speed
 
 
-def _matrices(model: Language, cluster: Cluster, costs: Costs) -> Iterator[Work]:
+def _matrices(model: Language, cluster: Cluster, costs: Costs, split: bool) -> Iterator[Work]:
     device = cluster.device
+    pieces = cluster.size if split else 1
     for inputs, rows, number in model.groups:
         # The start is matrix products, the search goes through the matrix again and again.
         start = costs.rows_start(rows, inputs) * costs.flops / device.single
         search = costs.rows_search * rows * inputs**2 * costs.stream / device.bandwidth
-        sent = (2 * inputs**2 + rows * inputs) * _FLOAT
+        share = rows * inputs * _FLOAT / pieces
         yield Tasks(
-            "stage 1: rows", round(number), start + search, sent, rows * inputs * _FLOAT, "devices"
-        )
+            "stage 1: rows", round(number) * pieces, (start + search) / pieces,
+            2 * inputs**2 * _FLOAT + share, share, "devices",
+        )  # fmt: skip
 
 
 def stage_2(model: Language, cluster: Cluster, costs: Costs) -> list[Work]:
@@ -148,7 +156,8 @@ def stage_2(model: Language, cluster: Cluster, costs: Costs) -> list[Work]:
     return [
         # The dense network is asked too, each time.
         Pass(
-            "stage 2: expand", EXPANDED, (EXPAND + 1) * forward + squares, 4 * weights, 2 * vectors
+            "stage 2: expand", EXPANDED, (EXPAND + 1) * forward + squares, 4 * weights,
+            2 * vectors, joined=False,
         ),
         Host("stage 2: signs", seconds=drawn),
         Pass(
@@ -162,7 +171,10 @@ def stage_2(model: Language, cluster: Cluster, costs: Costs) -> list[Work]:
         ),
         *[Pass("stage 2: accept", JUDGED, 2 * forward, 2 * weights)] * JUDGINGS,
         *[
-            Pass("stage 2: distil", STEP_SAMPLES, (GRADIENT + 1) * forward, 3 * weights, vectors),
+            Pass(
+                "stage 2: distil", STEP_SAMPLES, (GRADIENT + 1) * forward, 3 * weights, vectors,
+                joined=False,
+            ),
             Host("stage 2: optimiser", bytes=_ADAM_BYTES * model.weights / size),
         ]
         * STEPS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.scaling.costs import (
     EXPAND,
@@ -23,12 +24,14 @@ class Subject:
     Attributes:
         forward: seconds of one sample's forward pass on the measured core.
         weights: targeted.
+        layers: targeted.
         positions: whether a layer sees a sample at several positions (tokens, pixels).
         batch_size: samples of a micro-batch.
     """
 
     forward: float
     weights: int
+    layers: int
     positions: bool
     batch_size: int
 
@@ -69,8 +72,8 @@ def walk(subject: Subject, counts: Counts, costs: Costs) -> list[Work]:
     vectors = subject.weights * _FLOAT
 
     def passing(
-        name: str, samples: int, forwards: float, times: int, *, beside: float = 0.0, **sent: float
-    ) -> list[Work]:
+        name: str, samples: int, forwards: float, times: int, *, beside: float = 0.0, **sent: Any
+    ) -> list[Pass]:
         if not times or not samples:
             return []
         size = min(subject.batch_size, samples)
@@ -78,7 +81,8 @@ def walk(subject: Subject, counts: Counts, costs: Costs) -> list[Work]:
         seconds = forwards * subject.forward * samples / batches + beside
         return [Pass(name, batches, seconds, **sent)] * times
 
-    beside = costs.per_weight * subject.weights
+    overhead = costs.per_layer * subject.layers
+    beside = overhead + costs.per_weight * subject.weights
     if subject.positions:
         # Per-sample gradients of whole layers are written, squared and added up.
         beside += 3 * vectors * min(subject.batch_size, counts.samples) / costs.stream
@@ -99,11 +103,12 @@ def walk(subject: Subject, counts: Counts, costs: Costs) -> list[Work]:
         Tasks("solve", counts.blocks, costs.solve(counts.variables, counts.samples)),
         *passing("accept", counts.accepting, 1, counts.judged),
         *passing(
-            "compensate: gradient", counts.samples, GRADIENT, counts.compensations, summed=vectors
+            "compensate: gradient", counts.samples, GRADIENT, counts.compensations,
+            beside=overhead * GRADIENT / EXPAND, summed=vectors,
         ),
         *passing(
             "compensate: products", counts.product_samples, PRODUCT, counts.products,
-            beside=costs.per_weight * subject.weights, summed=vectors,
+            beside=overhead + costs.per_weight * subject.weights, summed=vectors,
         ),
         Host(
             "vectors",

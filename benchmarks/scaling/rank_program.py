@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -10,18 +9,23 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 import qprune
-from benchmarks.reliability.workloads import workloads
+from benchmarks.reliability.workloads import Workload, workloads
 from benchmarks.scaling.plans import Counts
-from qprune.effort import effort_for
+from qprune.effort import Effort, effort_for
 from qprune.layers import find_layers
 from qprune.ranks import Ranks, joined
 from qprune.samples import sample_size
+from qprune.traces import outputs_of
 
 _EXCHANGES = 8
+# Expansions at the last stage; the workloads' own are more than a check needs.
+_ROUNDS = 2
 
 
 def launch(arguments: list[str], ranks: int) -> None:
@@ -46,24 +50,42 @@ def exchange(ranks: Ranks, folder: Path) -> None:
         (folder / "exchange.json").write_text(json.dumps(found))
 
 
-def run(ranks: Ranks, data: Path, number: int, batch_size: int, folder: Path) -> None:
-    """CPU seconds of one workload on this rank, and how often it did what."""
-    workload = workloads(data)[number]
-    options = dict(workload.options) | {"batch_size": batch_size, "ranks": ranks}
-    dense = copy.deepcopy(workload.model)
+def runs(ranks: Ranks, data: Path, batch_sizes: list[int], folder: Path) -> None:
+    """Every workload, with its batch size."""
     # The first solve loads compiled kernels.
-    qprune.prune(dense, workload.data, **options | {"max_steps": 3})
+    model, inputs = nn.Linear(64, 32), torch.randn(60, 64)
+    qprune.prune(model, inputs, sparsity=0.5, compensate=False, augment=None, max_steps=2)
+    for number, (workload, size) in enumerate(zip(workloads(data), batch_sizes, strict=True)):
+        facts = run(ranks, workload, size)
+        if ranks.rank == 0:
+            (folder / f"{number}.{ranks.size}.json").write_text(json.dumps(facts))
+
+
+def run(ranks: Ranks, workload: Workload, batch_size: int) -> dict[str, Any]:
+    """CPU seconds of one workload on this rank, and how often it did what."""
+    options = dict(workload.options) | {"batch_size": batch_size, "ranks": ranks}
+    options["final_rounds"] = min(_ROUNDS, options["final_rounds"])
+    forward = forward_seconds(workload.model.eval(), workload.data.inputs, batch_size)
     began = time.process_time()
     pruned = qprune.prune(workload.model, workload.data, **options)
     seconds = time.process_time() - began
-    if ranks.rank == 0:
-        counts = counted(workload, pruned)
-        layers = find_layers(workload.model, ignore=options.get("ignore", ()))
-        facts = {"seconds": seconds, "weights": layers.size, "counts": asdict(counts)}
-        (folder / f"{number}.{ranks.size}.json").write_text(json.dumps(facts))
+    layers = find_layers(workload.model, ignore=options.get("ignore", ()))
+    counts = asdict(counted(workload, pruned))
+    sizes = {"weights": layers.size, "layers": len(layers), "forward": forward}
+    return {"seconds": seconds, "counts": counts} | sizes
 
 
-def counted(workload, pruned: qprune.Pruned) -> Counts:
+def forward_seconds(model: nn.Module, inputs: torch.Tensor, batch_size: int) -> float:
+    """CPU seconds of one sample's forward pass in batches of the run's size, least of five."""
+    times = []
+    for _ in range(5):
+        began = time.process_time()
+        outputs_of(model, inputs[: 8 * batch_size], batch_size)
+        times.append(time.process_time() - began)
+    return min(times) / len(inputs[: 8 * batch_size])
+
+
+def counted(workload: Workload, pruned: qprune.Pruned) -> Counts:
     """What the run did, from its report."""
     report, settings = pruned.report, pruned.report.settings
     kinds = Counter(step.kind for step in report.steps)
@@ -92,7 +114,7 @@ def counted(workload, pruned: qprune.Pruned) -> Counts:
     )
 
 
-def effort_of(workload):
+def effort_of(workload: Workload) -> Effort:
     """The effort that suits the workload's network."""
     layers = find_layers(workload.model, ignore=workload.options.get("ignore", ()))
     return effort_for(sample_size(workload.model, layers, workload.data).multiplications)
@@ -105,7 +127,8 @@ def main() -> None:
         if what == "exchange":
             exchange(ranks, Path(rest[0]))
         else:
-            run(ranks, Path(rest[0]), int(rest[1]), int(rest[2]), Path(rest[3]))
+            data, folder, *sizes = rest
+            runs(ranks, Path(data), list(map(int, sizes)), Path(folder))
 
 
 if __name__ == "__main__":

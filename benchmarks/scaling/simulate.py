@@ -40,6 +40,7 @@ class Case:
         model: that is pruned.
         cluster: where.
         first, second: outcomes of the stages.
+        split: of the first, if a matrix' rows were shared among the devices.
         needs: memory.
     """
 
@@ -47,6 +48,7 @@ class Case:
     cluster: Cluster
     first: Outcome
     second: Outcome
+    split: Outcome
     needs: Memory
 
     def price(self, outcome: Outcome) -> float:
@@ -60,8 +62,9 @@ def cases(costs: Costs) -> list[Case]:
         Case(
             model,
             cluster,
-            simulate(stage_1(model, cluster, costs), cluster),
+            simulate(stage_1(model, cluster, costs), cluster).repeated(model.blocks),
             simulate(stage_2(model, cluster, costs), cluster),
+            simulate(stage_1(model, cluster, costs, split=True), cluster).repeated(model.blocks),
             memory(model, cluster),
         )
         for model, cluster in CASES
@@ -80,6 +83,7 @@ def summary(found: Sequence[Case]) -> str:
     rows = [["targeted weights", *(f"{c.model.weights / 1e9:.1f} G" for c in found)]]
     for name, outcomes in (
         ("stage 1", [c.first for c in found]),
+        ("stage 1, rows split", [c.split for c in found]),
         ("stage 2", [c.second for c in found]),
     ):
         pairs = list(zip(found, outcomes, strict=True))
@@ -141,8 +145,8 @@ def draw(costs: Costs, path: Path) -> None:
     sizes = [SEVEN, _scaled(13, 40, 5120, 13824), _scaled(33, 60, 6656, 17920), SEVENTY]
     times: dict[str, list[float]] = {}
     for number, model in enumerate(sizes):
-        for stage in (stage_1, stage_2):
-            outcome = simulate(stage(model, EIGHT_GPUS, costs), EIGHT_GPUS)
+        for stage, repeats in ((stage_1, model.blocks), (stage_2, 1)):
+            outcome = simulate(stage(model, EIGHT_GPUS, costs), EIGHT_GPUS).repeated(repeats)
             for name, seconds in outcome.seconds.items():
                 times.setdefault(name, [0.0] * len(sizes))[number] = seconds / 60
     figure, axis = plt.subplots(figsize=(8, 4.5))

@@ -26,6 +26,7 @@ TOGETHER = (
     "not_finite",
     "other_data",
     "refused",
+    "taken",
     "layers",
     "uneven",
     "dies",
@@ -89,6 +90,7 @@ def test_only_the_first_rank_writes_the_folder(two_ranks):
         ("not_finite", "NonFiniteError: the loss is NaN or Inf in calibration batch 0"),
         ("other_data", "ImpossibleRequestError: rank 1 has another calibration data set"),
         ("refused", "ImpossibleRequestError: compensate does not suit a sharded model"),
+        ("taken", "RunFolderError: "),
         ("uneven", "ImpossibleRequestError: 3 batches of samples cannot be shared evenly among 2"),
     ],
 )

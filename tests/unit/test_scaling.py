@@ -34,8 +34,8 @@ def test_ranks_pass_in_turns_and_the_last_one_need_not_be_full(ranks, turns):
 
 def test_sums_are_exchanged_after_every_turn_and_joined_once():
     outcome = simulate([Pass("p", 4, 1.0, summed=8.0)], cluster(devices=2, bandwidth=4, latency=3))
-    # Two turns of 1 s; three exchanges of half the vector over each rank's own link.
-    assert outcome.total == pytest.approx(2 * 1.0 + 3 * (3 + 4 / 4))
+    # Two turns of 1 s and a message; three exchanges of half the vector over each rank's own link.
+    assert outcome.total == pytest.approx(2 * (1.0 + 3) + 3 * (3 + 4 / 4))
     assert outcome.network == pytest.approx(3 * 2 * 4.0)
 
 
@@ -68,6 +68,14 @@ def test_spread_tasks_have_the_mean_that_was_asked_and_a_seed_repeats():
     one, again = (simulate(work, cluster(), seed=3).total for _ in range(2))
     assert one == again
     assert one == pytest.approx(4000, rel=0.05)
+
+
+def test_work_that_is_repeated_takes_so_many_times_as_long():
+    work = [Tasks("t", 5, 2.0, sent=3.0, on="devices"), Pass("p", 3, 1.0, summed=2.0)]
+    two = cluster(nodes=2, bandwidth=1.0)
+    once, thrice = simulate(work, two).repeated(3), simulate(work * 3, two)
+    assert once.seconds == pytest.approx(thrice.seconds)
+    assert (once.network, once.busy) == pytest.approx((thrice.network, thrice.busy))
 
 
 def test_phases_add_up_by_name():
