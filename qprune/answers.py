@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qprune.folder import write_whole
+from qprune.folder import make_folder, write_whole
 from qprune.records import read_json, strict_json
 from qprune.solve import Answer, Border
 from qprune.steps import Fault
@@ -60,7 +60,7 @@ class AnswerStore:
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         record = {
             "sample": np.packbits(answer.sample.astype(np.uint8)).tobytes().hex(),
             "lower_bound": answer.lower_bound,

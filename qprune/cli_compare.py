@@ -82,6 +82,10 @@ def compare(
             "every block"
         ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="the --prune run's own package.module:factory again")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="the same for its data")] = None,
     known: Annotated[
         Path | None,
         typer.Option(help="CSV of best-known values: problem, energy, proved, bound"),
@@ -138,7 +142,7 @@ def compare(
             outcome = _on_problems(instances, settings, budget or (), shared)
         else:
             _refuse_problems([name for name, value in given.items() if value])
-            outcome = _in_pruning(prune, settings, budget or (), shared)
+            outcome = _in_pruning(prune, (model, data), settings, budget or (), shared)
     if json:
         typer.echo(strict_json({"runs": outcome.runs, "samplers": outcome.summary}))
         return
@@ -171,6 +175,7 @@ def _on_problems(
 
 def _in_pruning(
     config: Path,
+    own: tuple[str | None, str | None],
     settings: Sequence[Setting],
     budgets: Sequence[str],
     shared: Mapping[str, Any],
@@ -180,13 +185,16 @@ def _in_pruning(
     from qprune.study import compare_pruning
     from qprune.study.measures import summary_records
     from qprune.study.report import write_pruning_report
+    from qprune.verify import trusted
 
     if is_pretrained(str(merged({}, config).get("model"))):
         raise ImpossibleRequestError(
             f"{config} is of a language model, which is pruned layer by layer, without a sampler; "
             "--prune takes the config.yaml of a network that is pruned block by block"
         )
-    study = compare_pruning(make_settings({}, config), settings, budgets, **shared)
+    asked = make_settings({}, config)
+    trusted(asked, *own)
+    study = compare_pruning(asked, settings, budgets, **shared)
     page = None if study.folder is None else write_pruning_report(study.folder)
     return Outcome(len(study.row_list), summary_records(study), page)
 

@@ -61,8 +61,22 @@ def write_whole(path: Path, content: bytes) -> None:
         raise _unwritable(path, error) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that a power cut does not take it away again.
+
+    Raises:
+        OSError: it cannot be made, or is a file.
+    """
+    if folder.is_dir():
+        return
+    if not folder.parent.is_dir():
+        make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    flush_folder(folder.parent)
+
+
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file.
+    """Add a line to a text file; a power cut may take the last lines, or tear one.
 
     Raises:
         RunFolderError: it cannot be written.

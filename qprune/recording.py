@@ -12,7 +12,7 @@ from qprune.answers import AnswerStore
 from qprune.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.errors import RunFolderError
 from qprune.fingerprint import Fingerprint
-from qprune.folder import append_line, locked, sweep, write_whole
+from qprune.folder import append_line, locked, make_folder, sweep, write_whole
 from qprune.records import strict_json
 from qprune.setting import Setting
 from qprune.steps import Step
@@ -147,7 +147,7 @@ def recording(output_dir: str | Path | None, resume_from: str | Path | None) -> 
 
 def _create(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise RunFolderError(
             f"cannot write the output folder {folder}: {error.strerror}; choose another"

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from qprune.checkpoint import CHECKPOINTS, Checkpoints
 from qprune.config import Asked, Settings
 from qprune.errors import RunFolderError
-from qprune.folder import LOCK, append_line, locked, sweep, write_whole
+from qprune.folder import LOCK, append_line, locked, make_folder, sweep, write_whole
 from qprune.language.settings import LanguageSettings
 from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import (
@@ -166,7 +166,7 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
         )
     existed = path.exists()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except OSError as error:
         raise RunFolderError(
             f"cannot write the output folder {path}: {error.strerror}; choose another --output"
@@ -195,6 +195,7 @@ def resumed_folder(path: Path) -> Iterator[RunFolder]:
         sweep(path)
         for name in (CHECKSUMS, REPORT_JSON):
             (path / name).unlink(missing_ok=True)
+        # Flushes the folder, too.
         write_whole(path / SCORES, _lines(read_scores(path)))
         yield RunFolder(path)
 

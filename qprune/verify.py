@@ -88,10 +88,15 @@ def _wrong_sums(path: Path) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield f"{CHECKSUMS} cannot be read: {error}"
         return
-    for line in sorted(set(told) ^ set(checksums(path).splitlines())):
-        name = line.partition("  ")[2] or line
-        if line in told:
-            yield f"{name} is not the file that {CHECKSUMS} was made of"
+    present = checksums(path).splitlines()
+    for line in sorted(set(told) - set(present)):
+        yield f"{_summed(line)} is not the file that {CHECKSUMS} was made of"
+    for name in sorted(set(map(_summed, present)) - set(map(_summed, told))):
+        yield f"{name} is not in {CHECKSUMS}"
+
+
+def _summed(line: str) -> str:
+    return line.partition("  ")[2] or line
 
 
 def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from solvers.errors import InvalidOptionError, WorkerDiedError
+from solvers.errors import InvalidOptionError, StudyError, WorkerDiedError
 from solvers.problem import QuadraticProblem
 from solvers.solution import Solution
 
@@ -62,11 +62,14 @@ class Isolated:
         """The child's answer.
 
         Raises:
-            WorkerDiedError: the process crashed, or was killed at the limit.
+            WorkerDiedError: the process crashed, did not start, or was killed at the limit.
         """
         worker = self._worker()
         try:
             return worker.call("ask", problem, options, limit=self._limit)
+        except StudyError as error:
+            # It failed to start, on a busy machine, or where a script lacks its main guard.
+            raise WorkerDiedError(f"no process for the sampler: {error}") from error
         finally:
             self._idle.put(worker)
 

@@ -1,7 +1,9 @@
 """Fuzzing: every parser of a file that may come from elsewhere, fed with what is no such file.
 
-    python -m benchmarks.reliability.fuzz --seconds 3600      # all parsers, one after the other
-    python -m benchmarks.reliability.fuzz --seconds 60 --only mask journal
+    python -m benchmarks.reliability.fuzz --seconds 3600
+    python -m benchmarks.reliability.fuzz --seconds 600 --only page "report page"
+
+The second line also draws what was read, which takes as long as a hundred inputs of the others.
 
 Inputs begin as real files, of runs and studies made here, and are changed in bytes and in
 structure (values of JSON, YAML, safetensors headers and npz arrays). With atheris (``pip install
@@ -21,18 +23,25 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 _LONGEST = 20
+#: What the hunt writes beside the inputs that crashed a parser.
+TOLD = "told.json"
+#: Parsers that draw what they read.
+SLOW = ("page", "report page")
+_NO_SEEDS = ("folders", "kept", "small")
 #: Instrumented by atheris; compiled kernels cannot be.
 _WATCHED = (
     *("qprune.config", "qprune.records", "qprune.run", "qprune.check", "qprune.packed"),
@@ -49,7 +58,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     from qprune.answers import AnswerStore
     from qprune.check import check_run
     from qprune.checkpoint import Snapshot
-    from qprune.config import Settings, make_settings
+    from qprune.config import Asked, Settings, make_settings
     from qprune.fingerprint import Fingerprint
     from qprune.language.settings import LanguageSettings
     from qprune.packed import read_mask
@@ -77,8 +86,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     print_ = Fingerprint.from_json((seeds / "fingerprint" / "0").read_bytes())
     _write_block(at("blocks"))
 
-    def settings(data: bytes) -> object:
-        kind = (Settings, LanguageSettings)[len(data) % 2]
+    def settings(data: bytes, kind: type[Asked] = Settings) -> object:
         made = make_settings({}, placed(data, "settings.yaml"), kind)
         return made.title, made.structure, made.to_yaml()
 
@@ -120,6 +128,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
 
     return {
         "settings": settings,
+        "language settings": lambda data: settings(data, LanguageSettings),
         "run settings": run_settings,
         "journal": journal,
         "page": page,
@@ -201,7 +210,8 @@ def make_seeds(folder: Path) -> None:
     )
     _write_block(folder / "kept")
     given: dict[str, Sequence[bytes]] = {
-        "settings": [settings.to_yaml().encode(), language.to_yaml().encode()],
+        "settings": [settings.to_yaml().encode()],
+        "language settings": [language.to_yaml().encode()],
         "run settings": [settings.to_yaml().encode()],
         "journal": [(stopped / "steps.jsonl").read_bytes()],
         "page": [(stopped / "steps.jsonl").read_bytes()],
@@ -358,44 +368,52 @@ def _arrays_changed(data: bytes, rng: random.Random) -> bytes:
     return stream.getvalue()
 
 
-# -- one parser in a process of its own -------------------------------------------------------
+# -- the hunt --------------------------------------------------------------------------------
 
 
 class Hunt:
-    """Counts what a parser is fed, and keeps every new way in which it crashes."""
+    """Feeds parsers, counts, and keeps every new way in which one crashes.
 
-    def __init__(self, name: str, parser: Parser, folder: Path) -> None:
+    The first byte of an input says which parser it is for.
+
+    Args:
+        parsers: by name.
+        folder: for inputs that crash a parser.
+    """
+
+    def __init__(self, parsers: dict[str, Parser], folder: Path) -> None:
         from qprune.errors import QpruneError
         from solvers.errors import SolverError
 
-        self._name, self._parser, self._folder = name, parser, folder
+        self._parsers, self._folder = list(parsers.items()), folder
         self._refusals = (QpruneError, SolverError)
-        self._places: dict[str, str] = {}
-        self.executions = self.refused = 0
-        self._written = 0.0
+        self._written = time.monotonic()
+        self.executions, self.refused = Counter[str](), Counter[str]()
+        self.crashes: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGALRM, self._too_long)
 
     def __call__(self, data: bytes) -> None:
-        self.executions += 1
-        if time.monotonic() > self._written + 1:
-            self.write()
+        name, parser = self._parsers[(data[0] if data else 0) % len(self._parsers)]
+        self.executions[name] += 1
         signal.alarm(_LONGEST)
         try:
-            self._parser(data)
+            parser(data[1:])
         except self._refusals as error:
-            self.refused += 1
+            self.refused[name] += 1
             if not str(error).strip():
-                self._keep(data, AssertionError("an error without a message"))
+                self._keep(name, data, AssertionError("an error without a message"))
         except Exception as error:
-            self._keep(data, error)
+            self._keep(name, data, error)
         finally:
             signal.alarm(0)
+        if time.monotonic() > self._written + 2:
+            self.write()
 
     def write(self) -> None:
-        """Tell the parent how far this is."""
-        told = {"executions": self.executions, "refused": self.refused, "crashes": self._places}
-        path = self._folder / f"{self._name}.json"
+        """Tell the parent how far this is; libFuzzer ends the process without a word."""
+        told = {"executions": self.executions, "refused": self.refused, "crashes": self.crashes}
+        path = self._folder / TOLD
         path.with_suffix(".tmp").write_text(json.dumps(told))
         path.with_suffix(".tmp").replace(path)
         self._written = time.monotonic()
@@ -403,61 +421,67 @@ class Hunt:
     def _too_long(self, number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"no end within {_LONGEST} s")
 
-    def _keep(self, data: bytes, error: Exception) -> None:
+    def _keep(self, name: str, data: bytes, error: Exception) -> None:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [f for f in frames if "/qprune/" in f.filename or "/solvers/" in f.filename]
         last = (ours or frames or [None])[-1]
         place = f"{last.filename}:{last.lineno}" if last else "?"
-        key = f"{type(error).__name__} at {place}"
-        if key in self._places:
-            return
-        digest = hashlib.sha256(data).hexdigest()[:12]
-        (self._folder / f"{self._name} {digest}").write_bytes(data)
-        self._places[key] = f"{' '.join(str(error).split())[:200]} (input {digest})"
-        self.write()
+        key = f"{name}: {type(error).__name__} at {place}"
+        if key not in self.crashes:
+            digest = hashlib.sha256(data).hexdigest()[:12]
+            (self._folder / digest).write_bytes(data[1:])
+            self.crashes[key] = f"{' '.join(str(error).split())[:200]} (input {digest})"
+            self.write()
 
 
-def hunt(name: str, seconds: float, seeds: Path, crashes: Path, seed: int) -> None:
-    """Feed one parser for a while; does not return where atheris is there."""
-    import resource
-
+def hunt(names: Sequence[str], given: argparse.Namespace, seeds: Path) -> None:
+    """Feed parsers for a while; does not return where atheris is there."""
     resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
     logging.disable(logging.CRITICAL)
     atheris = _atheris()
     watching = contextlib.nullcontext()
     if atheris is not None:
         watching = atheris.instrument_imports(include=list(_WATCHED))
+    scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir=seeds))
     with watching:
-        scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir=_memory_folder()))
-        parser = targets(seeds, scratch)[name]
+        parsers = targets(seeds, scratch)
     import solvers.memory
 
     # As on a small machine, so that what is refused there is refused here, and soon.
     solvers.memory.available_memory = lambda: 2.0**28
-    one = Hunt(name, parser, crashes)
+    one = Hunt({name: parsers[name] for name in names}, given.crashes)
+    known = [
+        bytes([number]) + path.read_bytes()
+        for number, name in enumerate(names)
+        for path in sorted((seeds / name).iterdir())
+    ]
     if atheris is not None:
-        corpus = Path(tempfile.mkdtemp(prefix="corpus-", dir=scratch))
-        flags = [f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", "-rss_limit_mb=0"]
-        flags += [f"-timeout={10 * _LONGEST}", "-print_final_stats=0", "-verbosity=0"]
+        corpus = scratch / "corpus"
+        corpus.mkdir()
+        for number, data in enumerate(known):
+            (corpus / str(number)).write_bytes(data)
+        flags = [f"-max_total_time={int(given.seconds)}", f"-seed={given.seed + 1}"]
+        flags += ["-rss_limit_mb=0", "-verbosity=0", "-max_len=65536", str(corpus)]
         atheris.Setup(
-            [sys.argv[0], *flags, "-max_len=65536", str(corpus), str(seeds / name)],
+            [sys.argv[0], *flags],
             one,
             custom_mutator=lambda data, size, number: _mixed(atheris, data, size, number),
         )
         atheris.Fuzz()
         return
-    rng, end = random.Random(seed), time.monotonic() + seconds
-    known = [path.read_bytes() for path in sorted((seeds / name).iterdir())]
+    rng, end = random.Random(given.seed), time.monotonic() + given.seconds
     while time.monotonic() < end:
-        one(changed(rng.choice(known), rng))
+        data = rng.choice(known)
+        one(data[:1] + changed(data[1:], rng))
     one.write()
 
 
 def _mixed(atheris: Any, data: bytes, size: int, number: int) -> bytes:
     rng = random.Random(number)
+    which, rest = data[:1], data[1:]
     if rng.random() < 0.3:
-        return atheris.Mutate(data, size)
-    return changed(data, rng)[:size]
+        return which + atheris.Mutate(rest, size - 1)
+    return (which + changed(rest, rng))[:size]
 
 
 def _atheris() -> Any:
@@ -468,63 +492,52 @@ def _atheris() -> Any:
     return atheris
 
 
-def _memory_folder() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-# -- all of them ------------------------------------------------------------------------------
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="for all parsers together")
     parser.add_argument("--only", nargs="*", help="names of parsers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--crashes", type=Path, default=Path("crashes"), help="folder for inputs")
-    parser.add_argument("--hunt", nargs=2, metavar=("NAME", "SEEDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--seeds", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.hunt:
-        hunt(given.hunt[0], given.seconds, Path(given.hunt[1]), given.crashes, given.seed)
+    if given.seeds:
+        hunt(given.only, given, given.seeds)
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    (given.crashes / TOLD).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=_memory_folder()) as scratch:
         make_seeds(Path(scratch))
-        names = given.only or sorted(p.name for p in Path(scratch).iterdir() if _is_target(p))
-        found = list(_hunted(names, given, Path(scratch)))
-    print(
-        f"{sum(f['executions'] for f in found):,} executions, "
-        f"{sum(f['refused'] for f in found):,} refused in one line, "
-        f"{sum(len(f['crashes']) for f in found)} crashes",
-        flush=True,
-    )
-    sys.exit(1 if any(f["crashes"] for f in found) else 0)
-
-
-def _is_target(path: Path) -> bool:
-    return path.is_dir() and path.name not in ("folders", "kept", "small")
-
-
-def _hunted(names: Sequence[str], given: Any, seeds: Path) -> Iterator[dict[str, Any]]:
-    command = [sys.executable, "-m", "benchmarks.reliability.fuzz"]
-    for name in names:
-        told = given.crashes / f"{name}.json"
-        told.unlink(missing_ok=True)
-        share = given.seconds / len(names)
-        arguments = ["--seconds", str(share), "--seed", str(given.seed)]
-        arguments += ["--crashes", str(given.crashes), "--hunt", name, str(seeds)]
+        found = {path.name for path in Path(scratch).iterdir()} - set(_NO_SEEDS)
+        names = given.only or sorted(found - set(SLOW))
+        command = [sys.executable, "-m", "benchmarks.reliability.fuzz", "--seeds", scratch]
+        command += ["--seconds", str(given.seconds), "--seed", str(given.seed)]
+        # In a process of its own, since libFuzzer does not return, and parsers may crash it.
         done = subprocess.run(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            [*command, "--crashes", str(given.crashes), "--only", *names],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
         )
-        if not told.exists():
-            sys.exit(f"{name}: the process ended with {done.returncode}\n{done.stdout.decode()}")
-        found = json.loads(told.read_text())
-        if done.returncode:
-            last = done.stdout.decode(errors="replace")[-2000:]
-            found["crashes"][f"exit code {done.returncode}"] = last
-        print(f"{name}: {found['executions']:,} executions, {found['refused']:,} refused")
-        for place, message in found["crashes"].items():
-            print(f"    {place}: {message}")
-        sys.stdout.flush()
-        yield found
+    sys.exit(told(given.crashes / TOLD, done))
+
+
+def told(path: Path, done: subprocess.CompletedProcess[bytes]) -> int:
+    """Print what was found; the exit code."""
+    if done.returncode or not path.exists():
+        print(done.stdout.decode(errors="replace")[-3000:])
+        print(f"the hunt ended with exit code {done.returncode}")
+    found = json.loads(path.read_text()) if path.exists() else {}
+    executions, refused = found.get("executions", {}), found.get("refused", {})
+    for name, number in sorted(executions.items()):
+        print(f"{name}: {number:,} executions, {refused.get(name, 0):,} refused in one line")
+    for place, message in found.get("crashes", {}).items():
+        print(f"{place}: {message}")
+    crashes = len(found.get("crashes", {}))
+    print(f"{sum(executions.values()):,} executions, {crashes} crashes", flush=True)
+    return int(bool(crashes or done.returncode or not executions))
+
+
+def _memory_folder() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -208,11 +208,11 @@ def full_disk(drill: Drill, every: int, report: Progress) -> str:
     return f"{len(places)} of {disk.calls} writing calls failed in turn"
 
 
-def small_files(drill: Drill, report: Progress) -> str:
+def small_files(drill: Drill, report: Progress, sizes: Sequence[int] = _SIZES) -> str:
     """The kernel lets no file grow past a limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for size in report.track(_SIZES, description="small files"):
+    for size in report.track(sizes, description="small files"):
         folder, what = drill.scratch / "small", f"files of {size} KiB"
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size << 10, before[1]))
@@ -222,7 +222,7 @@ def small_files(drill: Drill, report: Progress) -> str:
         drill.goes_on(what, folder) if not finished(folder) else drill.same(what, folder)
         shutil.rmtree(folder)
     signal.signal(signal.SIGXFSZ, handler)
-    return f"{len(_SIZES)} limits to the size of a file"
+    return f"{len(sizes)} limits to the size of a file"
 
 
 def finished(folder: Path) -> bool:
@@ -250,9 +250,9 @@ def remounted(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
 
-def small_disks(drill: Drill, report: Progress) -> str:
+def small_disks(drill: Drill, report: Progress, sizes: Sequence[int] = _SIZES) -> str:
     """Real disks that are too small, and one that is read-only."""
-    for kib in report.track(_SIZES, description="small disks"):
+    for kib in report.track(sizes, description="small disks"):
         with small_disk(drill.scratch / "disk", kib) as made:
             if not made:
                 return "no disk could be mounted here (needs root); left out"
@@ -267,7 +267,7 @@ def small_disks(drill: Drill, report: Progress) -> str:
         remounted(disk, "ro")
         read_only(drill, disk)
         remounted(disk, "rw")
-    return f"{len(_SIZES)} small disks and a read-only one"
+    return f"{len(sizes)} small disks and a read-only one"
 
 
 def read_only(drill: Drill, disk: Path) -> None:

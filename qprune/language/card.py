@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.table import Table
 from torch import Tensor
 
 from qprune.errors import RunFolderError
 from qprune.language.models import HUB
+from qprune.records import read_json
 from qprune.steps import LayerRecord
 
 #: The Hugging Face name of a model's page, and the same for programs.
@@ -83,15 +84,9 @@ class Card:
             RunFolderError: there is none, or it cannot be read.
         """
         try:
-            record = json.loads((folder / CARD_JSON).read_text(encoding="utf-8"))
+            record = read_json((folder / CARD_JSON).read_bytes())
             del record["achieved_sparsity"]
-            for name in ("dense", "pruned"):
-                record[name] = record[name] and Perplexity(**record[name])
-            record["layers"] = tuple(
-                LayerRecord(**{**layer, "shape": tuple(layer["shape"])})
-                for layer in record["layers"]
-            )
-            return cls(**record)
+            return TypeAdapter(cls).validate_python(record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunFolderError(
                 f"{folder / CARD_JSON} cannot be read: {' '.join(str(error).split())}"

@@ -6,7 +6,6 @@ Where the loss at the network's end cannot move the weights (experts, or a model
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +35,7 @@ from qprune.layerwise.matrices import find_matrices
 from qprune.layerwise.methods import Method
 from qprune.layerwise.needs import state_layerwise
 from qprune.recording import STEPS, hold_fingerprint
-from qprune.records import strict_json
+from qprune.records import read_json, strict_json
 from qprune.run import LAYERS
 from qprune.selftext import OwnText, cache_name
 from qprune.steps import Observer, Report
@@ -317,7 +316,7 @@ def read_layers(path: Path) -> Sequence[LayerOutcome]:
         return ()
     try:
         lines = (path / LAYERS).read_text(encoding="utf-8").split("\n")[:-1]
-        records = [json.loads(line) for line in lines]
+        records = [read_json(line) for line in lines]
         return [LayerOutcome(**record | {"shape": tuple(record["shape"])}) for record in records]
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read (%s); its figures are left out", path / LAYERS, error)

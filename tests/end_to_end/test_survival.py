@@ -82,11 +82,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(prune, whole, tmp_path):
     assert_same(folder, whole)
 
 
-def test_a_run_stopped_by_a_signal_ends_in_order_and_resumes(prune, whole, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_run_stopped_by_a_signal_ends_in_order_and_resumes(prune, whole, tmp_path, number):
     folder = tmp_path / "run"
     process = start(*prune, folder)
     until(process, under_way(folder))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     code, _, err = ended(process)
     assert code == 130, err
     assert "`qprune resume" in err

@@ -20,12 +20,12 @@ from qprune.calibration import Calibration
 from qprune.compensate import Compensation
 from qprune.distill import Distillation
 from qprune.errors import ImpossibleRequestError, SamplerError
-from qprune.faults import Ask, Care, CarefulBorder
+from qprune.faults import Ask, Care, CarefulBorder, KeepMask
 from qprune.recording import ANSWERS
 from qprune.solve import Border
 from qprune.steps import Step
 from solvers import QuadraticProblem
-from solvers.errors import InvalidOptionError, UnknownSamplerError, WorkerDiedError
+from solvers.errors import InvalidOptionError, StudyError, UnknownSamplerError, WorkerDiedError
 from solvers.isolation import Isolated, TimeLimited
 
 INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
@@ -254,6 +254,17 @@ def test_a_process_of_its_own_may_hang_and_crash():
     faults = [border.solve(problem_of(), PRESENT, 0).faults[0] for _ in range(2)]
     assert [fault.kind for fault in faults] == ["sampler", "crash"]
     assert "SIGABRT" in faults[1].message
+
+
+def test_a_process_that_does_not_start_is_a_fault(monkeypatch):
+    def start(worker):
+        raise StudyError("killed after 300 s")
+
+    monkeypatch.setattr("solvers.study.worker.Worker._start", start)
+    border = CarefulBorder(Border("bad", Isolated(Border.to("greedy").sampler)), 0, 0.0, KeepMask())
+    answer = border.solve(problem_of(), PRESENT, 0)
+    assert [fault.kind for fault in answer.faults] == ["crash"]
+    assert np.array_equal(answer.sample, PRESENT)
 
 
 def test_what_cannot_be_sent_is_refused_before_the_run():

@@ -4,6 +4,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import nn
 
 from qprune.config import make_settings
 from qprune.errors import RunFolderError
-from qprune.folder import LOCK, append_line, write_whole
+from qprune.folder import LOCK, append_line, make_folder, write_whole
 from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
 from qprune.run import CHECKSUMS, CONFIG, FILES, read_run, read_steps, run_folder
@@ -160,6 +163,29 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left"):
         write_whole(target, b"new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_power_cut_leaves_the_old_file_or_the_new(tmp_path, monkeypatch):
+    """The content is on the disk before its name is, and the name before the call returns."""
+    order = []
+    synced, renamed = os.fsync, Path.replace
+
+    def fsync(handle):
+        order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "content")
+        synced(handle)
+
+    def replace(path, target):
+        order.append("rename")
+        return renamed(path, target)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_whole(tmp_path / "file", b"new")
+    assert order == ["content", "rename", "folder"]
+    order.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert order == ["folder", "folder"]
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):

@@ -183,6 +183,7 @@ def test_a_file_cannot_make_the_user_import_code(tmp_path, evil, option):
     (tmp_path / "run" / CONFIG).write_text(json.dumps(asked))
     for command in (
         ["prune", "--config", str(config)],
+        ["compare", "--prune", str(config), "--sampler", "greedy", "--budget", "1reads"],
         ["resume", str(tmp_path / "run")],
         ["verify", str(tmp_path / "run")],
         ["report", str(tmp_path / "run")],

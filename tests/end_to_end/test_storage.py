@@ -1,0 +1,70 @@
+"""Full disks, read-only folders and changed bytes. In short: the long version is
+`benchmarks.reliability.storage`."""
+
+import random
+
+import pytest
+import torch
+from rich.progress import Progress
+
+import qprune.job
+from benchmarks.reliability.storage import (
+    Drill,
+    FullDisk,
+    changed_bytes,
+    full_disk,
+    small_disks,
+    small_files,
+)
+from qprune.checkpoint import Checkpoints
+from qprune.folder import write_whole
+
+
+@pytest.fixture
+def drill(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "offer", Checkpoints.write)
+    monkeypatch.setattr(qprune.job, "render_html", lambda report, **more: "<html>")
+    assert torch.get_num_threads() == 1
+    return Drill(tmp_path)
+
+
+@pytest.fixture
+def report():
+    return Progress(disable=True)
+
+
+def test_a_disk_that_fills_up(drill, report):
+    full_disk(drill, 30, report)
+    assert drill.wrong == []
+    assert drill.counts["refused"] == drill.counts["done"] > 3
+
+
+def test_files_that_cannot_grow_and_disks_that_are_too_small(drill, report):
+    small_files(drill, report, sizes=(1, 40))
+    small_disks(drill, report, sizes=(8, 72))
+    assert drill.wrong == []
+    assert drill.counts["refused"] >= 2
+
+
+def test_bytes_that_have_changed(drill, report):
+    changed_bytes(drill, 30, random.Random(1), report)
+    assert drill.wrong == []
+    assert drill.counts["named by verify"] > 5
+
+
+def test_the_drill_sees_what_goes_wrong(drill, tmp_path):
+    """A run that ends in other bytes, and a failure that is no refusal."""
+    (drill.stopped / "mask.safetensors").write_bytes(b"other")
+    drill.same("other bytes", drill.stopped)
+
+    def unexpected():
+        raise KeyError("x")
+
+    drill.attempt("unexpected", unexpected)
+    assert len(drill.wrong) == 2
+
+
+def test_the_disk_of_the_drill_fills_up(tmp_path):
+    with FullDisk(tmp_path, 2)(), pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "file", b"0123456789")
+    assert not list(tmp_path.iterdir())
