@@ -337,7 +337,14 @@ def made_up(sampler, seed, accuracy, missed, **more):
         "missed_mean": missed,
         "trace": [[0, 0, 1, -0.2, -0.1, 0.5]],
     }
-    numbers = ("uncertain_median", "predicted", "real", "accepted_share", "accept_loss")
+    numbers = (
+        "missed_median",
+        "uncertain_median",
+        "predicted",
+        "real",
+        "accepted_share",
+        "accept_loss",
+    )
     numbers += ("final_loss", "sampler_seconds", "cpu_seconds")
     return dict.fromkeys(numbers, -1.0) | fields | more
 
