@@ -102,7 +102,9 @@ def paired(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     wide = done.pivot_table(index="seed", columns=CELL, values=measure)
     if wide.empty:
         return pd.DataFrame(columns=[*CELL, "difference", "error", "pairs"])
-    best = wide[wide.mean().idxmax()]
+    # While a study runs, some cells have more seeds than others: the best is one on common seeds.
+    common = wide.dropna()
+    best = wide[(wide if common.empty else common).mean().idxmax()]
     gaps = wide.rsub(best, axis=0)
     table = pd.DataFrame(
         {

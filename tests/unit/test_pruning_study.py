@@ -380,6 +380,14 @@ def test_seeds_are_compared_in_pairs():
     assert np.isnan(table.error["worst"])
 
 
+def test_the_best_is_chosen_on_seeds_that_all_have():
+    lucky = made_up("bad", 2, 1.0, 0.5)  # a seed on which nobody else has run yet
+    rows = pd.concat([ROWS_MADE_UP, pd.DataFrame([lucky])])
+    table = paired(rows, "final_accuracy").set_index("sampler")
+    assert table.difference["good"] == 0
+    assert table.pairs["bad"] == 2
+
+
 def test_the_link_is_spearman_s_and_silent_without_enough():
     cells = summary(ROWS_MADE_UP)
     assert link(cells, "missed", "final_accuracy").correlation == pytest.approx(-1)
