@@ -1,11 +1,12 @@
 """Does a better sampler give a better network? One pruning run, sampler after sampler.
 
-    python -m benchmarks.end_to_end_study --data DATA --output runs/end_to_end   # about 15 min
-    python -m benchmarks.end_to_end_study --data DATA --only mlpnet --repeats 1  # about 4 min
+    python -m benchmarks.end_to_end_study --data DATA --output runs/end_to_end   # see below
+    python -m benchmarks.end_to_end_study --data DATA --only mlpnet                 # 4 CPU min
 
 DATA is the folder that `benchmarks.pruning` reads. Every sampler has the same CPU seconds for
 each block; stopped at any moment, the same command goes on. One run at a time, one thread,
-seed 0; the tables are in the study's folder and in END_TO_END.md.
+seed 0; the tables are in the study's folder and in END_TO_END.md. ResNet-20 has not been timed: its
+runs are some minutes of CPU each, most of it for forward passes.
 """
 
 from __future__ import annotations

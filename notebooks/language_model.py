@@ -22,11 +22,15 @@
 # %%
 import copy
 import string
+import warnings
 from pydoc_data.topics import topics
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+
+# Progress bars fall back to text where ipywidgets is not installed.
+warnings.filterwarnings("ignore", "IProgress not found")
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qprune.language.models import load_pretrained, load_tokenizer
@@ -132,18 +136,19 @@ by_layer = pd.Series(budgets.to_numpy(), index=list(places)).unstack(sort=False)
 (100 * by_layer).round(1)
 
 # %% [markdown]
-# And this is how it reads. All three begin with the same words and always take the likeliest token:
-# a broken model goes round in circles, or forgets how to spell.
+# And this is how it reads. All three go on from the same words and draw letters with the same
+# luck; a model that was cut too deep forgets how to spell.
 
 # %%
-prompt = "The following sections describe the standard "
-prompt_tokens = [letters.index(letter) for letter in prompt]
+prompt = "The following sections describe the "
 with torch.no_grad():
     for name, model in examples.items() if folder is None else ():
-        written = torch.tensor([prompt_tokens])
-        for _ in range(60):
-            likeliest = model(written[:, -length:]).logits[:, -1].argmax(-1, keepdim=True)
-            written = torch.cat([written, likeliest], dim=1)
+        written = torch.tensor([[letters.index(letter) for letter in prompt]])
+        luck = torch.Generator().manual_seed(1)
+        for _ in range(70):
+            chances = torch.softmax(2 * model(written[:, -length:]).logits[0, -1], -1)
+            drawn = torch.multinomial(chances, 1, generator=luck)
+            written = torch.cat([written, drawn[None]], dim=1)
         ending = "".join(letters[token] for token in written[0, len(prompt) :])
         print(f"{name:10} ...{ending!r}")
 
@@ -156,8 +161,10 @@ with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font
     for name, mark in zip(table.columns, "sv^Do", strict=True):
         left.plot(100 * table.index, table[name], marker=mark, color=colors[name], label=name)
     left.axhline(before, color="black", lw=0.9, ls="--")
-    left.annotate("dense", (100 * sparsities[0], before), (0, 4), textcoords="offset points")
+    left.annotate("dense", (100 * sparsities[-1], before), (-28, -12), textcoords="offset points")
     left.set(yscale="log", xlabel="zero weights in the blocks, %", ylabel="test perplexity")
+    left.set_yticks([6, 8, 10, 15, 20, 30], [6, 8, 10, 15, 20, 30])
+    left.minorticks_off()
     left.set_title("What pruning costs", loc="left")
     left.legend(frameon=False)
     image = right.imshow(100 * by_layer, cmap="cividis_r", aspect="auto")

@@ -18,6 +18,7 @@ from qprune.cli_options import OptionValue, parse_options
 from qprune.errors import ImpossibleRequestError
 
 if TYPE_CHECKING:
+    from qprune.config import Settings
     from solvers.study import Study
 
 Setting = tuple[str, str, dict[str, OptionValue]]
@@ -83,9 +84,9 @@ def compare(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="the --prune run's own package.module:factory again")
+        str | None, typer.Option(help="--prune: the run's package.module:factory, if it has one")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="the same for its data")] = None,
+    data: Annotated[str | None, typer.Option(help="--prune: the same for its data")] = None,
     known: Annotated[
         Path | None,
         typer.Option(help="CSV of best-known values: problem, energy, proved, bound"),
@@ -137,12 +138,15 @@ def compare(
     with StudyBar(Console(stderr=True)) as bar, tracker(track) as trackers:
         shared["observe"] = [bar, *trackers]
         if prune is None:
+            if model or data:
+                raise ImpossibleRequestError("--model and --data go with --prune; leave them out")
             instances = _instances(problems or (), generate or (), count or (), known, maximize)
             shared["prepare_limit"] = prepare_limit
             outcome = _on_problems(instances, settings, budget or (), shared)
         else:
             _refuse_problems([name for name, value in given.items() if value])
-            outcome = _in_pruning(prune, (model, data), settings, budget or (), shared)
+            asked = _asked_run(prune, model, data)
+            outcome = _in_pruning(asked, settings, budget or (), shared)
     if json:
         typer.echo(strict_json({"runs": outcome.runs, "samplers": outcome.summary}))
         return
@@ -173,18 +177,10 @@ def _on_problems(
     return Outcome(len(study.row_list), problem_summary(study), page)
 
 
-def _in_pruning(
-    config: Path,
-    own: tuple[str | None, str | None],
-    settings: Sequence[Setting],
-    budgets: Sequence[str],
-    shared: Mapping[str, Any],
-) -> Outcome:
+def _asked_run(config: Path, model: str | None, data: str | None) -> Settings:
+    """The run that ``--prune`` names; nothing is imported that the user does not name too."""
     from qprune.config import make_settings, merged
     from qprune.language.models import is_pretrained
-    from qprune.study import compare_pruning
-    from qprune.study.measures import summary_records
-    from qprune.study.report import write_pruning_report
     from qprune.verify import trusted
 
     if is_pretrained(str(merged({}, config).get("model"))):
@@ -192,8 +188,21 @@ def _in_pruning(
             f"{config} is of a language model, which is pruned layer by layer, without a sampler; "
             "--prune takes the config.yaml of a network that is pruned block by block"
         )
-    asked = make_settings({}, config)
-    trusted(asked, *own)
+    settings = make_settings({}, config)
+    trusted(settings, model, data)
+    return settings
+
+
+def _in_pruning(
+    asked: Settings,
+    settings: Sequence[Setting],
+    budgets: Sequence[str],
+    shared: Mapping[str, Any],
+) -> Outcome:
+    from qprune.study import compare_pruning
+    from qprune.study.measures import summary_records
+    from qprune.study.report import write_pruning_report
+
     study = compare_pruning(asked, settings, budgets, **shared)
     page = None if study.folder is None else write_pruning_report(study.folder)
     return Outcome(len(study.row_list), summary_records(study), page)

@@ -11,7 +11,13 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 from solvers.study.looks import STYLE, WIDTH, Look, legend_below, new_figure
 
@@ -19,6 +25,8 @@ Looks = Mapping[str, Look]
 
 #: A share of the energy missed that is shown as none.
 LEAST_MISSED = 1e-5
+# Nats below which changes are shown on a linear scale.
+_LINEAR = 1e-3
 
 
 def accuracy_by_sampler(rows: pd.DataFrame, cells: pd.DataFrame, looks: Looks) -> Figure:
@@ -129,14 +137,14 @@ def _agreement(axes: Axes, points: pd.DataFrame, look: Look) -> None:
     marks = {"marker": look.marker, "s": 13, "linewidths": 0.8, "edgecolors": look.color}
     axes.scatter(points.predicted[~taken], points.real[~taken], facecolors="none", **marks)
     axes.scatter(points.predicted[taken], points.real[taken], facecolors=look.color, **marks)
-    axes.set_xscale("symlog", linthresh=1e-3)
-    axes.set_yscale("symlog", linthresh=1e-3)
-    reach = points[["predicted", "real"]].to_numpy(float)
-    reach = reach[np.isfinite(reach)]
-    if reach.size:
-        ends = [min(reach.min(), 0.0), max(reach.max(), 0.0)]
-        axes.plot(ends, ends, color="#4d4d4d", lw=0.8, zorder=0)
+    axes.set_xscale("symlog", linthresh=_LINEAR)
+    axes.set_yscale("symlog", linthresh=_LINEAR)
+    least = np.nanmin([0.0, *points.predicted, *points.real])
+    axes.plot([least, 0], [least, 0], color="#4d4d4d", lw=0.8, zorder=0)
     axes.axhline(0, color="#4d4d4d", lw=0.8, ls=":", zorder=0)
+    axes.xaxis.set_major_locator(FixedLocator([-10, -1, -0.1, -0.01, 0]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda nats, _: f"{nats:g}"))
 
 
 def loss_along_the_way(points: pd.DataFrame, looks: Looks) -> Figure:

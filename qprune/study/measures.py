@@ -34,9 +34,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `CELL`, ``label`` (sampler, with its budget where there are several), ``runs``,
-        ``failed``, then means over the runs that ended of ``missed`` (share of a block's
-        decrease of energy that was not found), ``uncertain``, ``predicted`` and ``real`` (change
-        of loss summed over the steps taken, nats), ``kept_promise`` (real by predicted),
+        ``failed``, then means over the runs that ended of ``missed`` (share of the blocks'
+        decrease of energy that was not found, mean over blocks), ``missed_median`` (of the
+        median block), ``uncertain_median`` (the most that can be), ``predicted`` and ``real``
+        (change of loss summed over the steps taken, nats), ``kept_promise`` (real by predicted),
         ``accepted_share``, ``accept_loss``, ``final_loss``, ``final_accuracy``, and its
         ``accuracy_low`` and ``accuracy_high`` over the seeds, ``sampler_seconds``,
         ``cpu_seconds``.
@@ -47,7 +48,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         runs=("seed", "size"),
         failed=("failed", "sum"),
         missed=("missed_mean", "mean"),
-        uncertain=("uncertain_median", "mean"),
+        missed_median=("missed_median", "mean"),
+        uncertain_median=("uncertain_median", "mean"),
         predicted=("predicted", "mean"),
         real=("real", "mean"),
         accepted_share=("accepted_share", "mean"),
@@ -60,7 +62,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         cpu_seconds=("cpu_seconds", "mean"),
     ).reset_index()
     with np.errstate(divide="ignore", invalid="ignore"):
-        table.insert(9, "kept_promise", (table.real / table.predicted).replace(np.inf, np.nan))
+        table.insert(10, "kept_promise", (table.real / table.predicted).replace(np.inf, np.nan))
     table.insert(3, "label", labels(table))
     return table
 
@@ -100,7 +102,9 @@ def paired(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     wide = done.pivot_table(index="seed", columns=CELL, values=measure)
     if wide.empty:
         return pd.DataFrame(columns=[*CELL, "difference", "error", "pairs"])
-    best = wide[wide.mean().idxmax()]
+    # While a study runs, some cells have more seeds than others: the best is one on common seeds.
+    common = wide.dropna()
+    best = wide[(wide if common.empty else common).mean().idxmax()]
     gaps = wide.rsub(best, axis=0)
     table = pd.DataFrame(
         {

@@ -154,7 +154,15 @@ def _summary_table(cells: pd.DataFrame) -> Table:
     from solvers.study.tables import Table, number, percent, seconds, share
 
     kept = ["label", "runs", "failed", "final_accuracy", "accuracy_low", "accuracy_high"]
-    kept += ["difference", "error", "final_loss", "accept_loss", "missed", "uncertain"]
+    kept += [
+        "difference",
+        "error",
+        "final_loss",
+        "accept_loss",
+        "missed",
+        "missed_median",
+        "uncertain_median",
+    ]
     kept += ["predicted", "real", "kept_promise", "accepted_share"]
     kept += ["sampler_seconds", "cpu_seconds"]
     order = cells.sort_values(["final_accuracy", "accept_loss"], ascending=[False, True])
@@ -162,15 +170,16 @@ def _summary_table(cells: pd.DataFrame) -> Table:
     behind = _points if scored else number
     return Table(
         "summary",
-        "Means over seeds. Missed: share of the blocks' decrease of energy that was not found, "
-        "and the most it can be by a certified bound (median block). Predicted and real: change "
+        "Means over seeds. Energy missed: share of the blocks' decrease of energy that was not "
+        "found, mean over blocks; for the median block; and the most that can be by a certified "
+        "bound. Predicted and real: change "
         "of the loss over all steps taken, nats.",
         order[kept],
         {
             **dict.fromkeys(("final_accuracy", "accuracy_low", "accuracy_high"), _accuracy),
             **dict.fromkeys(("difference", "error"), behind),
             **dict.fromkeys(("final_loss", "accept_loss", "predicted", "real"), _nats),
-            **dict.fromkeys(("missed", "uncertain"), percent),
+            **dict.fromkeys(("missed", "missed_median", "uncertain_median"), percent),
             **dict.fromkeys(("kept_promise", "accepted_share"), share),
             **dict.fromkeys(("sampler_seconds", "cpu_seconds"), seconds),
         },
@@ -184,7 +193,8 @@ def _summary_table(cells: pd.DataFrame) -> Table:
             "final_loss": "test loss",
             "accept_loss": "acceptance loss",
             "missed": "energy missed",
-            "uncertain": "at most",
+            "missed_median": "median block",
+            "uncertain_median": "at most",
             "kept_promise": "real / predicted",
             "accepted_share": "proposals taken",
             "sampler_seconds": "sampler s",

@@ -232,6 +232,19 @@ def test_a_pruning_study_that_cannot_be_is_refused(tmp_path, qprune, asked, comp
     assert err.count("\n") == 1
 
 
+def test_a_pruning_study_imports_nothing_that_only_its_file_names(tmp_path, qprune):
+    config = tmp_path / "run.yaml"
+    config.write_text("model: antigravity:fly\ndata: digits\nsparsity: 0.9\n")
+    asked = ["compare", "--prune", config, "--sampler", "greedy", "--budget", "1s"]
+    code, _, err = qprune(*asked)
+    assert code == 2
+    assert "ask to import 'antigravity:fly'" in err
+    assert "antigravity" not in sys.modules
+    code, _, err = qprune("compare", "--model", "antigravity:fly", *asked[3:])
+    assert code == 2
+    assert "--model and --data go with --prune" in err
+
+
 def test_a_model_and_data_of_the_users_own(tmp_path, monkeypatch, qprune):
     (tmp_path / "my_own_network.py").write_text(
         "import torch\n"

@@ -20,6 +20,10 @@ SMALLER = {
         "sparsities, shown = [0.8, 0.95], 0.95\n"
         "steps = {'stages': 2, 'rounds': 1, 'final_rounds': 1}\n"
     ),
+    "language_model": (
+        "width, layers, steps = 32, 2, 40\nnum_samples, length = 16, 32\n"
+        "sparsities, shown = [0.5, 0.8], 0.8\ndistilled = 8\n"
+    ),
     "qubo_to_qpu": "n, reads, factors, many_reads = 10, 20, factors[::4], [1, 10]\n",
     "own_sampler": "run |= {'stages': 2, 'final_rounds': 1, 'num_blocks': 2}\n",
 }
@@ -110,6 +114,21 @@ def test_qubo_to_qpu_embeds_asks_and_says_the_cost(monkeypatch, tmp_path):
     assert re.search(r"10 variables take \d\d qubits", shown)
     cost = [float(ms) for ms in re.findall(r"reads: +([0-9.]+) ms announced", shown)]
     assert 0 < cost[0] < cost[1]
+
+
+def test_language_model_prunes_by_every_method_and_shares_what_layers_lose(monkeypatch, tmp_path):
+    pytest.importorskip("transformers", reason="the extra 'notebooks' is not installed")
+    shown = _run("language_model", monkeypatch, tmp_path)
+    table = shown[shown.rindex("magnitude  Wanda") :].splitlines()
+    assert table[0].split() == ["magnitude", "Wanda", "SparseGPT", "reconstruct", "qprune"]
+    found = [[float(cell) for cell in line.split()] for line in table[2:4]]
+    assert [line[0] for line in found] == [0.5, 0.8]
+    assert all(1 < perplexity < 100 for line in found for perplexity in line[1:])
+    budgets = shown[shown.index("q_proj") :].splitlines()[1:3]
+    shares = [float(cell) for line in budgets for cell in line.split()[1:]]
+    assert len(shares) == 14
+    assert min(shares) < 80 < max(shares)
+    assert re.search(r"^qprune +\.\.\.", shown, re.MULTILINE)
 
 
 def test_own_sampler_is_checked_listed_and_used(monkeypatch, tmp_path):

@@ -337,7 +337,14 @@ def made_up(sampler, seed, accuracy, missed, **more):
         "missed_mean": missed,
         "trace": [[0, 0, 1, -0.2, -0.1, 0.5]],
     }
-    numbers = ("uncertain_median", "predicted", "real", "accepted_share", "accept_loss")
+    numbers = (
+        "missed_median",
+        "uncertain_median",
+        "predicted",
+        "real",
+        "accepted_share",
+        "accept_loss",
+    )
     numbers += ("final_loss", "sampler_seconds", "cpu_seconds")
     return dict.fromkeys(numbers, -1.0) | fields | more
 
@@ -371,6 +378,14 @@ def test_seeds_are_compared_in_pairs():
     assert table.error["bad"] == pytest.approx(0, abs=1e-12)  # though seeds differ by 0.2
     assert table.pairs["worst"] == 1
     assert np.isnan(table.error["worst"])
+
+
+def test_the_best_is_chosen_on_seeds_that_all_have():
+    lucky = made_up("bad", 2, 1.0, 0.5)  # a seed on which nobody else has run yet
+    rows = pd.concat([ROWS_MADE_UP, pd.DataFrame([lucky])])
+    table = paired(rows, "final_accuracy").set_index("sampler")
+    assert table.difference["good"] == 0
+    assert table.pairs["bad"] == 2
 
 
 def test_the_link_is_spearman_s_and_silent_without_enough():
