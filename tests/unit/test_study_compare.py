@@ -353,3 +353,12 @@ def test_what_was_chosen_for_a_pair_holds_in_a_new_process(tmp_path):
     assert after["sa"]["num_sweeps"] == after["swap-anneal"]["num_sweeps"] == 7
     assert after["sa"]["beta_range"] == [0.5, 3.0]
     assert after["sa"]["strength"] == kept[0]["settings"].get("strength", after["sa"]["strength"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="CPU time of other processes is read on Linux")
+def test_a_limit_by_cpu_time_ends_work_and_not_waiting():
+    samplers = [("works", odd.Takes, {"work": 30.0}), ("waits", odd.Takes, {"wait": 2.5})]
+    study = compare([BLOCK], samplers, ["1reads"], 1, time_limit=1.0, clock="cpu")
+    rows = study.rows.set_index("sampler")
+    assert rows.status.to_dict() == {"works": "timeout", "waits": "ok"}
+    assert rows.cpu_seconds["waits"] < 1.0
