@@ -1,4 +1,4 @@
-"""The report of a study in a real browser that can reach no network, moved away from its folder."""
+"""The report of a study in a real browser that can reach no network."""
 
 import shutil
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 from matplotlib.image import imread
 from synthetic_study import problems, study_rows
 
-from solvers.study.report import write_page
-from solvers.study.sections import Findings
+from solvers.study.report import render
+from solvers.study.sections import Findings, study_sections
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
@@ -24,11 +24,9 @@ pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    written = write_page(
-        tmp_path_factory.mktemp("study"), Findings(study_rows(2), problems()), title="A study"
-    )
+    findings = Findings(study_rows(2), problems())
     alone = tmp_path_factory.mktemp("alone") / "report.html"
-    shutil.copy(written, alone)
+    alone.write_text(render(findings, title="A study", sections=study_sections(findings)))
     return alone
 
 
