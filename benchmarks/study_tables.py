@@ -38,8 +38,8 @@ def findings_of(folder: Path) -> Findings:
     return Findings(rows, study.problems, settings_shown(study.record))
 
 
-def overview(findings: Findings) -> pd.DataFrame:
-    """One line a sampler, one column a size: gap, share of runs that found the best, TTS99."""
+def overview(findings: Findings, *, shares: bool) -> pd.DataFrame:
+    """One line a sampler, one column a size: gap, TTS99, and maybe how many runs found the best."""
     groups = findings.problems.set_index("problem")
     columns = [f"n = {n}" for n in sorted(groups.n[groups.kind == "Fisher block"].unique())]
     column_of = {
@@ -53,36 +53,50 @@ def overview(findings: Findings) -> pd.DataFrame:
     sizes = tts_by_size(times).set_index(["kind", "sampler"])
     lines = []
     for sampler in findings.ranking.mean_ranks.index:
-        line = {"sampler": sampler, "rank": f"{findings.ranking.mean_ranks[sampler]:.1f}"}
+        rank = f"{findings.ranking.mean_ranks[sampler]:.1f}"
+        line = {"sampler": sampler, "mean rank": rank, "found best": ""}
+        line["found best"] = _found(runs[runs.sampler == sampler])
         for column in [*columns, PLAIN]:
             mine = runs[(runs.column == column) & (runs.sampler == sampler)]
             time = sizes.loc[column, sampler] if (column, sampler) in sizes.index else None
-            line[column] = _cell(mine, findings.gaps[sampler].reindex(mine.problem.unique()), time)
+            gap = median_with_infinity(findings.gaps[sampler].reindex(mine.problem.unique()))
+            parts = [_gap(gap), _found(mine) if shares else "", _time(time)]
+            line[column] = "; ".join(filter(None, parts)) if len(mine) else "not run"
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def _cell(runs: pd.DataFrame, gaps: pd.Series, time: pd.Series | None) -> str:
-    if runs.empty:
-        return "not run"
-    hits = int(runs.hit.sum())
-    low, high = share_interval(hits, len(runs))
-    gap = median_with_infinity(gaps)
+def _gap(gap: float) -> str:
+    if math.isinf(gap):
+        return "no answer"
     percent = f"{100 * gap:.0f} %" if gap >= 0.1 else f"{100 * gap:.2g} %"
-    shown = "no answer" if math.isinf(gap) else "0" if gap <= SUCCESS_GAP else percent
-    told = f"{shown}; {hits}/{len(runs)} ({100 * low:.0f}-{100 * high:.0f} %)"
+    return "0" if gap <= SUCCESS_GAP else percent
+
+
+def _found(runs: pd.DataFrame) -> str:
+    hits = int(runs.hit.sum())
+    low, high = share_interval(hits, len(runs)) if len(runs) else (0.0, 1.0)
+    return f"{hits}/{len(runs)} ({100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def _time(time: pd.Series | None) -> str:
     if time is None or not math.isfinite(time.tts):
-        return f"{told}; -"
-    known = "" if math.isnan(time.tts_low) else f" ({_ms(time.tts_low)}-{_ms(time.tts_high)})"
-    return f"{told}; {_ms(time.tts)}{known} ms"
+        return "-"
+    varied = not math.isnan(time.tts_low)
+    known = f" ({_ms(time.tts_low)}-{_ms(time.tts_high)})" if varied else ""
+    return f"{_ms(time.tts)}{known} ms"
 
 
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.2g}" if seconds < 0.1 else f"{1000 * seconds:.0f}"
 
 
-def appendix(findings: Findings, table: str) -> str:
+def appendix(findings: Findings) -> str:
     """All tables of the report, in Markdown."""
+    table = overview(findings, shares=True).to_markdown(index=False, disable_numparse=True)
+    done, planned = len(findings.rows), int(findings.settings["runs"])
+    if done < planned:
+        table = f"**Unfinished: {done:,} of {planned:,} runs.**\n\n{table}"
     parts = ["# The study of samplers: all tables", "", HEADING, "", table, ""]
     for section in study_sections(findings):
         if section.tables and section.title != "Every cell":
@@ -112,12 +126,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="written: TTS99 by size, as SVG")
     arguments = parser.parse_args()
     findings = findings_of(arguments.folder)
-    frame = overview(findings)
-    aligned = ["left", "right", *["left"] * (len(frame.columns) - 2)]
-    table = frame.to_markdown(index=False, disable_numparse=True, colalign=aligned)
-    print(table)
+    print(overview(findings, shares=False).to_markdown(index=False, disable_numparse=True))
     if arguments.appendix:
-        arguments.appendix.write_text(appendix(findings, table), encoding="utf-8")
+        arguments.appendix.write_text(appendix(findings), encoding="utf-8")
     if arguments.figure:
         sizes = tts_by_size(reaching(findings.rows, findings.against, TARGET))
         figure = tts_against_size(sizes, findings.looks, TARGET)
