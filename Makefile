@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench bench-full data-given clean
 
 # torch first and alone: pip must not pick another build for a dependency's sake.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -19,6 +19,18 @@ demo: $(VENV)/.installed
 # One thread per library: workers that each spin up all cores wait on one another.
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# DATA: a folder with the networks, problems and texts that `benchmarks/__main__.py` lists.
+bench bench-full: data-given $(VENV)/.bench
+	$(BIN)/python -m benchmarks --data "$(DATA)" $(if $(filter bench-full,$@),--full)
+
+data-given:
+	@test -d "$(DATA)" || { echo "DATA is missing or no folder: make bench DATA=path" >&2; exit 2; }
+
+# The peers, and what pruning a language model needs.
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bifurcation,hf]'
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -118,6 +118,8 @@ class QuadraticProblem:
         x = np.atleast_2d(np.asarray(samples))
         if self.groups is None or self.counts is None:
             return np.ones(len(x), dtype=bool)
+        if self.num_groups == 1:
+            return x.sum(axis=1, dtype=np.int64) == self.counts[0]
         one_hot = sparse.csr_array(
             (np.ones(self.num_variables), self.groups, np.arange(self.num_variables + 1)),
             shape=(self.num_variables, self.num_groups),

@@ -89,3 +89,19 @@ class TellsPid(Odd):
 
     def sample(self, bqm, num_reads=1, seed=None):
         raise RuntimeError(f"pid {os.getpid()}")
+
+
+class Takes(Odd):
+    """Computes or waits so many seconds, from its second call on."""
+
+    parameters: ClassVar[dict] = {"num_reads": [], "seed": [], "work": [], "wait": []}
+    calls = 0
+
+    def sample(self, bqm, num_reads=1, seed=None, work=0.0, wait=0.0):
+        self.calls += 1
+        if self.calls > 1:
+            time.sleep(wait)
+            end = time.process_time() + work
+            while time.process_time() < end:
+                pass
+        return super().sample(bqm, num_reads, seed)

@@ -35,6 +35,8 @@ from solvers.study.budgets import CLOCKS, SWEEP_OPTIONS, Budget, Call, Seconds
 
 #: Energies noted for a run; of more reads, a random choice of so many.
 MOST_ENERGIES = 1000
+# Numbers of float64, of which a half or so fits in the second cache of a core.
+_CACHED = 2**16
 #: Fields of a row that `Bench.recall` needs.
 RECALLED = ("problem", "sampler", "budget_kind", "budget", "settings")
 # A model of 4096 variables takes 0.3 GB; samplers that agree on the strength share one.
@@ -222,12 +224,16 @@ def judgement(
     call that improved it), ``state`` (the best, as hexadecimal digits of its bits).
     """
     told: list[Judged] = [asking.judged(call.answer) for call in calls]
-    raw = np.concatenate([one.states for one in told])
+    every = np.concatenate([one.states for one in told])
+    # Fast samplers find the same few states ten thousand times.
+    raw, place = _distinct(every)
     feasible = problem.feasible(raw)
     states = raw if feasible.all() else repair(problem, raw).astype(np.int8)
-    energies = problem.energies(states)
+    judged = _energies(problem, states)
+    best_state = states[int(judged.argmin())]
+    energies = judged[place]
     best = int(energies.argmin())
-    repaired = sum(one.repaired * len(one.states) for one in told) / len(raw)
+    repaired = sum(one.repaired * len(one.states) for one in told) / len(every)
     bound = max(one.lower_bound for one in told)
     chosen = energies
     if energies.size > cap:
@@ -235,15 +241,35 @@ def judgement(
     close = 1e-9 * max(1.0, abs(float(energies[best])))
     return {
         "energy": float(energies[best]),
-        "energy_raw_best": float(energies[feasible].min()) if feasible.any() else None,
+        "energy_raw_best": float(judged[feasible].min()) if feasible.any() else None,
         "num_reads": int(energies.size),
         "num_best": int((energies <= energies[best] + close).sum()),
-        "feasible_share": float(feasible.mean()) - repaired,
+        "feasible_share": float(feasible[place].mean()) - repaired,
         "energies": chosen.tolist(),
         "lower_bound": bound if np.isfinite(bound) else None,
         "trace": _trace(calls, told, energies),
-        "state": np.packbits(states[best].astype(bool)).tobytes().hex(),
+        "state": np.packbits(best_state.astype(bool)).tobytes().hex(),
     }
+
+
+def _distinct(states: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.intp]]:
+    """Every state once, and where among those each of ``states`` is."""
+    packed = np.packbits(states, axis=1)
+    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    words = padded.view(np.uint64)
+    weights = np.random.default_rng(0).integers(0, 2**64, words.shape[1], np.uint64)
+    _, first, place = np.unique(words @ weights, return_index=True, return_inverse=True)
+    if not np.array_equal(words[first][place], words):  # Two states have one hash.
+        return states, np.arange(len(states))
+    return states[first], place
+
+
+def _energies(problem: QuadraticProblem, states: NDArray[np.int8]) -> NDArray[np.float64]:
+    """In parts that stay in the cache as float64."""
+    size = max(1, _CACHED // max(1, states.shape[1]))
+    parts = range(0, len(states), size)
+    return np.concatenate([problem.energies(states[start : start + size]) for start in parts])
 
 
 def _trace(

@@ -155,7 +155,7 @@ def compare(
             takes longer is tried once, and its other runs are "timeout" too.
         threads: of BLAS, OpenMP and numba in the samplers.
         clock: what measures seconds: "wall"; or "cpu", on a machine with other work, for
-            samplers of one thread that run here.
+            samplers of one thread that run here. Limits go by it too.
         observe: called with every row.
 
     Returns:
@@ -221,7 +221,7 @@ def compare(
 
     sent: set[str] = set()
     by_name = {one.name: one for one in instances}
-    with Worker(partial(Bench, threads, clock), greet) as worker:
+    with Worker(partial(Bench, threads, clock), greet, clock) as worker:
         for run in runs:
             if run.key in done:
                 continue

@@ -55,7 +55,6 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
             axes.text(j, i, _short(value), color="white" if dark else "black", **text)
         axes.set_xticks(columns, list(gaps.columns), rotation=40, ha="right")
         axes.set_yticks(lines, [f"{name}  ({sizes[name]})" for name in gaps.index], fontsize=7.5)
-        axes.set(ylabel="problem (variables)")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         bar = figure.colorbar(mesh, ax=axes, shrink=min(1.0, 14 / max(14, len(gaps))))
@@ -63,7 +62,7 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
             bar.solids.set(rasterized=False, edgecolor="face")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
         bar.set_label("median gap, %")
-        axes.set_title("Gap to best known, %; hatched: no answer")
+        axes.set_title("Gap to best known, %; hatched: no answer (in brackets: variables)")
         return figure
 
 

@@ -21,8 +21,11 @@ from solvers.errors import (
     UnknownSamplerError,
 )
 from solvers.exact import Exact
+from solvers.repair import repair
 from solvers.study import Instance, compare, generate, read_instances, read_study
-from solvers.study.budgets import Reads, Seconds
+from solvers.study.asking import Judged
+from solvers.study.bench import judgement
+from solvers.study.budgets import Call, Reads, Seconds
 from solvers.study.compare import ANSWERED, UNREADY, unpacked, untimed
 from solvers.study.plan import ordered_runs
 from solvers.study.storage import ROWS, STUDY
@@ -353,3 +356,39 @@ def test_what_was_chosen_for_a_pair_holds_in_a_new_process(tmp_path):
     assert after["sa"]["num_sweeps"] == after["swap-anneal"]["num_sweeps"] == 7
     assert after["sa"]["beta_range"] == [0.5, 3.0]
     assert after["sa"]["strength"] == kept[0]["settings"].get("strength", after["sa"]["strength"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="CPU time of other processes is read on Linux")
+def test_a_limit_by_cpu_time_ends_work_and_not_waiting():
+    samplers = [("works", odd.Takes, {"work": 30.0}), ("waits", odd.Takes, {"wait": 2.5})]
+    study = compare([BLOCK], samplers, ["1reads"], 1, time_limit=1.0, clock="cpu")
+    rows = study.rows.set_index("sampler")
+    assert rows.status.to_dict() == {"works": "timeout", "waits": "ok"}
+    assert rows.cpu_seconds["waits"] < 1.0
+
+
+class Told:
+    """Answers that are states, as they are."""
+
+    def judged(self, answer):
+        return Judged(answer)
+
+
+@pytest.mark.parametrize("n", [16, 70])
+def test_states_found_again_and_again_are_judged_like_any(n):
+    problem = generate(f"fisher:n={n},samples=8,count=6").problem
+    rng = np.random.default_rng(0)
+    few = (rng.random((5, n)).argsort(axis=1) < 6).astype(np.int8)
+    few[0, :] = 1  # not feasible
+    states = few[rng.integers(0, 5, 200)]
+    calls = [Call(0.1, states[:50]), Call(0.2, states[50:])]
+    found = judgement(problem, Told(), calls, 0, 1000)
+    energies = problem.energies(repair(problem, states))
+    np.testing.assert_allclose(found["energies"], energies)
+    assert found["energy"] == pytest.approx(energies.min())
+    assert found["num_reads"] == 200
+    assert found["num_best"] == (energies <= energies.min() + 1e-9).sum()
+    assert found["feasible_share"] == pytest.approx(problem.feasible(states).mean())
+    assert found["energy_raw_best"] == pytest.approx(energies[problem.feasible(states)].min())
+    assert problem.energy(unpacked(found["state"], n)) == pytest.approx(found["energy"])
+    assert found["trace"][-1][1] == pytest.approx(found["energy"])
