@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,6 +41,9 @@ from qprune.run import LAYERS
 from qprune.selftext import OwnText, cache_name
 from qprune.steps import Observer, Report
 from qprune.traces import forward
+
+# Of the time there is, for text that the model writes.
+_TEXT_SHARE = 0.25
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +165,7 @@ def _both_stages(
     augment = None
     # Without distillation there is nothing that more text would be fitted by.
     if settings.augment and settings.compensate and moving and cache_name(model):
-        augment = OwnText(model, observe=watch.text)
+        augment = OwnText(model, observe=watch.text, enough=_enough(watch, seconds))
     chosen: dict[str, Any] = {
         "steps": settings.stage2_steps,
         "rounds": settings.rounds if moving else 0,
@@ -199,6 +204,13 @@ def _both_stages(
         settings=settings.model_dump(mode="json") | dict(pruned.report.settings),
     )
     return Work("qprune", mask, report, ())
+
+
+def _enough(watch: Watch, seconds: float | None) -> Callable[[], bool]:
+    """Whether the run is to end, or its text has had its share of the time."""
+    end = math.inf if seconds is None else time.perf_counter() + _TEXT_SHARE * seconds
+    stop = watch.should_stop or (lambda: False)
+    return lambda: stop() or time.perf_counter() > end
 
 
 def _one_stage(
