@@ -17,7 +17,7 @@ from qprune.language.job import run_language_job
 from qprune.language.outcome import LanguageOutcome
 from qprune.language.settings import LanguageSettings
 from qprune.language.stages import Watch
-from qprune.progress import StagesBar, logged, tracked
+from qprune.progress import StagesBar, logged
 from qprune.records import strict_json
 
 #: Exit code of what was stopped by hand.
@@ -57,7 +57,7 @@ def carry_out(
                 output,
                 resume=resume,
                 watch=Watch(bar.layer, bar.step, bar.text, bar.moves, stop),
-                track=tracked(console),
+                track=bar.track,
             )
     if json:
         typer.echo(strict_json(outcome.summary()))

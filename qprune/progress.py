@@ -117,6 +117,12 @@ class StagesBar(_Bar):
                 f"{step.kind} {taken}, loss {step.loss:.4g} nats",
             )
 
+    def track(self, items: Sequence[Any], description: str) -> Iterable[Any]:
+        """A `Track`: rich of before 14.1 has no second bar beside this one."""
+        for number, item in enumerate(items):
+            self._show(description, number, len(items), "")
+            yield item
+
     def _show(self, what: str, done: int | None, total: int | None, state: str) -> None:
         self._progress.update(
             self._task, completed=done, total=total, description=what, state=state

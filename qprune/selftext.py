@@ -42,6 +42,7 @@ class OwnText:
         copies: sequences written per calibration sequence.
         prefix: tokens of a calibration sequence, from a random place, that each begins with.
         observe: called with how many sequences are written, and how many there will be.
+        enough: asked at every token; True ends the writing, with the sequences that are whole.
 
     Raises:
         ImpossibleRequestError: ``copies`` is negative, or ``prefix`` less than 1.
@@ -52,6 +53,7 @@ class OwnText:
     copies: int = 8
     prefix: int = 32
     observe: Callable[[int, int], None] | None = field(default=None, repr=False)
+    enough: Callable[[], bool] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_copies(self.copies)
@@ -77,14 +79,17 @@ class OwnText:
             places = torch.randint(length - prefix + 1, (len(inputs), 1), generator=generator)
             pieces = inputs.gather(1, (places + torch.arange(prefix)).to(inputs.device))
             for batch in pieces.split(max(1, _CACHED_TOKENS // length)):
-                written.append(self._continued(batch, length, generator))
+                continued = self._continued(batch, length, generator)
+                if continued is None:
+                    return torch.cat(written)
+                written.append(continued)
                 if self.observe is not None:
                     self.observe(sum(map(len, written)), self.copies * len(inputs))
         return torch.cat(written)
 
     @torch.no_grad()
-    def _continued(self, tokens: Tensor, length: int, generator: torch.Generator) -> Tensor:
-        """``tokens`` (m, t) and what the model writes after them, (m, length)."""
+    def _continued(self, tokens: Tensor, length: int, generator: torch.Generator) -> Tensor | None:
+        """``tokens`` (m, t) and what the model writes after them, (m, length); None: enough."""
         name = cache_name(self.model)
         if name is None:
             raise CalibrationError(
@@ -93,6 +98,8 @@ class OwnText:
             )
         sequences, cache = tokens, None
         while sequences.shape[1] < length:
+            if self.enough is not None and self.enough():
+                return None
             output = self.model(tokens, use_cache=True, **{name: cache})
             cache = getattr(output, name, None)
             if cache is None:

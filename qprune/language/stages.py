@@ -7,6 +7,8 @@ Where the loss at the network's end cannot move the weights (experts, or a model
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +43,9 @@ from qprune.selftext import OwnText, cache_name
 from qprune.steps import Observer, Report
 from qprune.traces import forward
 from solvers.memory import peak_memory
+
+# Of the time there is, for text that the model writes.
+_TEXT_SHARE = 0.25
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +167,7 @@ def _both_stages(
     augment = None
     # Without distillation there is nothing that more text would be fitted by.
     if settings.augment and settings.compensate and moving and cache_name(model):
-        augment = OwnText(model, observe=watch.text)
+        augment = OwnText(model, observe=watch.text, enough=_enough(watch, seconds))
     chosen: dict[str, Any] = {
         "steps": settings.stage2_steps,
         "rounds": settings.rounds if moving else 0,
@@ -203,6 +208,13 @@ def _both_stages(
         settings=settings.model_dump(mode="json") | dict(pruned.report.settings),
     )
     return Work("qprune", mask, report, ())
+
+
+def _enough(watch: Watch, seconds: float | None) -> Callable[[], bool]:
+    """Whether the run is to end, or its text has had its share of the time."""
+    end = math.inf if seconds is None else time.perf_counter() + _TEXT_SHARE * seconds
+    stop = watch.should_stop or (lambda: False)
+    return lambda: stop() or time.perf_counter() > end
 
 
 def _one_stage(

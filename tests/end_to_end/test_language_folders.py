@@ -182,7 +182,7 @@ def test_a_trainer_and_a_lora_merge_end_in_the_same_zeros(pruned, tmp_path):
         state = model.state_dict()
         return sum(int((state[name][~kept] != 0).sum()) for name, kept in mask.items())
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).float()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with api.hold(model, mask):
         train(model)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qprune.cli import main
 from qprune.packed import read_mask
@@ -82,8 +83,9 @@ def test_a_folder_that_stock_transformers_loads_with_the_reported_perplexity(fol
     assert outcome["peak_memory"] > 1e6
     assert len(outcome["layers"]) == 14
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "out", dtype="auto")
-    assert model.dtype == torch.float16
+    stored = load_file(folder / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "out")
     weights = {n: p for n, p in model.float().named_parameters() if "_proj" in n}
     zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
     assert sum(zeros.values()) == sum(weight.numel() for weight in weights.values()) // 2

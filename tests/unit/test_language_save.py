@@ -54,7 +54,8 @@ def test_the_stored_dtype_is_kept_and_memory_agrees_with_it(pruned, tmp_path, dt
     save_model(tmp_path, model, mask, dtype=dtype)
     weights = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype)[6:]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == str(dtype)[6:]  # renamed in 4.56
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
     again = load_pretrained(str(tmp_path), dtype="float32")

@@ -151,6 +151,12 @@ def test_own_text_follows_the_model_and_begins_with_the_calibration(model, windo
     assert likelihood(written.roll(1, 0)) < likelihood(written) - 0.5
 
 
+def test_own_text_ends_when_it_is_enough_with_whole_sequences(model, windows):
+    left = iter([False] * 15 + [True])
+    text = OwnText(model, copies=3, prefix=4, enough=lambda: next(left))
+    assert text(windows, torch.Generator().manual_seed(0)).shape == (24, 16)
+
+
 def test_own_text_needs_tokens_and_a_model_that_writes(model, windows):
     generator = torch.Generator()
     for inputs in (torch.randn(4, 8), windows[:, :1], windows[0]):
