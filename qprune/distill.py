@@ -35,6 +35,7 @@ class Distillation:
         warmup: share of the steps over which the rate rises; then it falls along half a cosine.
         candidates: how often on the way a candidate is offered.
         final_steps: further calls after the last block.
+        at_end: no calls before them.
 
     Raises:
         ImpossibleRequestError: a number that no run can be made of.
@@ -46,6 +47,7 @@ class Distillation:
     warmup: float = 0.05
     candidates: int = 4
     final_steps: int = 0
+    at_end: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "samples_per_step", "candidates"):

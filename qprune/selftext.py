@@ -38,7 +38,7 @@ class OwnText:
 
     keeps_labels: ClassVar[bool] = False
     model: nn.Module = field(repr=False)
-    copies: int = 8
+    copies: int = 4
     prefix: int = 32
 
     def __post_init__(self) -> None:
