@@ -43,6 +43,11 @@ class Compensate(Protocol):
         ...
 
     @property
+    def at_end(self) -> bool:
+        """Whether it waits for the last block, instead of following the start and each block."""
+        ...
+
+    @property
     def num_samples(self) -> int | None:
         """Samples that one call is given at most; None leaves it to the effort."""
         ...
@@ -94,6 +99,11 @@ class Compensation:
             iterations=self.iterations or effort.iterations,
             curvature_share=self.curvature_share or effort.curvature_share,
         )
+
+    @property
+    def at_end(self) -> bool:
+        """It follows the start and each block."""
+        return False
 
     @property
     def num_samples(self) -> None:

@@ -35,6 +35,7 @@ class Distillation:
         warmup: share of the steps over which the rate rises; then it falls along half a cosine.
         candidates: how often on the way a candidate is offered.
         final_steps: further calls after the last block.
+        at_end: no calls before them.
         observe: called with the optimiser steps done and to do in one call.
 
     Raises:
@@ -47,6 +48,7 @@ class Distillation:
     warmup: float = 0.05
     candidates: int = 4
     final_steps: int = 0
+    at_end: bool = False
     observe: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ class OwnText:
 
     keeps_labels: ClassVar[bool] = False
     model: nn.Module = field(repr=False)
-    copies: int = 8
+    copies: int = 4
     prefix: int = 32
     observe: Callable[[int, int], None] | None = field(default=None, repr=False)
     enough: Callable[[], bool] | None = field(default=None, repr=False)

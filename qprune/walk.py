@@ -118,7 +118,10 @@ def _start(setting: Setting, state: State, at: Position) -> tuple[State, Positio
 
 
 def _compensate(setting: Setting, state: State, at: Position) -> tuple[State, Position | None]:
-    return compensate_once(setting, state, at.stage), replace(at, phase=Phase.BLOCKS)
+    following = replace(at, phase=Phase.BLOCKS)
+    if setting.compensation is None or setting.compensation.at_end:
+        return state, following
+    return compensate_once(setting, state, at.stage), following
 
 
 def _blocks(setting: Setting, state: State, at: Position) -> tuple[State, Position | None]:

@@ -43,32 +43,36 @@ def regular(gram: Floats) -> Floats:
 def tableau_of(gram: Floats, pull: Floats, energy: float, kept: NDArray[np.bool_]) -> Floats:
     """The sweep of [[A, b], [b', c]] on the inputs that ``kept`` marks; see `exact_swap_row`.
 
+    Filled are the kept inputs' rows (but for the last column), the diagonal and the last row.
+
     Args:
         gram: A, positive definite, shape (d, d).
         pull: b = A w0, shape (d,).
         energy: c = w0'A w0.
         kept: shape (d,).
     """
-    inside = np.flatnonzero(kept)
-    outside = np.append(np.flatnonzero(~kept), kept.size)
+    inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept)
     full = np.empty((kept.size + 1, kept.size + 1))
-    full[:-1, :-1] = gram
-    full[-1, :-1] = full[:-1, -1] = pull
-    full[-1, -1] = energy
+    full[-1, :-1], full[-1, -1] = pull, energy
+    full[outside, outside] = gram[outside, outside]
     if not inside.size:
         return full
-    cross = full[np.ix_(inside, outside)]
-    factor = linalg.cholesky(full[np.ix_(inside, inside)], check_finite=False)
+    cross = gram[np.ix_(inside, outside)]
+    factor = linalg.cholesky(gram[np.ix_(inside, inside)], check_finite=False)
     (invert,) = linalg.get_lapack_funcs(("potri",), (factor,))
     inverse, info = invert(factor)
     if info:
         raise np.linalg.LinAlgError(f"the kept inputs' Gram matrix has no inverse ({info})")
     inverse = np.triu(inverse) + np.triu(inverse, 1).T
     swept = inverse @ cross
-    full[np.ix_(outside, outside)] -= cross.T @ swept
-    full[np.ix_(inside, inside)] = -inverse
-    full[np.ix_(inside, outside)] = swept
-    full[np.ix_(outside, inside)] = swept.T
+    rows = np.empty((inside.size, kept.size))
+    rows[:, inside], rows[:, outside] = -inverse, swept
+    full[inside, :-1] = rows
+    values = inverse @ pull[inside]
+    full[-1, inside] = values
+    full[-1, outside] -= pull[inside] @ swept
+    full[-1, -1] -= pull[inside] @ values
+    full[outside, outside] -= (cross * swept).sum(0)
     return full
 
 
@@ -104,7 +108,7 @@ def settled_row(
     pull = gram @ target
     tableau = tableau_of(gram, pull, float(pull @ target), kept)
     diagonal = np.diagonal(gram).copy()
-    moves = exact_swap_row(tableau, kept, diagonal, run, tolerance, np.iinfo(np.int64).max)
-    moves += oscillate_row(tableau, kept, diagonal, run, tolerance, depth)
+    moves = exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, np.iinfo(np.int64).max)
+    moves += oscillate_row(tableau, gram, kept, diagonal, run, tolerance, depth)
     values = np.where(kept, tableau[-1, :-1], 0.0)
     return moves, values, marginals_of(tableau, kept, diagonal)

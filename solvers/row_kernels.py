@@ -87,39 +87,67 @@ def swap_row(gram, values, field, kept, curve, slope, cost, run, tolerance, max_
 
 
 @kernel
-def pivot(tableau, k, sign):
-    """One step of the sweep operator on entry k: into the support (+1) or out of it (-1)."""
-    size = tableau.shape[0]
-    p = tableau[k, k]
+def _column(tableau, gram, kept, k):
+    """Column k of the whole tableau; for a pruned k its rows of N are Z_k = A_k - A_kS D."""
+    size = kept.size
     column = tableau[k].copy()
-    for a in range(size):
-        if a == k:
-            continue
-        factor = column[a] / p
-        if factor == 0.0:
-            continue
-        for b in range(size):
-            tableau[a, b] -= factor * column[b]
-    for a in range(size):
-        tableau[k, a] = sign * column[a] / p
-        tableau[a, k] = tableau[k, a]
-    tableau[k, k] = -1.0 / p
+    if not kept[k]:
+        column[:size] = gram[k]
+        for a in range(size):
+            if kept[a]:
+                factor = gram[k, a]
+                for b in range(size):
+                    column[b] -= factor * tableau[a, b]
+        for a in range(size):
+            if kept[a] or a == k:
+                column[a] = tableau[a, k]
+    column[size] = tableau[size, k]
+    return column
 
 
 @kernel
-def exact_swap_row(tableau, kept, diagonal, run, tolerance, max_swaps):
+def pivot(tableau, gram, kept, k):
+    """One step of the sweep operator: input k into the support or out of it, ``kept`` too.
+
+    Only what is read is kept up to date: the rows of the support, the diagonal, the last row.
+    """
+    size = kept.size
+    sign = -1.0 if kept[k] else 1.0
+    column = _column(tableau, gram, kept, k)
+    shares = column / column[k]
+    kept[k] = not kept[k]
+    for a in range(size):
+        if a != k and kept[a]:
+            for b in range(size):
+                tableau[a, b] -= shares[a] * column[b]
+            tableau[a, k] = sign * shares[a]
+        elif a != k:
+            tableau[a, a] -= shares[a] * column[a]
+    for b in range(size + 1):
+        tableau[size, b] -= shares[size] * column[b]
+    tableau[size, k] = sign * shares[size]
+    if kept[k]:
+        for b in range(size):
+            tableau[k, b] = sign * shares[b]
+    tableau[k, k] = -1.0 / column[k]
+
+
+@kernel
+def exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, max_swaps):
     """The best swap of a row, all kept values refitted, again and again until none improves.
 
     ``tableau`` is the sweep of [[A, b], [b', c]] (b = A w0, c = w0'b) on the support S, of shape
     (d + 1, d + 1). With C the inverse of A_SS it holds -C on S x S, D = C A_SN on S x N (N the
-    pruned inputs), the Schur complement Z = A_NN - A_NS C A_SN on N x N, in its last column the
+    pruned inputs), the diagonal of the Schur complement Z = A_NN - A_NS C A_SN, in its last row the
     best values w_S and the residuals r_N = b_N - A_NS w_S, and twice the objective in its corner.
+    Its other entries, in the rows of N, mean nothing: keeping them would double or triple the work.
     Exchanging i in S for j in N then changes twice the objective by exactly
 
         w_i^2 / C_ii - (r_j + D_ij w_i / C_ii)^2 / (Z_jj + D_ij^2 / C_ii).
 
     Args:
         tableau: changed in place.
+        gram: A.
         kept: the mask, changed in place.
         diagonal: the diagonal of A; a restore whose remaining curvature is below 1e-9 of it
             is never made (the input is a combination of those kept).
@@ -137,7 +165,7 @@ def exact_swap_row(tableau, kept, diagonal, run, tolerance, max_swaps):
     swaps = 0
     while swaps < max_swaps:
         for j in range(size):
-            residual[j] = tableau[j, size]
+            residual[j] = tableau[size, j]
             curvature[j] = np.inf if kept[j] else max(tableau[j, j], 1e-9 * diagonal[j])
         best = -2.0 * tolerance
         out = -1
@@ -162,10 +190,8 @@ def exact_swap_row(tableau, kept, diagonal, run, tolerance, max_swaps):
                 into = j
         if out < 0:
             break
-        pivot(tableau, out, -1.0)
-        pivot(tableau, into, 1.0)
-        kept[out] = False
-        kept[into] = True
+        pivot(tableau, gram, kept, out)
+        pivot(tableau, gram, kept, into)
         swaps += 1
     return swaps
 
@@ -178,7 +204,7 @@ def _cheapest(tableau, kept, surplus, run):
     at = -1
     for i in range(size):
         if kept[i] and surplus[i // run] > 0:
-            cost = tableau[i, size] * tableau[i, size] / -tableau[i, i]
+            cost = tableau[size, i] * tableau[size, i] / -tableau[i, i]
             if cost < least:
                 least = cost
                 at = i
@@ -193,7 +219,7 @@ def _worthiest(tableau, kept, diagonal, surplus, run):
     at = -1
     for j in range(size):
         if not kept[j] and surplus[j // run] < 0 and tableau[j, j] > 1e-9 * diagonal[j]:
-            gain = tableau[j, size] * tableau[j, size] / tableau[j, j]
+            gain = tableau[size, j] * tableau[size, j] / tableau[j, j]
             if gain > most:
                 most = gain
                 at = j
@@ -201,15 +227,14 @@ def _worthiest(tableau, kept, diagonal, surplus, run):
 
 
 @kernel
-def _toggle(tableau, kept, surplus, run, k):
+def _toggle(tableau, gram, kept, surplus, run, k):
     """Move input k into the support or out of it."""
-    pivot(tableau, k, -1.0 if kept[k] else 1.0)
-    surplus[k // run] += -1 if kept[k] else 1
-    kept[k] = not kept[k]
+    pivot(tableau, gram, kept, k)
+    surplus[k // run] += 1 if kept[k] else -1
 
 
 @kernel
-def _swing(tableau, kept, diagonal, run, depth, outward):
+def _swing(tableau, gram, kept, diagonal, run, depth, outward):
     """``depth`` inputs more (outward) or fewer, greedily, and back; whether counts came back."""
     surplus = np.zeros(kept.size // run + 1, dtype=np.int64)
     anywhere = np.full(surplus.size, -1 if outward else 1)
@@ -220,7 +245,7 @@ def _swing(tableau, kept, diagonal, run, depth, outward):
             k = _cheapest(tableau, kept, anywhere, run)
         if k < 0:
             break
-        _toggle(tableau, kept, surplus, run, k)
+        _toggle(tableau, gram, kept, surplus, run, k)
     while surplus.any():
         if outward:
             k = _cheapest(tableau, kept, surplus, run)
@@ -228,12 +253,12 @@ def _swing(tableau, kept, diagonal, run, depth, outward):
             k = _worthiest(tableau, kept, diagonal, surplus, run)
         if k < 0:
             return False
-        _toggle(tableau, kept, surplus, run, k)
+        _toggle(tableau, gram, kept, surplus, run, k)
     return True
 
 
 @kernel
-def oscillate_row(tableau, kept, diagonal, run, tolerance, depth):
+def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, depth):
     """Strategic oscillation of a row that no swap improves; returns the swings that paid.
 
     Adds the inputs that gain most, one after the other, then removes as many of the cheapest (and
@@ -242,6 +267,7 @@ def oscillate_row(tableau, kept, diagonal, run, tolerance, depth):
 
     Args:
         tableau: as for `exact_swap_row`, changed in place; so is ``kept``.
+        gram: A.
         kept: the mask.
         diagonal: the diagonal of A.
         run: counts hold in every run of this many inputs.
@@ -253,15 +279,21 @@ def oscillate_row(tableau, kept, diagonal, run, tolerance, depth):
     while length <= depth:
         improved = False
         for outward in (True, False):
-            tableau_before = tableau.copy()
             kept_before = kept.copy()
-            if _swing(tableau, kept, diagonal, run, length, outward):
-                exact_swap_row(tableau, kept, diagonal, run, tolerance, 1 << 62)
-                improved = tableau[-1, -1] < tableau_before[-1, -1] - 2.0 * tolerance
+            support = np.flatnonzero(kept)
+            rows = tableau[support]
+            entries = np.diag(tableau).copy()
+            last = tableau[-1].copy()
+            if _swing(tableau, gram, kept, diagonal, run, length, outward):
+                exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, 1 << 62)
+                improved = tableau[-1, -1] < last[-1] - 2.0 * tolerance
             if improved:
                 paid += 1
                 break
-            tableau[:] = tableau_before
+            for a in range(kept.size):
+                tableau[a, a] = entries[a]
+            tableau[support] = rows
+            tableau[-1] = last
             kept[:] = kept_before
         length = 2 if improved else 2 * length
     return paid

@@ -23,12 +23,15 @@ from qprune.selftext import OwnText
 from qprune.steps import Observer
 
 #: Optimiser steps of stage 2 where nothing is said.
-STAGE2_STEPS = 160
+STAGE2_STEPS = 96
 #: Share of the calibration sequences on which steps are judged, and never fitted.
 ACCEPT_SHARE = 0.125
 # Sequences of one expansion for block moves: each costs several passes.
 _EXPANDED = 64
 _NUM_BLOCKS = 16
+# With 0.1 or 3, moves of some thousand weights that promised to end all of the loss doubled it; the
+# mean curvature of so many weights is next to nothing.
+_DAMPING = 300.0
 _BUDGETS = Sensitivity()
 
 
@@ -55,10 +58,10 @@ def prune_network(
 ) -> Pruned:
     """Prune layer by layer, then improve the outcome on the loss at the network's end.
 
-    The loss is KL(dense || pruned) of the next-token distributions. Kept weights are distilled
-    with the mask held, in ``rounds`` + 1 stretches; before each but the first, blocks of weights
-    across all layers are put to the sampler, restore or prune under the exact count. What does
-    not lower the loss on sequences that were held back is not taken.
+    The loss is KL(dense || pruned) of the next-token distributions. First, ``rounds`` times,
+    blocks of weights across all layers are put to the sampler, restore or prune under the exact
+    count; then kept weights are distilled with the mask held. What does not lower the loss on
+    sequences that were held back is not taken.
 
     Args:
         model: a causal language model whose blocks' matrices are Linear layers, on the CPU.
@@ -70,7 +73,7 @@ def prune_network(
         targets: class names, module names or ``re:`` patterns inside the blocks.
         ignore: the same, taken away again.
         compensate: whether kept values may move. False: masks only, by block moves alone.
-        steps: optimiser steps of the distillation in all.
+        steps: optimiser steps of the distillation.
         rounds: of block moves.
         augment: writes more sequences to fit on; ``OwnText(model)`` is the usual one.
         budgets: shares the count among the layers, where no structure does.
@@ -103,13 +106,14 @@ def prune_network(
     moving = compensate and steps > 0
     settings: dict[str, Any] = {
         "loss": DenseOutputs(fit_scale=False),
-        "compensate": Distillation(max(1, steps // (rounds + 1)), observe=observe_moves)
+        "compensate": Distillation(steps, final_steps=1, at_end=True, observe=observe_moves)
         if moving
         else False,
         "augment": augment,
         "rounds": rounds,
         "final_rounds": rounds,
         "num_blocks": _NUM_BLOCKS,
+        "damping": _DAMPING,
         "samples_per_step": _EXPANDED,
         "accept_share": ACCEPT_SHARE,
     }

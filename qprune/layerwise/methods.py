@@ -110,8 +110,10 @@ class Reconstruct:
         damping: see `Method`.
         start: the mask to improve (`solvers.row_starts`); the default is ALPS's (Meng et al. 2024,
             arXiv 2406.07831).
-        depth: how far an oscillation goes (`solvers.row_search.solve_rows`).
-        max_rounds: rounds of swaps, trades and refit at most; 0 keeps the start's mask.
+        depth: how far an oscillation goes (`solvers.row_search.solve_rows`): 4 takes about 1 %
+            off the error of a layer, and twice as long.
+        max_rounds: rounds of swaps, trades and refit at most. Every row ends where none of its
+            swaps helps; more rounds trade more between rows, and gain a few tenths of a percent.
     """
 
     scope: Scope = "layer"
@@ -119,8 +121,8 @@ class Reconstruct:
     by_group: bool = True
     damping: float = 0.01
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
-    depth: int = 4
-    max_rounds: int = 200
+    depth: int = 0
+    max_rounds: int = 2
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         start = self.start(problem)

@@ -22,6 +22,11 @@ def least(gram, target, support):
     return 0.5 * (values - target) @ gram @ (values - target), values
 
 
+def filled(tableau, kept):
+    """The entries that mean something: the kept inputs' rows, the diagonal, the last row."""
+    return np.concatenate([tableau[:-1][kept, :-1].ravel(), np.diagonal(tableau), tableau[-1]])
+
+
 seeds, sizes = st.integers(0, 10_000), st.integers(1, 7)
 
 
@@ -35,7 +40,13 @@ def test_the_tableau_holds_values_residuals_and_objective(seed, size):
     np.testing.assert_allclose(tableau[-1, :-1][kept], values[kept], atol=1e-7)
     residual = gram @ (target - values)
     np.testing.assert_allclose(tableau[-1, :-1][~kept], residual[~kept], atol=1e-7)
-    np.testing.assert_allclose(tableau, tableau.T, atol=1e-7)
+    s, n = np.flatnonzero(kept), np.flatnonzero(~kept)
+    inverse = np.linalg.inv(gram[np.ix_(s, s)])
+    cross = gram[np.ix_(s, n)]
+    np.testing.assert_allclose(tableau[np.ix_(s, s)], -inverse, atol=1e-7)
+    np.testing.assert_allclose(tableau[np.ix_(s, n)], inverse @ cross, atol=1e-7)
+    schur = gram[n, n] - (cross * (inverse @ cross)).sum(0)
+    np.testing.assert_allclose(tableau[n, n], schur, atol=1e-7)
 
 
 @given(seeds, st.integers(2, 7))
@@ -45,12 +56,12 @@ def test_pivots_move_between_the_tableaus_of_supports(seed, size):
     kept = rng.random(size) < 0.5
     k = int(rng.integers(size))
     before = tableau_of(gram, pull, energy, kept)
-    moved = before.copy()
-    pivot(moved, k, -1.0 if kept[k] else 1.0)
-    flipped = kept.copy()
-    flipped[k] = not kept[k]
-    expected = tableau_of(gram, pull, energy, flipped)
-    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+    moved, flipped = before.copy(), kept.copy()
+    pivot(moved, gram, flipped, k)
+    assert np.flatnonzero(flipped != kept).tolist() == [k]
+    expected = filled(tableau_of(gram, pull, energy, flipped), flipped)
+    found = filled(moved, flipped)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
 
 
 @given(seeds, st.integers(2, 7))
