@@ -62,7 +62,7 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
             bar.solids.set(rasterized=False, edgecolor="face")
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
         bar.set_label("median gap, %")
-        axes.set_title("Gap to best known, %; hatched: no answer (in brackets: variables)")
+        axes.set_title("Gap to best known, %; hatched: no answer")
         return figure
 
 

@@ -172,7 +172,7 @@ def _map(findings: Findings) -> Section:
         "gap_map",
         "Sampler by problem",
         "Median gap to the best known energy at the largest budget, in percent; 0 is at most "
-        "0.01 %. Hatched: incompatible, or most runs failed.",
+        "0.01 %. Hatched: incompatible, or most runs failed. In brackets: variables.",
         maps.gap_map(findings.gaps, findings.against.n),
     )
     return Section("Problem by problem", drawings=(drawing,))
