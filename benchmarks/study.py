@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="to n = 1024, one budget, 2 repeats")
     arguments = parser.parse_args()
-    largest, budgets, repeats = 4096, ("0.1s", "1s"), arguments.repeats
+    largest, budgets, repeats = 4096, ("1s",), arguments.repeats
     if arguments.short:
         largest, budgets, repeats = 1024, ("0.3s",), 2
     with StudyBar(Console(stderr=True)) as bar:

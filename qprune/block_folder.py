@@ -73,6 +73,9 @@ class BlockFolder:
         """How large they are together."""
         return sum(self._sizes.values())
 
+    def __str__(self) -> str:
+        return f"{self.path} holds {self.num_blocks} problems, {self.num_bytes / 1e6:.3g} MB"
+
     def __call__(self, block: SolvedBlock) -> None:
         """Write the problem, whole or not at all, then its line.
 

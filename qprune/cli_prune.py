@@ -181,18 +181,12 @@ def prune(
     if is_pretrained(str(merged(given, config).get("model"))):
         from qprune.cli_prune_language import prune_language_model
 
-        if record_blocks is not None:
-            raise ImpossibleRequestError(
-                "--record-blocks is for networks that are pruned through a sampler; a language "
-                "model is pruned here layer by layer, without one (the walk qprune.prune takes "
-                "observe_blocks for it)"
-            )
         if started_ranks() > 1:
             raise ImpossibleRequestError(
                 "language models are pruned by one process from the command line; start without "
                 "torchrun, or call qprune.prune(..., ranks=qprune.ranks.DataParallel())"
             )
-        prune_language_model(given, config, output, json)
+        prune_language_model(given, config, output, json, record_blocks)
         return
     settings = make_settings(given, config)
     trusted(settings, given["model"], given["data"])
@@ -200,8 +194,7 @@ def prune(
     if record_blocks is not None:
         from qprune.block_folder import BlockFolder
 
-        about = {"model": settings.model, "data": settings.data, "seed": settings.seed}
-        blocks = BlockFolder(record_blocks, about)
+        blocks = BlockFolder(record_blocks, settings.provenance)
     # Without a folder there is nothing to end in good order for.
     stopping = interruptible() if output else nullcontext(None)
     with joined() as ranks, stopping as stop:
@@ -219,8 +212,7 @@ def prune(
     if not first:
         return
     if blocks is not None:
-        size = f"{blocks.num_bytes / 1e6:.3g} MB"
-        typer.echo(f"{blocks.path} holds {blocks.num_blocks} problems, {size}", err=True)
+        typer.echo(str(blocks), err=True)
     tell(pruned, output, json)
 
 

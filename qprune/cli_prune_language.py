@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.config import make_settings
+from qprune.errors import ImpossibleRequestError
 from qprune.interrupt import interruptible
 from qprune.language.job import run_language_job
 from qprune.language.outcome import LanguageOutcome
@@ -19,13 +20,18 @@ from qprune.language.settings import LanguageSettings
 from qprune.language.stages import Watch
 from qprune.progress import StagesBar, logged
 from qprune.records import strict_json
+from qprune.solve import BlockObserver
 
 #: Exit code of what was stopped by hand.
 INTERRUPTED = 130
 
 
 def prune_language_model(
-    given: Mapping[str, Any], config: Path | None, output: Path | None, json: bool
+    given: Mapping[str, Any],
+    config: Path | None,
+    output: Path | None,
+    json: bool,
+    record_blocks: Path | None = None,
 ) -> None:
     """Prune, and print the outcome: one line of JSON, or a table.
 
@@ -34,11 +40,28 @@ def prune_language_model(
         typer.Exit: the run was stopped by hand and can be resumed.
     """
     settings = make_settings(given, config, LanguageSettings)
-    carry_out(settings, output, json)
+    if record_blocks is None:
+        carry_out(settings, output, json)
+        return
+    from qprune.block_folder import BlockFolder
+
+    if settings.method != "qprune":
+        raise ImpossibleRequestError(
+            f"--record-blocks keeps what stage 2 puts to its sampler, and --method "
+            f"{settings.method} has none; use --method qprune, or leave it out"
+        )
+    blocks = BlockFolder(record_blocks, settings.provenance)
+    carry_out(settings, output, json, blocks=blocks)
+    typer.echo(str(blocks), err=True)
 
 
 def carry_out(
-    settings: LanguageSettings, output: Path | None, json: bool, *, resume: bool = False
+    settings: LanguageSettings,
+    output: Path | None,
+    json: bool,
+    *,
+    resume: bool = False,
+    blocks: BlockObserver | None = None,
 ) -> None:
     """Run the job with a bar and a log, and print the outcome.
 
@@ -56,7 +79,7 @@ def carry_out(
                 settings,
                 output,
                 resume=resume,
-                watch=Watch(bar.layer, bar.step, bar.text, bar.moves, stop),
+                watch=Watch(bar.layer, bar.step, blocks, bar.text, bar.moves, stop),
                 track=bar.track,
             )
     if json:

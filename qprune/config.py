@@ -50,6 +50,11 @@ class Asked(BaseModel):
         return checked_sparsity(sparsity, self.structure)
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """Where something that a run leaves behind is from."""
+        return self.model_dump(mode="json", include={"model", "data", "seed"})
+
+    @property
     def title(self) -> str:
         """The run in a few words."""
         return f"{self.model} pruned to {100 * self.asked_sparsity:.4g} %"

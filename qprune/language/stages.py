@@ -40,6 +40,7 @@ from qprune.recording import STEPS, hold_fingerprint
 from qprune.records import read_json, strict_json
 from qprune.run import LAYERS
 from qprune.selftext import OwnText, cache_name
+from qprune.solve import BlockObserver
 from qprune.steps import Observer, Report
 from qprune.traces import forward
 from solvers.memory import peak_memory
@@ -60,6 +61,7 @@ class Watch:
     Attributes:
         layer: every matrix that stage 1 is done with.
         step: every step of stage 2.
+        block: every problem of stage 2 that the sampler has answered.
         text: sequences that the model has written.
         moves: optimiser steps of one stretch of stage 2.
         should_stop: asked before every step of stage 2; True ends it with the best mask so far.
@@ -67,6 +69,7 @@ class Watch:
 
     layer: LayerObserver | None = None
     step: Observer | None = None
+    block: BlockObserver | None = None
     text: Count | None = None
     moves: Count | None = None
     should_stop: Callable[[], bool] | None = None
@@ -194,6 +197,7 @@ def _both_stages(
             offload=settings.offload,
             seed=settings.seed,
             observe=watch.step or (),
+            observe_blocks=watch.block or (),
             observe_layers=watch.layer,
             observe_moves=watch.moves,
             should_stop=watch.should_stop,

@@ -108,6 +108,23 @@ def test_a_folder_that_stock_transformers_loads_with_the_reported_perplexity(fol
     assert outcome["dense"] != outcome["final"]
 
 
+def test_blocks_of_stage_2_are_recorded_for_comparisons(folder, prune, tmp_path):
+    from solvers.study import read_instances
+
+    quick = ("--stage2-steps", "2", "--no-evaluate", "--no-augment", "--block-size", "64")
+    blocks = tmp_path / "blocks"
+    code, _, err = prune(*COMMON, *quick, "--sparsity", "0.5", "--record-blocks", str(blocks))
+    assert code == 0, err
+    found = list(read_instances(blocks))
+    assert f"{blocks} holds {len(found)} problems" in err
+    assert {instance.problem.num_variables for instance in found} == {64}
+    code, _, err = prune(
+        *COMMON, "--sparsity", "0.5", "--method", "wanda", "--record-blocks", str(tmp_path / "no")
+    )
+    assert code == 2
+    assert "--method wanda has none" in err
+
+
 def test_a_table_for_people_and_the_options_of_a_file(folder, prune):
     (folder / "run.yaml").write_text("model: llama\nmethod: wanda\nmax-seq-length: 16\n")
     code, out, err = prune(
