@@ -78,6 +78,13 @@ JOBS = (
     Job("compare-kills", "benchmarks.reliability.compare_kills --data {data}/qubo", "--kills 1",
         needs=("qubo",)),
     Job("kills", "benchmarks.reliability.kills", "--kills 5", "--data {data} --kills 200"),
+    Job("faults", "benchmarks.reliability.faults", full="--data {data}"),
+    Job("storage", "benchmarks.reliability.storage", "--positions 40 --every 25"),
+    Job("memory", "benchmarks.reliability.memory", "--only wide", "--data {data}"),
+    Job("checkpoints", "benchmarks.reliability.overhead", full="--data {data}"),
+    Job("fuzz", "benchmarks.reliability.fuzz --crashes {out}/crashes", "--seconds 20",
+        "--seconds 3600"),
+    Job("scaling", "benchmarks.scaling.simulate"),
 )  # fmt: skip
 
 
