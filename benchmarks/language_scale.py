@@ -107,7 +107,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inputs", type=int, default=4096)
-    parser.add_argument("--rows", type=int, nargs=2, default=[8, 24], help="few, many")
+    parser.add_argument("--rows", type=int, nargs=2, default=[8, 72], help="few, many")
     parser.add_argument("--tokens", type=int, help="default: twice the inputs")
     parser.add_argument("--sparsity", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=0)
