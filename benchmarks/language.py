@@ -100,6 +100,7 @@ class WrittenOnce:
                 return kept["written"]
         began = time.process_time()
         written = self.text(inputs, generator)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"inputs": inputs, "start": start, "end": generator.get_state(), "written": written}
         torch.save(kept | {"cpu_seconds": time.process_time() - began, "pid": getpid()}, self._path)
         return written
@@ -233,6 +234,36 @@ def costs(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def completed(
+    missing: Sequence[Run],
+    model: str,
+    data: str,
+    output: Path,
+    short: bool,
+    rows: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Run what is missing, each a line of ``output`` as soon as it ends."""
+    tokenizer = load_tokenizer(model)
+    test = evaluation_windows(data, tokenizer, max_seq_length=LENGTH)
+    test = test[:64] if short else test
+    number = 16 if short else NUM_SAMPLES
+    dense = rows[0]["dense"] if rows else perplexity(load_pretrained(model), test)
+    windows = {
+        seed: calibration_windows(
+            data, tokenizer, num_samples=number, max_seq_length=LENGTH, seed=seed
+        )
+        for seed in {run.seed for run in missing}
+    }
+    console, made = Console(stderr=True), []
+    for run in track(missing, "pruning", console=console, disable=not console.is_terminal):
+        row = alone(run, model, windows[run.seed], test, short) | {"dense": dense}
+        made.append(row)
+        with output.open("a") as journal:
+            journal.write(json.dumps(row) + "\n")
+        console.print(run, f"perplexity {row['perplexity']:.3f}, {row['cpu_seconds']:.0f} CPU s")
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -262,28 +293,9 @@ def main() -> None:
         for column in arguments.sparsities
     ]
     missing = [run for run in wanted if run not in done]
-    errors, console = Console(stderr=True), Console(width=140)
     if missing:
-        tokenizer = load_tokenizer(arguments.model)
-        test = evaluation_windows(arguments.data, tokenizer, max_seq_length=LENGTH)
-        test = test[:64] if short else test
-        windows = {
-            seed: calibration_windows(
-                arguments.data,
-                tokenizer,
-                num_samples=16 if short else NUM_SAMPLES,
-                max_seq_length=LENGTH,
-                seed=seed,
-            )
-            for seed in {run.seed for run in missing}
-        }
-        dense = rows[0]["dense"] if rows else perplexity(load_pretrained(arguments.model), test)
-    for run in track(missing, "pruning", console=errors, disable=not errors.is_terminal):
-        row = alone(run, arguments.model, windows[run.seed], test, short) | {"dense": dense}
-        rows.append(row)
-        with output.open("a") as journal:
-            journal.write(json.dumps(row) + "\n")
-        errors.print(run, f"perplexity {row['perplexity']:.3f}, {row['cpu_seconds']:.0f} CPU s")
+        rows += completed(missing, arguments.model, arguments.data, output, short, rows)
+    console = Console(width=140)
     console.print(f"{platform.machine()}, one thread; {output}")
     if rows:
         console.print(perplexities(rows, rows[0]["dense"]))

@@ -18,7 +18,7 @@ from qprune.errors import ImpossibleRequestError
 from qprune.layerwise.blocks import Named, enter, find_blocks
 from qprune.layerwise.budgets import budget_of, sparsity_by_layer
 from qprune.layerwise.matrices import Matrix, find_matrices, log_left_dense, refuse_tied
-from qprune.layerwise.methods import METHODS, Method
+from qprune.layerwise.methods import METHODS, Magnitude, Method
 from qprune.layerwise.outcome import LayerObserver, LayerOutcome, Layerwise
 from qprune.layerwise.passage import Order, Passage
 from qprune.layerwise.statistics import Moments, quadratic
@@ -191,7 +191,8 @@ def _prune(run: _Run, matrix: Matrix, moments: Moments) -> None:
     goal = quadratic(moments, weights, run.method.damping)
     problem = RowProblem(_array(goal.gram), _array(goal.targets), run.budgets[matrix.name])
     seed = run.seed + len(run.outcomes)
-    solved = run.ranks.once(lambda: run.method.solve(problem, compensate=run.compensate, seed=seed))
+    method = run.method if moments.tokens else Magnitude()
+    solved = run.ranks.once(lambda: method.solve(problem, compensate=run.compensate, seed=seed))
     mask = torch.as_tensor(solved.mask, device=weights.device)
     values = torch.as_tensor(solved.values, device=weights.device) if run.compensate else weights
     matrix.write(torch.where(mask, values.to(weights), 0.0))

@@ -178,7 +178,9 @@ def test_half_precision_models_keep_their_dtype_and_lose_little_by_it(dtype):
     exact, rounded = tiny_models.make("llama"), tiny_models.make("llama").to(dtype)
     errors = [[o.error for o in prune(m).layers] for m in (exact, rounded)]
     assert rounded.lm_head.weight.dtype == rounded.model.layers[0].mlp.up_proj.weight.dtype == dtype
-    assert np.allclose(errors[0], errors[1], rtol=0.1)
+    # One swap more or less is a tenth of so small a layer; all of them together are not.
+    assert np.allclose(errors[0], errors[1], rtol=0.3)
+    assert np.isclose(sum(errors[0]), sum(errors[1]), rtol=0.05)
 
 
 def test_layers_may_have_sparsities_of_their_own():
