@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.func import functional_call, jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qprune.effort import THOROUGH, Effort
 from qprune.layers import Layers
@@ -194,7 +195,9 @@ def gauss_newton(
 
         def one(_: int, batch: Samples) -> tuple[None, Parts]:
             function = run(batch.inputs)
-            outputs, moved = jvp(function, tuple(weights), shaped(vector))[:2]
+            # Fused attention has no forward derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                outputs, moved = jvp(function, tuple(weights), shaped(vector))[:2]
             curved = _output_curvature(loss, outputs, batch.targets, moved)
             return None, vjp(function, *weights)[1](curved)
 
@@ -220,7 +223,7 @@ def _sharded_gauss_newton(
                 (layer.module, part.view(layer.module.weight.shape))
                 for layer, part in zip(layers, layers.split(vector), strict=True)
             )
-            with torch.no_grad(), Tangents(directions):
+            with torch.no_grad(), Tangents(directions), sdpa_kernel(SDPBackend.MATH):
                 outputs, moved = unpack_dual(forward(model, batch.inputs))
             assert moved is not None
             curved = _output_curvature(loss, outputs, batch.targets, moved)

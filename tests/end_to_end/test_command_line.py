@@ -142,7 +142,7 @@ def test_a_folder_cannot_make_the_user_import_code(folder, qprune, command):
     (folder / REPORT_JSON).unlink()
     code, _, err = qprune(command, folder)
     assert code == 2
-    assert "asks to import 'antigravity:fly'" in err
+    assert "ask to import 'antigravity:fly'" in err
     assert "antigravity" not in sys.modules
     assert "--model antigravity:fly, not" in qprune(command, folder, "--model", "digits-mlp")[2]
 

@@ -86,7 +86,7 @@ def whole(command, options, tmp_path_factory):
         code, out, err = command("prune", *options, *ACROSS, "--output", folder / "whole", "--json")
     assert code == 0, err
     kinds = [step["kind"] for step in json.loads(out.splitlines()[-1])["steps"]]
-    assert kinds[:3] == ["start", "compensate", "blocks"]
+    assert kinds[:3] == ["start", "blocks", "compensate"]
     return folder
 
 
