@@ -22,6 +22,8 @@ import gzip
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,10 +179,21 @@ def _read_json(data: bytes) -> QuadraticProblem:
 
 
 def _read_bqm(data: bytes) -> QuadraticProblem:
+    _require_harmless("BinaryQuadraticModel", data)
     return QuadraticProblem.from_bqm(dimod.BinaryQuadraticModel.from_file(io.BytesIO(data)))
 
 
+def _require_harmless(model: str, data: bytes) -> None:
+    """Refuse a file on which dimod's own reader, which trusts the indices in it, would crash."""
+    program = f"import io, sys, dimod; dimod.{model}.from_file(io.BytesIO(sys.stdin.buffer.read()))"
+    command = [sys.executable, "-c", program]
+    tried = subprocess.run(command, input=data, capture_output=True, check=False)
+    if tried.returncode < 0:
+        raise InvalidProblemError("dimod's reader crashes on it: it is damaged")
+
+
 def _read_cqm(data: bytes) -> QuadraticProblem:
+    _require_harmless("ConstrainedQuadraticModel", data)
     problem = QuadraticProblem.from_cqm(dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(data)))
     if problem.groups is None or problem.counts is None:
         return problem

@@ -210,3 +210,18 @@ def test_published_instances(name, maximize, size, entries):
     upper = np.count_nonzero(np.triu(matrix, k=1))
     own = 0 if "gset" in name else np.count_nonzero(problem.linear)
     assert upper + own == entries
+
+
+def test_a_file_that_crashes_the_reader_is_refused(tmp_path):
+    """Indices out of range; in this process dimod would write wherever they point."""
+    star = dict.fromkeys([(0, 3), (1, 3), (2, 3)], 1.0)
+    with dimod.BQM(dict.fromkeys(range(4), 1.0), star, 0.0, "BINARY").to_file() as file:
+        content = bytearray(file.read())
+    # The neighbours of the star's middle, which became the second variable.
+    pair = np.dtype([("outvar", np.int32), ("bias", np.float64)])
+    at = content.index(np.array([(v, 1.0) for v in (0, 2, 3)], pair).tobytes())
+    content[at : at + 4] = (-(2**30)).to_bytes(4, "little", signed=True)
+    path = tmp_path / "damaged.bqm"
+    path.write_bytes(content)
+    with pytest.raises(InvalidProblemError, match="damaged"):
+        read_problem(path)
