@@ -30,6 +30,7 @@ from typing import Any
 
 import dimod
 import numpy as np
+from dimod.serialization.fileview import read_header
 from numpy.typing import ArrayLike
 from scipy import sparse
 
@@ -48,6 +49,7 @@ from solvers.formats import (
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Dense, LowRank, Sparse
 
+_BQM_MAGIC = b"DIMODBQM"
 _GRAPH_SUFFIXES = (".gset", ".rud", ".mc")
 
 
@@ -179,13 +181,37 @@ def _read_json(data: bytes) -> QuadraticProblem:
 
 
 def _read_bqm(data: bytes) -> QuadraticProblem:
-    _require_harmless("BinaryQuadraticModel", data)
+    _require_variables(io.BytesIO(data))
     return QuadraticProblem.from_bqm(dimod.BinaryQuadraticModel.from_file(io.BytesIO(data)))
 
 
-def _require_harmless(model: str, data: bytes) -> None:
-    """Refuse a file on which dimod's own reader, which trusts the indices in it, would crash."""
-    program = f"import io, sys, dimod; dimod.{model}.from_file(io.BytesIO(sys.stdin.buffer.read()))"
+def _require_variables(stream: io.BytesIO) -> None:
+    """Refuse a BQM with couplings of variables it lacks: dimod's reader would write to them.
+
+    The layout is that of `dimod.BinaryQuadraticModel.to_file`: the offset, for every variable
+    where its couplings start and its bias, then pairs of neighbour and coupling.
+    """
+    header = read_header(stream, _BQM_MAGIC).data
+    size, couplings = header["shape"]
+    bias = np.dtype(header["dtype"])
+    linear = np.dtype([("start", header["ntype"]), ("bias", bias)])
+    pair = np.dtype([("neighbour", header["itype"]), ("bias", bias)])
+    stream.seek(bias.itemsize, io.SEEK_CUR)
+    starts = np.frombuffer(stream.read(size * linear.itemsize), linear)["start"].astype(np.int64)
+    bounds = [0, *starts.tolist(), 2 * couplings]
+    pairs = np.frombuffer(stream.read(2 * couplings * pair.itemsize), pair)["neighbour"]
+    if size and (starts[0] or bounds != sorted(bounds)):
+        raise InvalidProblemError("its couplings are in no order: it is damaged")
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < size:
+        raise InvalidProblemError(f"it couples variables beyond its {size}: it is damaged")
+
+
+def _require_harmless(data: bytes) -> None:
+    """Refuse a CQM on which dimod's own reader, which trusts the indices in it, would crash."""
+    program = (
+        "import io, sys, dimod; "
+        "dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(sys.stdin.buffer.read()))"
+    )
     command = [sys.executable, "-c", program]
     tried = subprocess.run(command, input=data, capture_output=True, check=False)
     if tried.returncode < 0:
@@ -193,7 +219,7 @@ def _require_harmless(model: str, data: bytes) -> None:
 
 
 def _read_cqm(data: bytes) -> QuadraticProblem:
-    _require_harmless("ConstrainedQuadraticModel", data)
+    _require_harmless(data)
     problem = QuadraticProblem.from_cqm(dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(data)))
     if problem.groups is None or problem.counts is None:
         return problem
@@ -244,7 +270,7 @@ def _read_npz(data: bytes) -> QuadraticProblem:
 
 _BINARY: dict[bytes, Callable[[bytes], QuadraticProblem]] = {
     b"PK": _read_npz,
-    b"DIMODBQM": _read_bqm,
+    _BQM_MAGIC: _read_bqm,
     b"DIMODCQM": _read_cqm,
 }
 

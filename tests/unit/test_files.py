@@ -212,16 +212,40 @@ def test_published_instances(name, maximize, size, entries):
     assert upper + own == entries
 
 
-def test_a_file_that_crashes_the_reader_is_refused(tmp_path):
-    """Indices out of range; in this process dimod would write wherever they point."""
+PAIR = np.dtype([("outvar", np.int32), ("bias", np.float64)])
+
+
+def star_bytes() -> bytearray:
+    """A star of four variables as dimod writes it; its middle became the second variable."""
     star = dict.fromkeys([(0, 3), (1, 3), (2, 3)], 1.0)
     with dimod.BQM(dict.fromkeys(range(4), 1.0), star, 0.0, "BINARY").to_file() as file:
-        content = bytearray(file.read())
-    # The neighbours of the star's middle, which became the second variable.
-    pair = np.dtype([("outvar", np.int32), ("bias", np.float64)])
-    at = content.index(np.array([(v, 1.0) for v in (0, 2, 3)], pair).tobytes())
-    content[at : at + 4] = (-(2**30)).to_bytes(4, "little", signed=True)
+        return bytearray(file.read())
+
+
+@pytest.mark.parametrize("neighbour", [-(2**30), -1, 4, 2**30])
+@pytest.mark.parametrize("place", range(3))
+def test_a_file_that_couples_variables_it_lacks_is_refused(neighbour, place, tmp_path):
+    """In this process dimod would write wherever they point."""
+    content = star_bytes()
+    at = content.index(np.array([(v, 1.0) for v in (0, 2, 3)], PAIR).tobytes())
+    at += place * PAIR.itemsize
+    content[at : at + 4] = neighbour.to_bytes(4, "little", signed=True)
     path = tmp_path / "damaged.bqm"
     path.write_bytes(content)
-    with pytest.raises(InvalidProblemError, match="damaged"):
+    with pytest.raises(
+        InvalidProblemError, match="couples variables beyond its 4"
+    ):
+        read_problem(path)
+
+
+@pytest.mark.parametrize(("variable", "start"), [(0, -2), (1, 7), (2, -1), (3, 1)])
+def test_a_file_whose_couplings_are_in_no_order_is_refused(variable, start, tmp_path):
+    content = star_bytes()
+    rows = np.dtype([("nidx", np.int32), ("bias", np.float64)])
+    linear = np.array([(at, 1.0) for at in (0, 1, 4, 5)], rows)
+    at = content.index(linear.tobytes()) + variable * rows.itemsize
+    content[at : at + 4] = start.to_bytes(4, "little", signed=True)
+    path = tmp_path / "damaged.bqm"
+    path.write_bytes(content)
+    with pytest.raises(InvalidProblemError, match="no order"):
         read_problem(path)
