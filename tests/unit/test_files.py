@@ -232,9 +232,7 @@ def test_a_file_that_couples_variables_it_lacks_is_refused(neighbour, place, tmp
     content[at : at + 4] = neighbour.to_bytes(4, "little", signed=True)
     path = tmp_path / "damaged.bqm"
     path.write_bytes(content)
-    with pytest.raises(
-        InvalidProblemError, match="couples variables beyond its 4"
-    ):
+    with pytest.raises(InvalidProblemError, match="couples variables beyond its 4"):
         read_problem(path)
 
 
