@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.7)
     parser.add_argument("--methods", nargs="*", default=["sparsegpt", "reconstruct"])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--offload", default="device", help="where activations wait")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     shape = (arguments.sequences, arguments.length)
@@ -93,6 +94,7 @@ def main() -> None:
             method=METHODS[method],
             sparsity=arguments.sparsity,
             device=arguments.device,
+            offload=arguments.offload,
             observe=tell,
         )
         seconds = time.perf_counter() - began

@@ -150,7 +150,7 @@ def prune(
     ] = None,
     offload: Annotated[
         str | None,
-        typer.Option(help="language models: where activations wait, cpu or a folder (cpu)"),
+        typer.Option(help="language models: where activations wait: cpu, device or a folder (cpu)"),
     ] = None,
     evaluate: Annotated[
         bool | None, typer.Option(help="language models: whether to measure test perplexity")

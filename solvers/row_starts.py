@@ -6,9 +6,12 @@ counts, True where kept; the last two come with values as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from solvers.arrays import Array, as_float, namespace
+import numpy as np
+
+from solvers.arrays import Array, as_float, is_tensor, namespace
 from solvers.rows import RowProblem
 
 
@@ -89,7 +92,7 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
     scale = diagonal**0.5
     scaled = problem.gram / (scale[:, None] * scale[None, :])
     scaled = scaled + xp.diag(1.0 - scaled.diagonal())
-    eigenvalues, basis = xp.linalg.eigh(scaled)
+    damped = _damped_inverse(scaled)
     targets = problem.targets * scale
     pull = targets @ scaled
     sparse, dual = targets, xp.zeros_like(targets)
@@ -97,8 +100,7 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
     kept = max(1, int(mask.sum()))
     rho = 0.1
     for iteration in range(1, max_iterations + 1):
-        right = (pull - dual + rho * sparse) @ basis
-        values = (right / (eigenvalues + rho)) @ basis.T
+        values = damped(pull - dual + rho * sparse, rho)
         mask = problem.budget.select(abs(values + dual / rho))
         sparse = (values + dual / rho) * mask
         dual = dual + rho * (values - sparse)
@@ -114,6 +116,33 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
 def _original(problem: RowProblem, scores: Array) -> Start:
     mask = problem.budget.select(scores)
     return Start(mask, problem.targets * mask)
+
+
+def _damped_inverse(gram: Array) -> Callable[[Array, float], Array]:
+    """(right, rho) -> right (A + rho I)^-1, rho the same for some calls in a row.
+
+    On a host eigenvectors serve every rho. On a device they take as long as hundreds of inverses,
+    so that those are cheaper.
+    """
+    if not is_tensor(gram):
+        eigenvalues, basis = np.linalg.eigh(gram)
+        return lambda right, rho: (right @ basis / (eigenvalues + rho)) @ basis.T
+    xp = namespace(gram)
+    inverses: dict[float, Array] = {}
+
+    def times(right: Array, rho: float) -> Array:
+        if rho not in inverses:
+            inverses.clear()
+            inverses[rho] = xp.cholesky_inverse(xp.linalg.cholesky(_shifted(gram, rho)))
+        return right @ inverses[rho]
+
+    return times
+
+
+def _shifted(gram: Array, shift: float) -> Array:
+    shifted = gram.clone()
+    shifted.diagonal().add_(shift)
+    return shifted
 
 
 def _inverse_factor(gram: Array, damping: float) -> Array:

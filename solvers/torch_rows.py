@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,9 +12,13 @@ from numpy.typing import NDArray
 from solvers.row_moves import HeldSearch
 
 Integers = NDArray[np.int64]
+Restored = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 # Entries of A looked at in one step over all rows; bounds the memory of a step.
 STEP_ENTRIES = 1 << 26
+
+# Candidates of a row in one step where a kernel looks at them: a step has costs of its own.
+FUSED_CANDIDATES = 16
 
 # Steps between looks at which rows are done (each look waits for the device).
 STEPS = 8
@@ -50,29 +57,51 @@ class _State:
         inputs = search.problem.num_inputs
         self.run = search.problem.budget.run(inputs)
         self.runs = search.problem.gram.view(inputs, inputs // self.run, self.run)
+        self.fused = _kernel(search, self.run)
 
     def step(self) -> None:
         """The best swap of the cheapest untried candidates, in every row where it improves."""
-        curve, diagonal = self.search.restore.curve, self.search.diagonal
+        diagonal = self.search.diagonal
         loss = self.values * (0.5 * self.values * diagonal - self.field)
         loss = torch.where(self.mask & ~self.tried, loss, torch.inf)
-        width = max(1, min(loss.shape[1], STEP_ENTRIES // max(1, len(loss) * self.run), 64))
-        cheapest, out = loss.topk(width, largest=False)
+        cheapest, out = loss.topk(self._width(len(loss)), largest=False)
+        gain, into = self._restored(out, self.values.gather(1, out))
+        change, best = (cheapest - gain).min(-1)
+        better = change < -self.tolerance
+        # A row without candidates left has infinite costs, so it never improves.
+        self.tried.scatter_(1, out, ~better[:, None].expand_as(out))
+        self.tried &= ~better[:, None]
+        self._apply(better, out.gather(1, best[:, None])[:, 0], into.gather(1, best[:, None])[:, 0])
+
+    def _width(self, rows: int) -> int:
+        """Candidates that a row looks at together."""
+        if self.fused is not None:
+            return min(self.mask.shape[1], FUSED_CANDIDATES)
+        return max(1, min(self.mask.shape[1], STEP_ENTRIES // max(1, rows * self.run), 64))
+
+    def _restored(self, out: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Once each candidate is pruned: what the best input to restore gains, and which it is."""
+        search = self.search
+        if self.fused is not None:
+            return self.fused(
+                search.problem.gram,
+                self.field,
+                self.mask,
+                self.slope,
+                search.restore,
+                search.diagonal,
+                out,
+                w,
+            )
+        curve, diagonal = search.restore.curve, search.diagonal
         which = out // self.run
-        w = self.values.gather(1, out)
         field = self._of_run(self.field, which) - w[..., None] * self.runs[out, which]
         slope = self._of_run(self.slope, which)
         gain = field * (curve.view(-1, self.run)[which] * field - slope)
         gain = gain - 0.5 * slope**2 * diagonal.view(-1, self.run)[which]
         gain = torch.where(self._of_run(self.mask, which), -torch.inf, gain)
-        change, best = (cheapest - gain.amax(-1)).min(-1)
-        into = gain.gather(1, best[:, None, None].expand(-1, 1, self.run))[:, 0].argmax(-1)
-        better = change < -self.tolerance
-        # A row without candidates left has infinite costs, so it never improves.
-        self.tried.scatter_(1, out, ~better[:, None].expand(-1, width))
-        self.tried &= ~better[:, None]
-        chosen = out.gather(1, best[:, None])[:, 0]
-        self._apply(better, chosen, chosen // self.run * self.run + into)
+        best, into = gain.max(-1)
+        return best, which * self.run + into
 
     def _of_run(self, array: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         """The entries of each candidate's run, (rows, inputs) -> (rows, candidates, run)."""
@@ -102,3 +131,13 @@ class _State:
         self.at, self.live, self.tolerance = self.at[open_], self.live[open_], self.tolerance[open_]
         self.values, self.field = self.values[open_], self.field[open_]
         self.mask, self.slope, self.tried = self.mask[open_], self.slope[open_], self.tried[open_]
+
+
+def _kernel(search: HeldSearch, run: int) -> Restored | None:
+    """`solvers.triton_rows.best_restored` where it is of use: whole rows, on a GPU with Triton."""
+    gram = search.problem.gram
+    if gram.device.type != "cuda" or run < len(gram) or not find_spec("triton"):
+        return None
+    from solvers.triton_rows import best_restored
+
+    return best_restored

@@ -76,7 +76,7 @@ def layerwise_needs(
         "layer by layer",
         (
             Part("original weights and masks, for the way back", _undo(blocks), _FEWER_TARGETS),
-            *(_activations(blocks, inputs, method) if str(offload) == "cpu" else ()),
+            *(_activations(blocks, inputs, method) if _in_memory(offload, on_host) else ()),
             *(_arrays(blocks, method) if on_host else ()),
             Part("a batch's activations", forwards.num_bytes(batch) if on_host else 0.0),
         ),
@@ -90,6 +90,11 @@ def layerwise_needs(
             Part("solving matrices", solve * sum(_cost(m) for b in blocks for g in b for m in g)),
         ),
     )
+
+
+def _in_memory(offload: str | Path, on_host: bool) -> bool:
+    """Whether activations wait in the host's memory."""
+    return str(offload) == "cpu" or (str(offload) == "device" and on_host)
 
 
 def _undo(blocks: Sequence[Sequence[Sequence[Matrix]]]) -> float:

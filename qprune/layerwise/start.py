@@ -31,7 +31,7 @@ class LayerwiseStart:
         compensate: whether values may move.
         budgets: how the weights to prune are shared among the layers, where the run's budget is
             the whole network's; None gives every layer the same sparsity.
-        offload: where activations wait: "cpu", or a folder for temporary files.
+        offload: where activations wait: "cpu", "device", or a folder for temporary files.
         observe: called with every matrix that is done.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +12,27 @@ from torch import Tensor
 from qprune.errors import NonFiniteError
 from qprune.ranks import ALONE, Ranks
 
+# Their significands have no more bits than TF32's.
+_EXACT_IN_TF32 = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def _tensor_cores(use: bool) -> Iterator[None]:
+    """Products of float32 in TF32 while this lasts, if ``use``."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = use or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
 
 class Moments:
     """X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
 
     Products are taken in float32 or better, whatever the model's dtype, and summed in float64
-    (float32 on a device).
+    (float32 on a device). A device multiplies what comes in float16 or bfloat16 on its tensor
+    cores: TF32 holds such numbers exactly, and sums in float32.
 
     Args:
         name: for messages.
@@ -47,8 +64,10 @@ class Moments:
         Raises:
             NonFiniteError: NaN or Inf among them.
         """
+        exact_in_tf32 = x.is_cuda and x.dtype in _EXACT_IN_TF32
         x = _flat(x)
-        product = x.T @ x
+        with _tensor_cores(exact_in_tf32):
+            product = x.T @ x
         if self._ranks.any(not bool(torch.isfinite(product.diagonal()).all())):
             raise NonFiniteError(
                 f"the inputs of layer {self.name!r} hold NaN or Inf, or overflow; look at the "
@@ -56,7 +75,8 @@ class Moments:
             )
         parts = [product]
         if self.cross is not None:
-            parts.append(torch.zeros_like(product) if dense is None else _flat(dense).T @ x)
+            with _tensor_cores(exact_in_tf32):
+                parts.append(torch.zeros_like(product) if dense is None else _flat(dense).T @ x)
         self._sums.add(parts, self._ranks.size)
         self.tokens += len(x)
 

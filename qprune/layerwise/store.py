@@ -1,4 +1,4 @@
-"""Where activations wait between blocks: in memory, or in files mapped into it."""
+"""Where activations wait between blocks: in memory, a device's too, or in files mapped into it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from qprune.errors import ImpossibleRequestError
 
 
 class Store(Protocol):
-    """A list of tensors that lives off the device."""
+    """A list of tensors, on or off the device."""
 
     def append(self, tensor: Tensor) -> None:
         """Add one."""
@@ -30,13 +31,14 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Tensors in the host's memory."""
+    """Tensors in memory: the host's, or (``where`` is None) of the device that they come from."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str | None = "cpu") -> None:
+        self._where = where
         self._tensors: list[Tensor] = []
 
     def append(self, tensor: Tensor) -> None:
-        self._tensors.append(tensor.to("cpu"))
+        self._tensors.append(tensor if self._where is None else tensor.to(self._where))
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -78,7 +80,7 @@ class DiskStore:
 
 @contextmanager
 def stores(offload: str | Path) -> Iterator[Callable[[], Store]]:
-    """A maker of stores: in memory for "cpu", else in a temporary folder inside that path.
+    """A maker of stores: in memory for "cpu" and "device", else in a temporary folder in that path.
 
     Raises:
         ImpossibleRequestError: there is no such folder.
@@ -86,9 +88,13 @@ def stores(offload: str | Path) -> Iterator[Callable[[], Store]]:
     if str(offload) == "cpu":
         yield MemoryStore
         return
+    if str(offload) == "device":
+        yield partial(MemoryStore, None)
+        return
     if not Path(offload).is_dir():
         raise ImpossibleRequestError(
-            f"offload must be 'cpu' or a folder for temporary files; there is no folder {offload}"
+            "offload must be 'cpu', 'device' or a folder for temporary files; "
+            f"there is no folder {offload}"
         )
     with tempfile.TemporaryDirectory(prefix="qprune-", dir=offload) as folder:
         yield lambda: DiskStore(Path(folder))

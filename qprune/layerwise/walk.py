@@ -91,7 +91,8 @@ def prune_layerwise(
         ignore: the same: what stays dense.
         batch_size: samples in one pass; default by their length.
         device: where blocks run and are solved; default where the model is.
-        offload: where activations wait: "cpu", or a folder for temporary files.
+        offload: where activations wait: "cpu"; "device", the faster the farther that is from the
+            host, but most of its memory; or a folder for temporary files.
         seed: one seed, one mask.
         observe: called with every matrix that is done.
         ranks: processes that share the samples (`qprune.ranks`), each of which calls this with
@@ -175,6 +176,8 @@ def _prune_block(run: _Run, passage: Passage, order: Order, hidden: Store) -> No
     together = [matrix for group in order.groups for matrix in group]
     for group in order.groups if run.method.by_group else [together]:
         moments = passage.moments(hidden, group, order.inputs)
+        for matrix in group:
+            order.inputs.pop(matrix.name, None)  # Their place is needed.
         for matrix in group:
             _prune(run, matrix, moments[matrix.name])
     for matrix in passage.inside:
