@@ -99,7 +99,9 @@ class Quadratic:
     targets: Tensor
 
 
-def quadratic(moments: Moments, weights: Tensor, damping: float) -> Quadratic:
+def quadratic(
+    moments: Moments, weights: Tensor, damping: float, dense_share: float = 1.0
+) -> Quadratic:
     """|W X - W0 X0|^2 + ridge |W - W0|^2 as a quadratic around its unconstrained optimum.
 
     With C = X0 X' the optimum is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs
@@ -109,6 +111,7 @@ def quadratic(moments: Moments, weights: Tensor, damping: float) -> Quadratic:
         moments: of the inputs.
         weights: W0, shape (rows, inputs).
         damping: the ridge, as a share of the mean of A's diagonal.
+        dense_share: how far the optimum goes from W0 (0) to the one for X0 (1).
     """
     gram = 0.5 * (moments.gram + moments.gram.T)
     ridge = damping * gram.diagonal().mean()
@@ -117,7 +120,7 @@ def quadratic(moments: Moments, weights: Tensor, damping: float) -> Quadratic:
     gram.diagonal().add_(shift)
     targets = weights.to(gram)
     if moments.cross is not None and moments.tokens:
-        cross = moments.cross.clone()
+        cross = torch.lerp(moments.gram, moments.cross, dense_share)
         cross.diagonal().add_(shift)
         factor, failed = torch.linalg.cholesky_ex(gram)
         if not int(failed):

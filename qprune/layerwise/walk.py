@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 # Tokens run through a block together.
 _BATCH_TOKENS = 4096
 
+# Values that stay can make up for only some of what pruning the layers before has done: masks chosen
+# as if they made up for all of it, or for none, lose up to a quarter more at the network's end.
+_DENSE_SHARE_HELD = 0.5
+
 
 @dataclass(eq=False)
 class _Run:
@@ -191,7 +195,8 @@ def _prune(run: _Run, matrix: Matrix, moments: Moments) -> None:
         logger.warning("no token reached %s: pruned by the size of its weights", matrix.name)
     weights = matrix.read()
     run.undo.append((matrix, weights.to("cpu")))
-    goal = quadratic(moments, weights, run.method.damping)
+    share = 1.0 if run.compensate else _DENSE_SHARE_HELD
+    goal = quadratic(moments, weights, run.method.damping, share)
     problem = RowProblem(_array(goal.gram), _array(goal.targets), run.budgets[matrix.name])
     seed = run.seed + len(run.outcomes)
     method = run.method if moments.tokens else Magnitude()

@@ -19,6 +19,7 @@ from qprune.errors import (
     UnsupportedLayerError,
 )
 from qprune.layerwise import METHODS, Magnitude, Reconstruct, prune_layerwise
+from qprune.layerwise.statistics import Moments, quadratic
 
 EVERY = pytest.mark.parametrize("name", tiny_models.MODELS)
 
@@ -90,6 +91,34 @@ def test_kept_values_are_the_optimum_against_the_dense_outputs(name):
         gradient = (w @ x.T - w0 @ x0.T) @ x + ridge * (w - w0)
         at_zero = -w0 @ x0.T @ x - ridge * w0
         assert gradient[w != 0].norm() < 1e-4 * at_zero.norm(), outcome.name
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_targets_go_from_the_original_values_to_those_for_the_dense_inputs(share):
+    rng = np.random.default_rng(0)
+    dense, current = torch.as_tensor(rng.normal(size=(2, 90, 6)))
+    weights = torch.as_tensor(rng.normal(size=(4, 6)))
+    moments = Moments("layer", 6, torch.device("cpu"), with_dense=True)
+    moments.add(current, dense)
+    moments.close()
+    targets = quadratic(moments, weights, 0.0, share).targets
+    # Outputs of the targets on the current inputs are fitted to this blend of outputs.
+    wanted = (share * dense + (1 - share) * current) @ weights.T
+    best = torch.linalg.lstsq(current, wanted).solution.T
+    torch.testing.assert_close(targets, best)
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_values_that_stay_follow_the_dense_outputs_half_way(compensate, monkeypatch):
+    asked = []
+
+    def seen(*arguments):
+        asked.append(arguments[3])
+        return quadratic(*arguments)
+
+    monkeypatch.setattr("qprune.layerwise.walk.quadratic", seen)
+    prune(tiny_models.make("llama"), compensate=compensate)
+    assert set(asked) == {1.0 if compensate else 0.5}
 
 
 @pytest.mark.parametrize(
