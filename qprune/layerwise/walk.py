@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 # Tokens run through a block together.
 _BATCH_TOKENS = 4096
 
-# Values that stay can make up for only some of what pruning the layers before has done: masks chosen
+# Values that stay can make up for only some of what pruning the layers before did: masks chosen
 # as if they made up for all of it, or for none, lose up to a quarter more at the network's end.
 _DENSE_SHARE_HELD = 0.5
 
