@@ -51,6 +51,7 @@ from qprune.report import render_html
 from qprune.run import CONFIG, MASK, MODEL, REPORT_HTML, read_run
 from qprune.verify import verify_run
 from qprune.zoo import load_model
+from solvers.errors import SolverError
 
 #: What a run's folder must hold at its end, to the byte.
 OUTCOME = (MODEL, MASK)
@@ -88,7 +89,7 @@ class Drill:
         """Whether ``call`` ended in order or was refused; notes which, and anything else."""
         try:
             call()
-        except QpruneError as error:
+        except (QpruneError, SolverError) as error:
             if not str(error).strip():
                 self.wrong.append(f"{what}: an error without a message")
             self.counts["refused"] += 1
