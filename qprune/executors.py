@@ -192,7 +192,7 @@ def _connect(ray: Any, address: str | None, options: Mapping[str, Any]) -> None:
         address, usual = "local", usual | {"include_dashboard": False}
     with _signals_kept():
         try:
-            ray.init(address, **(usual | options))
+            ray.init(address, **(usual | dict(options)))
         except Exception as error:
             raise ImpossibleRequestError(
                 f"cannot reach the Ray cluster {address}: "

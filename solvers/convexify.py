@@ -204,7 +204,13 @@ def _least_eigenvalue(quadratic: Quadratic, scale: Floats) -> float:
     operator: Any = LinearOperator(dtype=np.float64, shape=(n, n), matvec=product)  # pyright: ignore
     try:
         found: Any = eigsh(
-            operator, k=1, which="SA", v0=start, return_eigenvectors=False, tol=1e-3, maxiter=200
+            operator,
+            k=1,
+            which="SA",
+            v0=start,
+            return_eigenvectors=False,
+            maxiter=200,
+            tol=1e-3,  # pyright: ignore[reportArgumentType] - the stubs say int
         )
     except ArpackNoConvergence:
         # Gershgorin's circles: always right, seldom close.

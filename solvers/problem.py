@@ -9,6 +9,7 @@ from typing import Any
 
 import dimod
 import numpy as np
+from dimod.sym import Sense
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
@@ -124,7 +125,8 @@ class QuadraticProblem:
             (np.ones(self.num_variables), self.groups, np.arange(self.num_variables + 1)),
             shape=(self.num_variables, self.num_groups),
         )
-        return ((x.astype(np.int64) @ one_hot) == self.counts).all(axis=1)
+        ones = np.asarray(x.astype(np.int64) @ one_hot)
+        return np.all(ones == self.counts, axis=1)
 
     def with_linear(self, linear: ArrayLike, offset: float | None = None) -> QuadraticProblem:
         """The same problem with another linear part (and offset)."""
@@ -175,7 +177,9 @@ class QuadraticProblem:
         self,
     ) -> tuple[dict[Hashable, float], dict[tuple[Hashable, Hashable], float], float]:
         """(h, J, offset) over spins s = 2x - 1, as dimod's ``to_ising``."""
-        return self.to_bqm().to_ising()
+        h, couplings, offset = self.to_bqm().to_ising()
+        strengths = {pair: float(bias) for pair, bias in couplings.items()}
+        return {v: float(bias) for v, bias in h.items()}, strengths, float(offset)
 
     @classmethod
     def from_bqm(
@@ -197,10 +201,12 @@ class QuadraticProblem:
                 model of another kind.
         """
         require_bqm(bqm)
-        binary = bqm if bqm.vartype is dimod.BINARY else bqm.change_vartype("BINARY", inplace=False)
+        spins = bqm.vartype is not dimod.BINARY
+        binary = bqm.change_vartype(dimod.BINARY, inplace=False) if spins else bqm
         labels = tuple(binary.variables)
         size = len(labels)
-        linear, (row, col, data), offset = binary.to_numpy_vectors(variable_order=labels)
+        vectors = binary.to_numpy_vectors(variable_order=labels)
+        linear, (row, col, data), offset = vectors[:3]
         if isinstance(groups, Mapping):
             groups = _groups_by_label(labels, groups)
         coo = sparse.coo_array((data, (row, col)), shape=(size, size))
@@ -279,7 +285,7 @@ def _count_of(label: Any, constraint: Any, groups: dict[Hashable, int], group: i
     lhs = constraint.lhs
     is_sum = lhs.is_linear() and all(lhs.get_linear(v) == 1 for v in lhs.variables)
     count = constraint.rhs - lhs.offset
-    if constraint.sense is not dimod.sym.Sense.Eq or not is_sum or count != round(count):
+    if constraint.sense is not Sense.Eq or not is_sum or count != round(count):
         raise InvalidProblemError(
             f"constraint {label!r} is not an exact count (sum of variables == integer)"
         )

@@ -8,7 +8,7 @@ right dtype and layout; treat them as read-only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -190,12 +190,13 @@ class Sparse:
     matrix: sparse.csr_array
 
     def __post_init__(self) -> None:
-        matrix = sparse.csr_array(self.matrix, dtype=np.float64)
+        matrix: Any = sparse.csr_array(self.matrix, dtype=np.float64)
         matrix.sum_duplicates()
         _as_floats(matrix.data, "the sparse quadratic matrix")
-        if matrix.shape[0] != matrix.shape[1]:
+        rows, columns = matrix.shape
+        if rows != columns:
             raise InvalidProblemError(
-                f"the quadratic matrix must be square, not of shape {matrix.shape}"
+                f"the quadratic matrix must be square, not of shape {(rows, columns)}"
             )
         difference = abs(matrix - matrix.T)
         if difference.nnz and difference.max() > 1e-9 * max(1.0, abs(matrix).max()):
@@ -206,10 +207,10 @@ class Sparse:
 
     @property
     def size(self) -> int:
-        return self.matrix.shape[0]
+        return len(self.matrix.indptr) - 1
 
     def diagonal(self) -> Floats:
-        return self.matrix.diagonal()
+        return np.asarray(self.matrix.diagonal(), dtype=np.float64)
 
     def row(self, index: int) -> Floats:
         return np.asarray(self.matrix[[index]].toarray(), dtype=np.float64)[0]

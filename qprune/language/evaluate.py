@@ -117,10 +117,11 @@ def evaluate_tasks(
             f"lm-eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists them, and "
             "--task-folder adds your own"
         )
+    wrapper: Any = HFLM  # Its signature is not what its type says.
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     try:
         found = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            model=wrapper(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=list(tasks),
             num_fewshot=0,
             limit=limit,
