@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -18,7 +18,8 @@ from qprune.losses import Loss
 from qprune.ranks import ALONE, Ranks
 from qprune.request import Request
 from qprune.sharding import is_sharded
-from qprune.traces import Recorder, Samples, forward, outputs_of
+from qprune.steps import Fault
+from qprune.traces import Recorder, Samples, forward, halved, outputs_of
 
 # Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
 _KEEP_OUTPUTS = 1 << 26
@@ -83,6 +84,37 @@ class DenseNetwork:
                 "them when needed; pass fewer or shorter samples, or loss=Labels()"
             )
         return partial(outputs_of, self._copy, batch_size=self.batch_size)
+
+
+def splits_of(
+    splits: Sequence[tuple[Calibration, Augmentation | None]],
+    loss: Loss,
+    network: DenseNetwork,
+    generator: torch.Generator,
+    note: Callable[[Fault], None],
+) -> tuple[list[Samples], int]:
+    """The samples of every split, and the batch size that memory sufficed for.
+
+    Args:
+        splits: data, and what makes more of them.
+        loss: says whether their labels count or the network's outputs.
+        network: what answers; its batch is halved where it runs out of memory.
+        generator: for augmentations.
+        note: hears of it.
+
+    Raises:
+        CalibrationError: the loss needs labels, and there are none.
+    """
+    state = generator.get_state()
+    while True:
+        try:
+            made = [samples_of(data, loss, more, network, generator) for data, more in splits]
+            return made, network.batch_size
+        except (RuntimeError, MemoryError) as error:
+            batch_size, fault = halved(network.batch_size, error)
+        note(fault)
+        network = replace(network, batch_size=batch_size)
+        generator.set_state(state)
 
 
 def samples_of(

@@ -26,7 +26,7 @@ from qprune.masks import prune_lowest
 from qprune.plan import Plan
 from qprune.ranks import ALONE, FirstSolves, Ranks
 from qprune.request import Request
-from qprune.samples import DenseNetwork, augmentation_for, sample_size, samples_of
+from qprune.samples import DenseNetwork, augmentation_for, sample_size, splits_of
 from qprune.scores import STARTS, Pruner, Situation, Start
 from qprune.sharding import refuse_other_shardings
 from qprune.solve import BlockObserver, Border
@@ -317,6 +317,9 @@ def prepare(
                 batch_size=batch_size,
             )
         )
+    (fitted, accepted), batch_size = splits_of(
+        ((fit, augment), (accept, None)), request.loss, network, generator, journal.fault
+    )
     return Setting(
         request=request,
         effort=effort,
@@ -325,8 +328,8 @@ def prepare(
         groups=groups,
         sparsity=sparsity,
         dense=dense,
-        fit=samples_of(fit, request.loss, augment, network, generator),
-        accept=samples_of(accept, request.loss, None, network, generator),
+        fit=fitted,
+        accept=accepted,
         calibration=fit.inputs,
         start=start,
         curvature=curvature,

@@ -8,6 +8,7 @@ per-sample gradient of the whole model.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from qprune.layers import Layer, Layers
 from qprune.losses import Loss
 from qprune.ranks import ALONE, Parts, Ranks, is_lost
 from qprune.sharding import weight_gradient
+from qprune.steps import Fault
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +270,20 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def halved(batch_size: int, error: BaseException) -> tuple[int, Fault]:
+    """Half the batch, for work that ran out of memory, and what to note of it.
+
+    Raises:
+        BaseException: ``error`` itself, where it is about something else or no batch is smaller.
+    """
+    if not out_of_memory(error) or batch_size == 1:
+        raise error
+    what = " ".join(str(error).split())
+    remedy = f"batch size {batch_size // 2}"
+    logger.warning("out of memory (%s): going on with %s", what, remedy)
+    return batch_size // 2, Fault("out of memory", what, remedy)
 
 
 def refuse_non_finite(layers: Layers, recorder: Recorder, losses: Tensor, batch: int) -> None:

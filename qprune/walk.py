@@ -15,7 +15,7 @@ from qprune.errors import NonFiniteError
 from qprune.rounds import block_round, compensate_once, first_pass, note_rollback
 from qprune.setting import Setting, State
 from qprune.steps import Fault
-from qprune.traces import out_of_memory
+from qprune.traces import halved
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +92,9 @@ def advance(setting: Setting, progress: Progress) -> Progress:
         except NonFiniteError as error:
             return _rolled_back(setting, progress, error)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or progress.batch_size == 1:
-                raise
-            progress = replace(progress, batch_size=progress.batch_size // 2)
-            what = " ".join(str(error).split())
-            remedy = f"batch size {progress.batch_size}"
-            logger.warning("out of memory (%s): going on with %s", what, remedy)
-            setting.journal.fault(Fault("out of memory", what, remedy))
+            batch_size, fault = halved(progress.batch_size, error)
+            progress = replace(progress, batch_size=batch_size)
+            setting.journal.fault(fault)
         setting.generator.set_state(generator)
         setting.layers.write(progress.state.values)
 

@@ -397,6 +397,18 @@ def test_out_of_memory_is_got_over_in_every_phase(where, compensate):
     assert pruned.report.stopped == "done"
 
 
+def test_out_of_memory_before_the_first_step_halves_the_batch():
+    expected = qprune.prune(Hungry(), INPUTS, **RUN, batch_size=16)
+    model = Hungry()
+    model.limit = 16
+    pruned = qprune.prune(model, INPUTS, **RUN, batch_size=64)
+    faults = pruned.report.steps[0].faults
+    assert [fault.remedy for fault in faults] == ["batch size 32", "batch size 16"]
+    assert {fault.kind for fault in faults} == {"out of memory"}
+    assert not faults_of(pruned.report)[2:]
+    assert all(torch.equal(expected.mask[name], pruned.mask[name]) for name in pruned.mask)
+
+
 def test_out_of_memory_with_one_sample_is_an_error():
     model = Hungry()
 
