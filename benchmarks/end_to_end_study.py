@@ -5,8 +5,8 @@
 
 DATA is the folder that `benchmarks.pruning` reads. Every sampler has the same CPU seconds for
 each block; stopped at any moment, the same command goes on. One run at a time, one thread,
-seeds from 0; the tables are in the study's folder and in END_TO_END.md. ResNet-20's runs take a minute
-of CPU each, most of it for forward passes.
+seeds from 0; the tables are in the study's folder and in END_TO_END.md. A run of ResNet-20 takes a
+minute of CPU, most of it for forward passes.
 """
 
 from __future__ import annotations
