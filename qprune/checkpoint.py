@@ -74,7 +74,7 @@ class Snapshot:
             "cpu_seconds": self.cpu_seconds,
         }
         text = json.dumps(facts, sort_keys=True)
-        return save(tensors, {"facts": text, "sha256": _digest(tensors, text)})
+        return save(tensors, {"facts": text, "sha256": digest_of_facts(tensors, text)})
 
     @classmethod
     def unpack(cls, content: bytes) -> Snapshot:
@@ -84,9 +84,9 @@ class Snapshot:
             RunFolderError: a byte of it has changed.
         """
         try:
-            tensors, metadata = load(content), _metadata(content)
+            tensors, metadata = load(content), metadata_of(content)
             text = metadata["facts"]
-            if metadata["sha256"] != _digest(tensors, text):
+            if metadata["sha256"] != digest_of_facts(tensors, text):
                 raise RunFolderError("its digest does not fit its content")
             facts = read_json(text)
             state = _unpacked("state", tensors, facts["size"], facts["trust"])
@@ -192,10 +192,12 @@ def _size(snapshot: Snapshot) -> int:
     return 2 * state.values.numel() * (state.values.element_size() + 5)
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
+def digest_of_facts(tensors: dict[str, Tensor], text: str) -> str:
+    """What a checkpoint with these tensors and facts must say of itself."""
     return hashlib.sha256((digest_of_tensors(tensors) + text).encode()).hexdigest()
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def metadata_of(content: bytes) -> dict[str, str]:
+    """The text in the head of a safetensors file."""
     length = int.from_bytes(content[:8], "little")
     return read_json(content[8 : 8 + length])["__metadata__"]

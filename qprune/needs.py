@@ -105,7 +105,7 @@ class Load:
     @property
     def kept_answers(self) -> bool:
         """Whether the dense outputs are kept, rather than the dense network."""
-        return self.fit * self.outputs <= samples._KEEP_OUTPUTS
+        return self.fit * self.outputs <= samples.KEEP_OUTPUTS
 
 
 def walk_needs(load: Load) -> tuple[list[Part], list[Phase]]:
@@ -152,8 +152,8 @@ def _expanding(load: Load) -> Phase:
     taken = 0.0 if drawn == load.fit else drawn * (load.input_bytes + 4.0 * load.outputs)
     # Logits in double precision, and what is made of them.
     fitted = 44.0 * drawn * load.outputs if load.fits else 0.0
-    traced = 4.0 * min(drawn * load.trace, fisher._KEEP_FLOATS)
-    again = load.rounds if drawn * load.trace > fisher._KEEP_FLOATS else 0
+    traced = 4.0 * min(drawn * load.trace, fisher.KEEP_FLOATS)
+    again = load.rounds if drawn * load.trace > fisher.KEEP_FLOATS else 0
     expansions = load.starts + load.rounds + again
     judged = 2 * load.starts + _JUDGED * load.rounds
     return Phase(
@@ -178,7 +178,7 @@ def _solving(load: Load) -> Phase:
     once = min(load.workers, load.num_blocks)
     solves = load.rounds * load.num_blocks * _SOLVED / max(1, once)
     traced = 4.0 * load.trace * drawn
-    traced = traced if drawn * load.trace <= fisher._KEEP_FLOATS else 0.0
+    traced = traced if drawn * load.trace <= fisher.KEEP_FLOATS else 0.0
     gathered = 8.0 * drawn * load.positions * all_variables
     parts = (
         Part("traces of an expansion", traced, _FEWER_PER_STEP),

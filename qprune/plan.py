@@ -321,4 +321,4 @@ def _written(plan: Plan) -> tuple[float, int]:
     # All that lives on is the cache and the logits.
     each = (tally.live - output.logits.untyped_storage().nbytes()) / 2
     length = inputs.shape[1]
-    return each * length * min(len(inputs), max(1, selftext._CACHED_TOKENS // length)), length
+    return each * length * min(len(inputs), max(1, selftext.CACHED_TOKENS // length)), length

@@ -21,8 +21,8 @@ from qprune.sharding import is_sharded
 from qprune.steps import Fault
 from qprune.traces import Recorder, Samples, forward, halved, outputs_of
 
-# Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
-_KEEP_OUTPUTS = 1 << 26
+#: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
+KEEP_OUTPUTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class DenseNetwork:
         Raises:
             ImpossibleRequestError: they are too many, and a sharded model cannot be copied.
         """
-        if len(inputs) * self.outputs <= _KEEP_OUTPUTS:
+        if len(inputs) * self.outputs <= KEEP_OUTPUTS:
             return outputs_of(self.model, inputs, self.batch_size, self.ranks)
         if any(is_sharded(parameter) for parameter in self.model.parameters()):
             raise ImpossibleRequestError(
                 f"the dense outputs of {len(inputs)} samples are {len(inputs) * self.outputs} "
-                f"numbers (limit {_KEEP_OUTPUTS}), and a sharded model cannot be copied to make "
+                f"numbers (limit {KEEP_OUTPUTS}), and a sharded model cannot be copied to make "
                 "them when needed; pass fewer or shorter samples, or loss=Labels()"
             )
         return partial(outputs_of, self._copy, batch_size=self.batch_size)

@@ -20,8 +20,8 @@ from qprune.augment import check_copies
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.losses import draw_classes
 
-# Tokens whose keys and values are cached at once.
-_CACHED_TOKENS = 1 << 15
+#: Tokens whose keys and values are cached at once.
+CACHED_TOKENS = 1 << 15
 # The argument and output that holds keys and values: renamed in transformers 5.
 _CACHES = ("cache", "past_key_values")
 
@@ -78,7 +78,7 @@ class OwnText:
         for _ in range(self.copies):
             places = torch.randint(length - prefix + 1, (len(inputs), 1), generator=generator)
             pieces = inputs.gather(1, (places + torch.arange(prefix)).to(inputs.device))
-            for batch in pieces.split(max(1, _CACHED_TOKENS // length)):
+            for batch in pieces.split(max(1, CACHED_TOKENS // length)):
                 continued = self._continued(batch, length, generator)
                 if continued is None:
                     return torch.cat(written)

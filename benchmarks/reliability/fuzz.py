@@ -156,11 +156,11 @@ def _sealed(data: bytes) -> bytes:
     from safetensors import SafetensorError
     from safetensors.torch import load, save
 
-    from qprune.checkpoint import _digest, _metadata
+    from qprune.checkpoint import digest_of_facts, metadata_of
 
     try:
-        tensors, text = load(data), _metadata(data)["facts"]
-        return save(tensors, {"facts": text, "sha256": _digest(tensors, text)})
+        tensors, text = load(data), metadata_of(data)["facts"]
+        return save(tensors, {"facts": text, "sha256": digest_of_facts(tensors, text)})
     except (SafetensorError, LookupError, ValueError, TypeError, RecursionError):
         return data
 

@@ -34,8 +34,8 @@ from qprune.traces import (
 )
 from solvers import Dense, LowRank
 
-# Traces of at most this many numbers are kept; larger ones are computed again for a round's blocks.
-_KEEP_FLOATS = 1 << 28
+#: Traces of at most this many numbers are kept; larger ones are made again for a round's blocks.
+KEEP_FLOATS = 1 << 28
 
 
 class SampleLosses(Protocol):
@@ -189,7 +189,7 @@ def _expand(
         nonlocal floats
         trace, batch_loss, parts = first.batch(number)
         floats += trace.num_floats
-        kept = trace if floats <= _KEEP_FLOATS else None
+        kept = trace if floats <= KEEP_FLOATS else None
         return (kept, batch_loss), chain(parts, trace.squares(layers))
 
     totals = [*layers.split(gradient), *layers.split(squares)]
@@ -207,7 +207,7 @@ def _expand(
 
     traces = {number: trace for number, (trace, _) in kept.items() if trace is not None}
     # The passes of a sharded model need every rank.
-    again = samples.ranks.any(floats > _KEEP_FLOATS)
+    again = samples.ranks.any(floats > KEEP_FLOATS)
     blocks = _FisherBlocks(layers, samples, batches, recompute if again else keep, squares)
     return Expansion(total / len(samples), gradient / len(samples), blocks.diagonal(), blocks)
 
