@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.scaling.cluster import Cluster
-from benchmarks.scaling.costs import EXPAND, GRADIENT, RECOMPUTE, Costs
+from benchmarks.scaling.cluster import H100, Cluster
+from benchmarks.scaling.costs import EXPAND, GRADIENT, RECOMPUTE, Costs, matrix_on_h100
 from benchmarks.scaling.events import Host, Pass, Tasks, Work
 
 SAMPLES, TOKENS = 128, 2048
@@ -97,13 +97,12 @@ MIXTURE = Language(
 )
 
 
-def stage_1(model: Language, cluster: Cluster, costs: Costs, *, split: bool = False) -> list[Work]:
+def stage_1(model: Language, cluster: Cluster, *, split: bool = False) -> list[Work]:
     """One block of stage 1: ranks share passes and moments, devices share matrices.
 
     Args:
         model: that is pruned.
         cluster: where.
-        costs: measured.
         split: whether a matrix' rows are shared among the devices too, which is not built.
     """
     device = cluster.device
@@ -119,7 +118,7 @@ def stage_1(model: Language, cluster: Cluster, costs: Costs, *, split: bool = Fa
         Host("stage 1: load", seconds=_load(model.block_weights, cluster)),
         Pass("stage 1: passes", batches, passes),
         Pass("stage 1: moments", batches, moments, summed=summed),
-        *_matrices(model, cluster, costs, split),
+        *_matrices(model, cluster, split),
     ]
 
 
@@ -129,16 +128,16 @@ def _load(weights: float, cluster: Cluster) -> float:
     return seconds * cluster.core_speed
 
 
-def _matrices(model: Language, cluster: Cluster, costs: Costs, split: bool) -> Iterator[Work]:
+def _matrices(model: Language, cluster: Cluster, split: bool) -> Iterator[Work]:
     device = cluster.device
     pieces = cluster.size if split else 1
     for inputs, rows, number in model.groups:
-        # The start is matrix products, the search goes through the matrix again and again.
-        start = costs.rows_start(rows, inputs) * costs.flops / device.single
-        search = costs.rows_search * rows * inputs**2 * costs.stream / device.bandwidth
+        # Half products, half going through the matrix again and again: by what is scarcer.
+        slower = max(H100.single / device.single, H100.bandwidth / device.bandwidth)
+        seconds = matrix_on_h100(rows, inputs) * slower
         share = rows * inputs * _FLOAT / pieces
         yield Tasks(
-            "stage 1: rows", round(number) * pieces, (start + search) / pieces,
+            "stage 1: rows", round(number) * pieces, seconds / pieces,
             2 * inputs**2 * _FLOAT + share, share, "devices",
         )  # fmt: skip
 

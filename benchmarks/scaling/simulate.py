@@ -62,9 +62,9 @@ def cases(costs: Costs) -> list[Case]:
         Case(
             model,
             cluster,
-            simulate(stage_1(model, cluster, costs), cluster).repeated(model.blocks),
+            simulate(stage_1(model, cluster), cluster).repeated(model.blocks),
             simulate(stage_2(model, cluster, costs), cluster),
-            simulate(stage_1(model, cluster, costs, split=True), cluster).repeated(model.blocks),
+            simulate(stage_1(model, cluster, split=True), cluster).repeated(model.blocks),
             memory(model, cluster),
         )
         for model, cluster in CASES
@@ -145,8 +145,9 @@ def draw(costs: Costs, path: Path) -> None:
     sizes = [SEVEN, _scaled(13, 40, 5120, 13824), _scaled(33, 60, 6656, 17920), SEVENTY]
     times: dict[str, list[float]] = {}
     for number, model in enumerate(sizes):
-        for stage, repeats in ((stage_1, model.blocks), (stage_2, 1)):
-            outcome = simulate(stage(model, EIGHT_GPUS, costs), EIGHT_GPUS).repeated(repeats)
+        block, across = stage_1(model, EIGHT_GPUS), stage_2(model, EIGHT_GPUS, costs)
+        for work, repeats in ((block, model.blocks), (across, 1)):
+            outcome = simulate(work, EIGHT_GPUS).repeated(repeats)
             for name, seconds in outcome.seconds.items():
                 times.setdefault(name, [0.0] * len(sizes))[number] = seconds / 60
     figure, axis = plt.subplots(figsize=(8, 4.5))
