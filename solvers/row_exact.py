@@ -8,6 +8,7 @@ from scipy import linalg
 
 from solvers.errors import InvalidProblemError
 from solvers.row_kernels import exact_swap_row, oscillate_row
+from solvers.row_tableau import tableau_of
 
 Floats = NDArray[np.float64]
 
@@ -38,42 +39,6 @@ def regular(gram: Floats) -> Floats:
             continue
         return result
     raise InvalidProblemError("gram is not positive semidefinite; pass X @ X.T in float64")
-
-
-def tableau_of(gram: Floats, pull: Floats, energy: float, kept: NDArray[np.bool_]) -> Floats:
-    """The sweep of [[A, b], [b', c]] on the inputs that ``kept`` marks; see `exact_swap_row`.
-
-    Filled are the kept inputs' rows (but for the last column), the diagonal and the last row.
-
-    Args:
-        gram: A, positive definite, shape (d, d).
-        pull: b = A w0, shape (d,).
-        energy: c = w0'A w0.
-        kept: shape (d,).
-    """
-    inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept)
-    full = np.empty((kept.size + 1, kept.size + 1))
-    full[-1, :-1], full[-1, -1] = pull, energy
-    full[outside, outside] = gram[outside, outside]
-    if not inside.size:
-        return full
-    cross = gram[np.ix_(inside, outside)]
-    factor = linalg.cholesky(gram[np.ix_(inside, inside)], check_finite=False)
-    (invert,) = linalg.get_lapack_funcs(("potri",), (factor,))
-    inverse, info = invert(factor)
-    if info:
-        raise np.linalg.LinAlgError(f"the kept inputs' Gram matrix has no inverse ({info})")
-    inverse = np.triu(inverse) + np.triu(inverse, 1).T
-    swept = inverse @ cross
-    rows = np.empty((inside.size, kept.size))
-    rows[:, inside], rows[:, outside] = -inverse, swept
-    full[inside, :-1] = rows
-    values = inverse @ pull[inside]
-    full[-1, inside] = values
-    full[-1, outside] -= pull[inside] @ swept
-    full[-1, -1] -= pull[inside] @ values
-    full[outside, outside] -= (cross * swept).sum(0)
-    return full
 
 
 def marginals_of(tableau: Floats, kept: NDArray[np.bool_], diagonal: Floats) -> RowMarginals:
