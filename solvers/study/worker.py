@@ -19,6 +19,7 @@ from solvers.errors import StudyError, WorkerDiedError
 _WALL_PER_CPU = 20.0
 # Starting Python and importing numpy, numba and dimod on a slow, busy machine.
 _SECONDS_TO_START = 300.0
+_SECONDS_TO_END = 5.0
 
 
 class Worker:
@@ -47,7 +48,11 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self._process is not None:
+            # It has nothing to do, and may have locks of its libraries to put away.
+            self._pipe.close()
+            self._process.join(_SECONDS_TO_END)
         self.stop()
 
     def ensure(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from solvers.study.budgets import Call, Reads, Seconds
 from solvers.study.compare import ANSWERED, UNREADY, unpacked, untimed
 from solvers.study.plan import ordered_runs
 from solvers.study.storage import ROWS, STUDY
+from solvers.study.worker import Worker
 
 BLOCK = generate("fisher:n=16,samples=8,seed=1")
 OPTIMUM = Exact().sample_problem(BLOCK.problem).energy
@@ -392,3 +394,19 @@ def test_states_found_again_and_again_are_judged_like_any(n):
     assert found["energy_raw_best"] == pytest.approx(energies[problem.feasible(states)].min())
     assert problem.energy(unpacked(found["state"], n)) == pytest.approx(found["energy"])
     assert found["trace"][-1][1] == pytest.approx(found["energy"])
+
+
+def test_a_worker_that_is_done_ends_by_itself():
+    """Killed, it would leave locks of its libraries behind, and a warning of the interpreter's."""
+    with Worker(dict) as worker:
+        worker.ensure()
+        process = worker._process
+    assert process.exitcode == 0
+
+
+def test_a_worker_is_killed_when_the_study_fails():
+    with pytest.raises(ZeroDivisionError), Worker(dict) as worker:
+        worker.ensure()
+        process = worker._process
+        raise ZeroDivisionError
+    assert process.exitcode == -signal.SIGKILL
