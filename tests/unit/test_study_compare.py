@@ -405,8 +405,13 @@ def test_a_worker_that_is_done_ends_by_itself():
 
 
 def test_a_worker_is_killed_when_the_study_fails():
-    with pytest.raises(ZeroDivisionError), Worker(dict) as worker:
-        worker.ensure()
-        process = worker._process
-        raise ZeroDivisionError
-    assert process.exitcode == -signal.SIGKILL
+    processes = []
+
+    def fail():
+        with Worker(dict) as worker:
+            worker.ensure()
+            processes.append(worker._process)
+            raise ZeroDivisionError
+
+    pytest.raises(ZeroDivisionError, fail)
+    assert processes[0].exitcode == -signal.SIGKILL
