@@ -413,5 +413,6 @@ def test_a_worker_is_killed_when_the_study_fails():
             processes.append(worker._process)
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, fail)
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert processes[0].exitcode == -signal.SIGKILL
