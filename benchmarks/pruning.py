@@ -163,7 +163,9 @@ def main() -> None:
                     journal.write(json.dumps(line) + "\n")
                 console.print(name, sparsity, seed, results[key]["final"])
     for network in _FILES:
-        console.print(table(network, results))
+        shown = table(network, results)
+        if shown.row_count:
+            console.print(shown)
 
 
 if __name__ == "__main__":
