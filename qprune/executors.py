@@ -99,8 +99,10 @@ class RayExecutor:
     def _num_batches(self, number: int) -> int:
         if not self._seconds_per_item:
             return number
-        work = number * self._seconds_per_item
-        return max(1, min(number, int(work / self._batch_seconds)))
+        batches = min(number, int(number * self._seconds_per_item / self._batch_seconds))
+        slots = int(self._ray.cluster_resources().get("CPU", 1))
+        # Seven batches on two workers would take as long as eight.
+        return max(1, batches - batches % slots if batches > slots else batches)
 
     def _sent(self, function: Callable[[T], R], batch: Sequence[T]) -> Any:
         parcel = self._packer.pack((function, batch))

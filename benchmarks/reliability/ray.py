@@ -15,14 +15,13 @@ difference.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,9 @@ from qprune.solve import Border
 from solvers import LowRank, QuadraticProblem
 
 WORKERS = 2
-_NAME = b"ray::"
+# What Ray calls its processes: all that work for it, and a worker at a task of an executor's.
+# (Others are ray::IDLE, or ray::DashboardAgent, without which Ray ends the whole node.)
+_ANY, _BUSY = b"ray::", b"ray::_unpacked_and_timed"
 
 
 def blocks(number: int, size: int, samples: int, seed: int) -> list[tuple[Any, Any, int]]:
@@ -80,12 +81,12 @@ def answered(border: Border, job: tuple[Any, Any, int]) -> Any:
     return border.solve(*job)
 
 
-def workers() -> list[psutil.Process]:
-    """The Ray workers that this process has started."""
+def processes(name: bytes) -> list[psutil.Process]:
+    """Ray's processes that this one has started and whose names begin so."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(_NAME):
+            if Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(name):
                 found.append(process)
         except OSError:
             continue
@@ -93,8 +94,8 @@ def workers() -> list[psutil.Process]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and the Ray workers."""
-    times = [process.cpu_times() for process in workers()]
+    """Of this process and Ray's."""
+    times = [process.cpu_times() for process in processes(_ANY)]
     return time.process_time() + sum(t.user + t.system for t in times)
 
 
@@ -155,10 +156,9 @@ class Killing:
     def _kill(self) -> None:
         end = time.monotonic() + 60
         while not self.killed and time.monotonic() < end:
-            # Idle ones are called ray::IDLE.
-            for process in workers():
-                if b"IDLE" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
-                    os.kill(process.pid, signal.SIGKILL)
+            for process in processes(_BUSY):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
                     self.killed += 1
                     return
             time.sleep(0.001)
