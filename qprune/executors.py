@@ -198,8 +198,8 @@ def _connect(ray: Any, address: str | None, options: Mapping[str, Any]) -> None:
         except Exception as error:
             raise ImpossibleRequestError(
                 f"cannot reach the Ray cluster {address}: "
-                f"{' '.join(str(error).split())[:200]}; `ray status` tests it, and one that asks for "
-                "a token wants RAY_AUTH_MODE=token here too"
+                f"{' '.join(str(error).split())[:200]}; `ray status` tests it, and one that asks "
+                "for a token wants RAY_AUTH_MODE=token here too"
             ) from error
 
 
