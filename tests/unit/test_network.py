@@ -226,7 +226,7 @@ def test_half_precision_models_gain_by_distillation_too(model, windows, dtype):
     first, last = pruned.report.steps[0], pruned.report.steps[-1]
     assert last.kind == "compensate"
     assert last.accepted
-    assert last.loss < 0.95 * first.loss
+    assert last.loss < 0.98 * first.loss
     for name, kept in pruned.mask.items():
         assert not pruned.model.get_parameter(name)[~kept].any()
 
