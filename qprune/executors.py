@@ -100,9 +100,7 @@ class RayExecutor:
         if not self._seconds_per_item:
             return number
         batches = min(number, int(number * self._seconds_per_item / self._batch_seconds))
-        slots = int(self._ray.cluster_resources().get("CPU", 1))
-        # Seven batches on two workers would take as long as eight.
-        return max(1, batches - batches % slots if batches > slots else batches)
+        return shared_evenly(batches, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def _sent(self, function: Callable[[T], R], batch: Sequence[T]) -> Any:
         parcel = self._packer.pack((function, batch))
@@ -135,6 +133,11 @@ def _unpacked_and_timed(
     function, batch = unpacked(payload, arrays)
     with limited_threads(num_threads):
         return timed(function, batch)
+
+
+def shared_evenly(batches: int, workers: int) -> int:
+    """At most so many batches, at least one: seven would take two workers as long as eight."""
+    return max(1, batches - batches % workers if batches > workers else batches)
 
 
 def batched(items: Sequence[T], number: int) -> Iterator[Sequence[T]]:

@@ -15,7 +15,7 @@ from torch import nn
 import qprune
 from qprune.compensate import Compensation
 from qprune.errors import ImpossibleRequestError
-from qprune.executors import RayExecutor, batched, executor_named
+from qprune.executors import RayExecutor, batched, executor_named, shared_evenly
 from qprune.parcels import Packer, unpacked
 from solvers.registry import get_sampler
 from solvers.sampler import CountingSampler
@@ -45,6 +45,14 @@ def same_as(expected, executor):
 @pytest.fixture(scope="module")
 def expected():
     return qprune.prune(mlp(), INPUTS, **RUN)
+
+
+@pytest.mark.parametrize(
+    ("batches", "workers", "expected"),
+    [(7, 2, 6), (6, 2, 6), (2, 2, 2), (1, 2, 1), (3, 1000, 3), (0, 2, 1), (5, 1, 5)],
+)
+def test_workers_share_batches_evenly(batches, workers, expected):
+    assert shared_evenly(batches, workers) == expected
 
 
 def test_threads_give_the_same_mask(expected):

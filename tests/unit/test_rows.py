@@ -4,7 +4,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
+from solvers.arrays import nth_smallest
 from solvers.errors import InvalidOptionError, InvalidProblemError
 from solvers.row_budgets import LayerBudget, NofM, RowBudget
 from solvers.row_refit import objectives, refit
@@ -314,3 +316,14 @@ def test_refitted_rows_are_within_a_hundredth_of_the_proven_optimum():
                 least += 0.5 * (target @ gram @ target - gained.max())
     assert least <= reached * (1 + 1e-9)
     assert reached <= 1.01 * least
+
+
+@pytest.mark.parametrize("rows", [1, 3, 63, 64, 200])
+@pytest.mark.parametrize("places", [(0,), (4,), (8,), (0, 3, 8), tuple(range(9))])
+def test_the_nth_smallest_entry_of_every_row(rows, places):
+    array = np.random.default_rng(rows).integers(0, 20, (rows, 9)).astype(np.float64)
+    at = np.resize(places, rows)
+    expected = np.sort(array, axis=-1)[np.arange(rows), at]
+    assert np.array_equal(nth_smallest(array, at), expected)
+    there = nth_smallest(torch.as_tensor(array), torch.as_tensor(at))
+    assert np.array_equal(there.numpy(), expected)
