@@ -21,6 +21,7 @@ CORE = (
     "ranks",
     "sharding",
     "layers",
+    "inputs",
     "calibration",
     "losses",
     "calls",

@@ -1,0 +1,113 @@
+"""What a model is called with: one tensor, or tensors in any nesting, samples first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from qprune.errors import CalibrationError
+
+Call = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> what the model returns."""
+
+
+def by_arguments(model: nn.Module, tree: Any) -> Any:
+    """The model called with ``tree``: a mapping by keyword, a tuple by position, else as it is."""
+    if isinstance(tree, Mapping):
+        return model(**tree)
+    if isinstance(tree, tuple):
+        return model(*tree)
+    return model(tree)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Inputs of m samples that are more than one tensor, or that are not simply passed.
+
+    Args:
+        tree: tensors of shape (m, ...) in tuples, lists and dicts of any nesting; what is no
+            tensor goes to the model as it is.
+        call: how the model is called with it, or with a part of it.
+
+    Raises:
+        CalibrationError: no tensor, or tensors of different first dimensions.
+
+    Example:
+        >>> inputs = Inputs({"x": torch.zeros(5, 3), "z": torch.zeros(5, 2)})
+        >>> len(inputs), len(inputs[torch.tensor([0, 4])])
+        (5, 2)
+    """
+
+    tree: Any
+    call: Call = by_arguments
+
+    def __post_init__(self) -> None:
+        sizes = {len(tensor) if tensor.ndim else None for tensor in self.tensors}
+        if len(sizes) != 1 or None in sizes:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors) or "none"
+            raise CalibrationError(
+                f"every input must have the samples in its first dimension; the shapes are {shapes}"
+            )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of the nesting."""
+        return [leaf for leaf in tree_leaves(self.tree) if isinstance(leaf, Tensor)]
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: Any) -> Inputs:
+        """The samples at ``index``, a tensor of indices or a slice."""
+        return self.map(lambda tensor: tensor[index])
+
+    def split(self, size: int) -> list[Inputs]:
+        """Consecutive batches of at most ``size`` samples."""
+        return [self[first : first + size] for first in range(0, len(self), size)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """With ``function`` of every tensor in its place."""
+        mapped = tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, self.tree)
+        return Inputs(mapped, self.call)
+
+
+AnyInputs = Tensor | Inputs
+
+
+def called(model: nn.Module, inputs: AnyInputs) -> Any:
+    """What ``model`` returns for ``inputs``."""
+    return inputs.call(model, inputs.tree) if isinstance(inputs, Inputs) else model(inputs)
+
+
+def tensors_of(inputs: AnyInputs) -> list[Tensor]:
+    """All tensors of ``inputs``."""
+    return inputs.tensors if isinstance(inputs, Inputs) else [inputs]
+
+
+def mapped(inputs: AnyInputs, function: Callable[[Tensor], Tensor]) -> AnyInputs:
+    """``inputs`` with ``function`` of every tensor in its place."""
+    return inputs.map(function) if isinstance(inputs, Inputs) else function(inputs)
+
+
+def token_mask(inputs: AnyInputs) -> Tensor | None:
+    """Which tokens are no padding, bool (m, T); None where no ``attention_mask`` says so."""
+    if not isinstance(inputs, Inputs) or not isinstance(inputs.tree, Mapping):
+        return None
+    mask = inputs.tree.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def joined(parts: Sequence[AnyInputs]) -> AnyInputs:
+    """Batches of one structure, one after the other."""
+    first = parts[0]
+    if not isinstance(first, Inputs):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    trees = [part.tree if isinstance(part, Inputs) else part for part in parts]
+    return Inputs(
+        tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *trees), first.call
+    )
