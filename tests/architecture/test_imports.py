@@ -21,7 +21,7 @@ CORE = (
     "records",
     "ranks",
     "sharding",
-    "kinds",
+    "weights",
     "admission",
     "patterns",
     "layers",
