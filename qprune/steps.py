@@ -140,6 +140,7 @@ class Report:
         stopped: "done", "max_seconds", "max_steps" or "interrupted".
         dense, start, final: scores on test data, when `evaluate` was given: the dense network,
             the first pass alone at the final sparsity, and the pruned network.
+        loss: what was kept small, and what the outputs were taken for.
     """
 
     asked_sparsity: float
@@ -156,6 +157,7 @@ class Report:
     final: Score | None = None
     estimate: Estimate | None = None
     peak_memory: int = 0
+    loss: str = ""
 
     @property
     def num_accepted(self) -> int:
