@@ -269,7 +269,8 @@ def test_losses_that_no_run_can_take(model, data):
     assert "loss='mse'" in message
     message = refused(model, data, ImpossibleRequestError, loss=nn.MarginRankingLoss())
     assert "TypeError on outputs of shape" in message
-    assert "'mse'?" in refused(model, data, ImpossibleRequestError, loss="mse_loss")
+    message = refused(model, data, ImpossibleRequestError, loss="cross_entropy")
+    assert "mean 'cross-entropy'?" in message
 
 
 def test_unknown_samplers_and_options(model, data):
