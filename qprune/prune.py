@@ -28,7 +28,8 @@ from qprune.errors import ImpossibleRequestError
 from qprune.estimate import Estimate, require_fit
 from qprune.faults import Care
 from qprune.fingerprint import digest_of_tensors, fingerprint_of
-from qprune.losses import DenseOutputs, Loss
+from qprune.loss_names import as_loss
+from qprune.losses import Loss
 from qprune.masks import mask_by_name
 from qprune.patterns import Pattern, as_patterns
 from qprune.plan import Plan, needs_of
@@ -73,7 +74,7 @@ def prune(
     mask_structure: KeepNofM | str | None = None,
     targets: Sequence[Pattern] | Pattern | None = None,
     ignore: Sequence[Pattern] | Pattern = (),
-    loss: Loss | None = None,
+    loss: Loss | Any = "dense",
     curvature: Curvature | str = SketchedFisher(),
     select: Select = Boundary(),
     sampler: Any = "relax",
@@ -121,7 +122,10 @@ def prune(
             patterns (`qprune.layers.find_layers`). None = every Linear and convolution, and the
             matrices of attention, LSTM, GRU and RNN. What is left dense is said in one line.
         ignore: the same, taken away again.
-        loss: `DenseOutputs` (default), `Labels`, or `PerSample` for one of your own.
+        loss: "dense" (keep to the dense outputs), "cross-entropy", "mse" or "bce" (against the
+            labels); one of torch's losses, such as ``nn.MSELoss()``; `DenseOutputs`, `Labels`, or
+            `PerSample` for one of your own. What the outputs are is recognised by sight where
+            the loss leaves it open (`qprune.recognise`), logged, and in the report.
         curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`,
             `ExactHessian`, or a name.
         select: how blocks are chosen.
@@ -184,7 +188,7 @@ def prune(
         mask_structure=mask_structure,
         targets=None if targets is None else as_patterns(targets, "targets"),
         ignore=as_patterns(ignore, "ignore"),
-        loss=DenseOutputs() if loss is None else loss,
+        loss=as_loss(loss),
         curvature=curvature,
         select=select,
         sampler=sampler,
@@ -235,8 +239,9 @@ def prune(
         achieved_sparsity=1 - int(state.mask.sum()) / setting.layers.size,
         layers=_layer_records(setting, state),
         steps=tuple(setting.journal.steps),
-        settings=request.to_json() | asdict(setting.effort),
+        settings=setting.request.to_json() | asdict(setting.effort),
         seed=seed,
+        loss=str(setting.request.loss),
         seconds=record.seconds,
         cpu_seconds=record.cpu_seconds,
         stopped=stopped,

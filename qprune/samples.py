@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +22,11 @@ from qprune.request import Request
 from qprune.sharding import is_sharded
 from qprune.steps import Fault
 from qprune.traces import Recorder, Samples, differentiating, forward, halved, outputs_of
+
+logger = logging.getLogger(__name__)
+
+# So many samples show what outputs look like; fewer where they are large.
+_LOOKED_AT, _LOOKED_AT_TOGETHER, _LOOKED_AT_FLOATS = 32, 8, 1 << 22
 
 #: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
 KEEP_OUTPUTS = 1 << 26
@@ -91,6 +97,50 @@ class DenseNetwork:
         return partial(outputs_of, self._copy, batch_size=self.batch_size)
 
 
+def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
+    """The loss with what it left open decided by the model's outputs on some samples.
+
+    Raises:
+        CalibrationError, ImpossibleRequestError: it does not suit them.
+    """
+    with torch.no_grad():
+        floats = forward(model, data.take(torch.arange(1)).inputs).numel()
+        number = max(1, min(len(data), _LOOKED_AT, _LOOKED_AT_FLOATS // max(1, floats)))
+        some = data.take(torch.arange(number) * len(data) // number)
+        outputs = outputs_of(model, some.inputs, _LOOKED_AT_TOGETHER)
+    return loss.resolved(outputs, some.labels)
+
+
+def counted_samples(data: Calibration, loss: Loss) -> Calibration:
+    """The samples with a label that counts, where the loss needs labels.
+
+    One without any has no loss, and would only make the mean smaller.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    ignored = getattr(loss, "ignored", None)
+    if not loss.needs_labels or data.labels is None or ignored is None:
+        return data
+    if data.labels.is_floating_point():
+        return data
+    counts = (data.labels.reshape(len(data), -1) != ignored).any(1)
+    if bool(counts.all()):
+        return data
+    if not bool(counts.any()):
+        raise CalibrationError(
+            f"all {len(data)} calibration samples have no label but {ignored}, which does not "
+            "count; pass labels, or loss='dense'"
+        )
+    logger.info(
+        "%d of %d samples are left out: all of their labels are %d, which does not count",
+        int((~counts).sum()),
+        len(data),
+        ignored,
+    )
+    return data.take(torch.nonzero(counts)[:, 0])
+
+
 def splits_of(
     splits: Sequence[tuple[Calibration, Augmentation | None]],
     loss: Loss,
@@ -143,7 +193,7 @@ def samples_of(
     if data.labels is None:
         raise CalibrationError(
             f"{type(loss).__name__} needs labels, but the calibration data have none; pass "
-            "(inputs, labels), or use loss=DenseOutputs()"
+            "(inputs, labels), or use loss='dense'"
         )
     labels = data.labels.repeat(copies, *[1] * (data.labels.ndim - 1))
     return Samples(inputs, labels, network.ranks)

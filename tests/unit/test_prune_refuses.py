@@ -262,9 +262,15 @@ def test_outputs_without_classes(data):
     assert "PerSample" in refused(model, data, CalibrationError)
 
 
-def test_a_loss_without_a_distribution(model, data):
-    loss = PerSample(lambda outputs, targets: outputs.sum(1))
-    assert "EmpiricalFisher" in refused(model, data, CalibrationError, loss=loss)
+def test_losses_that_no_run_can_take(model, data):
+    floats = Calibration(data.inputs, torch.zeros(len(data), 5))
+    message = refused(model, floats, CalibrationError, loss=lambda o, t: (o - t) ** 2)
+    assert "one number per sample" in message
+    assert "loss='mse'" in message
+    message = refused(model, data, ImpossibleRequestError, loss=nn.MarginRankingLoss())
+    assert "TypeError on outputs of shape" in message
+    message = refused(model, data, ImpossibleRequestError, loss="cross_entropy")
+    assert "mean 'cross-entropy'?" in message
 
 
 def test_unknown_samplers_and_options(model, data):
