@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qprune import selftext
 from qprune.augment import Augmentation
-from qprune.calibration import Calibration
+from qprune.calibration import Calibration, one_tensor
 from qprune.compensate import Compensate, Compensation, gauss_newton
 from qprune.curvature.expansion import Curvature
 from qprune.curvature.fisher import PerSampleFisher
@@ -27,6 +27,7 @@ from qprune.errors import CalibrationError, QpruneError
 from qprune.estimate import Estimate, Phase, estimate
 from qprune.faults import is_paid
 from qprune.gauge import Pass, Tally, gauged
+from qprune.inputs import tensors_of
 from qprune.layers import Layers
 from qprune.needs import Load, walk_needs
 from qprune.request import Request
@@ -152,7 +153,7 @@ def load_of(plan: Plan, executor: Any = None) -> Load:
         given=len(plan.fit),
         accepted=plan.num_accepted,
         copies=copies,
-        input_bytes=plan.fit.inputs[0].nbytes,
+        input_bytes=sum(tensor[:1].nbytes for tensor in tensors_of(plan.fit.inputs)),
         outputs=0 if loss.needs_labels else plan.sample.outputs,
         trace=gauges.trace,
         per_step=effort.samples_per_step,
@@ -192,7 +193,7 @@ def _moved(move: Any, drawn: int) -> tuple[float, int, int, int]:
 def _first_pass(plan: Plan, load: Load) -> list[Phase]:
     if not isinstance(plan.start, Foreseen):
         return []
-    return [plan.start.needs(plan.model, plan.layers, plan.fit.inputs, load.judge)]
+    return [plan.start.needs(plan.model, plan.layers, one_tensor(plan.fit.inputs), load.judge)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,9 +314,10 @@ def _workers(executor: Any) -> int:
 
 def _written(plan: Plan) -> tuple[float, int]:
     """Bytes of cached keys and values, and tokens a sequence, where the model writes its text."""
-    augment, inputs = plan.augment, plan.fit.inputs
+    augment = plan.augment
     if not isinstance(augment, OwnText):
         return 0.0, 0
+    inputs = one_tensor(plan.fit.inputs)
     with torch.no_grad(), Tally() as tally:
         output: Any = augment.model(inputs[:1, :2], use_cache=True)
     # All that lives on is the cache and the logits.

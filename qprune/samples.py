@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qprune.augment import Augmentation, natural
 from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.inputs import AnyInputs, Inputs
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.ranks import ALONE, Ranks
@@ -69,7 +70,7 @@ class DenseNetwork:
     def _copy(self) -> nn.Module:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
-    def answers(self, inputs: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
+    def answers(self, inputs: AnyInputs) -> Tensor | Callable[[AnyInputs], Tensor]:
         """Its outputs; where they are too many to keep, what computes them from a copy.
 
         Raises:
@@ -131,6 +132,11 @@ def samples_of(
     """
     inputs, copies = data.inputs, 1
     if augment is not None:
+        if isinstance(inputs, Inputs):
+            raise ImpossibleRequestError(
+                f"{type(augment).__name__} makes samples of one tensor, and these are more, or "
+                "are passed by name; use augment=None"
+            )
         inputs = torch.cat([inputs, augment(inputs, generator)])
         copies = len(inputs) // len(data)
     if not loss.needs_labels:

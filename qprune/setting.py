@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration
+from qprune.calibration import as_calibration, one_tensor
 from qprune.compensate import Compensate, Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
@@ -19,6 +19,7 @@ from qprune.curvature.fisher import PerSampleFisher
 from qprune.effort import Effort, effort_for
 from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.estimate import Estimate
+from qprune.inputs import AnyInputs
 from qprune.journal import Journal
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
@@ -107,7 +108,7 @@ class Setting:
     dense: State
     fit: Samples
     accept: Samples
-    calibration: Tensor
+    calibration: AnyInputs
     start: Start | Pruner
     curvature: Curvature
     compensation: Compensate | None
@@ -204,7 +205,7 @@ class Setting:
         """
         self.layers.write(self.dense.values)
         seed = self.request.seed
-        mask = start.prune(self.model, self.layers, self.groups, self.calibration, seed)
+        mask = start.prune(self.model, self.layers, self.groups, one_tensor(self.calibration), seed)
         counts = self.groups.sizes_of(~mask)
         if not torch.equal(counts, self.groups.counts):
             at = int(torch.nonzero(counts != self.groups.counts)[0])
@@ -270,7 +271,7 @@ def prepare(
     compensation = request.compensate
     if isinstance(compensation, bool):
         compensation = Compensation() if compensation else None
-    fit, accept = as_calibration(calibration).split(request.accept_share, generator)
+    fit, accept = as_calibration(calibration, model).split(request.accept_share, generator)
     start = _named("start", request.start, STARTS)
     seen = sample_size(model, layers, fit)
     effort = request.effort(effort_for(seen.multiplications))
