@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qprune.augment import Augmentation, natural
 from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.inputs import AnyInputs, Inputs
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.persample import ByAutograd
@@ -48,16 +49,19 @@ class SampleSize:
 
 
 def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSize:
-    """Seen on the first sample."""
+    """Seen on the first two samples, since some networks take no batch of one."""
+    inputs = data.inputs[:2]
+    number = len(inputs)
     with differentiating(model, layers), Recorder(layers) as recorder:
-        made = forward(model, data.inputs[:1]).numel()
+        made = forward(model, inputs).numel() // number
     given = {
-        number: torch.empty(1, layer.size, device="meta")
-        for number, layer in enumerate(layers)
+        index: torch.empty(number, layer.size, device="meta")
+        for index, layer in enumerate(layers)
         if isinstance(layer.path, ByAutograd)
     }
-    trace = recorder.trace([output.detach() for output in recorder.outputs()], 1, given)
-    return SampleSize(trace.multiplications(layers), trace.num_floats + made, made)
+    trace = recorder.trace([output.detach() for output in recorder.outputs()], number, given)
+    floats = trace.num_floats // number + made
+    return SampleSize(trace.multiplications(layers) // number, floats, made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ class DenseNetwork:
     def _copy(self) -> nn.Module:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
-    def answers(self, inputs: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
+    def answers(self, inputs: AnyInputs) -> Tensor | Callable[[AnyInputs], Tensor]:
         """Its outputs; where they are too many to keep, what computes them from a copy.
 
         Raises:
@@ -104,7 +108,8 @@ def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
         CalibrationError, ImpossibleRequestError: it does not suit them.
     """
     with torch.no_grad():
-        floats = forward(model, data.take(torch.arange(1)).inputs).numel()
+        few = data.take(torch.arange(min(2, len(data)))).inputs
+        floats = forward(model, few).numel() // len(few)
         number = max(1, min(len(data), _LOOKED_AT, _LOOKED_AT_FLOATS // max(1, floats)))
         some = data.take(torch.arange(number) * len(data) // number)
         outputs = outputs_of(model, some.inputs, _LOOKED_AT_TOGETHER)
@@ -186,6 +191,11 @@ def samples_of(
     """
     inputs, copies = data.inputs, 1
     if augment is not None:
+        if isinstance(inputs, Inputs):
+            raise ImpossibleRequestError(
+                f"{type(augment).__name__} makes samples of one tensor, and these are more, or "
+                "are passed by name; use augment=None"
+            )
         inputs = torch.cat([inputs, augment(inputs, generator)])
         copies = len(inputs) // len(data)
     if not loss.needs_labels:

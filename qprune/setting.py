@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import Calibration, as_calibration
+from qprune.calibration import Calibration, as_calibration, one_tensor
 from qprune.compensate import Compensate, Compensation
 from qprune.curvature import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.curvature.expansion import Curvature, Expansion
@@ -219,7 +219,7 @@ class Setting:
         """
         self.layers.write(self.dense.values)
         seed = self.request.seed
-        mask = start.prune(self.model, self.layers, self.groups, self.calibration, seed)
+        mask = start.prune(self.model, self.layers, self.groups, one_tensor(self.calibration), seed)
         counts = self.groups.sizes_of(~mask)
         if not torch.equal(counts, self.groups.counts):
             at = int(torch.nonzero(counts != self.groups.counts)[0])
@@ -279,7 +279,7 @@ def prepare(
     layers = find_layers(model, request.targets, request.ignore)
     border = Border.to(request.sampler, request.sampler_options)
     generator = torch.Generator().manual_seed(request.seed)
-    data = as_calibration(calibration)
+    data = as_calibration(calibration, model)
     request = _with_loss_for(model, data, request)
     data = counted_samples(data, request.loss)
     fit, accept = data.split(request.accept_share, generator)
