@@ -263,6 +263,7 @@ def prune(
         estimate=setting.estimate,
         peak_memory=int(peak_memory()),
         coverage=setting.layers.coverage,
+        zeros_before=int((setting.dense.values == 0).sum()),
     )
     return Pruned(model, mask_by_name(setting.layers, state.mask), report)
 

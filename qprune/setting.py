@@ -302,6 +302,7 @@ def prepare(
         Trust(),
         torch.zeros(layers.size, dtype=torch.int32),
     )
+    _state_zeros(values, groups)
     network = DenseNetwork(model, seen.outputs, batch_size, ranks)
     augment = augmentation_for(request, fit)
     if min(len(fit), effort.samples_per_step) <= (ranks.size - 1) * batch_size:
@@ -440,6 +441,25 @@ def _state_coverage(layers: Layers) -> None:
             by_way.setdefault(layer.path.way.name, []).append(f"{layer.name} ({layer.path.reason})")
     for way, names in by_way.items():
         logger.info("per-sample gradients by autograd, %s, which is slower: %s", way, names)
+
+
+def _state_zeros(values: Tensor, groups: Groups) -> None:
+    """A warning where weights are zero already; the mask counts what it prunes itself."""
+    zeros = int((values == 0).sum())
+    if not zeros:
+        return
+    beyond = (
+        "; that is more than was asked, and what the mask keeps may stay zero or move"
+        if zeros > groups.total
+        else "; they are the first that the usual starts prune"
+    )
+    logger.warning(
+        "%s of %s targeted weights (%.3g %%) are zero already%s",
+        f"{zeros:,}",
+        f"{len(values):,}",
+        100 * zeros / len(values),
+        beyond,
+    )
 
 
 def _block_size(request: Request, layers: Layers) -> int:
