@@ -1,0 +1,42 @@
+"""Per-sample gradients by autograd alone: every sample by itself, no hook and no vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qprune.inputs import AnyInputs, called
+
+
+def per_sample_gradients(
+    model: nn.Module,
+    parameters: list[Tensor],
+    inputs: AnyInputs,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    answers: Tensor,
+) -> Tensor:
+    """Gradients of each sample's loss, shape (m, numbers in ``parameters``); flags put back.
+
+    Every parameter of the model is asked for its gradient, and `backward` is used rather than
+    `grad`: reentrant checkpoints know no other.
+    """
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    rows = []
+    try:
+        for p, _ in flags:
+            p.requires_grad_(p.is_floating_point())
+        for i in range(len(inputs)):
+            outputs = called(model, inputs[i : i + 1])
+            outputs = getattr(outputs, "logits", outputs)
+            for p, _ in flags:
+                p.grad = None
+            loss(outputs, answers[i : i + 1]).sum().backward()
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            rows.append(torch.cat([part.reshape(-1) for part in parts]))
+    finally:
+        for p, flag in flags:
+            p.grad = None
+            p.requires_grad_(flag)
+    return torch.stack(rows)
