@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qprune.inputs import AnyInputs, called
+from qprune.inputs import AnyInputs, called, mapped
 
 
 def per_sample_gradients(
@@ -28,13 +28,13 @@ def per_sample_gradients(
         for p, _ in flags:
             p.requires_grad_(p.is_floating_point())
         for i in range(len(inputs)):
-            outputs = called(model, inputs[i : i + 1])
+            outputs = called(model, mapped(inputs[i : i + 1], torch.clone))
             outputs = getattr(outputs, "logits", outputs)
             for p, _ in flags:
                 p.grad = None
             loss(outputs, answers[i : i + 1]).sum().backward()
             parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            rows.append(torch.cat([part.reshape(-1) for part in parts]))
+            rows.append(torch.cat([part.to_dense().reshape(-1) for part in parts]))
     finally:
         for p, flag in flags:
             p.grad = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -536,6 +537,18 @@ OTHERS = (
         path="mixed",
         targets=("Linear", "EmbeddingBag"),
     ),
+    Entry(
+        "embedding bag with sparse gradients",
+        lambda: Net(
+            lambda net, x: net.head(net.embed(x).tanh()),
+            embed=nn.EmbeddingBag(VOCABULARY, 6, mode="sum", sparse=True),
+            head=head(6),
+        ),
+        ids(4),
+        kind="EmbeddingBag",
+        path="mixed",
+        targets=("Linear", "EmbeddingBag"),
+    ),
     Entry("adaptive softmax", _adaptive_softmax, normal(5), kind="adaptive softmax"),
     Entry(
         "weight norm",
@@ -753,6 +766,42 @@ FUNCTIONS = (
         normal(6),
         kind="one weight, transposed",
         path="slow",
+    ),
+    Entry(
+        "slice of a weight",
+        lambda: Net(
+            lambda net, x: net.head(functional.linear(x, net.inner.weight[:5, 2:]).tanh()),
+            inner=nn.Linear(10, 8),
+            head=head(5),
+        ),
+        normal(8),
+        kind="part of a weight",
+        path="mixed",
+    ),
+    Entry(
+        "functional call",
+        lambda: Net(
+            lambda net, x: net.head(
+                functional_call(net.inner, {"weight": net.inner.weight.exp()}, (x,)).tanh()
+            ),
+            inner=nn.Linear(8, 6),
+            head=head(6),
+        ),
+        normal(8),
+        kind="weight computed in forward",
+        path="mixed",
+    ),
+    Entry(
+        "list of parameters",
+        lambda: Net(
+            lambda net, x: net.head((x @ net.both[0]).tanh() @ net.both[1]),
+            both=nn.ParameterList([torch.randn(8, 6), torch.randn(6, 6)]),
+            head=head(6),
+        ),
+        normal(8),
+        kind="list of parameters",
+        path="mixed",
+        targets=("Linear", "both"),
     ),
     Entry(
         "parameter in an einsum",
@@ -987,6 +1036,29 @@ def precise(dtype: torch.dtype) -> nn.Module:
     ).to(dtype)
 
 
+def _hooked() -> nn.Module:
+    """A hook that changes what goes in, and one that changes what comes out."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), head(6))
+    model[0].register_forward_pre_hook(lambda _, args: (args[0].flip(1),))
+    model[0].register_forward_hook(lambda _, args, output: output * 2)
+    return model
+
+
+def _turned(layer: nn.Linear) -> nn.Linear:
+    """The weight stored column by column."""
+    layer.weight = nn.Parameter(layer.weight.detach().T.contiguous().T)
+    return layer
+
+
+def _cast() -> nn.Module:
+    def run(net: Net, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = net.inner(x).tanh()
+        return net.head(hidden.float())
+
+    return Net(run, inner=nn.Linear(8, 6), head=head(6))
+
+
 def _frozen_flags() -> nn.Module:
     model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), head(6))
     model[0].requires_grad_(False)
@@ -1087,14 +1159,33 @@ INTERFACES = (
         normal(8),
         kind="in place",
     ),
+    Entry(
+        "inputs changed in place",
+        lambda: Net(
+            lambda net, x: net.head(net.inner(x.mul_(0.5)).tanh()),
+            inner=nn.Linear(8, 6),
+            head=head(6),
+        ),
+        normal(8),
+        kind="in place",
+    ),
+    Entry("hooks of the model's own", _hooked, normal(8), kind="hooks"),
+    Entry(
+        "weights that are not contiguous",
+        lambda: nn.Sequential(_turned(nn.Linear(8, 6)), nn.Tanh(), _turned(head(6))),
+        normal(8),
+        kind="memory",
+    ),
+    Entry(
+        "autocast within the model",
+        _cast,
+        normal(8),
+        kind="autocast",
+        dtype=torch.float32,
+        tolerance=4e-2,
+    ),
     Entry("frozen flags", _frozen_flags, normal(8), kind="frozen"),
     Entry("empty parameter", _empty_parameter, normal(8), kind="empty"),
-    Entry(
-        "data parallel",
-        lambda: nn.DataParallel(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), head(6))),
-        normal(8),
-        kind="wrapper",
-    ),
     Entry(
         "lazy linear",
         lambda: nn.Sequential(nn.LazyLinear(6), nn.Tanh(), head(6)),
@@ -1108,6 +1199,13 @@ INTERFACES = (
         normal(8),
         kind="refused",
         refused="(?i)quanti",
+    ),
+    Entry(
+        "data parallel",
+        lambda: nn.DataParallel(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), head(6))),
+        normal(8),
+        kind="wrapper",
+        refused="model.module",
     ),
     Entry(
         "scripted",
