@@ -1,4 +1,4 @@
-"""Per-sample gradients by autograd alone: every sample by itself, no hook and no vmap."""
+"""Per-sample gradients by autograd alone, and as a run finds them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qprune.inputs import AnyInputs, called, mapped
+from qprune.inputs import AnyInputs, mapped
+from qprune.layers import Layers
+from qprune.persample import trace_of
+from qprune.preflight import examined, reached
+from qprune.traces import Recorder, Trace, differentiating, forward
 
 
 def per_sample_gradients(
@@ -19,8 +23,8 @@ def per_sample_gradients(
 ) -> Tensor:
     """Gradients of each sample's loss, shape (m, numbers in ``parameters``); flags put back.
 
-    Every parameter of the model is asked for its gradient, and `backward` is used rather than
-    `grad`: reentrant checkpoints know no other.
+    Every sample passes by itself: no hook and no vmap. Every parameter of the model is asked for
+    its gradient, and `backward` is used rather than `grad`: reentrant checkpoints know no other.
     """
     flags = [(p, p.requires_grad) for p in model.parameters()]
     rows = []
@@ -28,8 +32,7 @@ def per_sample_gradients(
         for p, _ in flags:
             p.requires_grad_(p.is_floating_point())
         for i in range(len(inputs)):
-            outputs = called(model, mapped(inputs[i : i + 1], torch.clone))
-            outputs = getattr(outputs, "logits", outputs)
+            outputs = forward(model, mapped(inputs[i : i + 1], torch.clone))
             for p, _ in flags:
                 p.grad = None
             loss(outputs, answers[i : i + 1]).sum().backward()
@@ -40,3 +43,21 @@ def per_sample_gradients(
             p.grad = None
             p.requires_grad_(flag)
     return torch.stack(rows)
+
+
+def traced(
+    model: nn.Module,
+    layers: Layers,
+    inputs: AnyInputs,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    answers: Tensor,
+) -> tuple[Layers, Trace]:
+    """(the tensors that gradients reach, with their paths, and one batch's trace)."""
+    layers = examined(model, layers, mapped(inputs, torch.clone))
+    layers = reached(model, layers, mapped(inputs, torch.clone), len(inputs))
+    with differentiating(model, layers):
+        own = mapped(inputs, torch.clone)
+        with Recorder(layers) as recorder:
+            outputs = forward(model, own)
+        losses = loss(outputs, answers)
+        return layers, trace_of(model, layers, own, outputs, recorder, losses)

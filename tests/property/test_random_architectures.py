@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from autograd_reference import per_sample_gradients
+from autograd_reference import per_sample_gradients, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from torch.nn.utils import parametrizations
 
 import qprune
 from qprune.layers import find_layers
-from qprune.losses import PerSample
-from qprune.preflight import preflight
-from qprune.traces import Samples
 
 SAMPLES, TOKENS, WIDTH = 20, 3, 4
 FEW = 6
@@ -154,10 +151,9 @@ def samples_of(seed: int) -> tuple[Tensor, Tensor]:
 def test_gradients_are_autograds(block, seed):
     model = network(block, seed).double()
     inputs, answers = (tensor[:FEW].double() for tensor in samples_of(seed))
-    samples, loss = Samples(inputs, answers), PerSample(squared)
-    layers = preflight(model, find_layers(model), samples, loss)
+    layers, trace = traced(model, find_layers(model), inputs, squared, answers)
     wanted = per_sample_gradients(model, layers.parameters, inputs, squared, answers)
-    found = traced(model, layers, samples, loss).columns(layers, torch.arange(layers.size))
+    found = trace.columns(layers, torch.arange(layers.size))
     for layer, ours, theirs in zip(
         layers, layers.split(found.T), layers.split(wanted.T), strict=True
     ):

@@ -99,7 +99,6 @@ SUBCLASSES = (
         lambda: pooled(Same(2, 4, 2), nn.Tanh(), width=4),
         normal(2, 5, 5),
         kind="subclass",
-        path="mixed",
     ),
     Entry(
         "subclass with a standardised weight",
@@ -171,7 +170,6 @@ CONVOLUTIONS = (
         lambda: pooled(nn.Conv1d(3, 5, 3, stride=2, padding=1), nn.Tanh(), width=5),
         normal(3, 9),
         kind="Conv1d",
-        path="mixed",
     ),
     Entry(
         "conv1d with groups and circular padding",
@@ -182,7 +180,6 @@ CONVOLUTIONS = (
         ),
         normal(4, 9),
         kind="Conv1d",
-        path="mixed",
     ),
     Entry(
         "conv2d",
@@ -280,7 +277,6 @@ CONVOLUTIONS = (
         lambda: pooled(nn.Conv1d(2, 4, 3), nn.LayerNorm((4, 5)), nn.Tanh(), width=4),
         normal(2, 7),
         kind="norm",
-        path="mixed",
         left_dense=(r"body\.1\.(weight|bias)",),
     ),
 )
@@ -556,7 +552,6 @@ OTHERS = (
         normal(8),
         kind="parametrization",
         path="mixed",
-        left_dense=("0.parametrizations.weight.original0",),
     ),
     Entry(
         "spectral norm",
@@ -570,7 +565,7 @@ OTHERS = (
         _symmetric,
         normal(6),
         kind="parametrization",
-        path="mixed",
+        left_dense=("0.parametrizations.weight.original",),
     ),
     Entry(
         "weight norm by hooks",
@@ -578,7 +573,6 @@ OTHERS = (
         normal(8),
         kind="parametrization by hooks",
         path="mixed",
-        left_dense=("0.weight_g",),
     ),
     Entry(
         "spectral norm by hooks",
@@ -1066,10 +1060,11 @@ def _frozen_flags() -> nn.Module:
 
 
 def _empty_parameter() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        none = nn.Linear(8, 0)
     return Net(
-        lambda net, x: net.head(torch.cat([x, net.none(x)], 1).tanh()),
-        none=nn.Linear(8, 0),
-        head=head(8),
+        lambda net, x: net.head(torch.cat([x, net.none(x)], 1).tanh()), none=none, head=head(8)
     )
 
 
@@ -1181,6 +1176,7 @@ INTERFACES = (
         _cast,
         normal(8),
         kind="autocast",
+        path="mixed",
         dtype=torch.float32,
         tolerance=4e-2,
     ),

@@ -148,7 +148,6 @@ ENTRIES = (
         ),
         ids(LENGTH, below=VOCABULARY),
         kind="GPT-2",
-        path="slow",
         left_dense=(".*wte.weight", ".*wpe.weight"),
     ),
     Entry(
@@ -170,8 +169,7 @@ ENTRIES = (
         made("MixtralForCausalLM", "MixtralConfig", **EXPERTS),
         ids(LENGTH, below=VOCABULARY),
         kind="experts of transformers",
-        path="mixed",
-        left_dense=(".*embed_tokens.weight", ".*experts.*"),
+        left_dense=(".*embed_tokens.weight", ".*gate.weight", ".*experts.*"),
         dtype=torch.float32,
     ),
     Entry(
@@ -283,7 +281,6 @@ ENTRIES = (
         ),
         pixels(),
         kind="windows",
-        path="mixed",
         left_dense=(".*relative_position_bias_table",),
     ),
     Entry(
@@ -358,7 +355,6 @@ ENTRIES = (
         named(input_values=normal(48)),
         kind="speech",
         path="mixed",
-        left_dense=(".*original0",),
     ),
     Entry(
         "whisper encoder",
@@ -385,7 +381,6 @@ ENTRIES = (
         ),
         called_by(first_hidden, named(input_features=normal(4, 12))),
         kind="speech",
-        path="mixed",
         left_dense=(".*embed_positions.weight",),
     ),
 )
