@@ -69,7 +69,7 @@ class Standardised(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight - self.weight.mean(1, keepdim=True)
-        return functional.linear(x, weight / weight.std(1, keepdim=True), self.bias)
+        return functional.linear(x, weight / (weight.std(1, keepdim=True) + 0.1), self.bias)
 
 
 class Quantised(nn.Linear):
@@ -1002,7 +1002,13 @@ ROWS = (
         kind="dead branch",
         left_dense=("auxiliary.weight",),
     ),
-    Entry("branch times zero", _product_with_zero, normal(8), kind="dead branch"),
+    Entry(
+        "branch times zero",
+        _product_with_zero,
+        normal(8),
+        kind="dead branch",
+        left_dense=("shut.weight",),
+    ),
 )
 
 
