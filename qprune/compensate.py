@@ -33,6 +33,7 @@ from qprune.traces import (
     gradients_by_weight,
     recorder_if_needed,
 )
+from qprune.workers import PerThread
 
 
 class Compensate(Protocol):
@@ -203,7 +204,8 @@ def gauss_newton(
 
         with differentiating(model, layers):
             batches = list(samples.batches(batch_size))
-            samples.ranks.accumulate(one, batches, layers.split(total))
+            # Forward differentiation has one level for the whole process: no two threads at once.
+            samples.ranks.serial.accumulate(one, batches, layers.split(total))
         return total / len(samples)
 
     return product
@@ -259,12 +261,13 @@ def mean_gradient(
 ) -> Tensor:
     """Gradient of the mean loss by all targeted weights, shape (N,)."""
     total = torch.zeros(layers.size, device=layers.device)
-    with differentiating(model, layers) as weights:
+    own = PerThread(lambda: samples.ranks.own((model, layers)))
 
-        def one(_: int, batch: Samples) -> tuple[None, Parts]:
-            with recorder_if_needed(layers) as recorder:
-                losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
-                return None, gradients_by_weight(losses, weights, recorder, again=False)
+    def one(_: int, batch: Samples) -> tuple[None, Parts]:
+        model, layers = own()
+        with differentiating(model, layers) as weights, recorder_if_needed(layers) as recorder:
+            losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+            return None, gradients_by_weight(losses, weights, recorder, again=False)
 
-        samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
+    samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
     return total / len(samples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ from qprune.solve import BlockObserver
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
+from qprune.threads import checked_threads, limited_threads
 from qprune.walk import Progress, walk
 from solvers.memory import available_memory, peak_memory
 
@@ -92,6 +94,7 @@ def prune(
     observe_blocks: BlockObserver | Sequence[BlockObserver] = (),
     executor: Any = None,
     ranks: Ranks | None = None,
+    threads: int | None = None,
     max_seconds: float | None = None,
     max_steps: int | None = None,
     max_memory: float | None = None,
@@ -147,6 +150,10 @@ def prune(
         ranks: processes that share the passes over the samples, each of which calls this with the
             same arguments: ``qprune.ranks.DataParallel()``, see there. The first one writes
             ``output_dir``. None = this process alone.
+        threads: that pass batches and solve blocks at once; the mask does not depend on it, since
+            torch and BLAS use one thread within each (as before afterwards). Each holds a batch
+            and a copy of the model. Derivatives of a second-order `Compensation`, and
+            `Distillation`, stay on one. None: `qprune.threads.DEFAULT_THREADS`.
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
         max_memory: bytes that the process may hold; a run that needs more is refused before it
@@ -204,16 +211,33 @@ def prune(
     observers = (observe,) if callable(observe) else tuple(observe)
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     ranks = ranks or ALONE
-    with ranks.watched(), ExitStack() as stack, restored_on_error(model):
+    threads = checked_threads(threads)
+    with ExitStack() as stack:
+        stack.enter_context(ranks.watched())
+        stack.enter_context(limited_threads(1))
+        stack.enter_context(restored_on_error(model))
+        if executor is None and threads > 1 and isinstance(sampler, str):
+            # An object of the user's own may not stand several callers.
+            executor = stack.enter_context(ThreadPoolExecutor(threads))
         record = _recording(ranks, stack, output_dir, resume_from)
         data = as_calibration(calibration)
         foresee = partial(_stated, ranks=ranks, executor=executor, expect=expect)
         setting = prepare(
-            request, model, data, (record.note, *observers), executor, should_stop, foresee, ranks
+            request,
+            model,
+            data,
+            (record.note, *observers),
+            executor,
+            should_stop,
+            foresee,
+            ranks,
+            threads,
         )
         border = care.over(setting.border, record.answers)
         setting = replace(setting, border=border, observe_blocks=watchers)
         progress = _begun(setting, data, record, output_dir or resume_from)
+        if evaluate is not None:
+            evaluate = partial(_evaluated, evaluate, threads)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
         setting.layers.write(progress.state.values)
@@ -290,6 +314,12 @@ def _begun(
     progress = ranks.once(lambda: record.begin(setting, present))
     setting.generator.set_state(ranks.once(setting.generator.get_state))
     return progress
+
+
+def _evaluated(evaluate: Callable[[nn.Module], Score], threads: int, model: nn.Module) -> Score:
+    """The caller's own score decides nothing: its arithmetic has all the threads."""
+    with limited_threads(threads):
+        return evaluate(model)
 
 
 def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from qprune.request import Request
 from qprune.sharding import is_sharded
 from qprune.steps import Fault
 from qprune.traces import Recorder, Samples, forward, halved, outputs_of
+from qprune.workers import PerThread
 
 #: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
 KEEP_OUTPUTS = 1 << 26
@@ -83,7 +84,9 @@ class DenseNetwork:
                 f"numbers (limit {KEEP_OUTPUTS}), and a sharded model cannot be copied to make "
                 "them when needed; pass fewer or shorter samples, or loss=Labels()"
             )
-        return partial(outputs_of, self._copy, batch_size=self.batch_size)
+        dense = self._copy  # Made now: the model will not stay dense.
+        own = PerThread(lambda: self.ranks.own(dense))
+        return lambda inputs: outputs_of(own(), inputs, self.batch_size)
 
 
 def splits_of(

@@ -23,6 +23,7 @@ from qprune.losses import Loss
 from qprune.ranks import ALONE, Parts, Ranks, is_lost
 from qprune.sharding import weight_gradient
 from qprune.steps import Fault
+from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
 
@@ -224,17 +225,19 @@ def gradients_by_weight(
 
 def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int, ranks: Ranks = ALONE) -> Tensor:
     """The model's outputs on all inputs, without gradients, shape (m, ...)."""
+    own = PerThread(lambda: ranks.own(model))
     with torch.no_grad():
         return torch.cat(
-            ranks.gather(lambda _, batch: forward(model, batch), inputs.split(batch_size))
+            ranks.gather(lambda _, batch: forward(own(), batch), inputs.split(batch_size))
         )
 
 
 def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -> float:
     """Mean loss over all samples, nats, accumulated in float64."""
+    own = PerThread(lambda: samples.ranks.own(model))
 
     def summed(_: int, batch: Samples) -> float:
-        losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+        losses = loss.per_sample(forward(own(), batch.inputs), batch.targets)
         return losses.double().sum().item()
 
     total = 0.0

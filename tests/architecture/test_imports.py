@@ -13,12 +13,14 @@ ROOT = Path(__file__).parents[2]
 #: The walk's modules in the order in which they may import one another: only leftwards.
 CORE = (
     "errors",
+    "threads",
     "estimate",
     "gauge",
     "folder",
     "steps",
     "records",
     "ranks",
+    "workers",
     "sharding",
     "layers",
     "inputs",
@@ -58,7 +60,6 @@ CORE = (
 )
 #: What lives around the walk; no module of the walk may import it.
 AROUND = (
-    "threads",
     "parcels",
     "executors",
     "networks",
