@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -97,7 +98,8 @@ class Workers(Alone):
                 return function(number, batch)
 
         under_way: deque[Future[R]] = deque()
-        with ThreadPoolExecutor(self.number) as pool:
+        # Filters of warnings are the process' own: what the threads leave of them is put back.
+        with warnings.catch_warnings(), ThreadPoolExecutor(self.number) as pool:
             try:
                 for number, batch in enumerate(batches):
                     if len(under_way) == self.number:
