@@ -192,7 +192,9 @@ def test_the_command_line_gives_the_same_bytes(tmp_path):
         output = tmp_path / str(threads)
         command = f"prune --model digits-mlp --data digits --sparsity 0.9 --output {output} --json"
         command += " --stages 1 --rounds 0 --final-rounds 1 --samples-per-step 300 --seed 0"
-        command += f" --mask-only --num-calibration-samples 300 --threads {threads}"
+        command += (
+            f" --mask-only --targets Linear --num-calibration-samples 300 --threads {threads}"
+        )
         done = CliRunner().invoke(app, command.split())
         assert done.exit_code == 0, done.output
         json.loads(done.stdout)
