@@ -383,7 +383,7 @@ def mean_gradient(
     model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
 ) -> Tensor:
     """Gradient of the mean loss by all targeted weights, shape (N,)."""
-    total = torch.zeros(layers.size, device=layers.device)
+    total = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
     own = PerThread(lambda: samples.ranks.own((model, layers)))
 
     def one(_: int, batch: Samples) -> tuple[None, Parts]:

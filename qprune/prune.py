@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qprune.admission import refuse_wrapped
@@ -34,6 +35,7 @@ from qprune.loss_names import as_loss
 from qprune.losses import Loss
 from qprune.masks import mask_by_name
 from qprune.patterns import Pattern, as_patterns
+from qprune.placement import back_home, on_cpu
 from qprune.plan import Plan, needs_of
 from qprune.ranks import ALONE, Ranks
 from qprune.recording import Recording, recording
@@ -234,6 +236,7 @@ def prune(
     with ExitStack() as stack:
         stack.enter_context(ranks.watched())
         stack.enter_context(limited_threads(1))
+        home = stack.enter_context(on_cpu(model))
         stack.enter_context(restored_on_error(model))
         stack.enter_context(derivable())
         if executor is None and threads > 1 and isinstance(sampler, str):
@@ -242,7 +245,7 @@ def prune(
         record = _recording(ranks, stack, output_dir, resume_from)
         data = as_calibration(
             calibration, model, forward=forward, num_samples=num_calibration_samples
-        )
+        ).cpu()
         if output_dir is not None or resume_from is not None:
             require_named(data)
         foresee = partial(_stated, ranks=ranks, executor=executor, expect=expect)
@@ -261,7 +264,7 @@ def prune(
         setting = replace(setting, border=border, observe_blocks=watchers)
         progress = _begun(setting, data, record, output_dir or resume_from)
         if evaluate is not None:
-            evaluate = partial(_evaluated, evaluate, threads)
+            evaluate = partial(_evaluated, evaluate, threads, home)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
         setting.layers.write(progress.state.values)
@@ -289,7 +292,8 @@ def prune(
         peak_memory=int(peak_memory()),
         coverage=setting.layers.coverage,
     )
-    return Pruned(model, mask_by_name(setting.layers, state.mask), report)
+    mask = mask_by_name(setting.layers, state.mask)
+    return Pruned(model, {name: kept.to(home) for name, kept in mask.items()}, report)
 
 
 def _stated(
@@ -342,9 +346,11 @@ def _begun(
     return progress
 
 
-def _evaluated(evaluate: Callable[[nn.Module], Score], threads: int, model: nn.Module) -> Score:
-    """The caller's own score decides nothing: its arithmetic has all the threads."""
-    with limited_threads(threads):
+def _evaluated(
+    evaluate: Callable[[nn.Module], Score], threads: int, home: torch.device, model: nn.Module
+) -> Score:
+    """The caller's own score: where the model was, and with all threads, as it decides nothing."""
+    with limited_threads(threads), back_home(model, home):
         return evaluate(model)
 
 

@@ -208,7 +208,7 @@ class Recorder(TorchFunctionMode):
         calls: list[tuple[Call, ...]] = []
         for number, uses in enumerate(self.uses(deltas)):
             if number in given:
-                calls.append((GivenCall(given[number]),))
+                calls.append((GivenCall(_wide(given[number])),))
                 continue
             for use, inputs, _ in uses:
                 if use.rows(inputs) % num_samples:
@@ -217,7 +217,9 @@ class Recorder(TorchFunctionMode):
                         f"{tuple(inputs.shape)} for {num_samples} samples; the first dimension "
                         "must be the sample"
                     )
-            calls.append(tuple(use.call(x, delta, num_samples) for use, x, delta in uses))
+            calls.append(
+                tuple(use.call(_wide(x), _wide(delta), num_samples) for use, x, delta in uses)
+            )
         return Trace(tuple(calls), num_samples)
 
     def uses(self, deltas: Sequence[Tensor | None]) -> list[list[tuple[Use, Tensor, Tensor]]]:
@@ -236,6 +238,11 @@ class Recorder(TorchFunctionMode):
         """
         pairs = zip(self.layers, self.uses(deltas), strict=True)
         return (_summed(layer, uses) for layer, uses in pairs)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Half precision in float32: squares of gradients would not be far enough from zero in it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _summed(layer: Layer, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor | None:

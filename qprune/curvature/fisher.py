@@ -183,8 +183,8 @@ def _expand(
     if not layers.examined:
         layers = examined(model, layers, samples.inputs)
     batches = list(samples.batches(batch_size))
-    gradient = torch.zeros(layers.size, device=layers.device)
-    squares = torch.zeros(layers.size, device=layers.device)
+    gradient = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
+    squares = torch.zeros_like(gradient)
     ranks, floats = samples.ranks, [0] * len(batches)
 
     def a_pass(with_gradient: bool) -> PerThread[_Pass]:

@@ -23,6 +23,7 @@ CORE = (
     "ranks",
     "workers",
     "sharding",
+    "placement",
     "weights",
     "admission",
     "patterns",
