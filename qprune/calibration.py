@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qprune.batches import as_tensors, gathered
 from qprune.binding import Binding, ByCall, BySignature, inside
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.inputs import AnyInputs, Call, Inputs, tensors_of
+from qprune.inputs import AnyInputs, Call, Inputs, mapped, tensors_of
 
 
 class Calibration:
@@ -55,6 +55,11 @@ class Calibration:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def cpu(self) -> Calibration:
+        """With all tensors on the CPU."""
+        labels = None if self.labels is None else self.labels.cpu()
+        return Calibration(mapped(self.inputs, Tensor.cpu), labels)
 
     def take(self, indices: Tensor) -> Calibration:
         """The samples at ``indices``."""

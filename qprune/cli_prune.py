@@ -165,7 +165,8 @@ def prune(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
     threads: Annotated[
-        int | None, typer.Option(help="threads of the arithmetic (1); large networks gain by more")
+        int | None,
+        typer.Option(help="batches passed and blocks solved at once (1); no effect on the mask"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="new folder for weights, mask, settings, steps, report")

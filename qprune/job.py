@@ -138,6 +138,7 @@ def run_job(
             should_stop=should_stop,
             ranks=ranks,
             executor=executor,
+            threads=settings.threads,
             max_memory=settings.max_memory and 1e9 * settings.max_memory,
             **{"resume_from" if resume else "output_dir": output},
             **arguments(settings, data, augment),

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -47,12 +48,14 @@ from qprune.steps import Observer
 from qprune.traces import (
     Recorder,
     Samples,
+    differentiating,
     forward,
     mean_loss,
     outputs_of,
     refuse_non_finite,
 )
 from qprune.trust import Trust
+from qprune.workers import workers_for
 
 T = TypeVar("T")
 
@@ -61,6 +64,8 @@ logger = logging.getLogger(__name__)
 # A batch is as large as keeps its traced activations below this many numbers.
 _BATCH_FLOATS = 1 << 27
 _MAX_BATCH = 4096
+# Samples on which a copy of the model is compared with the model.
+_PROBED = 4
 # Samples of one pass that looks for gradients of a tensor that the first samples do not reach.
 _LOOKED_THROUGH = 32
 # Variables per block where the model has as many weights.
@@ -253,6 +258,7 @@ def prepare(
     should_stop: Callable[[], bool] | None = None,
     foresee: Callable[[Plan], Estimate | None] | None = None,
     ranks: Ranks = ALONE,
+    threads: int = 1,
 ) -> Setting:
     """Check the request against model and data, and make it concrete.
 
@@ -265,6 +271,7 @@ def prepare(
         should_stop: see `qprune.journal.Journal`.
         foresee: says what the run needs, before anything large is made, and may refuse it.
         ranks: who passes which batch of samples.
+        threads: that pass batches at once, where there is one rank.
 
     Raises:
         QpruneError, solvers.SolverError: see `qprune.errors`; nothing has been touched.
@@ -303,6 +310,8 @@ def prepare(
         torch.zeros(layers.size, dtype=torch.int32),
     )
     _state_zeros(values, groups)
+    if ranks.size == 1 and min(len(fit), effort.samples_per_step) > batch_size:
+        ranks = workers_for(threads, (model, layers), partial(_gradients, fit.inputs[:_PROBED]))
     network = DenseNetwork(model, seen.outputs, batch_size, ranks)
     augment = augmentation_for(request, fit)
     if min(len(fit), effort.samples_per_step) <= (ranks.size - 1) * batch_size:
@@ -362,6 +371,14 @@ def prepare(
         estimate=estimate,
         ranks=ranks,
     )
+
+
+def _gradients(inputs: AnyInputs, things: tuple[nn.Module, Layers]) -> Sequence[Tensor | None]:
+    """Gradients of a number that hangs on all outputs, by every targeted weight."""
+    model, layers = things
+    with differentiating(model, layers) as weights:
+        number = forward(model, inputs).double().square().sum()
+        return torch.autograd.grad(number, weights, allow_unused=True)
 
 
 def _with_loss_for(model: nn.Module, data: Calibration, request: Request) -> Request:
