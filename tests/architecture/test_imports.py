@@ -24,6 +24,7 @@ CORE = (
     "inputs",
     "padding",
     "batches",
+    "signature",
     "binding",
     "calibration",
     "losses",
