@@ -264,7 +264,11 @@ def _taken(
         batch = as_tensors(element, dtype)
         if not parts:
             kind = _kind_of(element)
-            if isinstance(batch, tuple) and isinstance(batch[0], int) and _is_nest(batch[-1]):
+            if (
+                isinstance(batch, tuple)
+                and isinstance(next(iter(batch), None), int)
+                and (_is_nest(batch[-1]))
+            ):
                 raise CalibrationError(
                     "the calibration data give a number and a batch, as enumerate does; pass the "
                     "batches alone"
