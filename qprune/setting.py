@@ -507,6 +507,11 @@ def _refuse_sharded(
 ) -> None:
     """Refuse what reads weights that a sharded model does not hold while it runs."""
     for layer in layers:
+        if not isinstance(layer.module, nn.Linear | nn.Conv2d):
+            raise ImpossibleRequestError(
+                f"{layer.name!r} belongs to a {type(layer.module).__name__}; of a sharded model, "
+                "qprune prunes Linear and Conv2d: add it to ignore, or shard nothing"
+            )
         refuse_other_shardings(layer.name, layer.parameter, ranks.size)
     for what, given, supported in (
         ("start", not isinstance(start, Pruner), "a start that scores, such as DiagonalFisher()"),
