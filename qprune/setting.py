@@ -384,6 +384,7 @@ def _gradients(inputs: AnyInputs, things: tuple[nn.Module, Layers]) -> Sequence[
 def _with_loss_for(model: nn.Module, data: Calibration, request: Request) -> Request:
     """The request with its loss, and the curvature that goes with it, decided."""
     loss = loss_for(request.loss, model, data)
+    logger.info("loss: %s", loss)
     curvature = _named("curvature", request.curvature, CURVATURES)
     if not loss.has_distribution and isinstance(curvature, SketchedFisher | SampledFisher):
         curvature = EmpiricalFisher()
