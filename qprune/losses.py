@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
@@ -13,8 +12,6 @@ from torch import Tensor
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.kinds import IGNORED, Classes, Kind
 from qprune.recognise import Recognised, recognise
-
-logger = logging.getLogger(__name__)
 
 
 class Loss(Protocol):
@@ -234,12 +231,14 @@ class PerSample:
         function: (outputs, targets) -> losses of shape (m,), differentiable in the outputs.
         needs_labels: whether targets are the labels; otherwise they are the dense outputs.
         ignored: samples with no whole label but this are left out; None = there is none such.
+        curved: whether it has a second derivative that is not zero; found before the run.
     """
 
     has_distribution: ClassVar[bool] = False
     function: Callable[[Tensor, Tensor], Tensor]
     needs_labels: bool = True  # type: ignore[misc]
     ignored: int | None = None
+    curved: bool = True
 
     def __str__(self) -> str:
         name = getattr(self.function, "__name__", None) or str(self.function)
@@ -259,13 +258,7 @@ class PerSample:
                 f"{tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}, "
                 f"{targets.dtype}: {' '.join(str(error).split())}"
             ) from error
-        if not curved:
-            logger.warning(
-                "the loss %s has no second derivative, so that kept weights cannot be moved by it; "
-                "where they are to move, pass loss='mse' or another that is curved",
-                self,
-            )
-        return self
+        return replace(self, curved=curved)
 
     def _is_curved(self, outputs: Tensor, targets: Tensor) -> bool:
         with torch.enable_grad():

@@ -295,7 +295,7 @@ def prepare(
     budget = structure or _named("budget", request.budget, BUDGETS)
     groups = budget.groups(layers, sparsity)
     block_size = _block_size(request, layers)
-    compensation = _compensation(request.compensate, model, layers, fit.inputs)
+    compensation = _compensation(request, model, layers, fit.inputs)
     start = _named("start", request.start, STARTS)
     seen = sample_size(model, layers, fit)
     effort = request.effort(effort_for(seen.multiplications))
@@ -422,12 +422,20 @@ def _asked_sparsity(request: Request) -> float | None:
 
 
 def _compensation(
-    asked: bool | Compensate, model: nn.Module, layers: Layers, inputs: AnyInputs
+    request: Request, model: nn.Module, layers: Layers, inputs: AnyInputs
 ) -> Compensate | None:
     """How kept weights are moved in this network; None = not at all."""
+    asked = request.compensate
     if not asked:
         return None
     wanted = Compensation() if asked is True else asked
+    if isinstance(wanted, Compensation) and not getattr(request.loss, "curved", True):
+        logger.warning(
+            "the loss %s has no second derivative, so that second-order steps cannot move kept "
+            "weights: moving them by Distillation()",
+            request.loss,
+        )
+        return Distillation()
     suited = wanted.suited(model, layers, inputs)
     if suited is None:
         logger.warning(

@@ -338,7 +338,7 @@ def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -
 def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
     """The model's output tensor for one batch, zero at tokens that are padding.
 
-    Of several outputs it is the one that `output_of` names.
+    Of several outputs it is the one that `named_output` picks.
 
     Raises:
         CalibrationError: the model does not take such inputs, or returns no tensor per sample.
@@ -354,7 +354,7 @@ def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
             f"the model does not take calibration inputs of shape {given}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    outputs = output_of(returned)
+    _, outputs = named_output(returned)
     if not outputs.ndim or len(outputs) != len(inputs):
         raise CalibrationError(
             f"the model must return one output per sample, first dimension; for {len(inputs)} "
@@ -389,8 +389,8 @@ def forward_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: AnyInp
 OUTPUT_NAMES = ("logits", "out", "prediction_logits", "last_hidden_state", "output", "outputs")
 
 
-def output_of(returned: Any) -> Tensor:
-    """The tensor that counts of what a model returned.
+def named_output(returned: Any) -> tuple[str, Tensor]:
+    """The tensor that counts of what a model returned, and its name ("" where it has none).
 
     A tensor itself; of a mapping, an object or a named tuple the first of `OUTPUT_NAMES`, or its
     only tensor; of a plain tuple or list the first entry.
@@ -399,18 +399,17 @@ def output_of(returned: Any) -> Tensor:
         CalibrationError: none can be named.
     """
     if isinstance(returned, Tensor):
-        return returned
+        return "", returned
     named = _by_name(returned)
-    for name in OUTPUT_NAMES:
-        if isinstance(named.get(name), Tensor):
-            return named[name]
     tensors = [name for name, value in named.items() if isinstance(value, Tensor)]
-    if len(tensors) == 1:
-        return named[tensors[0]]
+    known = [name for name in OUTPUT_NAMES if name in tensors]
+    if known or len(tensors) == 1:
+        name = (known or tensors)[0]
+        return name, named[name]
     first = returned[0] if not named and isinstance(returned, tuple | list) and returned else None
     if isinstance(first, Tensor) and first.ndim:
-        return first
-    found = ", ".join(map(repr, tensors)) or type(returned).__name__
+        return "the first", first
+    found = ", ".join(map(repr, tensors)) or "no tensor"
     raise CalibrationError(
         f"the model returns a {type(returned).__name__} with {found}, and none of it is the output "
         "by name; wrap it: pass forward=lambda model, batch: model(batch)['the name']"

@@ -136,12 +136,15 @@ def test_losses_that_do_not_take_the_data_are_refused():
     assert set(LOSSES) == {"dense", "cross-entropy", "mse", "bce"}
 
 
-def test_a_loss_without_a_second_derivative_is_warned_of(caplog):
+def test_a_loss_without_a_second_derivative_moves_weights_by_distillation(caplog):
     outputs, labels = torch.randn(5, 2), torch.zeros(5, 2)
-    as_loss(nn.HuberLoss(delta=9.0)).resolved(outputs, labels)
-    assert not caplog.records
-    as_loss(nn.L1Loss()).resolved(outputs, labels)
-    assert "no second derivative" in caplog.text
+    assert as_loss(nn.HuberLoss(delta=9.0)).resolved(outputs, labels).curved
+    assert not as_loss(nn.L1Loss()).resolved(outputs, labels).curved
+    data = torch.randn(40, 4), torch.randn(40, 3)
+    options = {"sparsity": 0.5, "stages": 1, "rounds": 0, "block_size": 4}
+    steps = qprune.prune(nn.Linear(4, 3), data, loss=nn.L1Loss(), **options).report.steps
+    assert "moving them by Distillation()" in caplog.text
+    assert any(step.kind == "compensate" and step.accepted for step in steps)
 
 
 def test_a_loss_of_ones_own_takes_the_empirical_fisher(caplog):
