@@ -568,6 +568,7 @@ OTHERS = (
         normal(8),
         kind="parametrization",
         path="mixed",
+        targets=("Linear", "0.parametrizations.weight.original1"),
     ),
     Entry(
         "spectral norm",
@@ -591,11 +592,11 @@ OTHERS = (
         left_dense=(r"0\.parametrizations\.weight\.original[01]",),
     ),
     Entry(
-        "weight norm everywhere",
+        "spectral norm everywhere",
         lambda: nn.Sequential(
-            parametrizations.weight_norm(nn.Linear(8, 6)),
+            parametrizations.spectral_norm(nn.Linear(8, 6)),
             nn.Tanh(),
-            parametrizations.weight_norm(head(6)),
+            parametrizations.spectral_norm(head(6)),
         ),
         normal(8),
         kind="parametrization by hooks",
@@ -606,7 +607,7 @@ OTHERS = (
         lambda: normed(_old_weight_norm),
         normal(8),
         kind="parametrization by hooks",
-        path="mixed",
+        left_dense=("0.weight_v",),
     ),
     Entry(
         "spectral norm by hooks",
