@@ -54,7 +54,10 @@ def prune(
     density: Annotated[float | None, typer.Option(help="1 - sparsity, instead of it")] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(help="class names, module names or re:PATTERN; Linear and Conv2d by default"),
+        typer.Option(
+            help="classes, modules, parameters or re:PATTERN; by default every Linear and "
+            "convolution, and the matrices of attention, LSTM and GRU"
+        ),
     ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="like --targets: what to leave dense")
@@ -162,7 +165,8 @@ def prune(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
     threads: Annotated[
-        int | None, typer.Option(help="threads of the arithmetic (1); large networks gain by more")
+        int | None,
+        typer.Option(help="batches passed and blocks solved at once (1); no effect on the mask"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="new folder for weights, mask, settings, steps, report")

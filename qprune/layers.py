@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -116,6 +116,11 @@ class Layers(Sequence[Layer]):
         return self.items[0].parameter.device
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of vectors over all weights: float32, or what holds every weight exactly."""
+        return reduce(torch.promote_types, (w.dtype for w in self.parameters), torch.float32)
+
+    @cached_property
     def sharded(self) -> bool:
         """Whether the weights are spread over processes (`qprune.sharding`)."""
         return any(is_sharded(layer.parameter) for layer in self)
@@ -133,7 +138,7 @@ class Layers(Sequence[Layer]):
     def read(self) -> Tensor:
         """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
         weights = [whole(layer.parameter.detach()).reshape(-1) for layer in self]
-        return torch.cat([w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights])
+        return torch.cat([weight.to(self.dtype) for weight in weights])
 
     def write(self, values: Tensor) -> None:
         """Set all weights from a vector of shape (N,)."""

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from qprune.request import Request
 from qprune.sharding import is_sharded
 from qprune.steps import Fault
 from qprune.traces import Recorder, Samples, differentiating, forward, halved, outputs_of
+from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,9 @@ class DenseNetwork:
                 f"numbers (limit {KEEP_OUTPUTS}), and a sharded model cannot be copied to make "
                 "them when needed; pass fewer or shorter samples, or loss=Labels()"
             )
-        return partial(outputs_of, self._copy, batch_size=self.batch_size)
+        dense = self._copy  # Made now: the model will not stay dense.
+        own = PerThread(lambda: self.ranks.own(dense))
+        return lambda inputs: outputs_of(own(), inputs, self.batch_size)
 
 
 def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:

@@ -28,6 +28,7 @@ from qprune.layers import Layer, Layers
 from qprune.losses import Loss
 from qprune.ranks import ALONE, Parts, Ranks, is_lost
 from qprune.steps import Fault
+from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ class Recorder(TorchFunctionMode):
         calls: list[tuple[Call, ...]] = []
         for number, uses in enumerate(self.uses(deltas)):
             if number in given:
-                calls.append((GivenCall(given[number]),))
+                calls.append((GivenCall(_wide(given[number])),))
                 continue
             for use, inputs, _ in uses:
                 if use.rows(inputs) % num_samples:
@@ -218,7 +219,9 @@ class Recorder(TorchFunctionMode):
                         f"{tuple(inputs.shape)} for {num_samples} samples; the first dimension "
                         "must be the sample"
                     )
-            calls.append(tuple(use.call(x, delta, num_samples) for use, x, delta in uses))
+            calls.append(
+                tuple(use.call(_wide(x), _wide(delta), num_samples) for use, x, delta in uses)
+            )
         return Trace(tuple(calls), num_samples)
 
     def uses(self, deltas: Sequence[Tensor | None]) -> list[list[tuple[Use, Tensor, Tensor]]]:
@@ -237,6 +240,11 @@ class Recorder(TorchFunctionMode):
         """
         pairs = zip(self.layers, self.uses(deltas), strict=True)
         return (_summed(layer, uses) for layer, uses in pairs)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Half precision in float32: squares of gradients would not be far enough from zero in it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _summed(layer: Layer, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor | None:
@@ -305,17 +313,19 @@ def outputs_of(
     model: nn.Module, inputs: AnyInputs, batch_size: int, ranks: Ranks = ALONE
 ) -> Tensor:
     """The model's outputs on all inputs, without gradients, shape (m, ...)."""
+    own = PerThread(lambda: ranks.own(model))
     with torch.no_grad():
         return torch.cat(
-            ranks.gather(lambda _, batch: forward(model, batch), inputs.split(batch_size))
+            ranks.gather(lambda _, batch: forward(own(), batch), inputs.split(batch_size))
         )
 
 
 def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -> float:
     """Mean loss over all samples, nats, accumulated in float64."""
+    own = PerThread(lambda: samples.ranks.own(model))
 
     def summed(_: int, batch: Samples) -> float:
-        losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+        losses = loss.per_sample(forward(own(), batch.inputs), batch.targets)
         return losses.double().sum().item()
 
     total = 0.0

@@ -51,6 +51,7 @@ def prune_network(
     budgets: Sensitivity | None = _BUDGETS,
     offload: str | Path = "cpu",
     seed: int = 0,
+    threads: int | None = None,
     observe: Observer | Sequence[Observer] = (),
     observe_layers: LayerObserver | None = None,
     observe_moves: Callable[[int, int], None] | None = None,
@@ -79,6 +80,7 @@ def prune_network(
         budgets: shares the count among the layers, where no structure does.
         offload: where activations of the first stage wait: "cpu", or a folder.
         seed: one seed, one mask.
+        threads: of both stages; the mask is the same for any number.
         observe: called with every step of the walk.
         observe_layers: called with every matrix that the first stage is done with.
         observe_moves: called with the optimiser steps done and to do in one stretch.
@@ -101,6 +103,7 @@ def prune_network(
         compensate=compensate,
         budgets=budgets,
         offload=offload,
+        threads=threads,
         observe=observe_layers,
     )
     moving = compensate and steps > 0
@@ -126,6 +129,7 @@ def prune_network(
             start=start,
             targets=names,
             seed=seed,
+            threads=threads,
             observe=observe,
             **(settings | options),
         )

@@ -196,6 +196,7 @@ def _both_stages(
             augment=augment,
             offload=settings.offload,
             seed=settings.seed,
+            threads=settings.threads,
             observe=watch.step or (),
             observe_blocks=watch.block or (),
             observe_layers=watch.layer,
@@ -253,6 +254,7 @@ def _one_stage(
         ignore=settings.ignore,
         offload=settings.offload,
         seed=settings.seed,
+        threads=settings.threads,
         observe=watch.layer,
     )
     report = Report(

@@ -32,6 +32,7 @@ class LayerwiseStart:
         budgets: how the weights to prune are shared among the layers, where the run's budget is
             the whole network's; None gives every layer the same sparsity.
         offload: where activations wait: "cpu", "device", or a folder for temporary files.
+        threads: see `prune_layerwise`.
         observe: called with every matrix that is done.
     """
 
@@ -40,6 +41,8 @@ class LayerwiseStart:
     compensate: bool = True
     budgets: Sensitivity | None = field(default_factory=Sensitivity)
     offload: str | Path = "cpu"
+    # Not shown: a run may be resumed with another number.
+    threads: int | None = field(default=None, repr=False)
     observe: LayerObserver | None = field(default=None, repr=False)
 
     def prune(
@@ -63,6 +66,7 @@ class LayerwiseStart:
             offload=self.offload,
             seed=seed,
             observe=self.observe,
+            threads=self.threads,
         )
         return torch.cat([result.mask[layer.parameter_name].flatten() for layer in layers])
 
