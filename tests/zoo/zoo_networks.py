@@ -465,6 +465,22 @@ def _symmetric() -> nn.Module:
     return nn.Sequential(inner, nn.Tanh(), head(6))
 
 
+class Factors(nn.Module):
+    """A weight that is the product of two matrices of low rank."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left @ right
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight[:, :2], weight[:2]
+
+
+def _factors() -> nn.Module:
+    inner = nn.Linear(8, 6)
+    parametrize.register_parametrization(inner, "weight", Factors(), unsafe=True)
+    return nn.Sequential(inner, nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), head(5))
+
+
 def _adaptive_softmax() -> nn.Module:
     return Net(
         lambda net, x: net.softmax.log_prob(net.inner(x).tanh()),
@@ -552,6 +568,7 @@ OTHERS = (
         normal(8),
         kind="parametrization",
         path="mixed",
+        targets=("Linear", "0.parametrizations.weight.original1"),
     ),
     Entry(
         "spectral norm",
@@ -568,11 +585,29 @@ OTHERS = (
         left_dense=("0.parametrizations.weight.original",),
     ),
     Entry(
+        "weight of two factors",
+        _factors,
+        normal(8),
+        kind="parametrization of another shape",
+        left_dense=(r"0\.parametrizations\.weight\.original[01]",),
+    ),
+    Entry(
+        "spectral norm everywhere",
+        lambda: nn.Sequential(
+            parametrizations.spectral_norm(nn.Linear(8, 6)),
+            nn.Tanh(),
+            parametrizations.spectral_norm(head(6)),
+        ),
+        normal(8),
+        kind="parametrization by hooks",
+        path="slow",
+    ),
+    Entry(
         "weight norm by hooks",
         lambda: normed(_old_weight_norm),
         normal(8),
         kind="parametrization by hooks",
-        path="mixed",
+        left_dense=("0.weight_v",),
     ),
     Entry(
         "spectral norm by hooks",
@@ -914,6 +949,23 @@ def _ragged_rows() -> nn.Module:
     return Net(run, inner=nn.Linear(5, 6), head=head(6))
 
 
+def _sorted_rows() -> nn.Module:
+    """Samples sorted by their first number before a layer, and put back after it."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        return net.head(net.inner(x[order]).tanh()[order.argsort()])
+
+    return Net(run, inner=nn.Linear(5, 6), head=head(6))
+
+
+def _in_order(generator: torch.Generator) -> Tensor:
+    """Samples that come sorted by their first number, but for the last ones."""
+    x = torch.randn(NUM_SAMPLES, 5, generator=generator)
+    x[:-4, 0] = x[:-4, 0].sort().values
+    return x
+
+
 def _within_vmap() -> nn.Module:
     """Samples by a vmap of the model's own."""
     return Net(
@@ -993,6 +1045,7 @@ ROWS = (
         kind="ragged rows",
         path="mixed",
     ),
+    Entry("sorted rows", _sorted_rows, _in_order, kind="ragged rows", path="mixed"),
     Entry("vmap within the model", _within_vmap, normal(5), kind="vmap", path="slow"),
     Entry("mixture of experts", Experts, normal(6), kind="experts", path="mixed"),
     Entry(
@@ -1071,6 +1124,38 @@ def _empty_parameter() -> nn.Module:
         none = nn.Linear(8, 0)
     return Net(
         lambda net, x: net.head(torch.cat([x, net.none(x)], 1).tanh()), none=none, head=head(8)
+    )
+
+
+def _two_linears(first: Tensor, second: Tensor) -> nn.Module:
+    model = Net(
+        lambda net, x: net.head(net.second(net.first(x).tanh()).tanh()),
+        first=nn.Linear(6, 6),
+        second=nn.Linear(6, 6),
+        head=head(6),
+    )
+    model.first.weight, model.second.weight = nn.Parameter(first), nn.Parameter(second)
+    return model
+
+
+def _overlapping() -> nn.Module:
+    flat = torch.randn(66)
+    return _two_linears(flat[:36].view(6, 6), flat[30:].view(6, 6))
+
+
+def _transposed() -> nn.Module:
+    weight = torch.randn(6, 6)
+    return _two_linears(weight, weight.T)
+
+
+def _eight_bits() -> nn.Module:
+    inner = nn.Linear(8, 6)
+    weight = inner.weight.detach().to(torch.float8_e4m3fn)
+    inner.weight = nn.Parameter(weight, requires_grad=False)
+    return Net(
+        lambda net, x: net.head(functional.linear(x, net.inner.weight.float()).tanh()),
+        inner=inner,
+        head=head(6),
     )
 
 
@@ -1199,7 +1284,7 @@ INTERFACES = (
         "quantised",
         _quantised,
         normal(8),
-        kind="refused",
+        kind="quantised",
         refused="(?i)quanti",
     ),
     Entry(
@@ -1208,6 +1293,38 @@ INTERFACES = (
         normal(8),
         kind="wrapper",
         refused="model.module",
+    ),
+    Entry(
+        "parameters that overlap",
+        _overlapping,
+        normal(6),
+        kind="shared memory",
+        refused="'first.weight' and 'second.weight' share memory",
+    ),
+    Entry(
+        "two parameters of one memory, transposed",
+        _transposed,
+        normal(6),
+        kind="shared memory",
+        refused="'first.weight' and 'second.weight' share memory",
+    ),
+    Entry(
+        "eight-bit floats",
+        _eight_bits,
+        normal(8),
+        kind="quantised",
+        refused="'inner.weight' is torch.float8_e4m3fn, quantised",
+    ),
+    Entry(
+        "complex weights",
+        lambda: Net(
+            lambda net, x: net.head(net.inner(x.to(torch.complex64)).abs()),
+            inner=nn.Linear(8, 6, dtype=torch.complex64),
+            head=head(6),
+        ),
+        normal(8),
+        kind="complex",
+        refused="'inner.weight' is torch.complex64, complex",
     ),
     Entry(
         "scripted",
