@@ -168,6 +168,32 @@ def test_an_error_puts_the_threads_back_too(three_torch_threads):
     assert torch.get_num_threads() == 3
 
 
+def test_no_clock_decides_anything(monkeypatch):
+    expected = bytes_of(pruned(mlp, 2))
+    now = [0.0]
+
+    def late():
+        now[0] += 1000.0
+        return now[0]
+
+    for clock in ("perf_counter", "process_time", "thread_time", "time"):
+        monkeypatch.setattr(f"time.{clock}", late)
+    assert bytes_of(pruned(mlp, 2)) == expected
+
+
+def test_the_estimate_knows_of_the_threads():
+    def wide(threads):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 40000), nn.ReLU(), nn.Linear(40000, 2))
+        inputs = torch.randn(50, 12, generator=torch.Generator().manual_seed(1))
+        options = QUICK | {"compensate": False, "rounds": 0, "final_rounds": 0, "threads": threads}
+        return qprune.prune(model, inputs, sparsity=0.6, **options).report.estimate
+
+    one, three = ({part.what: part.amount for part in wide(n).memory} for n in (1, 3))
+    assert three["a batch's activations"] > 2.5 * one["a batch's activations"]
+    assert three.keys() - one.keys() == {"copies of the model for threads"}
+
+
 @pytest.mark.parametrize("threads", [0, -1, 2.0, True, "2", 10**6])
 def test_what_is_no_number_of_threads_is_refused(threads):
     with pytest.raises(ImpossibleRequestError, match="threads must"):
@@ -228,16 +254,29 @@ def test_both_stages_of_a_language_model(steps, three_torch_threads):
     assert bytes_of(one) == bytes_of(two) == bytes_of(three)
 
 
-def test_matrices_solved_at_once_are_told_of_in_order():
+def test_rows_of_stage_1_are_shared_among_threads(monkeypatch):
     pytest.importorskip("transformers")
     import tiny_language
 
     from qprune.layerwise import prune_layerwise
+    from solvers import row_moves
 
+    asked, each_row = [], row_moves.each_row
+
+    def noted(work, rows, num_threads):
+        asked.append(num_threads)
+        return each_row(work, rows, num_threads)
+
+    monkeypatch.setattr(row_moves, "each_row", noted)
     windows = torch.randint(1, 28, (16, 16), generator=torch.Generator().manual_seed(0))
     runs = []
     for threads in (1, 3):
         model = tiny_language.llama()
         done = prune_layerwise(model, windows, sparsity=0.5, threads=threads)
-        runs.append(([o.name for o in done.layers], [o.error for o in done.layers]))
-    assert runs[0] == runs[1]
+        assert set(asked) == {threads}
+        asked.clear()
+        runs.append((done.mask, [o.error for o in done.layers], model.state_dict()))
+    (mask, errors, weights), other = runs[0], runs[1]
+    assert errors == other[1]
+    assert all(torch.equal(mask[name], other[0][name]) for name in mask)
+    assert all(torch.equal(weights[name], other[2][name]) for name in weights)
