@@ -54,7 +54,10 @@ def prune(
     density: Annotated[float | None, typer.Option(help="1 - sparsity, instead of it")] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(help="class names, module names or re:PATTERN; Linear and Conv2d by default"),
+        typer.Option(
+            help="classes, modules, parameters or re:PATTERN; by default every Linear and "
+            "convolution, and the matrices of attention, LSTM and GRU"
+        ),
     ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="like --targets: what to leave dense")

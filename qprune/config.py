@@ -85,7 +85,7 @@ class Settings(Asked):
 
     weights: Path | None = None
     normalization: str | None = None
-    targets: Names = ("Linear", "Conv2d")
+    targets: Names | None = None
     ignore: Names = ()
     start: str = "fisher"
     sampler: str = "relax"

@@ -149,10 +149,10 @@ def run_job(
 
 
 def summary(pruned: Pruned) -> dict[str, Any]:
-    """What ``--json`` prints: sparsity, scores, time and memory, steps, seed."""
+    """What ``--json`` prints: sparsity, coverage, loss, scores, time and memory, steps, seed."""
     report = pruned.report.to_json()
     steps = {"steps": len(pruned.report.steps), "accepted": pruned.report.num_accepted}
-    names = ("asked_sparsity", "achieved_sparsity", "dense", "start", "final")
+    names = ("asked_sparsity", "achieved_sparsity", "coverage", "loss", "dense", "start", "final")
     times = ("seconds", "cpu_seconds", "peak_memory", "stopped", "seed")
     needs = pruned.report.estimate
     foreseen = {"estimate": needs and needs.to_json()}

@@ -291,6 +291,7 @@ def prune(
         estimate=setting.estimate,
         peak_memory=int(peak_memory()),
         coverage=setting.layers.coverage,
+        zeros_before=int((setting.dense.values == 0).sum()),
     )
     mask = mask_by_name(setting.layers, state.mask)
     return Pruned(model, {name: kept.to(home) for name, kept in mask.items()}, report)

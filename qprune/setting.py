@@ -309,6 +309,7 @@ def prepare(
         Trust(),
         torch.zeros(layers.size, dtype=torch.int32),
     )
+    _state_zeros(values, groups)
     if ranks.size == 1:
         ranks = workers_for(threads, (model, layers), partial(_gradients, fit.inputs[:_PROBED]))
     network = DenseNetwork(model, seen.outputs, batch_size, ranks)
@@ -373,7 +374,7 @@ def prepare(
     )
 
 
-def _gradients(inputs: Tensor, things: tuple[nn.Module, Layers]) -> Sequence[Tensor | None]:
+def _gradients(inputs: AnyInputs, things: tuple[nn.Module, Layers]) -> Sequence[Tensor | None]:
     """Gradients of a number that hangs on all outputs, by every targeted weight."""
     model, layers = things
     with differentiating(model, layers) as weights:
@@ -458,6 +459,25 @@ def _state_coverage(layers: Layers) -> None:
             by_way.setdefault(layer.path.way.name, []).append(f"{layer.name} ({layer.path.reason})")
     for way, names in by_way.items():
         logger.info("per-sample gradients by autograd, %s, which is slower: %s", way, names)
+
+
+def _state_zeros(values: Tensor, groups: Groups) -> None:
+    """A warning where weights are zero already; the mask counts what it prunes itself."""
+    zeros = int((values == 0).sum())
+    if not zeros:
+        return
+    beyond = (
+        "; that is more than was asked, and what the mask keeps may stay zero or move"
+        if zeros > groups.total
+        else "; they are the first that the usual starts prune"
+    )
+    logger.warning(
+        "%s of %s targeted weights (%.3g %%) are zero already%s",
+        f"{zeros:,}",
+        f"{len(values):,}",
+        100 * zeros / len(values),
+        beyond,
+    )
 
 
 def _block_size(request: Request, layers: Layers) -> int:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from qprune.calls import Call, GivenCall, Use, seen, sum_of_squares
 from qprune.derivable import derivable
 from qprune.errors import CalibrationError, NonFiniteError, QpruneError
-from qprune.inputs import AnyInputs, called, tensors_of, token_mask
+from qprune.inputs import AnyInputs, called, mapped, tensors_of, token_mask
 from qprune.layers import Layer, Layers
 from qprune.losses import Loss
 from qprune.ranks import ALONE, Parts, Ranks, is_lost
@@ -31,6 +31,8 @@ from qprune.steps import Fault
 from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,11 +265,14 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
     wanted = set() if layers.sharded else {id(weight) for weight in weights}
     before = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
+    sparse = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
     for parameter, _ in before:
         # Integers cannot ask for gradients, and are not to be told that they need not.
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(id(parameter) in wanted)
     model.eval()
+    for module in sparse:
+        module.sparse = False  # Sparse gradients can be neither indexed nor added up here.
     try:
         with derivable():
             yield weights
@@ -276,6 +281,8 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
             parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
+        for module in sparse:
+            module.sparse = True
 
 
 def recorder_if_needed(layers: Layers) -> AbstractContextManager[Recorder | None]:
@@ -337,7 +344,8 @@ def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
         CalibrationError: the model does not take such inputs, or returns no tensor per sample.
     """
     try:
-        returned = called(model, inputs)
+        # Of a copy: a network may change its inputs in place, and the next pass needs them.
+        returned = called(model, mapped(inputs, torch.clone))
     except Exception as error:
         if isinstance(error, QpruneError) or out_of_memory(error) or is_lost(error):
             raise

@@ -30,6 +30,7 @@ CORE = (
     "layers",
     "padding",
     "batches",
+    "signature",
     "binding",
     "calibration",
     "kinds",

@@ -181,19 +181,6 @@ def test_no_clock_decides_anything(monkeypatch):
     assert bytes_of(pruned(mlp, 2)) == expected
 
 
-def test_the_estimate_knows_of_the_threads():
-    def wide(threads):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(12, 40000), nn.ReLU(), nn.Linear(40000, 2))
-        inputs = torch.randn(50, 12, generator=torch.Generator().manual_seed(1))
-        options = QUICK | {"compensate": False, "rounds": 0, "final_rounds": 0, "threads": threads}
-        return qprune.prune(model, inputs, sparsity=0.6, **options).report.estimate
-
-    one, three = ({part.what: part.amount for part in wide(n).memory} for n in (1, 3))
-    assert three["a batch's activations"] > 2.5 * one["a batch's activations"]
-    assert three.keys() - one.keys() == {"copies of the model for threads"}
-
-
 @pytest.mark.parametrize("threads", [0, -1, 2.0, True, "2", 10**6])
 def test_what_is_no_number_of_threads_is_refused(threads):
     with pytest.raises(ImpossibleRequestError, match="threads must"):
