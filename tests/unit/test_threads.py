@@ -148,6 +148,15 @@ def test_results_keep_the_order_and_the_first_error_is_raised():
         assert workers.gather(lambda *_: torch.is_grad_enabled(), [0] * 4) == [False] * 4
 
 
+def test_a_run_is_resumed_with_another_number(tmp_path):
+    stop = iter([False, False, True])
+    first = pruned(mlp, 1, output_dir=tmp_path / "run", should_stop=lambda: next(stop, True))
+    assert first.report.stopped == "interrupted"
+    whole, resumed = pruned(mlp, 1), pruned(mlp, 3, resume_from=tmp_path / "run")
+    assert len(resumed.report.steps) > len(first.report.steps)
+    assert bytes_of(whole) == bytes_of(resumed)
+
+
 def test_inside_is_one_thread_and_afterwards_what_was_before(three_torch_threads):
     def blas():
         return [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
