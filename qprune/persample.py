@@ -71,7 +71,7 @@ class Vectorised:
         def one(delta: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             remaining = iter(tensors)
             sample = mapped(inputs, lambda _: next(remaining)[None])
-            _, pull = vjp(lambda values: forward_with(model, values, sample), fixed)
+            _, pull, *_ = vjp(lambda values: forward_with(model, values, sample), fixed)
             found = pull(delta[None])[0]
             return tuple(found[name] for name in fixed)
 

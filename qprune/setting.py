@@ -385,6 +385,7 @@ def _gradients(inputs: AnyInputs, things: tuple[nn.Module, Layers]) -> Sequence[
 def _with_loss_for(model: nn.Module, data: Calibration, request: Request) -> Request:
     """The request with its loss, and the curvature that goes with it, decided."""
     loss = loss_for(request.loss, model, data)
+    logger.info("loss: %s", loss)
     curvature = _named("curvature", request.curvature, CURVATURES)
     if not loss.has_distribution and isinstance(curvature, SketchedFisher | SampledFisher):
         curvature = EmpiricalFisher()
@@ -508,6 +509,11 @@ def _refuse_sharded(
 ) -> None:
     """Refuse what reads weights that a sharded model does not hold while it runs."""
     for layer in layers:
+        if not isinstance(layer.module, nn.Linear | nn.Conv2d):
+            raise ImpossibleRequestError(
+                f"{layer.name!r} belongs to a {type(layer.module).__name__}; of a sharded model, "
+                "qprune prunes Linear and Conv2d: add it to ignore, or shard nothing"
+            )
         refuse_other_shardings(layer.name, layer.parameter, ranks.size)
     for what, given, supported in (
         ("start", not isinstance(start, Pruner), "a start that scores, such as DiagonalFisher()"),

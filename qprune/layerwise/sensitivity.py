@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qprune.calls import LinearCall
 from qprune.errors import ImpossibleRequestError
 from qprune.layers import Layers
 from qprune.losses import DenseOutputs
@@ -77,6 +78,7 @@ def _scores(
             trace = recorder.trace(deltas, len(sample))
         for calls, felt, seen in zip(trace.calls, outputs_felt, inputs_seen, strict=True):
             for call in calls:
+                assert isinstance(call, LinearCall)  # Decoder blocks hold no other kind.
                 felt.add_(call.deltas.double().square().flatten(0, -2).sum(0))
                 seen.add_(call.inputs.double().square().flatten(0, -2).sum(0))
     found = []
