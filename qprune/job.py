@@ -123,7 +123,8 @@ def run_job(
         saving = resumed_folder(output) if resume else run_folder(output, settings)
     # The first rank's workers solve for all.
     solving = executor_named(None if ranks.rank else settings.executor)
-    with limited_threads(settings.threads), solving as executor, saving as folder:
+    # A network that is trained first is the same for any number, too.
+    with limited_threads(1), solving as executor, saving as folder:
         model = load_model(settings.model, settings.weights)
         data = load_data(settings.data, settings.normalization)
         calibration = data.calibration(settings.num_calibration_samples, settings.seed)

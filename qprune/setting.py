@@ -55,7 +55,7 @@ from qprune.traces import (
     refuse_non_finite,
 )
 from qprune.trust import Trust
-from qprune.workers import workers_for
+from qprune.workers import Workers, workers_for
 
 T = TypeVar("T")
 
@@ -310,7 +310,7 @@ def prepare(
         torch.zeros(layers.size, dtype=torch.int32),
     )
     _state_zeros(values, groups)
-    if ranks.size == 1 and min(len(fit), effort.samples_per_step) > batch_size:
+    if ranks.size == 1:
         ranks = workers_for(threads, (model, layers), partial(_gradients, fit.inputs[:_PROBED]))
     network = DenseNetwork(model, seen.outputs, batch_size, ranks)
     augment = augmentation_for(request, fit)
@@ -343,6 +343,7 @@ def prepare(
                 border=border,
                 block_size=block_size,
                 batch_size=batch_size,
+                threads=threads if isinstance(ranks, Workers) else 1,
             )
         )
     (fitted, accepted), batch_size = splits_of(

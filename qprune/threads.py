@@ -40,8 +40,9 @@ def checked_threads(threads: int | None) -> int:
 def limited_threads(number: int) -> Iterator[None]:
     """At most ``number`` threads in torch and in numpy's BLAS; as before afterwards.
 
-    Sums come out the same on every machine only for the same number of threads, and on small
-    networks, or cores shared with others, threads cost more in waiting than they save.
+    Sums come out the same only for the same number of threads (torch's sums and products of
+    vectors, convolutions, layer norm; LAPACK's factors and eigenvectors), and where cores are
+    shared with others, threads of one sum spend several times its work in waiting for one another.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(number)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from qprune.errors import ImpossibleRequestError
 from qprune.layerwise.blocks import Named, enter, find_blocks
 from qprune.layerwise.budgets import budget_of, sparsity_by_layer
 from qprune.layerwise.matrices import Matrix, find_matrices, log_left_dense, refuse_tied
-from qprune.layerwise.methods import METHODS, Magnitude, Method
+from qprune.layerwise.methods import METHODS, Magnitude, Method, Reconstruct
 from qprune.layerwise.outcome import LayerObserver, LayerOutcome, Layerwise
 from qprune.layerwise.passage import Order, Passage
 from qprune.layerwise.statistics import Moments, quadratic
@@ -55,7 +53,6 @@ class _Run:
     new_store: Callable[[], Store]
     total: int
     ranks: Ranks
-    threads: int
     mask: dict[str, Tensor] = field(default_factory=dict)
     outcomes: list[LayerOutcome] = field(default_factory=list)
     undo: list[tuple[Matrix, Tensor]] = field(default_factory=list)
@@ -106,8 +103,8 @@ def prune_layerwise(
         observe: called with every matrix that is done.
         ranks: processes that share the samples (`qprune.ranks`), each of which calls this with
             the same arguments and holds the model; rank 0 solves. The bytes are those of one.
-        threads: that prune matrices with the same input at once, on the CPU; the bytes are those
-            of one. None: `qprune.threads.DEFAULT_THREADS`.
+        threads: that "reconstruct" improves rows with, on the CPU; everything else takes one, and
+            the bytes are those of one. None: `qprune.threads.DEFAULT_THREADS`.
 
     Returns:
         Masks and what was reached. Statistics, and the original weights until the run ends, are
@@ -117,8 +114,7 @@ def prune_layerwise(
         QpruneError: see `qprune.errors`; the model is then as it was.
     """
     began = time.perf_counter(), time.process_time()
-    threads = checked_threads(threads)
-    strategy = _method(method)
+    strategy = _with_threads(_method(method), checked_threads(threads))
     structure = KeepNofM.parse(mask_structure) if mask_structure else None
     asked = checked_sparsity(sparsity, structure)
     samples = one_tensor(as_calibration(windows, model).inputs)
@@ -151,7 +147,6 @@ def prune_layerwise(
             new_store=new_store,
             total=len(matrices),
             ranks=ranks,
-            threads=threads if _side_by_side(strategy, ranks, device or home) else 1,
         )
         with _undone_on_error(run):
             batches = _own(samples.split(batch_size or batch_of(samples)), matrices, ranks)
@@ -196,67 +191,25 @@ def _prune_block(run: _Run, passage: Passage, order: Order, hidden: Store) -> No
         moments = passage.moments(hidden, group, order.inputs)
         for matrix in group:
             order.inputs.pop(matrix.name, None)  # Their place is needed.
-        _prune_group(run, [(matrix, moments[matrix.name]) for matrix in group])
+        for matrix in group:
+            _prune(run, matrix, moments[matrix.name])
     for matrix in passage.inside:
         if matrix not in together:
-            _prune_group(run, [(matrix, Moments(matrix.name, matrix.inputs, run.device, False))])
+            _prune(run, matrix, Moments(matrix.name, matrix.inputs, run.device, False))
 
 
-def _prune_group(run: _Run, group: Sequence[tuple[Matrix, Moments]]) -> None:
-    """Matrices that do not wait for one another."""
-    seeds = range(run.seed + len(run.outcomes), run.seed + run.total)
-    work = [partial(_solved, run, *one, seed) for one, seed in zip(group, seeds, strict=False)]
-    if run.threads == 1 or len(work) == 1:
-        for solve in work:
-            _keep(run, solve())
-        return
-    with ThreadPoolExecutor(run.threads) as pool:
-        for solved in pool.map(lambda solve: solve(), work):
-            _keep(run, solved)
-
-
-class _Solved(NamedTuple):
-    """What pruning one matrix gave, before the model is told."""
-
-    matrix: Matrix
-    weights: Tensor
-    problem: RowProblem
-    mask: Array
-    values: Array
-    tokens: int
-    seconds: float
-    cpu_seconds: float
-
-
-@torch.no_grad()
-def _solved(run: _Run, matrix: Matrix, moments: Moments, seed: int) -> _Solved:
-    began = time.perf_counter(), time.thread_time()
+def _prune(run: _Run, matrix: Matrix, moments: Moments) -> None:
+    began = time.perf_counter(), time.process_time()
     if not moments.tokens:
         logger.warning("no token reached %s: pruned by the size of its weights", matrix.name)
     weights = matrix.read()
+    run.undo.append((matrix, weights.to("cpu")))
     share = 1.0 if run.compensate else _DENSE_SHARE_HELD
     goal = quadratic(moments, weights, run.method.damping, share)
     problem = RowProblem(_array(goal.gram), _array(goal.targets), run.budgets[matrix.name])
+    seed = run.seed + len(run.outcomes)
     method = run.method if moments.tokens else Magnitude()
-    mask, values = run.ranks.once(
-        lambda: method.solve(problem, compensate=run.compensate, seed=seed)
-    )
-    return _Solved(
-        matrix,
-        weights,
-        problem,
-        mask,
-        values,
-        moments.tokens,
-        time.perf_counter() - began[0],
-        time.thread_time() - began[1],
-    )
-
-
-def _keep(run: _Run, solved: _Solved) -> None:
-    """Write the values, and note what was reached."""
-    matrix, weights, problem = solved.matrix, solved.weights, solved.problem
-    run.undo.append((matrix, weights.to("cpu")))
+    solved = run.ranks.once(lambda: method.solve(problem, compensate=run.compensate, seed=seed))
     mask = torch.as_tensor(solved.mask, device=weights.device)
     values = torch.as_tensor(solved.values, device=weights.device) if run.compensate else weights
     matrix.write(torch.where(mask, values.to(weights), 0.0))
@@ -264,7 +217,7 @@ def _keep(run: _Run, solved: _Solved) -> None:
         matrix.parameter_name, torch.ones(matrix.parameter.shape, dtype=torch.bool)
     )
     matrix.view(kept).copy_(mask)
-    error = problem.objectives(_array(matrix.read().to(torch.as_tensor(problem.gram))))
+    error = problem.objectives(_array(matrix.read().to(goal.gram)))
     energy = float(problem.objectives(0.0 * problem.targets).sum())
     outcome = LayerOutcome(
         name=matrix.name,
@@ -272,9 +225,9 @@ def _keep(run: _Run, solved: _Solved) -> None:
         num_weights=matrix.size,
         num_pruned=matrix.size - int(mask.sum()),
         error=float(error.sum()) / energy if energy else 0.0,
-        tokens=solved.tokens,
-        seconds=solved.seconds,
-        cpu_seconds=solved.cpu_seconds,
+        tokens=moments.tokens,
+        seconds=time.perf_counter() - began[0],
+        cpu_seconds=time.process_time() - began[1],
     )
     run.outcomes.append(outcome)
     if run.observe is not None:
@@ -286,11 +239,8 @@ def _array(tensor: Tensor) -> Array:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-def _side_by_side(method: Method, ranks: Ranks, device: str | torch.device) -> bool:
-    """Whether several matrices may be solved at once."""
-    # A sampler of the user's own may not stand several callers.
-    own = isinstance(getattr(method, "sampler", ""), str)
-    return own and ranks.size == 1 and torch.device(device).type == "cpu"
+def _with_threads(method: Method, threads: int) -> Method:
+    return replace(method, num_threads=threads) if isinstance(method, Reconstruct) else method
 
 
 def _method(method: Method | str) -> Method:

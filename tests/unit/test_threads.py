@@ -148,6 +148,15 @@ def test_results_keep_the_order_and_the_first_error_is_raised():
         assert workers.gather(lambda *_: torch.is_grad_enabled(), [0] * 4) == [False] * 4
 
 
+def test_a_run_is_resumed_with_another_number(tmp_path):
+    stop = iter([False, False, True])
+    first = pruned(mlp, 1, output_dir=tmp_path / "run", should_stop=lambda: next(stop, True))
+    assert first.report.stopped == "interrupted"
+    whole, resumed = pruned(mlp, 1), pruned(mlp, 3, resume_from=tmp_path / "run")
+    assert len(resumed.report.steps) > len(first.report.steps)
+    assert bytes_of(whole) == bytes_of(resumed)
+
+
 def test_inside_is_one_thread_and_afterwards_what_was_before(three_torch_threads):
     def blas():
         return [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
@@ -166,6 +175,19 @@ def test_an_error_puts_the_threads_back_too(three_torch_threads):
     with pytest.raises(ArithmeticError):
         pruned(mlp, 2, observe=fail)
     assert torch.get_num_threads() == 3
+
+
+def test_no_clock_decides_anything(monkeypatch):
+    expected = bytes_of(pruned(mlp, 2))
+    now = [0.0]
+
+    def late():
+        now[0] += 1000.0
+        return now[0]
+
+    for clock in ("perf_counter", "process_time", "thread_time", "time"):
+        monkeypatch.setattr(f"time.{clock}", late)
+    assert bytes_of(pruned(mlp, 2)) == expected
 
 
 @pytest.mark.parametrize("threads", [0, -1, 2.0, True, "2", 10**6])
@@ -228,16 +250,29 @@ def test_both_stages_of_a_language_model(steps, three_torch_threads):
     assert bytes_of(one) == bytes_of(two) == bytes_of(three)
 
 
-def test_matrices_solved_at_once_are_told_of_in_order():
+def test_rows_of_stage_1_are_shared_among_threads(monkeypatch):
     pytest.importorskip("transformers")
     import tiny_language
 
     from qprune.layerwise import prune_layerwise
+    from solvers import row_moves
 
+    asked, each_row = [], row_moves.each_row
+
+    def noted(work, rows, num_threads):
+        asked.append(num_threads)
+        return each_row(work, rows, num_threads)
+
+    monkeypatch.setattr(row_moves, "each_row", noted)
     windows = torch.randint(1, 28, (16, 16), generator=torch.Generator().manual_seed(0))
     runs = []
     for threads in (1, 3):
         model = tiny_language.llama()
         done = prune_layerwise(model, windows, sparsity=0.5, threads=threads)
-        runs.append(([o.name for o in done.layers], [o.error for o in done.layers]))
-    assert runs[0] == runs[1]
+        assert set(asked) == {threads}
+        asked.clear()
+        runs.append((done.mask, [o.error for o in done.layers], model.state_dict()))
+    (mask, errors, weights), other = runs[0], runs[1]
+    assert errors == other[1]
+    assert all(torch.equal(mask[name], other[0][name]) for name in mask)
+    assert all(torch.equal(weights[name], other[2][name]) for name in weights)
