@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qprune.errors import CalibrationError
+from qprune.inputs import AnyInputs, Inputs, tensors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +25,16 @@ class Calibration:
         CalibrationError: no samples, NaN or Inf in the inputs, or labels of another length.
     """
 
-    inputs: Tensor
+    inputs: AnyInputs
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not self.inputs.ndim or not len(self.inputs):
-            raise CalibrationError("the calibration data are empty; pass at least two samples")
-        if self.inputs.is_floating_point() and not torch.isfinite(self.inputs).all():
-            bad = torch.nonzero(~torch.isfinite(self.inputs))[0, 0].item()
-            raise CalibrationError(f"calibration sample {bad} holds NaN or Inf")
+        for tensor in tensors_of(self.inputs):
+            if not tensor.ndim or not len(tensor):
+                raise CalibrationError("the calibration data are empty; pass at least two samples")
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                bad = torch.nonzero(~torch.isfinite(tensor))[0, 0].item()
+                raise CalibrationError(f"calibration sample {bad} holds NaN or Inf")
         if self.labels is not None and len(self.labels) != len(self.inputs):
             raise CalibrationError(
                 f"{len(self.inputs)} calibration inputs but {len(self.labels)} labels"
@@ -85,7 +87,7 @@ def as_calibration(data: Any) -> Calibration:
     """
     if isinstance(data, Calibration):
         return data
-    if isinstance(data, Tensor):
+    if isinstance(data, Tensor | Inputs):
         return Calibration(data)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         return Calibration(*data)

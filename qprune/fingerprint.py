@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qprune.calibration import Calibration
 from qprune.errors import RunFolderError
+from qprune.inputs import tensors_of
 from qprune.records import read_json, strict_json
 from qprune.setting import Setting
 from qprune.sharding import whole
@@ -106,7 +107,7 @@ def digest_of_model(model: nn.Module) -> str:
 
 def digest_of_data(data: Calibration) -> str:
     """sha256 of inputs and labels."""
-    named = {"inputs": data.inputs}
+    named = {f"inputs{n or ''}": tensor for n, tensor in enumerate(tensors_of(data.inputs))}
     return digest_of_tensors(named if data.labels is None else named | {"labels": data.labels})
 
 

@@ -27,6 +27,7 @@ from qprune.errors import CalibrationError, QpruneError
 from qprune.estimate import Estimate, Phase, estimate
 from qprune.faults import is_paid
 from qprune.gauge import Pass, Tally, gauged
+from qprune.inputs import tensors_of
 from qprune.layers import Layers
 from qprune.needs import Load, walk_needs
 from qprune.request import Request
@@ -152,7 +153,7 @@ def load_of(plan: Plan, executor: Any = None) -> Load:
         given=len(plan.fit),
         accepted=plan.num_accepted,
         copies=copies,
-        input_bytes=plan.fit.inputs[0].nbytes,
+        input_bytes=sum(tensor[0].nbytes for tensor in tensors_of(plan.fit.inputs)),
         outputs=0 if loss.needs_labels else plan.sample.outputs,
         trace=gauges.trace,
         per_step=effort.samples_per_step,

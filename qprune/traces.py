@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qprune.calls import Call, make_call, sum_of_squares
 from qprune.errors import CalibrationError, NonFiniteError
+from qprune.inputs import AnyInputs, called, tensors_of
 from qprune.layers import Layer, Layers
 from qprune.losses import Loss
 from qprune.ranks import ALONE, Parts, Ranks, is_lost
@@ -38,8 +39,8 @@ class Samples:
         ranks: who passes which batch of them; every rank has all the samples.
     """
 
-    inputs: Tensor
-    answers: Tensor | Callable[[Tensor], Tensor]
+    inputs: AnyInputs
+    answers: Tensor | Callable[[AnyInputs], Tensor]
     ranks: Ranks = ALONE
 
     def __len__(self) -> int:
@@ -222,7 +223,7 @@ def gradients_by_weight(
     )
 
 
-def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int, ranks: Ranks = ALONE) -> Tensor:
+def outputs_of(model: nn.Module, inputs: AnyInputs, batch_size: int, ranks: Ranks = ALONE) -> Tensor:
     """The model's outputs on all inputs, without gradients, shape (m, ...)."""
     with torch.no_grad():
         return torch.cat(
@@ -244,20 +245,20 @@ def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -
     return total / len(samples)
 
 
-def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
     """The model's output tensor for one batch (``.logits`` where it returns an object).
 
     Raises:
         CalibrationError: the model does not take such inputs, or returns no tensor per sample.
     """
     try:
-        outputs = model(inputs)
+        outputs = called(model, inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if out_of_memory(error) or is_lost(error):
             raise
         raise CalibrationError(
-            f"the model does not take calibration inputs of shape {tuple(inputs.shape)} and "
-            f"type {inputs.dtype}: {error}"
+            f"the model does not take calibration inputs of shape "
+            f"{tuple(tensors_of(inputs)[0].shape)} and type {tensors_of(inputs)[0].dtype}: {error}"
         ) from error
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor) or len(outputs) != len(inputs):
