@@ -223,7 +223,9 @@ def gradients_by_weight(
     )
 
 
-def outputs_of(model: nn.Module, inputs: AnyInputs, batch_size: int, ranks: Ranks = ALONE) -> Tensor:
+def outputs_of(
+    model: nn.Module, inputs: AnyInputs, batch_size: int, ranks: Ranks = ALONE
+) -> Tensor:
     """The model's outputs on all inputs, without gradients, shape (m, ...)."""
     with torch.no_grad():
         return torch.cat(
