@@ -83,9 +83,9 @@ def refuse_quantised(source: str, config: Mapping[str, Any]) -> None:
         return
     method = said.get("quant_method") if isinstance(said, Mapping) else None
     raise ImpossibleRequestError(
-        f"{source} is quantised ({method or old or 'quantization_config'}): its weights are packed, "
-        "and zeros among them would not last; prune the checkpoint that it was made from and "
-        "quantise afterwards, or save a dequantised copy (model.dequantize(), save_pretrained)"
+        f"{source} is quantised ({method or old or 'quantization_config'}): its weights are "
+        "packed, and zeros among them would not last; prune the checkpoint that it was made from "
+        "and quantise afterwards, or save a dequantised copy (model.dequantize(), save_pretrained)"
     )
 
 
@@ -99,7 +99,8 @@ def _gguf(path: Path) -> list[Path]:
 
 def _refuse_missing_shards(path: Path) -> None:
     try:
-        names = {str(name) for name in read_json((path / INDEX).read_bytes())["weight_map"].values()}
+        weight_map = read_json((path / INDEX).read_bytes())["weight_map"]
+        names = {str(name) for name in weight_map.values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImpossibleRequestError(f"cannot read {path / INDEX}: {error}") from error
     missing = sorted(name for name in names if not (path / name).is_file())

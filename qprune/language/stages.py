@@ -1,4 +1,4 @@
-"""What the methods by name do to a language model: stage 1 alone, or both stages.
+"""What the methods by name do to a checkpoint: stage 1 alone, or both stages.
 
 Where the loss at the network's end cannot move the weights (experts, or a model on a GPU), method
 "qprune" is its first stage alone, "reconstruct", and says so.
@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration
 from qprune.executors import executor_named
 from qprune.fingerprint import (
     Fingerprint,
@@ -27,7 +26,9 @@ from qprune.fingerprint import (
     plain_settings,
 )
 from qprune.folder import append_line, write_whole
+from qprune.inputs import mapped
 from qprune.language.card import layer_records
+from qprune.language.heads import Subject
 from qprune.language.network import prune_network, reason_against
 from qprune.language.settings import LanguageSettings
 from qprune.language.twins import linear_twins, turned
@@ -39,7 +40,6 @@ from qprune.layerwise.needs import state_layerwise
 from qprune.recording import STEPS, hold_fingerprint
 from qprune.records import read_json, strict_json
 from qprune.run import LAYERS
-from qprune.selftext import OwnText, cache_name
 from qprune.solve import BlockObserver
 from qprune.steps import Observer, Report
 from qprune.traces import forward
@@ -111,19 +111,17 @@ class Work:
 
 def prune_model(
     settings: LanguageSettings,
-    model: nn.Module,
-    windows: Tensor,
+    subject: Subject,
     *,
     watch: Watch = UNWATCHED,
     place: Place | None = None,
     seconds: float | None = None,
 ) -> Work:
-    """Prune ``model`` in place as ``settings`` say.
+    """Prune the model in place as ``settings`` say.
 
     Args:
         settings: what to do.
-        model: a causal language model.
-        windows: calibration sequences, token ids (m, T).
+        subject: the model, and its calibration data.
         watch: who hears of it.
         place: folder for fingerprint, journal and checkpoints.
         seconds: stage 2 ends in time; stage 1 takes what it takes.
@@ -132,9 +130,9 @@ def prune_model(
         QpruneError, SolverError: see `qprune.errors`; the model is then as it was.
     """
     notes = _Notes(place, watch.layer)
-    across = crosses(settings, model)
+    across = crosses(settings, subject.model)
     work = _both_stages if across else _one_stage
-    done = work(settings, model, windows, replace(watch, layer=notes.add), place, seconds)
+    done = work(settings, subject, replace(watch, layer=notes.add), place, seconds)
     return replace(done, layers=notes.outcomes)
 
 
@@ -160,8 +158,7 @@ def crosses(settings: LanguageSettings, model: nn.Module) -> bool:
 
 def _both_stages(
     settings: LanguageSettings,
-    model: nn.Module,
-    windows: Tensor,
+    subject: Subject,
     watch: Watch,
     place: Place | None,
     seconds: float | None,
@@ -169,8 +166,9 @@ def _both_stages(
     moving = settings.stage2_steps != 0
     augment = None
     # Without distillation there is nothing that more text would be fitted by.
-    if settings.augment and settings.compensate and moving and cache_name(model):
-        augment = OwnText(model, observe=watch.text, enough=_enough(watch, seconds))
+    if settings.augment and settings.compensate and moving:
+        enough = _enough(watch, seconds)
+        augment = subject.augment or subject.head.own_text(subject.model, watch.text, enough)
     chosen: dict[str, Any] = {
         "steps": settings.stage2_steps,
         "rounds": settings.rounds if moving else 0,
@@ -184,10 +182,12 @@ def _both_stages(
     }
     if place is not None:
         chosen["resume_from" if place.resume else "output_dir"] = place.path
+    model = subject.model
     with linear_twins(model) as twins, executor_named(settings.executor) as executor:
         pruned = prune_network(
             model,
-            windows,
+            subject.calibration,
+            loss=subject.head.criterion(model).loss,
             sparsity=None if settings.mask_structure else settings.asked_sparsity,
             mask_structure=settings.mask_structure,
             targets=settings.targets,
@@ -223,19 +223,18 @@ def _enough(watch: Watch, seconds: float | None) -> Callable[[], bool]:
 
 def _one_stage(
     settings: LanguageSettings,
-    model: nn.Module,
-    windows: Tensor,
+    subject: Subject,
     watch: Watch,
     place: Place | None,
     seconds: float | None,
 ) -> Work:
     if place is not None:
-        hold_fingerprint(place.path, _fingerprint(settings, model, windows))
+        hold_fingerprint(place.path, _fingerprint(settings, subject))
         write_whole(place.path / STEPS, b"")
     method, name = chosen_method(settings)
     needs = state_layerwise(
-        model,
-        windows,
+        subject.model,
+        subject.calibration,
         method,
         targets=settings.targets,
         ignore=settings.ignore,
@@ -243,8 +242,8 @@ def _one_stage(
         max_memory=_most(settings),
     )
     done = prune_layerwise(
-        model,
-        windows,
+        subject.model,
+        subject.calibration,
         method=method,
         sparsity=settings.asked_sparsity,
         mask_structure=settings.mask_structure,
@@ -290,14 +289,16 @@ def chosen_method(settings: LanguageSettings) -> tuple[Method, str]:
     return method, name
 
 
-def _fingerprint(settings: LanguageSettings, model: nn.Module, windows: Tensor) -> Fingerprint:
+def _fingerprint(settings: LanguageSettings, subject: Subject) -> Fingerprint:
+    model, first = subject.model, subject.calibration.inputs[:1]
     device = next(model.parameters()).device
+    outputs = forward(model, mapped(first, lambda tensor: tensor.to(device))).detach()
     return Fingerprint(
         digest_of_model(model),
-        digest_of_data(as_calibration(windows)),
+        digest_of_data(subject.calibration),
         plain_settings(settings.model_dump(mode="json")),
         code_versions(),
-        digest_of_tensors({"outputs": forward(model, windows[:1].to(device)).detach()}),
+        digest_of_tensors({"outputs": outputs}),
     )
 
 
