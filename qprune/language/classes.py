@@ -44,7 +44,8 @@ TOKENS = Task("a token classifier", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAME
 MASKED = Task("a masked language model", "MODEL_FOR_MASKED_LM_MAPPING_NAMES")
 ENCODER_DECODER = Task("an encoder-decoder", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
 IMAGES = Task("an image classifier", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES")
-TASKS = (CAUSAL, SEQUENCES, TOKENS, MASKED, ENCODER_DECODER, IMAGES)
+# transformers lists BART and its kin under masked language models, too.
+TASKS = (CAUSAL, SEQUENCES, TOKENS, ENCODER_DECODER, MASKED, IMAGES)
 
 
 def task_of(name: str, transformers: ModuleType) -> Task | None:
