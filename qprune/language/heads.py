@@ -500,7 +500,7 @@ def _no_padding(model: nn.Module) -> Iterator[None]:
     """
     config: Any = model.config
     config = config.get_text_config()
-    before = config.pad_token_id
+    before = getattr(config, "pad_token_id", None)
     config.pad_token_id = -1
     try:
         yield
@@ -519,7 +519,7 @@ def _padded_rows(corpus: Corpus, model: nn.Module, tokenizer: Any, length: int) 
         raise CalibrationError("the data have no rows in a split that is needed; pass more")
     found = tokenizer(list(corpus.texts), truncation=True, max_length=length)["input_ids"]
     config: Any = model.config
-    padding = config.get_text_config().pad_token_id
+    padding = getattr(config.get_text_config(), "pad_token_id", None)
     if padding is None:
         raise ImpossibleRequestError(
             "rows of different lengths are padded, and the model's config names no pad_token_id; "

@@ -201,7 +201,7 @@ def _works(model: nn.Module, max_seq_length: int | None) -> dict[str, AnyInputs]
         return {"one image": image.to(device, next(model.parameters()).dtype)}
     length = checked_length(model, max_seq_length)
     ids = torch.randint(config.vocab_size, (1, length), generator=generator).to(device)
-    if config.is_encoder_decoder:
+    if getattr(config, "is_encoder_decoder", False):
         return {
             f"{length} tokens in, and as many out": Inputs(
                 {"input_ids": ids, "decoder_input_ids": ids}
