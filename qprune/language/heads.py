@@ -459,9 +459,9 @@ def compared(
     for indices in track(batches, "comparing"):
         batch = data.take(indices)
         inputs = _on(batch.inputs, model)
-        outputs = forward(model, inputs).float()
-        targets = outputs if dense is model else forward(dense, inputs).float()
-        total += float(loss.per_sample(outputs, targets).double().sum())
+        outputs = forward(model, inputs).double()
+        targets = outputs if dense is model else forward(dense, inputs).double()
+        total += float(loss.per_sample(outputs, targets).sum())
         if batch.labels is not None:
             right += int((outputs.argmax(-1).cpu() == batch.labels).sum())
             marked += batch.labels.numel()
