@@ -73,6 +73,20 @@ def _vit():
     return transformers.ViTForImageClassification(config)
 
 
+def _resnet():
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+def _swin():
+    config = transformers.SwinConfig(
+        image_size=8, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2
+    )
+    return transformers.SwinForImageClassification(config)
+
+
 MODELS = {
     "bert-sequence": lambda: _bert(transformers.BertForSequenceClassification, num_labels=3),
     "bert-labels": lambda: _bert(
@@ -93,6 +107,8 @@ MODELS = {
     "t5": _t5,
     "bart": lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**_BART)),
     "vit": _vit,
+    "resnet": _resnet,
+    "swin": _swin,
 }
 
 

@@ -58,6 +58,8 @@ from qprune.language.text import (
     read_corpus,
     refuse_unknown_ids,
 )
+from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.matrices import Matrix, find_matrices
 from qprune.layerwise.walk import batch_of
 from qprune.losses import DenseOutputs, Loss
 from qprune.progress import Track
@@ -418,6 +420,20 @@ def head_of(model: nn.Module) -> Head:
     task = task_of(type(model).__name__, optional("transformers"))
     assert task is not None
     return HEADS[task]
+
+
+def targeted(model: nn.Module, settings: LanguageSettings) -> list[list[Matrix]]:
+    """The matrices that a run prunes, block by block; of image classifiers convolutions, too.
+
+    Raises:
+        QpruneError: see `qprune.layerwise.matrices.find_matrices`.
+    """
+    return find_matrices(
+        find_blocks(model),
+        settings.targets,
+        settings.ignore,
+        convolutions=head_of(model).task is IMAGES,
+    )
 
 
 def require_causal(source: str, model: nn.Module, what: str) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.language.card import Card, Quality, layer_records
-from qprune.language.heads import Subject, head_of
+from qprune.language.heads import Subject, head_of, targeted
 from qprune.language.models import load_checkpoint, load_pretrained, stored_dtype
 from qprune.language.outcome import LanguageOutcome, matrix_records
 from qprune.language.save import save_model, sweep_asides
@@ -27,8 +27,6 @@ from qprune.language.stages import (
     chosen_method,
     prune_model,
 )
-from qprune.layerwise.blocks import find_blocks
-from qprune.layerwise.matrices import find_matrices
 from qprune.progress import Track, untracked
 from qprune.report import render_html
 from qprune.run import RunFolder, resumed_folder, run_folder
@@ -157,7 +155,7 @@ def _outcome(
     began: tuple[float, float],
 ) -> LanguageOutcome:
     dense, pruned = scores
-    blocks = find_matrices(find_blocks(subject.model), settings.targets, settings.ignore)
+    blocks = targeted(subject.model, settings)
     card = Card(
         base_model=settings.model,
         method=work.method,

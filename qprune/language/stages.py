@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qprune.errors import ImpossibleRequestError
 from qprune.executors import executor_named
 from qprune.fingerprint import (
     Fingerprint,
@@ -28,15 +29,19 @@ from qprune.fingerprint import (
 from qprune.folder import append_line, write_whole
 from qprune.inputs import mapped
 from qprune.language.card import layer_records
-from qprune.language.heads import Subject
+from qprune.language.classes import IMAGES
+from qprune.language.heads import Subject, targeted
 from qprune.language.network import prune_network, reason_against
 from qprune.language.settings import LanguageSettings
 from qprune.language.twins import linear_twins, turned
 from qprune.layerwise import METHODS, LayerObserver, LayerOutcome, SampledRows, prune_layerwise
-from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.blocks import find_blocks, reproduces
 from qprune.layerwise.matrices import find_matrices
 from qprune.layerwise.methods import Method
 from qprune.layerwise.needs import state_layerwise
+from qprune.layerwise.store import stores
+from qprune.layerwise.walk import evaluating
+from qprune.prune import prune
 from qprune.recording import STEPS, hold_fingerprint
 from qprune.records import read_json, strict_json
 from qprune.run import LAYERS
@@ -130,10 +135,30 @@ def prune_model(
         QpruneError, SolverError: see `qprune.errors`; the model is then as it was.
     """
     notes = _Notes(place, watch.layer)
-    across = crosses(settings, subject.model)
-    work = _both_stages if across else _one_stage
+    work = _one_stage
+    if settings.method == "qprune" and not _in_order(settings, subject):
+        logger.warning(
+            "the blocks of a %s change the shape of what they pass on, or hold convolutions: "
+            "pruning across the network alone, as qprune.prune does",
+            type(subject.model).__name__,
+        )
+        work = _across_alone
+    elif crosses(settings, subject.model):
+        work = _both_stages
     done = work(settings, subject, replace(watch, layer=notes.add), place, seconds)
     return replace(done, layers=notes.outcomes)
+
+
+def _in_order(settings: LanguageSettings, subject: Subject) -> bool:
+    """Whether an image classifier's blocks can be pruned one after the other; others' are."""
+    model = subject.model
+    if subject.head.task is not IMAGES:
+        return True
+    if any(isinstance(m.module, nn.Conv2d) for inside in targeted(model, settings) for m in inside):
+        return False
+    one = mapped(subject.calibration.inputs[:1], lambda t: t.to(next(model.parameters()).device))
+    with stores("cpu") as new_store, evaluating(model):
+        return reproduces(model, find_blocks(model), one, new_store)
 
 
 def crosses(settings: LanguageSettings, model: nn.Module) -> bool:
@@ -212,6 +237,58 @@ def _both_stages(
         settings=settings.model_dump(mode="json") | dict(pruned.report.settings),
     )
     return Work("qprune", mask, report, ())
+
+
+def _across_alone(
+    settings: LanguageSettings,
+    subject: Subject,
+    watch: Watch,
+    place: Place | None,
+    seconds: float | None,
+) -> Work:
+    """The walk of `qprune.prune` with its own defaults, where stage 1 cannot be."""
+    if settings.stage2_steps is not None:
+        raise ImpossibleRequestError(
+            "--stage2-steps is of networks that are pruned layer by layer first, and a "
+            f"{type(subject.model).__name__} is not; leave it out"
+        )
+    chosen: dict[str, Any] = {
+        "rounds": settings.rounds,
+        "block_size": settings.block_size,
+        "num_blocks": settings.num_blocks,
+        "sampler": settings.sampler,
+        "sampler_options": settings.sampler_options or None,
+        "budget": settings.budget,
+        "max_seconds": seconds,
+        "max_memory": _most(settings),
+    }
+    if place is not None:
+        chosen["resume_from" if place.resume else "output_dir"] = place.path
+    matrices = targeted(subject.model, settings)
+    with executor_named(settings.executor) as executor:
+        pruned = prune(
+            subject.model,
+            subject.calibration,
+            loss=subject.head.criterion(subject.model).loss,
+            sparsity=None if settings.mask_structure else settings.asked_sparsity,
+            mask_structure=settings.mask_structure,
+            targets=[matrix.name for inside in matrices for matrix in inside],
+            compensate=settings.compensate,
+            augment=(subject.augment or "auto") if settings.augment else None,
+            seed=settings.seed,
+            observe=watch.step or (),
+            observe_blocks=watch.block or (),
+            should_stop=watch.should_stop,
+            executor=executor,
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
+    report = replace(
+        pruned.report,
+        asked_sparsity=settings.asked_sparsity,
+        layers=layer_records(pruned.mask),
+        settings=settings.model_dump(mode="json") | dict(pruned.report.settings),
+    )
+    return Work("qprune", pruned.mask, report, ())
 
 
 def _enough(watch: Watch, seconds: float | None) -> Callable[[], bool]:

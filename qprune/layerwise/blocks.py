@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.errors import CalibrationError, ImpossibleRequestError, UnsupportedLayerError
+from qprune.errors import (
+    CalibrationError,
+    ImpossibleRequestError,
+    QpruneError,
+    UnsupportedLayerError,
+)
 from qprune.inputs import AnyInputs, called, mapped, tensors_of
 from qprune.layerwise.store import Store
 
@@ -132,6 +137,32 @@ def enter(
         for i, (call, _) in seen.items():
             calls[i].append(_shared(call, calls[max(0, i - 1)][index:], calls[i]))
     return Entry(hidden, tuple(map(tuple, calls)))
+
+
+@torch.no_grad()
+def reproduces(
+    model: nn.Module, blocks: Sequence[Named], inputs: AnyInputs, new_store: Callable[[], Store]
+) -> bool:
+    """Whether block after block gives what the model gives as a whole.
+
+    It does not where blocks change the shape of what they pass on, as those of Swin and of
+    convolutional networks do: what `enter` notes is then not what they are called with.
+    """
+    seen: list[Any] = []
+    handle = blocks[-1][1].register_forward_hook(lambda _, args, output: seen.append(output))
+    try:
+        _run(model, inputs, 0)
+        handle.remove()
+        entry = enter(model, blocks, [inputs], new_store)
+        hidden = entry.hidden.get(0, next(model.parameters()).device)
+        for (_, block), calls in zip(blocks, entry.calls, strict=True):
+            hidden = calls[0].of(block, hidden)
+    except (QpruneError, RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    finally:
+        handle.remove()
+    whole = seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
+    return whole.shape == hidden.shape and torch.allclose(whole, hidden, rtol=1e-3, atol=1e-4)
 
 
 def _shared(call: Call, before: Sequence[Call], earlier: Sequence[Call]) -> Call:

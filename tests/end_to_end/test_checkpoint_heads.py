@@ -131,6 +131,41 @@ def test_rows_with_labels_are_calibrated_on_and_give_an_accuracy(tmp_path, qprun
     assert "divergence from the dense model (nats per sample), accuracy |" in card
 
 
+def test_a_convolutional_network_is_pruned_across_alone_and_that_is_said(tmp_path, qprune):
+    dense = tiny.save("resnet", tmp_path / "dense")
+    (tmp_path / "dense" / "preprocessor_config.json").write_text('{"size": 8}')
+    arguments = ("prune", "--model", "dense", "--data", "image_data:images", *QUICK[:4])
+    code, out, err = qprune(
+        *(*arguments, "--rounds", "0", "--mask-only", "--no-augment", "--output", "out", "--json")
+    )
+    assert code == 0, err
+    assert "pruning across the network alone" in " ".join(err.split())
+    again = type(dense).from_pretrained(tmp_path / "out")
+    inside = {
+        name: parameter
+        for name, parameter in again.named_parameters()
+        if parameter.ndim == 4 and "stages" in name
+    }
+    sizes = sum(parameter.numel() for parameter in inside.values())
+    assert sum(int((p == 0).sum()) for p in inside.values()) == round(0.5 * sizes)
+    assert len(json.loads(out.splitlines()[-1])["layers"]) == len(inside) == 5
+    assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"size": 8}'
+    assert qprune("check", "out")[0] == 0
+    assert qprune("verify", "out", "--data", "image_data:images")[0] == 0
+    code, out, err = qprune(*arguments, "--stage2-steps", "3", "--output", "no")
+    assert code == 2
+    assert "--stage2-steps is of networks that are pruned layer by layer" in " ".join(err.split())
+
+
+def test_the_factory_of_a_file_is_not_imported_unasked(tmp_path, qprune):
+    tiny.save("vit", tmp_path / "dense")
+    (tmp_path / "run.yaml").write_text("model: dense\ndata: image_data:images\nsparsity: 0.5\n")
+    code, out, err = qprune("prune", "--config", "run.yaml")
+    assert (code, out) == (2, "")
+    assert "which runs code" in err
+    assert "image_data" not in sys.modules
+
+
 def test_layer_by_layer_methods_take_other_heads(tmp_path, qprune):
     tiny.save("t5", tmp_path / "dense")
     code, out, err = qprune(

@@ -14,7 +14,7 @@ from qprune.language.distances import LabelwiseDivergence, SquaredDistance
 from qprune.language.models import is_pretrained, load_checkpoint, load_pretrained
 from qprune.language.settings import LanguageSettings
 from qprune.language.text import read_corpus
-from qprune.layerwise.blocks import enter, find_blocks, stacks_of
+from qprune.layerwise.blocks import enter, find_blocks, reproduces, stacks_of
 from qprune.layerwise.store import stores
 from qprune.progress import untracked
 
@@ -318,3 +318,12 @@ def test_blocks_are_entered_with_what_the_model_calls_them_with(name):
                 for (_, block), calls in zip(stack, entry.calls, strict=True):
                     hidden = calls[batch].of(block, hidden)
                 assert torch.allclose(hidden, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "whether"), [("vit", True), ("swin", False), ("resnet", False)])
+def test_blocks_that_change_the_shape_are_not_taken_for_a_row(name, whether):
+    model = tiny.make(name)
+    pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with stores("cpu") as new_store:
+        assert reproduces(model, find_blocks(model), pixels, new_store) == whether
+    assert "forward" not in vars(find_blocks(model)[0][1])
