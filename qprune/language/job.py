@@ -45,8 +45,8 @@ def load_subject(settings: LanguageSettings) -> Subject:
     for option in head.useless:
         if getattr(settings, option) is not None:
             raise ImpossibleRequestError(
-                f"--{option.replace('_', '-')} says nothing to {head.task.described}, which "
-                f"{settings.model} is; leave it out"
+                f"{settings.model} is {head.task.described}, and --{option.replace('_', '-')} "
+                "says nothing to it; leave it out"
             )
     return head.subject(settings, loaded)
 
