@@ -32,7 +32,7 @@ def prune(
     model: Annotated[
         str | None,
         typer.Option(
-            help="a language model: folder with config.json, or hf:ID; or digits-mlp, mlpnet, "
+            help="a transformers checkpoint: folder, or hf:ID; or digits-mlp, mlpnet, "
             "resnet20, torchvision:NAME or package.module:factory"
         ),
     ] = None,
@@ -161,7 +161,10 @@ def prune(
         typer.Option(help="language models: where activations wait: cpu, device or a folder (cpu)"),
     ] = None,
     evaluate: Annotated[
-        bool | None, typer.Option(help="language models: whether to measure test perplexity")
+        bool | None,
+        typer.Option(
+            help="checkpoints: whether to measure perplexity or divergence on held-out data"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
     threads: Annotated[

@@ -32,6 +32,7 @@ class LanguageSettings(Asked):
     augment: bool = True
     num_calibration_samples: int = Field(default=128, ge=1)
     max_seq_length: int | None = Field(default=None, ge=2)
+    normalization: str | None = None
     max_seconds: float | None = Field(default=None, gt=0)
     max_memory: float | None = Field(default=None, gt=0)
     executor: str | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qprune.estimate import Phase
 from qprune.gauge import Pass
+from qprune.inputs import AnyInputs
 from qprune.layers import Layers
 from qprune.layerwise.blocks import find_blocks
 from qprune.layerwise.matrices import find_matrices
@@ -46,7 +47,7 @@ class LayerwiseStart:
     observe: LayerObserver | None = field(default=None, repr=False)
 
     def prune(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int
+        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
     ) -> Tensor:
         """Prune ``model`` in place; the mask of all targeted weights, shape (N,), True = kept.
 
@@ -70,7 +71,7 @@ class LayerwiseStart:
         )
         return torch.cat([result.mask[layer.parameter_name].flatten() for layer in layers])
 
-    def needs(self, model: nn.Module, layers: Layers, inputs: Tensor, forwards: Pass) -> Phase:
+    def needs(self, model: nn.Module, layers: Layers, inputs: AnyInputs, forwards: Pass) -> Phase:
         """See `qprune.plan.Foreseen`."""
         method = METHODS[self.method] if isinstance(self.method, str) else self.method
         by_block = find_matrices(find_blocks(model), [layer.name for layer in layers])
@@ -79,7 +80,7 @@ class LayerwiseStart:
         )
 
     def _shares(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int
+        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
     ) -> dict[str, float]:
         """The sparsity of every layer; the counts add up to the run's."""
         sizes = torch.tensor([layer.size for layer in layers])

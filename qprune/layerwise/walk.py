@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from qprune.calibration import as_calibration, one_tensor
 from qprune.errors import ImpossibleRequestError
-from qprune.layerwise.blocks import Named, enter, find_blocks
+from qprune.inputs import AnyInputs, tensors_of
+from qprune.layerwise.blocks import Named, enter, find_blocks, stacks_of
 from qprune.layerwise.budgets import budget_of, sparsity_by_layer
 from qprune.layerwise.matrices import Matrix, find_matrices, log_left_dense, refuse_tied
 from qprune.layerwise.methods import METHODS, Magnitude, Method, Reconstruct
@@ -60,7 +61,7 @@ class _Run:
 
 def prune_layerwise(
     model: nn.Module,
-    windows: Tensor,
+    windows: Any,
     *,
     method: Method | str = "reconstruct",
     sparsity: float | None = None,
@@ -167,7 +168,21 @@ def _walk(
     model: nn.Module,
     blocks: Sequence[Named],
     by_block: Sequence[Sequence[Matrix]],
-    batches: Sequence[Tensor],
+    batches: Sequence[AnyInputs],
+) -> None:
+    # A decoder's blocks are entered behind the encoder as it is by then: pruned.
+    for stack in stacks_of(blocks):
+        inside = [by_block[index] for index in stack]
+        if any(inside):
+            _walk_stack(run, model, [blocks[index] for index in stack], inside, batches)
+
+
+def _walk_stack(
+    run: _Run,
+    model: nn.Module,
+    blocks: Sequence[Named],
+    by_block: Sequence[Sequence[Matrix]],
+    batches: Sequence[AnyInputs],
 ) -> None:
     entry = enter(model, blocks, batches, run.new_store)
     dense = current = entry.hidden
@@ -251,7 +266,9 @@ def _method(method: Method | str) -> Method:
     return METHODS[method]
 
 
-def _own(batches: Sequence[Tensor], matrices: Sequence[Matrix], ranks: Ranks) -> Sequence[Tensor]:
+def _own(
+    batches: Sequence[AnyInputs], matrices: Sequence[Matrix], ranks: Ranks
+) -> Sequence[AnyInputs]:
     """This rank's batches.
 
     Raises:
@@ -271,9 +288,10 @@ def _own(batches: Sequence[Tensor], matrices: Sequence[Matrix], ranks: Ranks) ->
     return batches[ranks.rank :: ranks.size]
 
 
-def batch_of(samples: Tensor) -> int:
+def batch_of(samples: AnyInputs) -> int:
     """Samples in one pass: some thousand tokens, or some images."""
-    length = samples.shape[1] if samples.ndim == 2 else 256
+    first = tensors_of(samples)[0]
+    length = first.shape[1] if first.ndim == 2 else 256
     return max(1, _BATCH_TOKENS // length)
 
 
