@@ -95,10 +95,14 @@ def mapped(inputs: AnyInputs, function: Callable[[Tensor], Tensor]) -> AnyInputs
 
 
 def token_mask(inputs: AnyInputs) -> Tensor | None:
-    """Which tokens are no padding, bool (m, T); None where no ``attention_mask`` says so."""
+    """Which tokens of the outputs are no padding, bool (m, T); None where no mask says so.
+
+    With a decoder the outputs are its own, and so is the mask.
+    """
     if not isinstance(inputs, Inputs) or not isinstance(inputs.tree, Mapping):
         return None
-    mask = inputs.tree.get("attention_mask")
+    decodes = any(name.startswith("decoder_") or name == "labels" for name in inputs.tree)
+    mask = inputs.tree.get("decoder_attention_mask" if decodes else "attention_mask")
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 

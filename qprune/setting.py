@@ -396,14 +396,16 @@ def _with_loss_for(model: nn.Module, data: Calibration, request: Request) -> Req
 @contextmanager
 def restored_on_error(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; on any error every parameter and buffer is put back."""
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    # Buffers that the state dict leaves out change, too.
+    held = dict([*model.named_parameters(), *model.named_buffers()])
+    before = {name: tensor.detach().clone() for name, tensor in held.items()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for name, tensor in model.state_dict().items():
+            for name, tensor in held.items():
                 tensor.copy_(before[name])
         raise
     finally:

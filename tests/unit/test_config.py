@@ -10,6 +10,7 @@ from qprune.config import Settings, make_settings
 from qprune.curvature import CURVATURES
 from qprune.errors import ImpossibleRequestError
 from qprune.scores import STARTS
+from qprune.threads import checked_threads
 
 ENOUGH = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9}
 
@@ -82,10 +83,12 @@ def test_defaults_are_those_of_prune():
         "augment",
         # How many are read of a data set; in Python all that is given.
         "num_calibration_samples",
+        "threads",
     }
     assert len(shared) > 12
     for name in shared - {"sparsity", "sampler_options"}:
         assert getattr(settings, name) == parameters[name].default, name
+    assert settings.threads == checked_threads(parameters["threads"].default)
     assert settings.augment  # True leaves it to prune's own "auto".
     assert parameters["augment"].default == "auto"
     assert STARTS[settings.start] == parameters["start"].default

@@ -380,7 +380,9 @@ def test_out_of_memory_is_got_over_in_every_phase(where, compensate):
             kind = "expanding" if torch.is_grad_enabled() else "judging"
             if torch._C._functorch.peek_interpreter_stack() is not None:
                 kind = "compensating"
-            elif kind == "expanding" and not any(m._forward_hooks for m in self.modules()):
+            elif (
+                kind == "expanding" and not torch._C._len_torch_function_stack()
+            ):  # Nothing records.
                 kind = "distilling"
             return super().forward(x) if kind == where else self.body(x)
 
