@@ -150,12 +150,8 @@ class DoubleBackward:
         curve: Callable[[Tensor, Tensor], Tensor],
     ) -> Sequence[Tensor | None]:
         own = [weight.detach().requires_grad_() for weight in weights]
-        # Fused kernels of attention and of recurrent layers have no second derivative.
-        with (
-            torch.enable_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            torch.backends.mkldnn.flags(enabled=False),
-        ):
+        # Fused attention has no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             outputs = function(*own)
             probe = torch.zeros_like(outputs, requires_grad=True)
             pulled = torch.autograd.grad(outputs, own, probe, create_graph=True, allow_unused=True)
@@ -201,20 +197,20 @@ class Compensation:
         """See `Compensate.suited`."""
         if self.derivatives is not None or layers.sharded:
             return self
-        weights = tuple(weight.detach() for weight in layers.parameters)
         function = _outputs_by_weights(model, layers, inputs[:2])
         for derivatives in (ForwardMode(), DoubleBackward()):
             try:
                 with differentiating(model, layers):
-                    derivatives.product(function, weights, weights, lambda _, moved: moved)
+                    right = _is_adjoint(derivatives, function, layers.parameters)
+                reason = "its products are wrong"
             except Exception as error:
                 # What a network lacks shows in errors of every kind.
                 if out_of_memory(error):
                     raise
-                reason = " ".join(str(error).split())[:200]
-                logger.info("compensation cannot take %s here: %s", derivatives.name, reason)
-                continue
-            return replace(self, derivatives=derivatives)
+                right, reason = False, " ".join(str(error).split())[:200]
+            if right:
+                return replace(self, derivatives=derivatives)
+            logger.info("compensation cannot take %s here: %s", derivatives.name, reason)
         return None
 
     @property
@@ -280,6 +276,30 @@ def conjugate_gradients(
         direction = residual + (squared / before) * direction
         if iteration in marks:
             yield x
+
+
+def _is_adjoint(
+    derivatives: Derivatives, function: Callable[..., Tensor], weights: Sequence[Tensor]
+) -> bool:
+    """Whether u'(J v) is (J'u)'v at random; a derivative that torch leaves out unsaid shows here."""
+    generator = torch.Generator().manual_seed(0)
+    at = tuple(weight.detach() for weight in weights)
+    direction = tuple(torch.randn(w.shape, generator=generator).to(w) for w in at)
+    kept: list[Tensor] = []
+
+    def curve(outputs: Tensor, moved: Tensor) -> Tensor:
+        kept[:] = [torch.randn(outputs.shape, generator=generator).to(outputs), moved.detach()]
+        return kept[0]
+
+    pulled = derivatives.product(function, at, direction, curve)
+    probe, moved = (tensor.double() for tensor in kept)
+    pairs = [
+        (g.double(), v.double()) for g, v in zip(pulled, direction, strict=True) if g is not None
+    ]
+    forth, back = float((probe * moved).sum()), sum(float((g * v).sum()) for g, v in pairs)
+    size = sum(float((g * v).square().sum()) for g, v in pairs) ** 0.5 + abs(back)
+    rounding = 0.05 if min(w.dtype.itemsize for w in at) < 4 else 1e-3
+    return abs(forth - back) <= rounding * size
 
 
 def _outputs_by_weights(

@@ -83,6 +83,12 @@ def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
             f"curvature=SketchedFisher(): {' '.join(str(error).split())}"
         ) from error
     assert isinstance(found, Tensor)
+    # Functions that can be differentiated only once drop out of second derivatives unsaid.
+    if not torch.allclose(found, found.T, rtol=1e-6, atol=1e-6 * float(found.abs().max())):
+        raise ImpossibleRequestError(
+            "the network has a function without a second derivative, which the exact Hessian "
+            "needs; use curvature=SketchedFisher()"
+        )
     return found
 
 
