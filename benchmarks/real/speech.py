@@ -36,6 +36,8 @@ class SileroVad(nn.Module):
     its own TorchScript model.
     """
 
+    basis: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("basis", torch.zeros(258, 1, 256))
