@@ -15,6 +15,7 @@ from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher, Sketc
 from qprune.hold import Held, hold
 from qprune.losses import DenseOutputs, Labels, PerSample
 from qprune.prune import Pruned, prune
+from qprune.steps import Score
 
 __all__ = [
     "Calibration",
@@ -28,6 +29,7 @@ __all__ = [
     "PerSample",
     "Pruned",
     "SampledFisher",
+    "Score",
     "ShiftImages",
     "SketchedFisher",
     "hold",

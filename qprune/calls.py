@@ -1,21 +1,20 @@
-"""One use of one layer in one batch: what went in, and what the loss makes of what came out.
+"""One use of one targeted tensor in one batch: what went in, and what the loss makes of the result.
 
 A per-sample weight gradient is a sum over tokens (positions, for a convolution) of products of
-the two. Each kind of layer knows how to form those sums for all weights or for a few.
+the two. Each kind of use knows how to form those sums for all weights or for a few. Where a
+tensor is used in no way that is known here, its gradients are `GivenCall`s: autograd's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-
-from qprune.errors import CalibrationError
-from qprune.layers import Layer
+from torch.nn.grad import conv2d_weight
 
 # Intermediate products are cut into pieces of at most this many numbers.
 _PIECE_FLOATS = 1 << 24
@@ -25,21 +24,16 @@ _GATHER_COST = 16
 
 
 class Call(Protocol):
-    """What a trace holds of one use of a layer."""
+    """What a trace holds of one use of a tensor."""
 
     @property
-    def inputs(self) -> Tensor:
-        """What went in, one sample a row."""
+    def num_floats(self) -> int:
+        """Numbers held."""
         ...
 
     @property
-    def deltas(self) -> Tensor:
-        """Derivative of every sample's loss by what came out, one sample a row."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, cols) of the weight."""
+    def positions(self) -> int:
+        """Places at which every sample meets each weight: tokens, or places of a convolution."""
         ...
 
     @property
@@ -52,25 +46,28 @@ class Call(Protocol):
         ...
 
     def gradients(self) -> Tensor:
-        """Per-sample weight gradients, shape (m, rows, cols)."""
+        """Per-sample gradients in the tensor's own order, shape (m, size) or (m, rows, cols)."""
         ...
 
     def squares(self) -> Tensor:
-        """Sum over samples of squared per-sample gradients, shape (rows, cols)."""
+        """Sum over samples of squared per-sample gradients, in the tensor's own order."""
         ...
 
     def columns(self, local: Tensor) -> Tensor:
-        """Per-sample gradients at flat positions ``local`` (k,) of the weight, shape (m, k)."""
+        """Per-sample gradients at flat positions ``local`` (k,) of the tensor, shape (m, k)."""
         ...
 
-    def input_squares(self) -> Tensor:
-        """Sum over samples and tokens of every weight's squared input, shape (rows, cols)."""
+    def input_squares(self) -> Tensor | None:
+        """Sum over samples and tokens of every weight's squared input, in the tensor's own order.
+
+        None where the input is not known.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LinearCall:
-    """A Linear: inputs (m, tokens, cols), deltas (m, tokens, rows)."""
+    """A matrix product: inputs (m, tokens, cols), deltas (m, tokens, rows)."""
 
     inputs: Tensor
     deltas: Tensor
@@ -79,6 +76,14 @@ class LinearCall:
     def shape(self) -> tuple[int, int]:
         """(rows, cols) of the weight."""
         return self.deltas.shape[-1], self.inputs.shape[-1]
+
+    @property
+    def num_floats(self) -> int:
+        return self.inputs.numel() + self.deltas.numel()
+
+    @property
+    def positions(self) -> int:
+        return self.inputs.shape[1]
 
     def gradients(self) -> Tensor:
         return self.deltas.transpose(-1, -2) @ self.inputs
@@ -113,27 +118,80 @@ class LinearCall:
         return rows * cols
 
     def split(self, floats_per_sample: int) -> list[LinearCall]:
-        return [LinearCall(*pair) for pair in _pieces(self.inputs, self.deltas, floats_per_sample)]
+        pairs = _pieces(self.inputs, self.deltas, floats_per_sample)
+        return [type(self)(*pair) for pair in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class TurnedCall(LinearCall):
+    """A product with a tensor stored as (inputs, outputs), as GPT-2's Conv1D stores it.
+
+    Its gradient is the transpose of a Linear's: the roles of inputs and deltas are exchanged, so
+    ``inputs`` holds the derivatives by the results and ``deltas`` what went in.
+    """
+
+    def input_squares(self) -> Tensor:
+        _, outputs = self.shape
+        return self.deltas.double().square().sum((0, 1))[:, None].expand(-1, outputs)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A two-dimensional convolution: each pair is (along height, along width).
+
+    Attributes:
+        kernel, stride, padding, dilation: pairs; the padding is before and after alike, or
+            "same" or "valid".
+        groups: see `torch.nn.Conv2d`.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Left, right, top, bottom."""
+        if self.padding == "valid":
+            return 0, 0, 0, 0
+        if isinstance(self.padding, str):
+            # As torch does: the odd one goes behind.
+            missing = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+            (top, left), (down, right) = zip(*((n // 2, n - n // 2) for n in missing), strict=True)
+            return left, right, top, down
+        height, width = self.padding
+        return width, width, height, height
 
 
 @dataclass(frozen=True, eq=False)
 class ConvCall:
-    """A Conv2d: padded inputs (m, images, channels, h, w), deltas (m, images, rows, oh, ow).
+    """A convolution: padded inputs (m, images, channels, h, w), deltas (m, images, rows, oh, ow).
 
     What the kernel sees is kept as a view of the inputs and spelled out piece by piece only.
     """
 
     inputs: Tensor
     deltas: Tensor
-    conv: nn.Conv2d
+    geometry: Geometry
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, cols) of the weight."""
-        return self.conv.out_channels, self.conv.weight[0].numel()
+        kh, kw = self.geometry.kernel
+        return self.deltas.shape[2], self.inputs.shape[2] // self.geometry.groups * kh * kw
+
+    @property
+    def num_floats(self) -> int:
+        return self.inputs.numel() + self.deltas.numel()
+
+    @property
+    def positions(self) -> int:
+        return self.deltas[0, :, 0].numel()
 
     def gradients(self) -> Tensor:
-        groups = self.conv.groups
+        groups = self.geometry.groups
         patches = self._patches().unflatten(2, (groups, -1)).permute(0, 2, 3, 4, 5, 1, 6, 7)
         deltas = self.deltas.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4, 5)
         return (deltas.flatten(3) @ patches.flatten(5).flatten(2, 4).transpose(-1, -2)).flatten(
@@ -148,9 +206,9 @@ class ConvCall:
         if local.numel() * _GATHER_COST > rows * cols:
             pieces = self.split(self.floats_per_sample)
             return torch.cat([piece.gradients().flatten(1)[:, local] for piece in pieces])
-        kh, kw = self.conv.kernel_size
+        kh, kw = self.geometry.kernel
         row, channel = local // cols, local % cols // (kh * kw)
-        channel = channel + row // (rows // self.conv.groups) * (cols // (kh * kw))
+        channel = channel + row // (rows // self.geometry.groups) * (cols // (kh * kw))
         y, x = local // kw % kh, local % kw
         parts = []
         for piece in self.split(self.deltas[0, :, 0].numel() * local.numel()):
@@ -159,28 +217,28 @@ class ConvCall:
         return torch.cat(parts)
 
     def input_squares(self) -> Tensor:
-        squares = ConvCall(self.inputs.double().square(), self.deltas, self.conv)
-        per_input = squares._patches().sum((0, 1, 5, 6)).view(self.conv.groups, 1, -1)
-        rows = self.conv.out_channels // self.conv.groups
+        squares = ConvCall(self.inputs.double().square(), self.deltas, self.geometry)
+        per_input = squares._patches().sum((0, 1, 5, 6)).view(self.geometry.groups, 1, -1)
+        rows = self.shape[0] // self.geometry.groups
         return per_input.expand(-1, rows, -1).flatten(0, 1)
 
     @property
     def floats_per_sample(self) -> int:
-        kh, kw = self.conv.kernel_size
+        kh, kw = self.geometry.kernel
         rows, cols = self.shape
         seen = self.inputs.shape[2] * kh * kw * self.deltas[0, :, 0].numel()
         return max(seen, rows * cols)
 
     def split(self, floats_per_sample: int) -> list[ConvCall]:
         pairs = _pieces(self.inputs, self.deltas, floats_per_sample)
-        return [ConvCall(inputs, deltas, self.conv) for inputs, deltas in pairs]
+        return [ConvCall(inputs, deltas, self.geometry) for inputs, deltas in pairs]
 
     def _patches(self) -> Tensor:
         """What each kernel position sees, a view (m, images, channels, kh, kw, oh, ow)."""
         (kh, kw), (dy, dx), (sy, sx) = (
-            self.conv.kernel_size,
-            self.conv.dilation,
-            self.conv.stride,
+            self.geometry.kernel,
+            self.geometry.dilation,
+            self.geometry.stride,
         )
         m, f, c, h, w = self.inputs.stride()
         return self.inputs.as_strided(
@@ -190,32 +248,213 @@ class ConvCall:
         )
 
 
-def make_call(layer: Layer, inputs: Tensor, deltas: Tensor, num_samples: int) -> Call:
-    """The call of a layer from its raw inputs and the gradient of its raw outputs.
+@dataclass(frozen=True, eq=False)
+class GivenCall:
+    """Per-sample gradients as autograd gives them, shape (m, size): all uses of a tensor."""
 
-    Raises:
-        CalibrationError: the first dimension is not the sample.
-    """
-    if len(inputs) % num_samples:
-        raise CalibrationError(
-            f"layer {layer.name!r} got inputs of shape {tuple(inputs.shape)} for {num_samples} "
-            "samples; the first dimension must be the sample"
+    given: Tensor
+
+    @property
+    def num_floats(self) -> int:
+        return self.given.numel()
+
+    @property
+    def positions(self) -> int:
+        return 1
+
+    @property
+    def floats_per_sample(self) -> int:
+        return self.given.shape[1]
+
+    def split(self, floats_per_sample: int) -> list[GivenCall]:
+        size = max(1, _PIECE_FLOATS // max(1, floats_per_sample))
+        return [GivenCall(piece) for piece in self.given.split(size)]
+
+    def gradients(self) -> Tensor:
+        return self.given
+
+    def squares(self) -> Tensor:
+        pieces = self.split(self.floats_per_sample)
+        return torch.stack([piece.given.square().sum(0) for piece in pieces]).sum(0)
+
+    def columns(self, local: Tensor) -> Tensor:
+        return self.given[:, local]
+
+    def input_squares(self) -> None:
+        return None
+
+
+class Use(Protocol):
+    """A strategy: one function of torch that was called with a targeted tensor."""
+
+    def rows(self, inputs: Tensor) -> int:
+        """Length of the dimension that holds the samples, alone or with others folded in."""
+        ...
+
+    def call(self, inputs: Tensor, deltas: Tensor, num_samples: int) -> Call:
+        """The call, from what went in and the derivative by what came out."""
+        ...
+
+    def gradient(self, inputs: Tensor, deltas: Tensor, shape: torch.Size) -> Tensor:
+        """Gradient of the whole batch by the weight, by the same kernels as autograd's own."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearUse:
+    """``torch.nn.functional.linear(input, weight)``."""
+
+    def rows(self, inputs: Tensor) -> int:
+        return len(inputs) if inputs.ndim > 1 else 1
+
+    def call(self, inputs: Tensor, deltas: Tensor, num_samples: int) -> LinearCall:
+        return LinearCall(
+            inputs.reshape(num_samples, -1, inputs.shape[-1]),
+            deltas.reshape(num_samples, -1, deltas.shape[-1]),
         )
-    if isinstance(layer.module, nn.Conv2d):
-        conv = layer.module
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        padded = functional.pad(inputs, conv._reversed_padding_repeated_twice, mode=mode)
+
+    def gradient(self, inputs: Tensor, deltas: Tensor, shape: torch.Size) -> Tensor:
+        return deltas.reshape(-1, shape[0]).T @ inputs.reshape(-1, shape[1])
+
+
+@dataclass(frozen=True)
+class TurnedUse:
+    """``torch.addmm(bias, input, weight)``."""
+
+    def rows(self, inputs: Tensor) -> int:
+        return len(inputs)
+
+    def call(self, inputs: Tensor, deltas: Tensor, num_samples: int) -> TurnedCall:
+        return TurnedCall(
+            deltas.reshape(num_samples, -1, deltas.shape[-1]),
+            inputs.reshape(num_samples, -1, inputs.shape[-1]),
+        )
+
+    def gradient(self, inputs: Tensor, deltas: Tensor, shape: torch.Size) -> Tensor:
+        return inputs.T @ deltas
+
+
+@dataclass(frozen=True)
+class ConvUse:
+    """``torch.conv1d`` or ``torch.conv2d``; the first is seen as the second, of height one."""
+
+    geometry: Geometry
+    dimensions: int
+
+    def rows(self, inputs: Tensor) -> int:
+        return len(inputs) if inputs.ndim == self.dimensions + 2 else 1
+
+    def call(self, inputs: Tensor, deltas: Tensor, num_samples: int) -> ConvCall:
+        inputs, deltas = self._images(inputs), self._images(deltas)
+        padded = functional.pad(inputs, self.geometry.pads)
         by_sample = (num_samples, -1)
         return ConvCall(
-            padded.contiguous().unflatten(0, by_sample), deltas.unflatten(0, by_sample), conv
+            padded.contiguous().unflatten(0, by_sample),
+            deltas.unflatten(0, by_sample),
+            self.geometry,
         )
-    return LinearCall(
-        inputs.reshape(num_samples, -1, layer.cols), deltas.reshape(num_samples, -1, layer.rows)
+
+    def gradient(self, inputs: Tensor, deltas: Tensor, shape: torch.Size) -> Tensor:
+        geometry = self.geometry
+        padding = geometry.padding
+        if isinstance(padding, str):
+            inputs, padding = functional.pad(inputs, geometry.pads), (0, 0)
+        return conv2d_weight(
+            inputs,
+            shape,
+            deltas,
+            geometry.stride,  # pyright: ignore[reportArgumentType] (its stubs know single numbers)
+            padding,  # pyright: ignore[reportArgumentType]
+            geometry.dilation,  # pyright: ignore[reportArgumentType]
+            geometry.groups,
+        )
+
+    def _images(self, tensor: Tensor) -> Tensor:
+        if tensor.ndim < self.dimensions + 2:
+            tensor = tensor[None]
+        return tensor if self.dimensions == 2 else tensor.unsqueeze(-2)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A call of a function of torch with a tensor that may be targeted.
+
+    Attributes:
+        weight: the tensor.
+        inputs: what it is applied to.
+        use: in which way.
+    """
+
+    weight: Any
+    inputs: Tensor
+    use: Use
+
+
+def seen(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Seen | None:
+    """The use that a call of ``function`` makes of a weight; None where it is of no known kind."""
+    read = _FUNCTIONS.get(function)
+    return None if read is None else read(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Any, bias: Any = None) -> Seen:
+    return Seen(weight, input, LinearUse())
+
+
+def _addmm(input: Any, mat1: Tensor, mat2: Any, *, beta: Any = 1, alpha: Any = 1, out: Any = None):
+    return Seen(mat2, mat1, TurnedUse()) if alpha == 1 and out is None else None
+
+
+def _conv1d(
+    input: Tensor,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Seen:
+    (step,), (apart,) = _numbers(stride, 1), _numbers(dilation, 1)
+    pads = padding if isinstance(padding, str) else (0, *_numbers(padding, 1))
+    geometry = Geometry((1, weight.shape[2]), (1, step), pads, (1, apart), groups)  # type: ignore
+    return Seen(weight, input, ConvUse(geometry, 1))
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Seen:
+    pads = padding if isinstance(padding, str) else _numbers(padding, 2)
+    geometry = Geometry(
+        tuple(weight.shape[2:]),
+        _numbers(stride, 2),  # type: ignore
+        pads,  # type: ignore
+        _numbers(dilation, 2),  # type: ignore
+        groups,
     )
+    return Seen(weight, input, ConvUse(geometry, 2))
+
+
+def _numbers(value: Any, length: int) -> tuple[int, ...]:
+    """One number for each dimension."""
+    given = tuple(value) if isinstance(value, Sequence) else (value,)
+    return given * length if len(given) == 1 else given
+
+
+_FUNCTIONS: dict[Any, Callable[..., Seen | None]] = {
+    functional.linear: _linear,
+    torch.addmm: _addmm,
+    torch.conv1d: _conv1d,
+    torch.conv2d: _conv2d,
+}
 
 
 def sum_of_squares(calls: Sequence[Call]) -> Tensor:
-    """Sum over samples of squared gradients of a layer used once or more, (rows, cols)."""
+    """Sum over samples of squared gradients of a tensor used once or more, (rows, cols)."""
     floats = max(call.floats_per_sample for call in calls)
     total = torch.tensor(0.0)
     for pieces in zip(*(call.split(floats) for call in calls), strict=True):

@@ -20,6 +20,7 @@ from qprune.findings import (
     wrong_totals,
     wrong_zeros,
 )
+from qprune.kinds import Kind, layout_of
 from qprune.language.check import check_language_run
 from qprune.language.settings import LanguageSettings
 from qprune.layers import Layer, Layers
@@ -111,8 +112,9 @@ def _as_layers(records: tuple[LayerRecord, ...]) -> Layers:
     """The tensors as layers of the same rows and inputs, without values."""
     items, offset = [], 0
     for record in records:
-        rows, inputs = record.shape[0], record.num_weights // record.shape[0]
-        module = nn.Linear(inputs, rows, bias=False, device="meta")
-        items.append(Layer(record.name, module, offset))
+        module = nn.Module()
+        tensor = torch.empty(record.shape, device="meta")
+        kind = Kind(layout=layout_of(record.input_groups))
+        items.append(Layer(record.name, record.parameter, tensor, module, offset, kind))
         offset += record.num_weights
     return Layers(tuple(items))

@@ -10,17 +10,19 @@ acceptance split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qprune.effort import THOROUGH, Effort
+from qprune.inputs import AnyInputs
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.ranks import Parts
@@ -30,9 +32,13 @@ from qprune.traces import (
     Samples,
     differentiating,
     forward,
+    forward_with,
     gradients_by_weight,
+    out_of_memory,
     recorder_if_needed,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Compensate(Protocol):
@@ -57,6 +63,13 @@ class Compensate(Protocol):
         """With the defaults of ``effort`` where nothing was said."""
         ...
 
+    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensate | None:
+        """Itself, with the derivatives that a network has; None where those do not suffice.
+
+        Tried on the first ``inputs``.
+        """
+        ...
+
     def moves(
         self,
         model: nn.Module,
@@ -74,6 +87,85 @@ class Compensate(Protocol):
         ...
 
 
+Parameters = tuple[Tensor, ...]
+
+
+class Derivatives(Protocol):
+    """A strategy: how products with the Gauss-Newton matrix are taken through a network."""
+
+    @property
+    def name(self) -> str:
+        """In a few words."""
+        ...
+
+    def product(
+        self,
+        function: Callable[..., Tensor],
+        weights: Parameters,
+        direction: Parameters,
+        curve: Callable[[Tensor, Tensor], Tensor],
+    ) -> Sequence[Tensor | None]:
+        """J' C J v for the function's derivative J at ``weights``.
+
+        Args:
+            function: weights -> outputs.
+            weights: where.
+            direction: v, of the shapes of the weights.
+            curve: (outputs, J v) -> C J v.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ForwardMode:
+    """J v by forward-mode differentiation."""
+
+    name: str = "forward-mode derivatives"
+
+    def product(
+        self,
+        function: Callable[..., Tensor],
+        weights: Parameters,
+        direction: Parameters,
+        curve: Callable[[Tensor, Tensor], Tensor],
+    ) -> Sequence[Tensor | None]:
+        # Fused attention has no forward derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            outputs, moved = jvp(function, weights, direction)[:2]
+        return vjp(function, *weights)[1](curve(outputs, moved))
+
+
+@dataclass(frozen=True)
+class DoubleBackward:
+    """J v as the derivative of u'J by u, along v: for what has no forward derivative."""
+
+    name: str = "double backward passes"
+
+    def product(
+        self,
+        function: Callable[..., Tensor],
+        weights: Parameters,
+        direction: Parameters,
+        curve: Callable[[Tensor, Tensor], Tensor],
+    ) -> Sequence[Tensor | None]:
+        own = [weight.detach().requires_grad_() for weight in weights]
+        # Fused kernels of attention and of recurrent layers have no second derivative.
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+        ):
+            outputs = function(*own)
+            probe = torch.zeros_like(outputs, requires_grad=True)
+            pulled = torch.autograd.grad(outputs, own, probe, create_graph=True, allow_unused=True)
+            along = [(g, v) for g, v in zip(pulled, direction, strict=True) if g is not None]
+            (moved,) = torch.autograd.grad(
+                [g for g, _ in along], probe, [v for _, v in along], retain_graph=True
+            )
+            curved = curve(outputs.detach(), moved)
+            return torch.autograd.grad(outputs, own, curved, allow_unused=True)
+
+
 @dataclass(frozen=True)
 class Compensation:
     """A few second-order steps.
@@ -85,6 +177,8 @@ class Compensation:
             always has all. Both are by the size of the network where not given (`qprune.effort`).
         lengths: step lengths tried for each.
         final_steps: steps at the last stage, after the last block.
+        derivatives: how products with the curvature are taken; None = by forward mode, or by
+            double backward passes where the network has no forward derivative.
     """
 
     damping: float = 1e-3
@@ -92,6 +186,7 @@ class Compensation:
     curvature_share: float | None = None
     lengths: tuple[float, ...] = (1.0, 0.5)
     final_steps: int = 8
+    derivatives: Derivatives | None = None
 
     def completed(self, effort: Effort) -> Compensation:
         """With the defaults of ``effort`` where nothing was said."""
@@ -100,6 +195,26 @@ class Compensation:
             iterations=self.iterations or effort.iterations,
             curvature_share=self.curvature_share or effort.curvature_share,
         )
+
+    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensation | None:
+        """See `Compensate.suited`."""
+        if self.derivatives is not None or layers.sharded:
+            return self
+        weights = tuple(weight.detach() for weight in layers.parameters)
+        function = _outputs_by_weights(model, layers, inputs[:2])
+        for derivatives in (ForwardMode(), DoubleBackward()):
+            try:
+                with differentiating(model, layers):
+                    derivatives.product(function, weights, weights, lambda _, moved: moved)
+            except Exception as error:
+                # What a network lacks shows in errors of every kind.
+                if out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                logger.info("compensation cannot take %s here: %s", derivatives.name, reason)
+                continue
+            return replace(self, derivatives=derivatives)
+        return None
 
     @property
     def at_end(self) -> bool:
@@ -127,7 +242,8 @@ class Compensation:
         # Every so many samples, not the first: augmented ones stand behind the others.
         stride = max(1, round(1 / (complete.curvature_share or 1.0)))
         some = samples.take(torch.arange(0, len(samples), stride))
-        product = gauss_newton(model, layers, some, loss, batch_size)
+        derivatives = self.derivatives or ForwardMode()
+        product = gauss_newton(model, layers, some, loss, batch_size, derivatives)
 
         def damped(vector: Tensor) -> Tensor:
             return torch.where(kept, product(vector) + self.damping * vector, 0.0)
@@ -165,8 +281,25 @@ def conjugate_gradients(
             yield x
 
 
+def _outputs_by_weights(
+    model: nn.Module, layers: Layers, inputs: AnyInputs
+) -> Callable[..., Tensor]:
+    """The model's outputs as a function of the targeted weights, one argument each."""
+    names = [layer.parameter_name for layer in layers]
+
+    def function(*parameters: Tensor) -> Tensor:
+        return forward_with(model, dict(zip(names, parameters, strict=True)), inputs)
+
+    return function
+
+
 def gauss_newton(
-    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+    model: nn.Module,
+    layers: Layers,
+    samples: Samples,
+    loss: Loss,
+    batch_size: int,
+    derivatives: Derivatives = ForwardMode(),
 ) -> Callable[[Tensor], Tensor]:
     """The product v -> H v for the mean loss at the current weights, over (N,) vectors.
 
@@ -175,31 +308,20 @@ def gauss_newton(
     """
     if layers.sharded:
         return _sharded_gauss_newton(model, layers, samples, loss, batch_size)
-    names = [layer.parameter_name for layer in layers]
     # Copies: the caller may try a step before it asks for the next.
-    weights = [layer.module.weight.detach().clone() for layer in layers]
-
-    def run(inputs: Tensor) -> Callable[..., Tensor]:
-        def function(*parameters: Tensor) -> Tensor:
-            outputs = functional_call(model, dict(zip(names, parameters, strict=True)), (inputs,))
-            return getattr(outputs, "logits", outputs)
-
-        return function
-
-    def shaped(vector: Tensor) -> tuple[Tensor, ...]:
-        parts = zip(layers.split(vector), weights, strict=True)
-        return tuple(part.view_as(weight) for part, weight in parts)
+    weights = tuple(weight.detach().clone() for weight in layers.parameters)
 
     def product(vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
+        parts = zip(layers.split(vector), weights, strict=True)
+        direction = tuple(part.view_as(weight).to(weight) for part, weight in parts)
 
         def one(_: int, batch: Samples) -> tuple[None, Parts]:
-            function = run(batch.inputs)
-            # Fused attention has no forward derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                outputs, moved = jvp(function, tuple(weights), shaped(vector))[:2]
-            curved = _output_curvature(loss, outputs, batch.targets, moved)
-            return None, vjp(function, *weights)[1](curved)
+            def curve(outputs: Tensor, moved: Tensor) -> Tensor:
+                return _output_curvature(loss, outputs, batch.targets, moved)
+
+            function = _outputs_by_weights(model, layers, batch.inputs)
+            return None, derivatives.product(function, weights, direction, curve)
 
         with differentiating(model, layers):
             batches = list(samples.batches(batch_size))
@@ -220,7 +342,7 @@ def _sharded_gauss_newton(
 
         def one(_: int, batch: Samples) -> tuple[None, Parts]:
             directions = (
-                (layer.module, part.view(layer.module.weight.shape))
+                (layer.module, part.view(layer.shape))
                 for layer, part in zip(layers, layers.split(vector), strict=True)
             )
             with torch.no_grad(), Tangents(directions), sdpa_kernel(SDPBackend.MATH):
@@ -228,10 +350,11 @@ def _sharded_gauss_newton(
             assert moved is not None
             curved = _output_curvature(loss, outputs, batch.targets, moved)
             with Recorder(layers) as recorder:
-                again, seen = forward(model, batch.inputs), recorder.outputs()
-                return None, recorder.gradients(
-                    torch.autograd.grad(again, seen, curved, allow_unused=True)
-                )
+                again = forward(model, batch.inputs)
+            seen = recorder.outputs()
+            return None, recorder.gradients(
+                torch.autograd.grad(again, seen, curved, allow_unused=True)
+            )
 
         # The caller has tried a step since.
         layers.write(at)
@@ -263,8 +386,9 @@ def mean_gradient(
 
         def one(_: int, batch: Samples) -> tuple[None, Parts]:
             with recorder_if_needed(layers) as recorder:
-                losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
-                return None, gradients_by_weight(losses, weights, recorder, again=False)
+                outputs = forward(model, batch.inputs)
+            losses = loss.per_sample(outputs, batch.targets)
+            return None, gradients_by_weight(losses, weights, recorder, again=False)
 
         samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
     return total / len(samples)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qprune.effort import Effort
 from qprune.errors import ImpossibleRequestError
+from qprune.inputs import AnyInputs
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.traces import Samples, differentiating, forward
@@ -70,6 +71,10 @@ class Distillation:
         """Nothing is left open."""
         return self
 
+    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Distillation:
+        """Itself: what has a gradient can be distilled."""
+        return self
+
     def moves(
         self,
         model: nn.Module,
@@ -86,7 +91,7 @@ class Distillation:
         order = _visits(len(samples), self.samples_per_step, generator)
         masks = layers.split(kept)
         # Small steps would be lost to rounding in half precision: they are taken in float32.
-        masters = [_master(layer.module.weight) for layer in layers]
+        masters = [_master(layer.parameter) for layer in layers]
         groups = [
             {"params": [master], "lr": self.rate * _size(part, mask)}
             for master, part, mask in zip(masters, layers.split(began), masks, strict=True)

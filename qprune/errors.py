@@ -2,12 +2,15 @@
 
     QpruneError
     +-- ImpossibleRequestError (ValueError)   refused before any work: what, where, what to do
-    +-- UnsupportedLayerError (TypeError)     a targeted module that is not Linear or Conv2d
+    +-- UnsupportedLayerError (TypeError)     a module without weights that can be pruned
     +-- CalibrationError (ValueError)         empty, mismatched or non-finite data: batch, layer
     +-- NonFiniteError (FloatingPointError)   NaN or Inf in weights, activations, loss, curvature
     +-- SamplerError (RuntimeError)           the sampler failed: carries problem and sampleset
     +-- RunFolderError (OSError)              the folder holds another run, or lies
     +-- LostRankError (RuntimeError)          another process of a distributed run is gone
+
+A warning stands beside them: `LeftDenseWarning`, of tensors that a run does not prune though nobody
+said so.
 
 Errors of `solvers` (an unknown sampler, an unknown option) pass through unchanged.
 """
@@ -55,3 +58,7 @@ class RunFolderError(QpruneError, OSError):
 
 class LostRankError(QpruneError, RuntimeError):
     """Another rank of a distributed run died, or did not answer in time."""
+
+
+class LeftDenseWarning(UserWarning):
+    """Tensors of the model stay dense though the request does not say so; they are named."""

@@ -1,71 +1,103 @@
 """Which tensors are pruned, and one flat index over all of them.
 
-Every targeted weight is seen as a matrix (outputs, inputs): a Linear's as it is, a Conv2d's
-with its input channels and kernel positions flattened. Layers follow one another in module
-order, each row by row, so that one integer 0..N-1 names any weight of the model.
+Every targeted tensor is seen as a matrix (outputs, inputs): a Linear's as it is, a convolution's
+with its input channels and kernel positions flattened (`qprune.kinds`). Tensors follow one
+another in module order, each in the order it is stored in, so that one integer 0..N-1 names any
+weight of the model.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
+from qprune.admission import refuse_wrapped
 from qprune.errors import ImpossibleRequestError, NonFiniteError, UnsupportedLayerError
+from qprune.kinds import OUTPUTS_FIRST, Kind, kind_of, source_kind
+from qprune.patterns import Pattern, Place, as_patterns, match, refuse_unmatched
 from qprune.sharding import is_sharded, whole, write_elements, write_rows
-
-SUPPORTED = (nn.Linear, nn.Conv2d)
+from qprune.steps import Coverage, LeftDense
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One targeted weight.
+    """One targeted tensor.
 
     Attributes:
-        name: the module's name in the model ("" for the model itself).
-        module: the Linear or Conv2d.
+        name: the parameter's name, without ``.weight`` where it ends so.
+        parameter_name: its name in the model's state dict.
+        parameter: the tensor.
+        module: what holds it.
         offset: flat index of its first weight.
+        kind: where its outputs and inputs are.
+        path: how its per-sample gradients are found (`qprune.preflight`); None = not known yet.
     """
 
     name: str
-    module: nn.Linear | nn.Conv2d
+    parameter_name: str
+    parameter: Tensor
+    module: nn.Module
     offset: int
+    kind: Kind = OUTPUTS_FIRST
+    path: Any = None
 
     @property
-    def parameter_name(self) -> str:
-        """The weight's name in the model's state dict."""
-        return f"{self.name}.weight" if self.name else "weight"
+    def shape(self) -> torch.Size:
+        """The tensor's own shape."""
+        return self.parameter.shape
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Number of outputs."""
-        return self.module.weight.shape[0]
+        return len(self.matrix(torch.empty(self.shape, device="meta")))
 
     @property
     def cols(self) -> int:
         """Number of inputs that each output has (per group, times kernel positions)."""
-        return self.module.weight.shape[1:].numel()
+        return self.size // self.rows
 
     @property
     def size(self) -> int:
         """Number of weights."""
-        return self.module.weight.numel()
+        return self.parameter.numel()
 
     @property
     def end(self) -> int:
         """One past the flat index of the last weight."""
         return self.offset + self.size
 
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape as (rows, cols)."""
+        return self.kind.layout.matrix(tensor)
+
+    def row_ids(self) -> Tensor:
+        """The row of every weight in the order of the flat index, shape (size,)."""
+        rows = torch.arange(self.rows)[:, None].expand(-1, self.cols)
+        return self.kind.layout.back(rows, self.shape).reshape(-1)
+
+    def runs(self, length: int) -> Tensor:
+        """The run of ``length`` consecutive inputs that every weight is in, shape (size,)."""
+        ids = torch.arange(self.size) // length
+        return self.kind.layout.back(ids.view(self.rows, self.cols), self.shape).reshape(-1)
+
 
 @dataclass(frozen=True, eq=False)
 class Layers(Sequence[Layer]):
-    """All targeted weights, in module order."""
+    """All targeted tensors, in module order.
+
+    Attributes:
+        items: the tensors.
+        coverage: of the model; None where there is none.
+    """
 
     items: tuple[Layer, ...]
+    coverage: Coverage | None = None
 
     def __getitem__(self, index):
         return self.items[index]
@@ -81,23 +113,33 @@ class Layers(Sequence[Layer]):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.items[0].module.weight.device
+        return self.items[0].parameter.device
 
-    @property
+    @cached_property
     def sharded(self) -> bool:
         """Whether the weights are spread over processes (`qprune.sharding`)."""
-        return any(is_sharded(layer.module.weight) for layer in self)
+        return any(is_sharded(layer.parameter) for layer in self)
+
+    @property
+    def examined(self) -> bool:
+        """Whether it is known how every tensor's per-sample gradients are found."""
+        return all(layer.path is not None for layer in self)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The tensors themselves."""
+        return [layer.parameter for layer in self]
 
     def read(self) -> Tensor:
         """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
-        weights = [whole(layer.module.weight.detach()).reshape(-1) for layer in self]
+        weights = [whole(layer.parameter.detach()).reshape(-1) for layer in self]
         return torch.cat([w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights])
 
     def write(self, values: Tensor) -> None:
         """Set all weights from a vector of shape (N,)."""
         with torch.no_grad():
             for layer, part in zip(self, self.split(values), strict=True):
-                weight = layer.module.weight
+                weight = layer.parameter
                 if is_sharded(weight):
                     write_rows(weight, part.view(weight.shape))
                 else:
@@ -107,7 +149,7 @@ class Layers(Sequence[Layer]):
         """Set the weights at flat ``indices`` (k,) to ``values`` (k,); costs O(k), not O(N)."""
         with torch.no_grad():
             for layer, where, local in self.locate(indices):
-                weight = layer.module.weight
+                weight = layer.parameter
                 positions = torch.unravel_index(local, weight.shape)
                 if is_sharded(weight):
                     write_elements(weight, positions, values[where])
@@ -131,98 +173,186 @@ class Layers(Sequence[Layer]):
         """How many of ``indices`` lie in each layer."""
         return {layer.name: where.numel() for layer, where, _ in self.locate(indices)}
 
+    def without(self, reasons: dict[str, str]) -> Layers:
+        """Without some tensors, which stay dense.
+
+        Args:
+            reasons: why, by the parameter's name.
+
+        Raises:
+            ImpossibleRequestError: none is left.
+        """
+        kept = [layer for layer in self if layer.parameter_name not in reasons]
+        if not kept:
+            first, reason = next(iter(reasons.items()))
+            raise ImpossibleRequestError(f"no weights to prune are left: {first!r} is {reason}")
+        coverage = self.coverage
+        if coverage is not None:
+            more = tuple(
+                LeftDense(layer.parameter_name, layer.size, reasons[layer.parameter_name])
+                for layer in self
+                if layer.parameter_name in reasons
+            )
+            targeted = sum(layer.size for layer in kept)
+            coverage = replace(coverage, targeted=targeted, left=(*coverage.left, *more))
+        return Layers(_indexed(kept), coverage)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A tensor that could be pruned; one that has several names has several places."""
+
+    parameter: nn.Parameter
+    names: tuple[str, ...]
+    places: tuple[Place, ...]
+    kinds: tuple[Kind, ...]
+
+    @property
+    def default(self) -> bool:
+        """Whether it is pruned where nobody names it."""
+        return all(kind.default for kind in self.kinds)
+
+    @property
+    def kind(self) -> Kind:
+        """As a product sees it, where it is used in one."""
+        return next((kind for kind in self.kinds if kind.default), self.kinds[0])
+
+    @property
+    def why(self) -> str:
+        """Why it stays dense by default."""
+        why = next(kind.why for kind in self.kinds if not kind.default)
+        if any(kind.default for kind in self.kinds):
+            other = next(n for n, kind in zip(self.names, self.kinds, strict=True) if kind.default)
+            return f"{why}, tied to {other!r}"
+        return why
+
 
 def find_layers(
     model: nn.Module,
-    targets: Sequence[str] = ("Linear", "Conv2d"),
-    ignore: Sequence[str] = (),
+    targets: Sequence[Pattern] | Pattern | None = None,
+    ignore: Sequence[Pattern] | Pattern = (),
 ) -> Layers:
-    """The weights that ``targets`` name and ``ignore`` does not.
+    """The tensors that ``targets`` name and ``ignore`` does not.
 
     Args:
         model: any module.
-        targets: class names, module names, or ``re:`` patterns matched against the full name.
+        targets: what to prune: classes or their names (subclasses count), modules or their names
+            (with all that is inside), names of parameters, or ``re:`` patterns matched against
+            full names of modules and parameters. None = every Linear and convolution, and the
+            matrices of attention, LSTM, GRU and RNN; embeddings, what is tied to them, and other
+            parameters are pruned only where they are named.
         ignore: the same, taken away again.
 
     Raises:
-        ImpossibleRequestError: nothing is targeted, a targeted weight is tied to another, or
-            it is not on the CPU.
-        UnsupportedLayerError: a target names a module that has no Linear or Conv2d weight, or
-            one whose weight is parametrized.
+        ImpossibleRequestError: nothing is targeted, a pattern matches nothing, or the model is
+            wrapped or not on the CPU.
+        UnsupportedLayerError: a target names a module without a tensor of two dimensions, or the
+            model is quantised, scripted or not initialised.
         NonFiniteError: a targeted weight holds NaN or Inf.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 3), nn.Linear(3, 2))
+        >>> [layer.name for layer in find_layers(model, ignore="2")]
+        ['1.weight_ih_l0', '1.weight_hh_l0']
+        >>> print(find_layers(model).coverage)
+        targets 90 of 152 parameters (59.2 %); left dense: 0.weight (36, an embedding), biases and \
+other vectors (26)
     """
-    items: list[Layer] = []
-    offset = 0
-    for name, module in model.named_modules():
-        if not is_named(name, module, targets) or is_named(name, module, ignore):
-            continue
-        items.append(Layer(name, _supported(name, module), offset))
-        offset = items[-1].end
-    if not items:
+    refuse_wrapped(model)
+    wanted = None if targets is None else as_patterns(targets, "targets")
+    unwanted = as_patterns(ignore, "ignore")
+    refuse_unmatched(model, wanted or (), "targets")
+    refuse_unmatched(model, unwanted, "ignore")
+    candidates = _candidates(model)
+    for pattern in wanted or ():
+        if not any(_selects(pattern, candidate) for candidate in candidates):
+            _refuse_useless(model, pattern)
+    chosen: list[Layer] = []
+    left: list[LeftDense] = []
+    for candidate in candidates:
+        name, size = candidate.names[0], candidate.parameter.numel()
+        asked = wanted is not None and any(_selects(pattern, candidate) for pattern in wanted)
+        if any(match(p, place) for p in unwanted for place in candidate.places):
+            left.append(LeftDense(name, size, "in ignore", asked=True))
+        elif asked or (wanted is None and candidate.default):
+            chosen.append(_layer(candidate))
+        elif wanted is None:
+            left.append(LeftDense(name, size, candidate.why))
+        else:
+            left.append(LeftDense(name, size, "not in targets", asked=True))
+    if not chosen:
         raise ImpossibleRequestError(
-            f"the model has no weights to prune: targets={list(targets)} and "
-            f"ignore={list(ignore)} leave no Linear or Conv2d"
+            f"the model has no weights to prune: targets={_told(wanted)} and "
+            f"ignore={_told(unwanted)} leave none"
         )
-    layers = Layers(tuple(items))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tensors = sum(candidate.parameter.numel() for candidate in candidates)
+    targeted = sum(layer.size for layer in chosen)
+    coverage = Coverage(targeted, parameters, parameters - tensors, tuple(left))
+    layers = Layers(_indexed(chosen), coverage)
     _refuse_other_devices(layers)
-    _refuse_tied(model, layers)
     _refuse_non_finite(layers)
     return layers
 
 
-def is_named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
-    """Whether a pattern is the module's class name or name, or a ``re:`` that matches its name."""
-    for pattern in patterns:
-        if pattern.startswith("re:"):
-            if re.fullmatch(pattern[3:], name):
-                return True
-        elif pattern in (name, _class_name(module)):
-            return True
-    return False
-
-
-def _class_name(module: nn.Module) -> str:
-    """Of the class; FSDP makes a Linear an FSDPLinear."""
-    return type(module).__name__.removeprefix("FSDP")
-
-
-def _supported(name: str, module: nn.Module) -> nn.Linear | nn.Conv2d:
-    if not isinstance(module, SUPPORTED):
-        raise UnsupportedLayerError(
-            f"target {name!r} is a {type(module).__name__}; qprune prunes the weights of "
-            "Linear and Conv2d: name those inside it, or add it to ignore"
-        )
-    if "weight" not in module._parameters:
-        raise UnsupportedLayerError(
-            f"the weight of {name!r} is computed from other parameters (a parametrization); "
-            "remove that first, or add the layer to ignore"
-        )
-    return module
-
-
-def _refuse_other_devices(layers: Layers) -> None:
+def _indexed(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """One after the other in the flat index."""
+    items: list[Layer] = []
     for layer in layers:
-        device = layer.module.weight.device
-        if device.type != "cpu":
-            raise ImpossibleRequestError(
-                f"the weight of {layer.name!r} is on {device}; this version prunes on the CPU: "
-                "pass model.cpu()"
-            )
+        items.append(replace(layer, offset=items[-1].end if items else 0))
+    return tuple(items)
 
 
-def _refuse_tied(model: nn.Module, layers: Layers) -> None:
-    owners: dict[int, str] = {}
-    targeted = {_identity(layer.module.weight): layer for layer in layers}
+def _layer(candidate: _Candidate) -> Layer:
+    place = candidate.places[0]
+    name = place.parameter_name
+    short = name.removesuffix("weight").removesuffix(".") if _is_weight(name) else name
+    return Layer(short, name, candidate.parameter, place.owners[0][1], 0, candidate.kind)
+
+
+def _is_weight(name: str) -> bool:
+    return name.rpartition(".")[2] == "weight"
+
+
+def _candidates(model: nn.Module) -> list[_Candidate]:
+    """All tensors of two or more dimensions that hold something, in module order."""
+    found: dict[int, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        layer = targeted.get(_identity(parameter))
-        if layer is None or not parameter.numel():
+        if parameter.ndim < 2 or not parameter.numel():
             continue
-        other = owners.setdefault(_identity(parameter), name)
-        if other != name:
-            raise ImpossibleRequestError(
-                f"the weights {other!r} and {name!r} are one tied tensor; pruning one would "
-                f"change the other: add {layer.name!r} to ignore, or untie them"
-            )
+        found.setdefault(_identity(parameter), []).append((name, parameter))
+    candidates = []
+    for uses in found.values():
+        names = tuple(name for name, _ in uses)
+        parameter = uses[0][1]
+        places = tuple(Place.of(model, name) for name in names)
+        found_kinds = [_kind_at(place, parameter) for place in places]
+        kinds = tuple(kind for kind in found_kinds if kind is not None)
+        if len(kinds) < len(places):
+            continue
+        candidate = _Candidate(parameter, names, places, kinds)
+        if not parameter.is_floating_point():
+            if candidate.default:
+                raise UnsupportedLayerError(
+                    f"the tensor {names[0]!r} is {parameter.dtype}, quantised; prune the network "
+                    "in floating point, then quantise it"
+                )
+            continue
+        candidates.append(candidate)
+    return candidates
+
+
+def _kind_at(place: Place, parameter: nn.Parameter) -> Kind | None:
+    """The kind of a parameter, or of the weight that is computed from it (`source_kind`)."""
+    name, (_, module) = place.parameter_name.rpartition(".")[2], place.owners[0]
+    if isinstance(module, ParametrizationList):
+        weight = place.owners[0][0].rpartition(".")[2]
+        return source_kind(place.owners[2][1], weight, parameter)
+    weight, _, suffix = name.rpartition("_")
+    computed = suffix and isinstance(getattr(module, weight, None), Tensor)
+    if computed and weight not in module._parameters and kind_of(module, weight).default:
+        return source_kind(module, weight, parameter)
+    return kind_of(module, name)
 
 
 def _identity(parameter: Tensor) -> int:
@@ -230,9 +360,58 @@ def _identity(parameter: Tensor) -> int:
     return id(parameter) if is_sharded(parameter) else parameter.data_ptr()
 
 
+def _selects(pattern: Pattern, candidate: _Candidate) -> bool:
+    """Whether a target means this tensor.
+
+    Named itself, or by the module or class that holds it, it is meant whatever its kind. Inside
+    a module that is named, or tied to something else, only what is pruned by default is.
+    """
+    for place, kind in zip(candidate.places, candidate.kinds, strict=True):
+        found = match(pattern, place)
+        if found is None:
+            continue
+        tied = len({k.default for k in candidate.kinds}) > 1
+        if found.depth == 0 and not (found.by_class and tied and kind.default):
+            return True
+        if candidate.default:
+            return True
+    return False
+
+
+def _refuse_useless(model: nn.Module, pattern: Pattern) -> None:
+    raise UnsupportedLayerError(
+        f"target {pattern if isinstance(pattern, str) else type(pattern).__name__!r} has no tensor "
+        "that is pruned: Linear, convolutions and the matrices of attention, LSTM and GRU are, and "
+        "any other tensor of two or more dimensions by its own name; add it to ignore, or name "
+        "the parameter"
+    )
+
+
+def _told(patterns: Sequence[Pattern] | None) -> str:
+    if patterns is None:
+        return "default"
+    return str([p if isinstance(p, str) else getattr(p, "__name__", type(p)) for p in patterns])
+
+
+def is_named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
+    """Whether a pattern is the module's class or name, or a ``re:`` that matches its name."""
+    place = Place("", ((name, module),))
+    return any(match(pattern, place) is not None for pattern in patterns)
+
+
+def _refuse_other_devices(layers: Layers) -> None:
+    for layer in layers:
+        device = layer.parameter.device
+        if device.type != "cpu":
+            raise ImpossibleRequestError(
+                f"the weight of {layer.name!r} is on {device}; this version prunes on the CPU: "
+                "pass model.cpu()"
+            )
+
+
 def _refuse_non_finite(layers: Layers) -> None:
     for layer in layers:
-        if not torch.isfinite(whole(layer.module.weight.detach())).all():
+        if not torch.isfinite(whole(layer.parameter.detach())).all():
             raise NonFiniteError(
                 f"the weight of {layer.name!r} holds NaN or Inf; repair the checkpoint first"
             )

@@ -39,6 +39,6 @@ def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Te
 def mask_by_name(layers: Layers, mask: Tensor) -> dict[str, Tensor]:
     """The flat mask as one bool tensor per parameter, in the parameter's own shape."""
     return {
-        layer.parameter_name: part.view(layer.module.weight.shape).clone()
+        layer.parameter_name: part.view(layer.shape).clone()
         for layer, part in zip(layers, layers.split(mask), strict=True)
     }

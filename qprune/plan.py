@@ -27,8 +27,10 @@ from qprune.errors import CalibrationError, QpruneError
 from qprune.estimate import Estimate, Phase, estimate
 from qprune.faults import is_paid
 from qprune.gauge import Pass, Tally, gauged
+from qprune.inputs import tensors_of
 from qprune.layers import Layers
 from qprune.needs import Load, walk_needs
+from qprune.persample import trace_of
 from qprune.request import Request
 from qprune.samples import DenseNetwork, SampleSize, samples_of
 from qprune.scores import Pruner, Start
@@ -152,7 +154,7 @@ def load_of(plan: Plan, executor: Any = None) -> Load:
         given=len(plan.fit),
         accepted=plan.num_accepted,
         copies=copies,
-        input_bytes=plan.fit.inputs[0].nbytes,
+        input_bytes=sum(t[0].nbytes for t in tensors_of(plan.fit.inputs)),
         outputs=0 if loss.needs_labels else plan.sample.outputs,
         trace=gauges.trace,
         per_step=effort.samples_per_step,
@@ -248,7 +250,7 @@ class _Gauges:
         expanded = gauged(expand, sizes)
         trace = traces.pop()
         calls = [call for uses in trace.calls for call in uses]
-        positions = [c.deltas.numel() // (trace.num_samples * c.shape[0]) for c in calls]
+        positions = [call.positions for call in calls]
         # One token a sample: squares and columns are products of what there is.
         pieces = [
             4.0 * call.floats_per_sample
@@ -274,16 +276,16 @@ def _traced(plan: Plan, samples: Samples, generator: torch.Generator) -> Trace:
     felt: Callable[[Tensor, Tensor], Tensor] = loss.per_sample
     if isinstance(curvature, PerSampleFisher):
         felt = curvature.losses(loss, generator)()
-    with differentiating(plan.model, layers) as weights, Recorder(layers) as recorder:
-        outputs = forward(plan.model, samples.inputs)
+    with differentiating(plan.model, layers) as weights:
+        with Recorder(layers) as recorder:
+            outputs = forward(plan.model, samples.inputs)
         losses = loss.per_sample(outputs, samples.targets)
         if not losses.requires_grad:
             raise CalibrationError("the loss does not depend on any targeted weight")
         parts = torch.autograd.grad(losses.sum(), weights, retain_graph=True, allow_unused=True)
-        summed = felt(outputs, samples.targets).sum()
-        deltas = torch.autograd.grad(summed, recorder.outputs(), allow_unused=True)
+        felt_losses = felt(outputs, samples.targets)
         del parts
-        return recorder.trace(deltas, len(samples))
+        return trace_of(plan.model, layers, samples.inputs, outputs, recorder, felt_losses)
 
 
 def _solve_seconds(plan: Plan) -> float | None:

@@ -16,17 +16,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qprune.admission import refuse_wrapped
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
 from qprune.calibration import Calibration, as_calibration
 from qprune.compensate import Compensate
 from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
+from qprune.derivable import derivable
+from qprune.errors import ImpossibleRequestError
 from qprune.estimate import Estimate, require_fit
 from qprune.faults import Care
 from qprune.fingerprint import digest_of_tensors, fingerprint_of
 from qprune.losses import DenseOutputs, Loss
 from qprune.masks import mask_by_name
+from qprune.patterns import Pattern, as_patterns
 from qprune.plan import Plan, needs_of
 from qprune.ranks import ALONE, Ranks
 from qprune.recording import Recording, recording
@@ -67,8 +71,8 @@ def prune(
     start: Start | Pruner | str = DiagonalFisher(),
     budget: Budget | str = "global",
     mask_structure: KeepNofM | str | None = None,
-    targets: Sequence[str] = ("Linear", "Conv2d"),
-    ignore: Sequence[str] = (),
+    targets: Sequence[Pattern] | Pattern | None = None,
+    ignore: Sequence[Pattern] | Pattern = (),
     loss: Loss | None = None,
     curvature: Curvature | str = SketchedFisher(),
     select: Select = Boundary(),
@@ -104,7 +108,7 @@ def prune(
     """Prune ``model`` in place.
 
     Args:
-        model: any module with Linear or Conv2d weights; put in evaluation mode meanwhile.
+        model: any module; put in evaluation mode meanwhile.
         calibration: a `Calibration`, a tensor of inputs, an (inputs, labels) pair, or a
             DataLoader. All the data that the method sees.
         sparsity: share of targeted weights to be zero, in [0, 1).
@@ -113,7 +117,9 @@ def prune(
             itself, such as `qprune.layerwise.LayerwiseStart`, is taken as it is, in one stage.
         budget: where the count is exact: "global", "layer", "row", or a strategy.
         mask_structure: "N:M" keeps at most N of every M consecutive inputs, instead of budget.
-        targets: class names, module names, or ``re:`` patterns.
+        targets: what to prune: classes, modules, parameters, by themselves or by name, or ``re:``
+            patterns (`qprune.layers.find_layers`). None = every Linear and convolution, and the
+            matrices of attention, LSTM, GRU and RNN. What is left dense is said in one line.
         ignore: the same, taken away again.
         loss: `DenseOutputs` (default), `Labels`, or `PerSample` for one of your own.
         curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`,
@@ -176,8 +182,8 @@ def prune(
         start=start,
         budget=budget,
         mask_structure=mask_structure,
-        targets=tuple(targets),
-        ignore=tuple(ignore),
+        targets=None if targets is None else as_patterns(targets, "targets"),
+        ignore=as_patterns(ignore, "ignore"),
         loss=DenseOutputs() if loss is None else loss,
         curvature=curvature,
         select=select,
@@ -204,7 +210,8 @@ def prune(
     observers = (observe,) if callable(observe) else tuple(observe)
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     ranks = ranks or ALONE
-    with ranks.watched(), ExitStack() as stack, restored_on_error(model):
+    refuse_wrapped(model)
+    with ranks.watched(), ExitStack() as stack, restored_on_error(model), derivable():
         record = _recording(ranks, stack, output_dir, resume_from)
         data = as_calibration(calibration)
         foresee = partial(_stated, ranks=ranks, executor=executor, expect=expect)
@@ -238,6 +245,7 @@ def prune(
         final=final,
         estimate=setting.estimate,
         peak_memory=int(peak_memory()),
+        coverage=setting.layers.coverage,
     )
     return Pruned(model, mask_by_name(setting.layers, state.mask), report)
 
@@ -293,8 +301,18 @@ def _begun(
 
 
 def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:
-    """The model's score; whatever mode that leaves it in, it is in evaluation mode again."""
+    """The model's score; whatever mode that leaves it in, it is in evaluation mode again.
+
+    Raises:
+        ImpossibleRequestError: it is no `Score`. The dense network is scored before anything else,
+            so that this costs no run.
+    """
     score = evaluate(model) if evaluate else None
+    if score is not None and not isinstance(score, Score):
+        raise ImpossibleRequestError(
+            f"evaluate must return a qprune.Score, not {score!r} ({type(score).__name__}): for "
+            "example qprune.Score(accuracy=0.93, loss=0.21); accuracy may be None"
+        )
     model.eval()
     return score
 
@@ -313,13 +331,18 @@ def _first_pass_score(
 
 
 def _layer_records(setting: Setting, state: State) -> tuple[LayerRecord, ...]:
-    parts = setting.layers.split(state.mask)
+    layers = setting.layers
+    parts = zip(layers, layers.split(state.mask), layers.split(state.values), strict=True)
     return tuple(
         LayerRecord(
             layer.name,
-            tuple(layer.module.weight.shape),
+            tuple(layer.shape),
             layer.size,
-            layer.size - int(part.sum()),
+            layer.size - int(kept.sum()),
+            num_zero=int((values == 0).sum()),
+            parameter=layer.parameter_name,
+            input_groups=layer.kind.layout.input_groups,
+            gradients=layer.path.told if layer.path is not None else "",
         )
-        for layer, part in zip(setting.layers, parts, strict=True)
+        for layer, kept, values in parts
     )

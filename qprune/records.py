@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,7 +84,7 @@ def report_from_json(record: Mapping[str, Any]) -> Report:
     given.pop("num_accepted", None)
     values = _named(Report, given)
     for name in ("dense", "start", "final"):
-        if values[name] is not None:
+        if values.get(name) is not None:
             values[name] = _with_nan(_named(Score, values[name]), ("loss",))
     values["layers"] = [_named(LayerRecord, layer) for layer in _items(values["layers"])]
     values["steps"] = [_plain_step(step) for step in _items(values["steps"])]
@@ -100,8 +100,8 @@ def report_from_json(record: Mapping[str, Any]) -> Report:
 
 def _plain_step(record: Any) -> dict[str, Any]:
     values = _named(Step, record)
-    values["blocks"] = [_plain_block(block) for block in _items(values["blocks"])]
-    values["faults"] = [_named(Fault, fault) for fault in _items(values["faults"])]
+    values["blocks"] = [_plain_block(block) for block in _items(values.get("blocks", ()))]
+    values["faults"] = [_named(Fault, fault) for fault in _items(values.get("faults", ()))]
     return _with_nan(values, ("real", "loss", "fit_loss", "price"))
 
 
@@ -111,14 +111,20 @@ def _plain_block(record: Any) -> dict[str, Any]:
 
 
 def _with_nan(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    nulls = {name: math.nan for name in names if values[name] is None}
+    nulls = {name: math.nan for name in names if values.get(name, 0) is None}
     return {**values, **nulls}
 
 
 def _named(kind: type, record: Any) -> dict[str, Any]:
     """The record's values, if they are those of a ``kind``, none more and none less."""
-    values, known = _fields(record), {field.name for field in fields(kind)}
-    wrong = sorted(known ^ set(values))
+    values, known = _fields(record), {field.name: field for field in fields(kind)}
+    # What came in with a later version has a default; older files do not have it.
+    needed = {
+        name
+        for name, field in known.items()
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    wrong = sorted((set(values) - set(known)) | (needed - set(values)))
     if wrong:
         what = "is missing" if wrong[0] in known else "is unknown"
         raise ValueError(f"{wrong[0]!r:.60} {what} in a {kind.__name__}")

@@ -14,6 +14,7 @@ from qprune.effort import Effort
 from qprune.errors import ImpossibleRequestError
 from qprune.faults import Care
 from qprune.losses import Loss
+from qprune.patterns import Pattern
 from qprune.scores import Pruner, Start
 from qprune.sparsity import Budget, KeepNofM
 from qprune.terms import Terms
@@ -28,8 +29,8 @@ class Request:
     start: Start | Pruner | str
     budget: Budget | str
     mask_structure: KeepNofM | str | None
-    targets: tuple[str, ...]
-    ignore: tuple[str, ...]
+    targets: tuple[Pattern, ...] | None
+    ignore: tuple[Pattern, ...]
     loss: Loss
     curvature: Curvature | str
     select: Select
@@ -60,7 +61,7 @@ class Request:
         return {
             name: value
             if isinstance(value, plain)
-            else list(value)
+            else [item if isinstance(item, plain) else repr(item) for item in value]
             if isinstance(value, tuple)
             else dict(value)
             if isinstance(value, Mapping)

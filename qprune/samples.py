@@ -15,11 +15,12 @@ from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.layers import Layers
 from qprune.losses import Loss
+from qprune.persample import ByAutograd
 from qprune.ranks import ALONE, Ranks
 from qprune.request import Request
 from qprune.sharding import is_sharded
 from qprune.steps import Fault
-from qprune.traces import Recorder, Samples, forward, halved, outputs_of
+from qprune.traces import Recorder, Samples, differentiating, forward, halved, outputs_of
 
 #: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
 KEEP_OUTPUTS = 1 << 26
@@ -42,11 +43,15 @@ class SampleSize:
 
 def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSize:
     """Seen on the first sample."""
-    with torch.no_grad(), Recorder(layers) as recorder:
+    with differentiating(model, layers), Recorder(layers) as recorder:
         made = forward(model, data.inputs[:1]).numel()
-        outputs = [torch.zeros_like(output) for output in recorder.outputs()]
-        trace = recorder.trace(outputs, 1)
-    return SampleSize(trace.multiplications, trace.num_floats + made, made)
+    given = {
+        number: torch.empty(1, layer.size, device="meta")
+        for number, layer in enumerate(layers)
+        if isinstance(layer.path, ByAutograd)
+    }
+    trace = recorder.trace([output.detach() for output in recorder.outputs()], 1, given)
+    return SampleSize(trace.multiplications(layers), trace.num_floats + made, made)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.curvature import Expansion
+from qprune.errors import ImpossibleRequestError
 from qprune.layers import Layers
 from qprune.sparsity import Groups
 from qprune.traces import Recorder, Samples, forward
@@ -112,16 +113,31 @@ class Wanda:
 
 
 def _input_norms(situation: Situation) -> list[Tensor]:
-    """Per layer, the norm of every weight's input over samples and tokens, flat (size,)."""
-    squares = [torch.zeros(layer.size) for layer in situation.layers]
+    """Per layer, the norm of every weight's input over samples and tokens, flat (size,).
+
+    Raises:
+        ImpossibleRequestError: the inputs of a tensor are not seen, as within an LSTM.
+    """
+    layers = situation.layers
+    squares = [torch.zeros(layer.size) for layer in layers]
+    used = [False] * len(layers)
     for batch in situation.samples.batches(situation.batch_size):
-        with torch.no_grad(), Recorder(situation.layers) as recorder:
+        with torch.no_grad(), Recorder(layers) as recorder:
             forward(situation.model, batch.inputs)
-            outputs = [torch.zeros_like(output) for output in recorder.outputs()]
-            trace = recorder.trace(outputs, len(batch))
-        for calls, square in zip(trace.calls, squares, strict=True):
-            for call in calls:
-                square.add_(call.input_squares().flatten().to(square))
+        for number, uses in enumerate(recorder.seen):
+            used[number] |= bool(uses)
+            for use, inputs, outputs in uses:
+                # Whose row is whose does not matter to a sum over all of them.
+                samples = len(batch) if recorder.rows(number, len(batch)) else 1
+                seen = use.call(inputs, outputs, samples).input_squares()
+                assert seen is not None
+                squares[number].add_(seen.flatten().to(squares[number]))
+    if not all(used):
+        name = layers[used.index(False)].name
+        raise ImpossibleRequestError(
+            f"Wanda needs the inputs of {name!r}, which no function of torch shows; use another "
+            "start, such as DiagonalFisher(), or add the layer to ignore"
+        )
     return [square.sqrt() for square in squares]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,14 +17,18 @@ from qprune.compensate import Compensate, Compensation
 from qprune.curvature import CURVATURES
 from qprune.curvature.expansion import Curvature, Expansion
 from qprune.curvature.fisher import PerSampleFisher
+from qprune.distill import Distillation
 from qprune.effort import Effort, effort_for
-from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.errors import ImpossibleRequestError, LeftDenseWarning, NonFiniteError
 from qprune.estimate import Estimate
+from qprune.inputs import AnyInputs
 from qprune.journal import Journal
 from qprune.layers import Layers, find_layers
 from qprune.losses import Loss
 from qprune.masks import prune_lowest
+from qprune.persample import ByAutograd
 from qprune.plan import Plan
+from qprune.preflight import examined, reached
 from qprune.ranks import ALONE, FirstSolves, Ranks
 from qprune.request import Request
 from qprune.samples import DenseNetwork, augmentation_for, sample_size, splits_of
@@ -49,6 +54,8 @@ logger = logging.getLogger(__name__)
 # A batch is as large as keeps its traced activations below this many numbers.
 _BATCH_FLOATS = 1 << 27
 _MAX_BATCH = 4096
+# Samples of one pass that looks for gradients of a tensor that the first samples do not reach.
+_LOOKED_THROUGH = 32
 # Variables per block where the model has as many weights.
 _BLOCK_SIZE = 1024
 
@@ -107,7 +114,7 @@ class Setting:
     dense: State
     fit: Samples
     accept: Samples
-    calibration: Tensor
+    calibration: AnyInputs
     start: Start | Pruner
     curvature: Curvature
     compensation: Compensate | None
@@ -177,8 +184,9 @@ class Setting:
         """
         for number, batch in enumerate(self.accept.batches(self.batch_size)):
             with torch.no_grad(), Recorder(self.layers) as recorder:
-                losses = loss.per_sample(forward(self.model, batch.inputs), batch.targets)
-                refuse_non_finite(self.layers, recorder, losses, number)
+                outputs = forward(self.model, batch.inputs)
+            losses = loss.per_sample(outputs, batch.targets)
+            refuse_non_finite(self.layers, recorder, losses, number)
 
     def scores(
         self, start: Start, weights: Tensor, samples: Samples, expansion: Expansion
@@ -262,15 +270,15 @@ def prepare(
         structure = KeepNofM.parse(structure)
     sparsity = checked_sparsity(_asked_sparsity(request), structure)
     layers = find_layers(model, request.targets, request.ignore)
+    border = Border.to(request.sampler, request.sampler_options)
+    generator = torch.Generator().manual_seed(request.seed)
+    fit, accept = as_calibration(calibration).split(request.accept_share, generator)
+    layers = reached(model, examined(model, layers, fit.inputs), fit.inputs, _LOOKED_THROUGH)
+    _state_coverage(layers)
     budget = structure or _named("budget", request.budget, BUDGETS)
     groups = budget.groups(layers, sparsity)
     block_size = _block_size(request, layers)
-    border = Border.to(request.sampler, request.sampler_options)
-    generator = torch.Generator().manual_seed(request.seed)
-    compensation = request.compensate
-    if isinstance(compensation, bool):
-        compensation = Compensation() if compensation else None
-    fit, accept = as_calibration(calibration).split(request.accept_share, generator)
+    compensation = _compensation(request.compensate, model, layers, fit.inputs)
     start = _named("start", request.start, STARTS)
     seen = sample_size(model, layers, fit)
     effort = request.effort(effort_for(seen.multiplications))
@@ -374,6 +382,46 @@ def _asked_sparsity(request: Request) -> float | None:
     return 1 - request.density
 
 
+def _compensation(
+    asked: bool | Compensate, model: nn.Module, layers: Layers, inputs: AnyInputs
+) -> Compensate | None:
+    """How kept weights are moved in this network; None = not at all."""
+    if not asked:
+        return None
+    wanted = Compensation() if asked is True else asked
+    suited = wanted.suited(model, layers, inputs)
+    if suited is None:
+        logger.warning(
+            "the network has no second derivatives, so that kept weights cannot be moved by "
+            "%s: moving them by Distillation()",
+            type(wanted).__name__,
+        )
+        return Distillation()
+    return suited
+
+
+def _state_coverage(layers: Layers) -> None:
+    """One line of what is targeted; a warning where something stays dense that nobody named."""
+    coverage = layers.coverage
+    assert coverage is not None
+    logger.info("%s", coverage)
+    if coverage.unasked:
+        share = 100 * sum(tensor.size for tensor in coverage.unasked) / coverage.parameters
+        warnings.warn(
+            f"{share:.3g} % of the model's parameters are left dense: "
+            f"{coverage.listed(coverage.unasked)}; name them in targets to prune them, or in "
+            "ignore to leave them without this warning",
+            LeftDenseWarning,
+            stacklevel=2,
+        )
+    by_way: dict[str, list[str]] = {}
+    for layer in layers:
+        if isinstance(layer.path, ByAutograd):
+            by_way.setdefault(layer.path.way.name, []).append(f"{layer.name} ({layer.path.reason})")
+    for way, names in by_way.items():
+        logger.info("per-sample gradients by autograd, %s, which is slower: %s", way, names)
+
+
 def _block_size(request: Request, layers: Layers) -> int:
     if request.block_size is None:
         return min(_BLOCK_SIZE, layers.size)
@@ -402,7 +450,7 @@ def _refuse_sharded(
 ) -> None:
     """Refuse what reads weights that a sharded model does not hold while it runs."""
     for layer in layers:
-        refuse_other_shardings(layer.name, layer.module.weight, ranks.size)
+        refuse_other_shardings(layer.name, layer.parameter, ranks.size)
     for what, given, supported in (
         ("start", not isinstance(start, Pruner), "a start that scores, such as DiagonalFisher()"),
         ("curvature", isinstance(curvature, PerSampleFisher), "a Fisher matrix"),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from qprune.errors import ImpossibleRequestError
 
@@ -68,32 +67,6 @@ def refuse_other_shardings(name: str, weight: Tensor, num_ranks: int) -> None:
             f"the weight of {name!r} is spread over {mesh.size()} processes, and the run has "
             f"{num_ranks}; pass ranks=qprune.ranks.DataParallel()"
         )
-
-
-def weight_gradient(
-    module: nn.Linear | nn.Conv2d, inputs: Tensor, delta: Tensor, shape: torch.Size
-) -> Tensor:
-    """Gradient by a layer's weight of ``shape``, from its inputs and the gradient by its outputs.
-
-    By the same kernels as autograd's own.
-    """
-    if isinstance(module, nn.Linear):
-        return delta.reshape(-1, shape[0]).T @ inputs.reshape(-1, shape[1])
-    padding = module.padding
-    if isinstance(padding, str) or module.padding_mode != "zeros":
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        inputs = functional.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
-        padding = 0
-    # Its stubs know single numbers only.
-    return conv2d_weight(
-        inputs,
-        shape,
-        delta,
-        module.stride,  # pyright: ignore[reportArgumentType]
-        padding,  # pyright: ignore[reportArgumentType]
-        module.dilation,  # pyright: ignore[reportArgumentType]
-        module.groups,
-    )
 
 
 class Tangents:

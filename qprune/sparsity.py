@@ -92,9 +92,10 @@ class PerRow:
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
         sizes = torch.cat([torch.full((layer.rows,), layer.cols) for layer in layers])
-        ids = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-        counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
         rows = [layer.rows for layer in layers]
+        first = [sum(rows[:number]) for number in range(len(rows))]
+        ids = torch.cat([layer.row_ids() + n for layer, n in zip(layers, first, strict=True)])
+        counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
         for layer, size, count in zip(layers, sizes.split(rows), counts.split(rows), strict=True):
             _refuse_empty(f"a row of layer {layer.name!r}", size, count, sparsity, _WAY_OUT)
         return Groups(ids, sizes, counts)
@@ -154,6 +155,12 @@ class KeepNofM:
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
         for layer in layers:
+            if not layer.kind.contracted:
+                raise ImpossibleRequestError(
+                    f"no product sums over the inputs of {layer.name!r} as it lies "
+                    f"({layer.kind.why}), so that {self.n}:{self.m} means nothing there: add the "
+                    "layer to ignore"
+                )
             if layer.cols % self.m:
                 raise ImpossibleRequestError(
                     f"layer {layer.name!r} has {layer.cols} inputs per output, not a multiple "
@@ -165,7 +172,7 @@ class KeepNofM:
                 f"not {sparsity:g}; ask for that, or leave the sparsity out"
             )
         number = layers.size // self.m
-        ids = torch.repeat_interleave(torch.arange(number), self.m)
+        ids = torch.cat([layer.runs(self.m) + layer.offset // self.m for layer in layers])
         return Groups(ids, torch.full((number,), self.m), torch.full((number,), self.m - self.n))
 
 

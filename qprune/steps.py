@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qprune.estimate import Estimate
+
+#: How many names a line lists before it says how many more there are.
+_LISTED = 6
 
 
 @dataclass(frozen=True)
@@ -111,17 +114,95 @@ class Score:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One targeted tensor: its name, shape, and how many of its weights are zero."""
+    """One targeted tensor.
+
+    Attributes:
+        name: the parameter's name, without ``.weight`` where it ends so.
+        shape: of the tensor.
+        num_weights: how many it has.
+        num_pruned: of those, pruned by the mask.
+        num_zero: of those, zero at the end; more than the pruned ones where kept weights were
+            zero from the beginning. None in files of versions that did not count them.
+        parameter: the parameter's name in the state dict.
+        input_groups: 0 where the outputs are its first dimension; else it is stored inputs first,
+            in so many groups.
+        gradients: how its per-sample gradients were found, in a few words.
+    """
 
     name: str
     shape: tuple[int, ...]
     num_weights: int
     num_pruned: int
+    num_zero: int | None = None
+    parameter: str = ""
+    input_groups: int = 0
+    gradients: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.parameter:
+            # As files of earlier versions have it: each record was one module's weight.
+            object.__setattr__(self, "parameter", f"{self.name}.weight" if self.name else "weight")
 
     @property
     def sparsity(self) -> float:
         """Share of the layer's weights that are zero."""
         return self.num_pruned / self.num_weights
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """A tensor of two or more dimensions that is not pruned.
+
+    Attributes:
+        name: the parameter's.
+        size: number of weights.
+        reason: why it stays dense.
+        asked: whether the request says so.
+    """
+
+    name: str
+    size: int
+    reason: str
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The share of a model that is targeted.
+
+    Attributes:
+        targeted: number of weights that are targeted.
+        parameters: of the model, each tensor once.
+        vectors: of those, numbers in biases, norms and other vectors, which are never pruned.
+        left: tensors that stay dense.
+    """
+
+    targeted: int
+    parameters: int
+    vectors: int
+    left: tuple[LeftDense, ...] = ()
+
+    @property
+    def unasked(self) -> tuple[LeftDense, ...]:
+        """What stays dense though nobody asked for it."""
+        return tuple(tensor for tensor in self.left if not tensor.asked)
+
+    def __str__(self) -> str:
+        """One line: ``targets 8,768 of 17,962 parameters (49 %); left dense: ...``."""
+        share = 100 * self.targeted / max(1, self.parameters)
+        line = f"targets {self.targeted:,} of {self.parameters:,} parameters ({share:.3g} %)"
+        return f"{line}; left dense: {self.listed()}"
+
+    def listed(self, tensors: Sequence[LeftDense] | None = None) -> str:
+        """What is left dense, in words, the largest tensors first."""
+        chosen = sorted(self.left if tensors is None else tensors, key=lambda t: -t.size)
+        told = [f"{t.name} ({t.size:,}, {t.reason})" for t in chosen[:_LISTED]]
+        rest = chosen[_LISTED:]
+        if rest:
+            told.append(f"{len(rest)} more tensors ({sum(t.size for t in rest):,})")
+        if tensors is None and self.vectors:
+            told.append(f"biases and other vectors ({self.vectors:,})")
+        return ", ".join(told) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -140,6 +221,10 @@ class Report:
         stopped: "done", "max_seconds", "max_steps" or "interrupted".
         dense, start, final: scores on test data, when `evaluate` was given: the dense network,
             the first pass alone at the final sparsity, and the pruned network.
+        estimate: what the run was said to need.
+        peak_memory: the most that the process held, bytes.
+        coverage: what was targeted and what was left dense.
+        loss: what was kept small, in words.
     """
 
     asked_sparsity: float
@@ -156,6 +241,8 @@ class Report:
     final: Score | None = None
     estimate: Estimate | None = None
     peak_memory: int = 0
+    coverage: Coverage | None = None
+    loss: str = ""
 
     @property
     def num_accepted(self) -> int:

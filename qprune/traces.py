@@ -1,27 +1,32 @@
-"""One forward and backward pass, seen from the targeted layers.
+"""One forward and backward pass, seen from the targeted tensors.
 
-A trace holds, per targeted layer, what went in (inputs) and what the loss of each sample makes
+A trace holds, per targeted tensor, what went in (inputs) and what the loss of each sample makes
 of what came out (deltas). Every entry of a per-sample weight gradient is a sum of products
 of the two, so that gradients at a block of weights, or their squares over a layer, need no
-per-sample gradient of the whole model.
+per-sample gradient of the whole model. A tensor is found by what it is, not by the module that
+holds it: every call of a function of torch that takes it is seen, whoever makes it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
-from qprune.calls import Call, make_call, sum_of_squares
-from qprune.errors import CalibrationError, NonFiniteError
+from qprune.calls import Call, GivenCall, Use, seen, sum_of_squares
+from qprune.derivable import derivable
+from qprune.errors import CalibrationError, NonFiniteError, QpruneError
+from qprune.inputs import AnyInputs, called, tensors_of, token_mask
 from qprune.layers import Layer, Layers
 from qprune.losses import Loss
 from qprune.ranks import ALONE, Parts, Ranks, is_lost
-from qprune.sharding import weight_gradient
 from qprune.steps import Fault
 
 logger = logging.getLogger(__name__)
@@ -32,14 +37,14 @@ class Samples:
     """Inputs and what the loss compares their outputs with.
 
     Attributes:
-        inputs: shape (m, ...).
+        inputs: shape (m, ...), or several tensors of that kind.
         answers: shape (m, ...); or a function of inputs that gives them when they are asked for,
             since the dense logits of many tokens over a large vocabulary fit into no memory.
         ranks: who passes which batch of them; every rank has all the samples.
     """
 
-    inputs: Tensor
-    answers: Tensor | Callable[[Tensor], Tensor]
+    inputs: AnyInputs
+    answers: Tensor | Callable[[AnyInputs], Tensor]
     ranks: Ranks = ALONE
 
     def __len__(self) -> int:
@@ -73,7 +78,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What every targeted layer saw in one batch: calls per layer, in order of use."""
+    """What every targeted tensor saw in one batch: calls per tensor, in order of use."""
 
     calls: tuple[tuple[Call, ...], ...]
     num_samples: int
@@ -81,15 +86,24 @@ class Trace:
     @property
     def num_floats(self) -> int:
         """Numbers held, for memory."""
-        return sum(c.inputs.numel() + c.deltas.numel() for calls in self.calls for c in calls)
+        return sum(call.num_floats for calls in self.calls for call in calls)
 
-    @property
-    def multiplications(self) -> int:
-        """Multiplications that the calls took in the forward pass."""
-        return sum(c.deltas.numel() * c.shape[1] for calls in self.calls for c in calls)
+    def multiplications(self, layers: Layers) -> int:
+        """Multiplications that the calls took in the forward pass.
+
+        Of a tensor that autograd alone sees, one for each of its weights and places of the
+        others.
+        """
+        most = max((call.positions for calls in self.calls for call in calls), default=1)
+        total = 0
+        for layer, calls in zip(layers, self.calls, strict=True):
+            for call in calls:
+                places = most if isinstance(call, GivenCall) else call.positions
+                total += self.num_samples * places * layer.size
+        return total
 
     def squares(self, layers: Layers) -> Iterator[Tensor]:
-        """Layer by layer, the sum over samples of squared per-sample gradients, (rows, cols)."""
+        """Tensor by tensor, the sum over samples of squared per-sample gradients."""
         for layer, calls in zip(layers, self.calls, strict=True):
             if not calls:
                 yield torch.zeros(layer.rows, layer.cols)
@@ -98,81 +112,136 @@ class Trace:
 
     def columns(self, layers: Layers, indices: Tensor) -> Tensor:
         """Per-sample gradients at flat ``indices`` (n,), shape (m, n)."""
-        reference = next(call for calls in self.calls for call in calls)
-        out = reference.deltas.new_zeros(self.num_samples, indices.numel())
         position = {id(layer): i for i, layer in enumerate(layers)}
-        for layer, where, local in layers.locate(indices):
-            for call in self.calls[position[id(layer)]]:
-                out[:, where] += call.columns(local)
+        parts = [
+            (where, call.columns(local))
+            for layer, where, local in layers.locate(indices)
+            for call in self.calls[position[id(layer)]]
+        ]
+        # Of the precision that the network computes in, even where no tensor is touched.
+        known = [call for calls in self.calls for call in calls]
+        dtype = known[0].columns(indices[:0]).dtype if known else torch.float32
+        out = torch.zeros(self.num_samples, indices.numel(), dtype=dtype)
+        for where, part in parts:
+            out[:, where] += part
         return out
 
 
-class Recorder:
-    """Forward hooks that note the inputs and outputs of the targeted layers."""
+class Recorder(TorchFunctionMode):
+    """Notes, inside, what the targeted tensors are applied to and what comes out.
+
+    Attributes:
+        layers: the targeted tensors.
+        seen: per tensor, its uses in order: the way, the inputs, the outputs.
+    """
 
     def __init__(self, layers: Layers) -> None:
+        super().__init__()
         self.layers = layers
-        self.seen: list[list[tuple[Tensor, Tensor]]] = []
+        self.seen: list[list[tuple[Use, Tensor, Tensor]]] = [[] for _ in layers]
+        self._index = {id(layer.parameter): i for i, layer in enumerate(layers)}
+        self._handles: list[Any] = []
 
     def __enter__(self) -> Recorder:
-        self.seen = [[] for _ in self.layers]
-        self._handles = [
-            layer.module.register_forward_hook(self._hook(i)) for i, layer in enumerate(self.layers)
-        ]
+        if self.layers.sharded:
+            # Such a module has its whole weight, another tensor, only while it runs.
+            self._handles = [
+                layer.module.register_forward_pre_hook(self._whole(i))
+                for i, layer in enumerate(self.layers)
+            ]
+        super().__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
         for handle in self._handles:
             handle.remove()
-        self.seen = []
 
-    def _hook(self, index: int):
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self.layers.sharded and torch.is_grad_enabled() and not output.requires_grad:
-                # No weight asks for gradients: what is differentiated begins here.
-                output.requires_grad_()
-            self.seen[index].append((args[0].detach(), output))
-            # A later in-place operation must not overwrite the output that is differentiated.
-            return output.clone()
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        use = seen(func, args, kwargs or {})
+        index = None if use is None else self._index.get(id(use.weight))
+        if use is None or index is None:
+            return output
+        if self.layers.sharded and torch.is_grad_enabled() and not output.requires_grad:
+            # No weight asks for gradients: what is differentiated begins here.
+            output.requires_grad_()
+        self.seen[index].append((use.use, use.inputs.detach(), output))
+        # A later in-place operation must not overwrite the output that is differentiated.
+        return output.clone()
+
+    def _whole(self, index: int):
+        def hook(module: nn.Module, _: Any) -> None:
+            self._index[id(module.weight)] = index
 
         return hook
 
     def outputs(self) -> list[Tensor]:
-        """All noted outputs, flat, in layer order."""
-        return [output for uses in self.seen for _, output in uses]
+        """All noted outputs that can be differentiated, flat, in the order of the tensors."""
+        return [out for uses in self.seen for _, _, out in uses if out.requires_grad]
 
-    def trace(self, deltas: Sequence[Tensor | None], num_samples: int) -> Trace:
-        """The trace of the noted inputs and the given gradients of `outputs`."""
-        remaining = iter(deltas)
-        calls = []
-        for layer, uses in zip(self.layers, self.seen, strict=True):
-            calls.append(
-                tuple(
-                    make_call(layer, inputs, delta, num_samples)
-                    for (inputs, _), delta in zip(uses, remaining, strict=False)
-                    if delta is not None
-                )
-                if uses
-                else ()
-            )
+    def rows(self, number: int, num_samples: int) -> tuple[int, ...] | None:
+        """Rows of one sample in every use of a tensor; None where samples have no whole rows."""
+        lengths = [use.rows(inputs) for use, inputs, _ in self.seen[number]]
+        if any(length % num_samples for length in lengths):
+            return None
+        return tuple(length // num_samples for length in lengths)
+
+    def trace(
+        self,
+        deltas: Sequence[Tensor | None],
+        num_samples: int,
+        given: Mapping[int, Tensor] | None = None,
+    ) -> Trace:
+        """The trace of what was noted.
+
+        Args:
+            deltas: the gradients of `outputs`.
+            num_samples: of the batch.
+            given: per-sample gradients (m, size) that count instead, by the tensor's number.
+
+        Raises:
+            CalibrationError: a tensor was applied to what are no whole rows of each sample.
+        """
+        given = given or {}
+        calls: list[tuple[Call, ...]] = []
+        for number, uses in enumerate(self.uses(deltas)):
+            if number in given:
+                calls.append((GivenCall(given[number]),))
+                continue
+            for use, inputs, _ in uses:
+                if use.rows(inputs) % num_samples:
+                    raise CalibrationError(
+                        f"layer {self.layers[number].name!r} got inputs of shape "
+                        f"{tuple(inputs.shape)} for {num_samples} samples; the first dimension "
+                        "must be the sample"
+                    )
+            calls.append(tuple(use.call(x, delta, num_samples) for use, x, delta in uses))
         return Trace(tuple(calls), num_samples)
 
-    def gradients(self, deltas: Sequence[Tensor | None]) -> Parts:
-        """Gradients by the weights, layer by layer, from the gradients of `outputs`.
-
-        One at a time, and never all of them; None for a layer that was not used.
-        """
+    def uses(self, deltas: Sequence[Tensor | None]) -> list[list[tuple[Use, Tensor, Tensor]]]:
+        """Per tensor: the way, the inputs and the given gradients of `outputs`."""
         remaining = iter(deltas)
-        uses = [[(x, next(remaining)) for x, _ in seen] for seen in self.seen]
-        return (_summed(layer, seen) for layer, seen in zip(self.layers, uses, strict=True))
+        found = [
+            [(use, x, next(remaining)) for use, x, out in uses if out.requires_grad]
+            for uses in self.seen
+        ]
+        return [[(u, x, d) for u, x, d in uses if d is not None] for uses in found]
+
+    def gradients(self, deltas: Sequence[Tensor | None]) -> Parts:
+        """Gradients by the weights, tensor by tensor, from the gradients of `outputs`.
+
+        One at a time, and never all of them; None for a tensor that was not used.
+        """
+        pairs = zip(self.layers, self.uses(deltas), strict=True)
+        return (_summed(layer, uses) for layer, uses in pairs)
 
 
-def _summed(layer: Layer, uses: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor | None:
+def _summed(layer: Layer, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor | None:
     total = None
-    for inputs, delta in uses:
-        if delta is not None:
-            part = weight_gradient(layer.module, inputs, delta, layer.module.weight.shape)
-            total = part if total is None else total + part
+    for use, inputs, delta in uses:
+        part = use.gradient(inputs, delta, layer.shape)
+        total = part if total is None else total + part
     return total
 
 
@@ -182,15 +251,18 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
 
     Sharded weights are not asked for gradients; see `gradients_by_weight`.
     """
-    weights = [layer.module.weight for layer in layers]
+    weights = layers.parameters
     wanted = set() if layers.sharded else {id(weight) for weight in weights}
     before = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
     for parameter, _ in before:
-        parameter.requires_grad_(id(parameter) in wanted)
+        # Integers cannot ask for gradients, and are not to be told that they need not.
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(id(parameter) in wanted)
     model.eval()
     try:
-        yield weights
+        with derivable():
+            yield weights
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
@@ -222,7 +294,9 @@ def gradients_by_weight(
     )
 
 
-def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int, ranks: Ranks = ALONE) -> Tensor:
+def outputs_of(
+    model: nn.Module, inputs: AnyInputs, batch_size: int, ranks: Ranks = ALONE
+) -> Tensor:
     """The model's outputs on all inputs, without gradients, shape (m, ...)."""
     with torch.no_grad():
         return torch.cat(
@@ -244,25 +318,95 @@ def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -
     return total / len(samples)
 
 
-def forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The model's output tensor for one batch (``.logits`` where it returns an object).
+def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    """The model's output tensor for one batch, zero at tokens that are padding.
+
+    Of several outputs it is the one that `output_of` names.
 
     Raises:
         CalibrationError: the model does not take such inputs, or returns no tensor per sample.
     """
     try:
-        outputs = model(inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if out_of_memory(error) or is_lost(error):
+        returned = called(model, inputs)
+    except Exception as error:
+        if isinstance(error, QpruneError) or out_of_memory(error) or is_lost(error):
             raise
+        given = " and ".join(f"{tuple(t.shape)} ({t.dtype})" for t in tensors_of(inputs))
         raise CalibrationError(
-            f"the model does not take calibration inputs of shape {tuple(inputs.shape)} and "
-            f"type {inputs.dtype}: {error}"
+            f"the model does not take calibration inputs of shape {given}: "
+            f"{' '.join(str(error).split())}"
         ) from error
-    outputs = getattr(outputs, "logits", outputs)
-    if not isinstance(outputs, Tensor) or len(outputs) != len(inputs):
-        raise CalibrationError("the model must return one output per sample, first dimension")
+    outputs = output_of(returned)
+    if not outputs.ndim or len(outputs) != len(inputs):
+        raise CalibrationError(
+            f"the model must return one output per sample, first dimension; for {len(inputs)} "
+            f"samples it returned {tuple(outputs.shape)}: pass forward=lambda model, batch: ... "
+            "that puts the samples first"
+        )
+    mask = token_mask(inputs)
+    if mask is not None and outputs.ndim > 2 and outputs.shape[:2] == mask.shape:
+        # Nothing is asked of what the model says about padding.
+        outputs = outputs.masked_fill(~mask[(...,) + (None,) * (outputs.ndim - 2)], 0)
     return outputs
+
+
+class _Called(nn.Module):
+    """A model that takes its inputs as one value, and gives the output that counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: AnyInputs) -> Tensor:
+        return forward(self.model, inputs)
+
+
+def forward_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: AnyInputs) -> Tensor:
+    """`forward` with other tensors in the place of some parameters and buffers, by their names."""
+    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    return functional_call(_Called(model), named, (inputs,))
+
+
+#: Names of the output that is compared, the first that is there.
+OUTPUT_NAMES = ("logits", "out", "prediction_logits", "last_hidden_state", "output", "outputs")
+
+
+def output_of(returned: Any) -> Tensor:
+    """The tensor that counts of what a model returned.
+
+    A tensor itself; of a mapping, an object or a named tuple the first of `OUTPUT_NAMES`, or its
+    only tensor; of a plain tuple or list the first entry.
+
+    Raises:
+        CalibrationError: none can be named.
+    """
+    if isinstance(returned, Tensor):
+        return returned
+    named = _by_name(returned)
+    for name in OUTPUT_NAMES:
+        if isinstance(named.get(name), Tensor):
+            return named[name]
+    tensors = [name for name, value in named.items() if isinstance(value, Tensor)]
+    if len(tensors) == 1:
+        return named[tensors[0]]
+    first = returned[0] if not named and isinstance(returned, tuple | list) and returned else None
+    if isinstance(first, Tensor) and first.ndim:
+        return first
+    found = ", ".join(map(repr, tensors)) or type(returned).__name__
+    raise CalibrationError(
+        f"the model returns a {type(returned).__name__} with {found}, and none of it is the output "
+        "by name; wrap it: pass forward=lambda model, batch: model(batch)['the name']"
+    )
+
+
+def _by_name(returned: Any) -> Mapping[str, Any]:
+    if isinstance(returned, Mapping):
+        return returned
+    if hasattr(returned, "_fields"):
+        return returned._asdict()
+    if is_dataclass(returned):
+        return {field.name: getattr(returned, field.name) for field in fields(returned)}
+    return {name: getattr(returned, name) for name in OUTPUT_NAMES if hasattr(returned, name)}
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -295,7 +439,7 @@ def refuse_non_finite(layers: Layers, recorder: Recorder, losses: Tensor, batch:
     if torch.isfinite(losses).all():
         return
     for layer, uses in zip(layers, recorder.seen, strict=True):
-        for inputs, outputs in uses:
+        for _, inputs, outputs in uses:
             for what, tensor in (("inputs", inputs), ("outputs", outputs)):
                 if not torch.isfinite(tensor).all():
                     raise NonFiniteError(

@@ -22,6 +22,8 @@ from qprune.curvature.expansion import Expansion
 from qprune.errors import CalibrationError
 from qprune.layers import Layers
 from qprune.losses import Loss
+from qprune.persample import trace_of
+from qprune.preflight import examined
 from qprune.ranks import Parts
 from qprune.traces import (
     Recorder,
@@ -179,6 +181,8 @@ def _expand(
     curvature_losses: Callable[[], SampleLosses],
     batch_size: int,
 ) -> Expansion:
+    if not layers.examined:
+        layers = examined(model, layers, samples.inputs)
     batches = list(samples.batches(batch_size))
     gradient = torch.zeros(layers.size, device=layers.device)
     squares = torch.zeros(layers.size, device=layers.device)
@@ -227,8 +231,9 @@ class _Pass:
     def batch(self, number: int) -> tuple[Trace, float, Parts]:
         """(trace, summed loss, summed gradient layer by layer) of one batch."""
         layers, batch = self.layers, self.batches[number]
-        with differentiating(self.model, layers) as weights, Recorder(layers) as recorder:
-            outputs = forward(self.model, batch.inputs)
+        with differentiating(self.model, layers) as weights:
+            with Recorder(layers) as recorder:
+                outputs = forward(self.model, batch.inputs)
             losses = self.loss.per_sample(outputs, batch.targets)
             if not losses.requires_grad:
                 raise CalibrationError(
@@ -239,10 +244,9 @@ class _Pass:
                 parts = gradients_by_weight(losses, weights, recorder, again=True)
             self._skip_to(number, outputs)
             sampled = self.losses(outputs, batch.targets)
-            deltas = torch.autograd.grad(sampled.sum(), recorder.outputs(), allow_unused=True)
+            trace = trace_of(self.model, layers, batch.inputs, outputs, recorder, sampled)
             # Only now: the backward pass of a sharded model needs every rank.
             refuse_non_finite(layers, recorder, losses.detach(), number)
-            trace = recorder.trace(deltas, len(batch))
         return trace, losses.detach().double().sum().item(), parts
 
     def _skip_to(self, number: int, outputs: Tensor) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from qprune.curvature.expansion import Expansion
 from qprune.errors import ImpossibleRequestError
+from qprune.inputs import mapped
 from qprune.layers import Layers
 from qprune.losses import Loss
-from qprune.traces import Samples, differentiating
+from qprune.traces import Samples, differentiating, forward_with, out_of_memory
 from solvers import Dense, LowRank
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,34 +53,57 @@ class ExactHessian:
         function = _loss_of_weights(model, layers, samples, loss)
         weights = layers.read().double()
         with differentiating(model, layers):
-            gradient = torch.func.grad(function)(weights)
-            hessian = torch.func.hessian(function)(weights)
-            value = function(weights).item()
+            hessian = _hessian(function, weights)
+            weights.requires_grad_()
+            at = function(weights)
+            (gradient,) = torch.autograd.grad(at, weights)
+            value = at.item()
         hessian = 0.5 * (hessian + hessian.T)
         diagonal = hessian.diagonal().clamp(min=0).float()
         return Expansion(value, gradient.float(), diagonal, _HessianBlocks(hessian))
 
 
-def _loss_of_weights(model: nn.Module, layers: Layers, samples: Samples, loss: Loss):
+def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+    """All second derivatives (N, N): vectorised, or row by row where the network forbids that."""
+    try:
+        return torch.func.hessian(function)(weights)
+    except (RuntimeError, NotImplementedError) as error:
+        if out_of_memory(error):
+            raise
+        logger.info("the Hessian is taken row by row: %s", " ".join(str(error).split()))
+    try:
+        found = torch.autograd.functional.hessian(function, weights)
+    except (RuntimeError, NotImplementedError) as error:
+        if out_of_memory(error):
+            raise
+        raise ImpossibleRequestError(
+            "the network has no second derivatives, which the exact Hessian needs; use "
+            f"curvature=SketchedFisher(): {' '.join(str(error).split())}"
+        ) from error
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _loss_of_weights(
+    model: nn.Module, layers: Layers, samples: Samples, loss: Loss
+) -> Callable[[Tensor], Tensor]:
     """The mean loss as a function of the flat float64 weights (N,)."""
-    rest = {
-        name: tensor.detach().double() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    inputs, targets = (
-        t.double() if t.is_floating_point() else t for t in (samples.inputs, samples.targets)
-    )
+    named = [*model.named_parameters(), *model.named_buffers()]
+    rest = {name: _double(tensor.detach()) for name, tensor in named}
+    inputs, targets = mapped(samples.inputs, _double), _double(samples.targets)
 
     def function(flat: Tensor) -> Tensor:
         own = {
-            layer.parameter_name: part.view_as(layer.module.weight)
+            layer.parameter_name: part.view_as(layer.parameter)
             for layer, part in zip(layers, layers.split(flat), strict=True)
         }
-        outputs = functional_call(model, {**rest, **own}, (inputs,))
-        outputs = getattr(outputs, "logits", outputs)
-        return loss.per_sample(outputs, targets).mean()
+        return loss.per_sample(forward_with(model, {**rest, **own}, inputs), targets).mean()
 
     return function
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,8 +69,10 @@ def _scores(
     inputs_seen = [torch.zeros(layer.cols, dtype=torch.float64) for layer in layers]
     loss = DenseOutputs()
     for sample in inputs.split(1):
-        with differentiating(model, layers), Recorder(layers) as recorder:
-            sketch = loss.sketched(forward(model, sample), generator)
+        with differentiating(model, layers):
+            with Recorder(layers) as recorder:
+                outputs = forward(model, sample)
+            sketch = loss.sketched(outputs, generator)
             deltas = torch.autograd.grad(sketch.sum(), recorder.outputs(), allow_unused=True)
             trace = recorder.trace(deltas, len(sample))
         for calls, felt, seen in zip(trace.calls, outputs_felt, inputs_seen, strict=True):
@@ -79,7 +81,7 @@ def _scores(
                 seen.add_(call.inputs.double().square().flatten(0, -2).sum(0))
     found = []
     for layer, felt, seen in zip(layers, outputs_felt, inputs_seen, strict=True):
-        weight = layer.module.weight.detach().double().square()
+        weight = layer.parameter.detach().double().square()
         worth = (weight * felt[:, None] * seen[None, :]).flatten()
         if len(worth) > _SCORED:
             worth = worth[torch.randint(len(worth), (_SCORED,), generator=generator)]

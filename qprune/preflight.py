@@ -1,0 +1,290 @@
+"""A check before anything is pruned: which gradients of which tensors can be believed.
+
+On one batch of a few unequal samples, autograd's own gradients of every sample are compared with
+those of the trace, for every targeted tensor. A tensor whose trace differs (a function that no
+trace sees, rows that are not samples) is left to autograd; one that no gradient reaches is
+reported, so that it is not taken for worthless. What a sample's outputs are must not depend on
+the other samples of its batch, nor on chance.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from qprune.errors import CalibrationError, QpruneError
+from qprune.inputs import AnyInputs, tensors_of
+from qprune.layers import Layer, Layers
+from qprune.persample import WAYS, ByAutograd, FromBatch, Path, Traced, Unreached, Way
+from qprune.traces import Recorder, differentiating, forward, out_of_memory, refuse_non_finite
+
+logger = logging.getLogger(__name__)
+
+# Samples of the batch: not a number that lengths of sequences are often multiples of.
+_SAMPLES = 5
+# Samples that are looked through for unequal ones, and for one that reaches a tensor.
+_LOOKED_AT, _REACHED_AT = 64, 1024
+# All gradients of a tensor are compared up to so many, else a random choice of so many.
+_ALL, _SOME = 1_000_000, 100_000
+# Largest difference that is rounding, as a share of the largest gradient of a sample. Half
+# precision rounds each product; a wrong order of samples differs by about one.
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4}
+_ROUNDING_OF_HALVES = 5e-2
+
+
+def examined(model: nn.Module, layers: Layers, inputs: AnyInputs) -> Layers:
+    """The tensors with the path that each one's per-sample gradients take.
+
+    Args:
+        model: any module.
+        layers: targeted tensors.
+        inputs: samples; a few of them are passed.
+
+    Raises:
+        CalibrationError: the outputs depend on none of the tensors, on chance, or on other
+            samples of the batch.
+        NonFiniteError: NaN or Inf in the network's values.
+    """
+    inputs = _unequal(inputs)
+    with differentiating(model, layers) as weights:
+        recorder = Recorder(layers)
+        with recorder:
+            outputs = forward(model, inputs)
+        refuse_non_finite(layers, recorder, outputs.detach(), 0)
+        _refuse_mixing(model, inputs, outputs.detach())
+        if layers.sharded:
+            # Their gradients are added up over the ranks, and have no samples to compare.
+            rows = (recorder.rows(n, len(inputs)) for n in range(len(layers)))
+            return _with_paths(layers, [Traced(r or ()) for r in rows])
+        if not outputs.requires_grad:
+            raise CalibrationError(
+                "the loss does not depend on any targeted weight; look at targets and ignore"
+            )
+        # All outputs at once, weighed at random: what no loss feels by chance is felt here.
+        generator = torch.Generator().manual_seed(0)
+        deltas = torch.randn(outputs.shape, generator=generator).to(outputs)
+        truth = _Truth.of(layers, weights, outputs, deltas, generator)
+        paths = _paths(model, layers, inputs, outputs, deltas, recorder, truth)
+    return _with_paths(layers, paths)
+
+
+def _with_paths(layers: Layers, paths: Sequence[Path]) -> Layers:
+    items = [replace(layer, path=path) for layer, path in zip(layers, paths, strict=True)]
+    return Layers(tuple(items), layers.coverage)
+
+
+class _Truth:
+    """Autograd's gradients of every sample, where they are compared.
+
+    Attributes:
+        at: per tensor, flat positions (k,).
+        gradients: per tensor, shape (m, k); None where the outputs do not depend on it.
+    """
+
+    def __init__(self, at: list[Tensor], gradients: list[Tensor | None]) -> None:
+        self.at, self.gradients = at, gradients
+
+    @classmethod
+    def of(
+        cls,
+        layers: Layers,
+        weights: Sequence[Tensor],
+        outputs: Tensor,
+        deltas: Tensor,
+        generator: torch.Generator,
+    ) -> _Truth:
+        """One backward pass a sample; of each, only the compared entries are kept."""
+        at = [
+            torch.arange(layer.size)
+            if layer.size <= _ALL
+            else torch.randint(layer.size, (_SOME,), generator=generator).unique()
+            for layer in layers
+        ]
+        rows: list[list[Tensor | None]] = [[] for _ in layers]
+        for number in range(len(outputs)):
+            part = torch.zeros_like(deltas)
+            part[number] = deltas[number]
+            found = torch.autograd.grad(
+                outputs, weights, part, retain_graph=True, allow_unused=True
+            )
+            for row, where, gradient in zip(rows, at, found, strict=True):
+                row.append(None if gradient is None else gradient.reshape(-1)[where])
+        stacked = [None if None in row else torch.stack(row) for row in rows]  # type: ignore
+        return cls(at, stacked)
+
+    def holds(self, number: int, columns: Tensor) -> bool:
+        """Whether ``columns`` (m, k) are the gradients of tensor ``number``, up to rounding."""
+        truth = self.gradients[number]
+        if truth is None:
+            return False
+        rounding = _ROUNDING.get(truth.dtype, _ROUNDING_OF_HALVES)
+        difference = (columns - truth).double().norm(dim=1).max()
+        return bool(difference <= rounding * truth.double().norm(dim=1).max())
+
+    def reached(self, number: int) -> bool:
+        """Whether any gradient of a tensor is not zero."""
+        truth = self.gradients[number]
+        return truth is not None and bool(truth.any())
+
+
+def _paths(
+    model: nn.Module,
+    layers: Layers,
+    inputs: AnyInputs,
+    outputs: Tensor,
+    deltas: Tensor,
+    recorder: Recorder,
+    truth: _Truth,
+) -> list[Path]:
+    found = torch.autograd.grad(
+        outputs, recorder.outputs(), deltas, retain_graph=True, allow_unused=True
+    )
+    paths: list[Path | None] = []
+    doubts: dict[int, str] = {}
+    for number, (layer, uses) in enumerate(zip(layers, recorder.uses(found), strict=True)):
+        rows = recorder.rows(number, len(inputs))
+        if not truth.reached(number):
+            reason = _reason_unreached(layer, recorder, number, len(inputs))
+            paths.append(Unreached(reason))
+        elif not uses:
+            doubts[number] = "used by a function that is not traced"
+        elif rows is None:
+            doubts[number] = "its rows are not those of whole samples"
+        else:
+            columns = sum(
+                use.call(x, delta, len(inputs)).columns(truth.at[number]) for use, x, delta in uses
+            )
+            if truth.holds(number, columns):  # type: ignore[arg-type]
+                paths.append(Traced(rows))
+            else:
+                doubts[number] = "its trace differs from autograd's gradients"
+        if number in doubts:
+            paths.append(None)
+    if doubts:
+        way = _way(model, layers, inputs, outputs, deltas, truth, list(doubts))
+        for number, reason in doubts.items():
+            paths[number] = ByAutograd(way, reason)
+    return [path for path in paths if path is not None]
+
+
+def _way(
+    model: nn.Module,
+    layers: Layers,
+    inputs: AnyInputs,
+    outputs: Tensor,
+    deltas: Tensor,
+    truth: _Truth,
+    numbers: list[int],
+) -> Way:
+    """The fastest way that gives autograd's gradients."""
+    named = {layers[n].parameter_name: layers[n].parameter for n in numbers}
+    for way in WAYS[:-1]:
+        try:
+            found = way.gradients(model, named, inputs, outputs, deltas)
+        except Exception as error:
+            # Anything can go wrong in a network that is passed in a way it was not made for.
+            if out_of_memory(error):
+                raise
+            logger.debug("per-sample gradients %s fail: %s", way.name, error)
+            continue
+        pairs = zip(numbers, found, strict=True)
+        if all(truth.holds(n, gradients[:, truth.at[n]]) for n, gradients in pairs):
+            return way
+    return FromBatch()
+
+
+def _reason_unreached(layer: Layer, recorder: Recorder, number: int, samples: int) -> str:
+    uses = recorder.seen[number]
+    if not uses:
+        return "not used in the forward pass, or without gradients"
+    if not any(output.requires_grad for _, _, output in uses):
+        return "used without gradients (torch.no_grad or detach)"
+    return "without any gradient: the outputs do not depend on it"
+
+
+def reached(model: nn.Module, layers: Layers, inputs: AnyInputs, batch_size: int) -> Layers:
+    """Those tensors that some sample reaches; the others stay dense, by name.
+
+    Args:
+        model: any module.
+        layers: examined.
+        inputs: all samples; looked through until every tensor is reached, at most 1,024.
+        batch_size: samples of one pass.
+
+    Raises:
+        ImpossibleRequestError: no sample reaches any of the tensors.
+    """
+    waiting = {n: layer for n, layer in enumerate(layers) if isinstance(layer.path, Unreached)}
+    if not waiting or layers.sharded:
+        return layers
+    items, looked = list(layers), 0
+    for batch in inputs[:_REACHED_AT].split(batch_size):
+        looked += len(batch)
+        with differentiating(model, layers):
+            outputs = forward(model, batch)
+            deltas = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+            some = [layer.parameter for layer in waiting.values()]
+            found = torch.autograd.grad(outputs, some, deltas.to(outputs), allow_unused=True)
+        for number, gradient in zip(list(waiting), found, strict=True):
+            if gradient is not None and gradient.any():
+                path = ByAutograd(WAYS[1], "only some samples reach it")
+                items[number] = replace(waiting.pop(number), path=path)
+        if not waiting:
+            break
+    told = {
+        layer.parameter_name: f"{layer.path.reason}, on {looked} calibration samples"
+        for layer in waiting.values()
+    }
+    return (
+        Layers(tuple(items), layers.coverage).without(told)
+        if told
+        else Layers(tuple(items), layers.coverage)
+    )
+
+
+def _unequal(inputs: AnyInputs) -> AnyInputs:
+    """A few samples, no two of them equal as far as there are such."""
+    chosen: list[int] = []
+    tensors = tensors_of(inputs[:_LOOKED_AT])
+    for number in range(len(tensors[0])):
+        if not any(all(torch.equal(t[number], t[other]) for t in tensors) for other in chosen):
+            chosen.append(number)
+        if len(chosen) == _SAMPLES:
+            break
+    rest = [n for n in range(len(tensors[0])) if n not in chosen]
+    return inputs[torch.tensor([*chosen, *rest[: max(0, 4 - len(chosen))]])]
+
+
+def _refuse_mixing(model: nn.Module, inputs: AnyInputs, outputs: Tensor) -> None:
+    """Refuse networks whose outputs for a sample are not a function of that sample.
+
+    Raises:
+        CalibrationError: they are random, or depend on the rest of the batch.
+    """
+    largest = float(outputs.abs().max())
+    rounding = 10 * _ROUNDING.get(outputs.dtype, _ROUNDING_OF_HALVES) * largest
+    with torch.no_grad():
+        again = forward(model, inputs)
+        if float((again - outputs).abs().max()) > rounding:
+            raise CalibrationError(
+                "the network is random: two passes over the same samples give different outputs; "
+                "switch that off in evaluation mode (dropout and noise must ask self.training)"
+            )
+        order = torch.arange(len(inputs)).flip(0)[: math.ceil(len(inputs) / 2)]
+        try:
+            fewer = forward(model, inputs[order])
+        except QpruneError:
+            return  # A network for batches of one length.
+    difference = float((fewer - outputs[order]).abs().max()) if len(order) else 0.0
+    if fewer.shape != outputs[order].shape or difference > rounding:
+        raise CalibrationError(
+            "the outputs of a sample depend on the other samples in its batch (they differ by "
+            f"{difference:.3g} of {largest:.3g}): is the first dimension of the inputs the sample? "
+            "For time-major inputs pass forward=lambda model, batch: ... that turns them; batch "
+            "norms need running statistics"
+        )
