@@ -41,8 +41,9 @@ from torch.nn.utils import prune as torch_prune
 import qprune
 from benchmarks.real import pitch, sentences, speech
 from benchmarks.real.case import Case, MissingError, Sizes
+from benchmarks.real.wanda import HookedWanda
 from qprune.errors import QpruneError
-from qprune.scores import Magnitude, Start, Wanda
+from qprune.scores import Magnitude, Start
 from qprune.threads import limited_threads
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
@@ -115,8 +116,8 @@ def by_torch(case: Case, sparsity: float) -> Outcome:
 METHODS: Mapping[str, Method] = {
     "magnitude": partial(by_score, start=Magnitude()),
     "magnitude, torch's": by_torch,
-    "Wanda": partial(by_score, start=Wanda(), budget="row"),
-    "Wanda, one count": partial(by_score, start=Wanda()),
+    "Wanda": partial(by_score, start=HookedWanda(), budget="row"),
+    "Wanda, one count": partial(by_score, start=HookedWanda()),
     "qprune": by_qprune,
 }
 #: What makes a run of ours short, where it is only to be seen to work.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -114,7 +115,7 @@ def clips(sentences: Sequence[str], seed: int) -> Tensor:
     generator = np.random.default_rng(seed)
     made = []
     for sentence in sentences:
-        words = sentence.split()[: generator.integers(2, 7)]
+        words = re.findall(r"[A-Za-z']+", sentence)[: generator.integers(2, 7)]
         made.append(in_noise(spoken(" ".join(words), generator), FRAMES * FRAME, generator))
     return torch.tensor(np.array(made), dtype=torch.float32)
 

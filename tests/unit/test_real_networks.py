@@ -16,7 +16,11 @@ from benchmarks.real import pitch, sentences, speech
 from benchmarks.real.case import Case, MissingError, file_of
 from benchmarks.real.text import plain
 from benchmarks.real.text import sentences as sentences_of
+from benchmarks.real.wanda import HookedWanda
 from benchmarks.real_networks import METHODS, Results, Run, counted, measure
+from qprune.layers import find_layers
+from qprune.scores import Situation, Wanda
+from qprune.traces import Samples
 
 
 def files_of(package, *names):
@@ -183,6 +187,56 @@ def small_case():
         "right",
         lambda m, _: 100 * (m(inputs).argmax(1) == wanted).double().mean().item(),
     )
+
+
+class Convolved(nn.Module):
+    """One of each kind of layer that Wanda by hooks knows; a plain network but for its LSTM."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.wide = nn.Conv2d(3, 4, (3, 1), (2, 1), padding=(1, 0))
+        self.long = nn.Conv1d(4, 5, 3, stride=2, padding=1)
+        self.lstm = nn.LSTM(5, 6, batch_first=True) if recurrent else None
+        self.head = nn.Linear(6 if recurrent else 5, 3)
+
+    def forward(self, inputs):
+        x = self.long(torch.relu(self.wide(inputs)).flatten(2)).mT
+        return self.head((self.lstm(x)[0] if self.lstm else x).mean(1))
+
+
+def wanda_of(model, start):
+    samples = Samples(torch.randn(7, 3, 8, 2), torch.zeros(7, 1))
+    layers = find_layers(model)
+    weights = layers.read()
+    situation = Situation(model, layers, samples, weights, None, 3, torch.Generator())
+    return dict(
+        zip([x.parameter_name for x in layers], layers.split(start.scores(situation)), strict=True)
+    )
+
+
+def test_wanda_by_hooks_is_ours_where_ours_goes():
+    torch.manual_seed(0)
+    model = Convolved(recurrent=False)
+    torch.manual_seed(1)
+    ours = wanda_of(model, Wanda())
+    torch.manual_seed(1)
+    hooked = wanda_of(model, HookedWanda())
+    assert ours.keys() == hooked.keys() == {"wide.weight", "long.weight", "head.weight"}
+    for name, scores in ours.items():
+        torch.testing.assert_close(hooked[name], scores)
+
+
+def test_wanda_by_hooks_shows_an_lstm_its_own_past():
+    torch.manual_seed(0)
+    model = Convolved(recurrent=True)
+    seen = []
+    model.lstm.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output[0])))
+    hooked = wanda_of(model, HookedWanda())
+    inputs, hidden = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    for name, multiplied in (("ih", inputs), ("hh", hidden[:, :-1])):
+        weight = model.lstm.get_parameter(f"weight_{name}_l0").abs()
+        expected = weight * multiplied.flatten(0, 1).norm(dim=0)
+        torch.testing.assert_close(hooked[f"lstm.weight_{name}_l0"].view_as(weight), expected)
 
 
 def test_our_magnitude_is_torch_s(small_case):
