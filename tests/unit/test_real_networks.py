@@ -130,10 +130,10 @@ def test_noise_is_as_far_below_the_speech_as_is_said():
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng")
 def test_clips_are_the_same_for_the_same_seed():
     texts = ["The lobsters are blue and rather large", "He was born in the city of London"]
-    first = speech.clips(texts, 1)
+    first = speech.clips(texts, 64, 1)
     assert first.shape == (2, 64 * 512)
-    assert torch.equal(first, speech.clips(texts, 1))
-    assert not torch.equal(first, speech.clips(texts, 2))
+    assert torch.equal(first, speech.clips(texts, 64, 1))
+    assert not torch.equal(first, speech.clips(texts, 64, 2))
 
 
 def test_sentences_are_whole_and_of_the_split_that_is_asked(tmp_path):
