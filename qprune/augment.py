@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.inputs import AnyInputs, Inputs
 
 
 class Augmentation(Protocol):
@@ -122,9 +123,12 @@ class ShiftImages:
         return padded.movedim(1, -1)[sample, rows[:, :, None], cols[:, None, :]].movedim(-1, 1)
 
 
-def natural(inputs: Tensor) -> Augmentation | None:
-    """What suits inputs about which nothing else is known: shifts, blends, or (tokens) nothing."""
-    if not inputs.is_floating_point():
+def natural(inputs: AnyInputs) -> Augmentation | None:
+    """What suits inputs about which nothing else is known: shifts, blends, or nothing.
+
+    Nothing for tokens, and for inputs of several tensors, which need not go together any more.
+    """
+    if isinstance(inputs, Inputs) or not inputs.is_floating_point():
         return None
     return ShiftImages() if inputs.ndim == 4 else Mixup()
 

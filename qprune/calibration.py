@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qprune.errors import CalibrationError
+from qprune.batches import as_tensors, gathered
+from qprune.binding import Binding, ByCall, BySignature, inside
+from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.inputs import AnyInputs, Call, Inputs, tensors_of
 
 
-@dataclass(frozen=True, eq=False)
 class Calibration:
     """Samples of what the network is used on.
 
     Args:
-        inputs: shape (m, ...), one sample a row, as the model takes them.
+        inputs: shape (m, ...), one sample a row, as the model takes them; or a mapping by the
+            names of its arguments, or a tuple by their positions, of such tensors: all of them
+            are passed. Numpy arrays of float64 become torch's default type.
         labels: shape (m, ...); None when the loss needs none.
 
     Raises:
         CalibrationError: no samples, NaN or Inf in the inputs, or labels of another length.
+
+    Example:
+        >>> data = Calibration({"x": torch.zeros(6, 3), "z": torch.zeros(6, 2)}, torch.arange(6))
+        >>> len(data), data.take(torch.tensor([5])).labels
+        (6, tensor([5]))
     """
 
-    inputs: Tensor
-    labels: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if not self.inputs.ndim or not len(self.inputs):
+    def __init__(self, inputs: Any, labels: Any = None) -> None:
+        dtype = torch.get_default_dtype()
+        made = inputs if isinstance(inputs, Inputs) else as_tensors(inputs, dtype)
+        self.inputs: AnyInputs = made if isinstance(made, Tensor | Inputs) else Inputs(made)
+        self.labels: Tensor | None = None if labels is None else as_tensors(labels, dtype)
+        tensors = tensors_of(self.inputs)
+        if not tensors[0].ndim or not len(tensors[0]):
             raise CalibrationError("the calibration data are empty; pass at least two samples")
-        if self.inputs.is_floating_point() and not torch.isfinite(self.inputs).all():
-            bad = torch.nonzero(~torch.isfinite(self.inputs))[0, 0].item()
-            raise CalibrationError(f"calibration sample {bad} holds NaN or Inf")
+        for tensor in tensors:
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                bad = torch.nonzero(~torch.isfinite(tensor))[0, 0].item()
+                raise CalibrationError(f"calibration sample {bad} holds NaN or Inf")
+        if self.labels is not None and not isinstance(self.labels, Tensor):
+            raise CalibrationError(
+                f"the labels must be a tensor or an array, not {type(labels).__name__}"
+            )
         if self.labels is not None and len(self.labels) != len(self.inputs):
             raise CalibrationError(
                 f"{len(self.inputs)} calibration inputs but {len(self.labels)} labels"
@@ -65,41 +80,93 @@ class Calibration:
         return self.take(order[size:].sort().values), self.take(order[:size].sort().values)
 
 
-def _joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    try:
-        return [torch.cat(column) for column in zip(*batches, strict=True)]
-    except (RuntimeError, ValueError) as error:
-        shapes = " and ".join(str([tuple(t.shape) for t in batch]) for batch in batches[:2])
-        raise CalibrationError(
-            f"calibration batches do not fit together, they begin with {shapes}: {error}"
-        ) from error
+def as_calibration(
+    data: Any,
+    model: nn.Module | None = None,
+    *,
+    forward: Call | None = None,
+    num_samples: int | None = None,
+) -> Calibration:
+    """A `Calibration` of data as people have them.
 
-
-def as_calibration(data: Any) -> Calibration:
-    """A `Calibration` of one, of a tensor, an (inputs, labels) pair, or an iterable of batches.
-
-    Batches that are mappings, as Hugging Face's collators make them, give their inputs alone.
+    Args:
+        data: a `Calibration`; a tensor or numpy array of inputs; a tuple (X, Y), or a list where
+            shapes tell that it is one; a dict by the model's argument names; or what gives such
+            batches: a DataLoader, list, generator or other iterable. A torch or Hugging Face data
+            set gives one sample at a time, and so does an iterable whose elements hold numbers.
+            Labels are the last of a tuple, or the key ``labels``, ``label``, ``targets``,
+            ``target`` or ``y``. Float64 numpy arrays become the model's type.
+        model: what the inputs are for; its ``forward`` says which of several tensors are inputs.
+        forward: calls the model with a batch of the structure that ``data`` gives.
+        num_samples: the first so many; None takes all, or 1024 of what has no length.
 
     Raises:
-        CalibrationError: it is none of these, or empty.
+        CalibrationError: it is none of these, or empty, or does not say what is what.
+        ImpossibleRequestError: no such number of samples.
+
+    Example:
+        >>> batches = [(torch.zeros(4, 3), torch.ones(4))] * 3
+        >>> as_calibration(batches, num_samples=6).labels
+        tensor([1., 1., 1., 1., 1., 1.])
     """
+    if num_samples is not None and (
+        isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1
+    ):
+        raise ImpossibleRequestError(
+            f"num_calibration_samples must be a whole number of at least 1, not {num_samples!r}"
+        )
     if isinstance(data, Calibration):
+        return _narrowed(data, forward, num_samples)
+    if isinstance(data, Inputs):
+        return _narrowed(Calibration(data), forward, num_samples)
+    pad_id = None if model is None else _pad_id(model)
+    found = gathered(data, _float_type(model), num_samples, pad_id)
+    binding: Binding = BySignature.of(model) if forward is None else ByCall(forward)
+    bound = binding(found)
+    return Calibration(bound.inputs, bound.labels)
+
+
+def _narrowed(data: Calibration, forward: Call | None, number: int | None) -> Calibration:
+    """The first samples of ``data``, called by ``forward`` where there is one."""
+    if number is not None and number < len(data):
+        data = data.take(torch.arange(number))
+    if forward is None:
         return data
-    if isinstance(data, Tensor):
-        return Calibration(data)
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
-        return Calibration(*data)
-    if isinstance(data, Iterable):
-        given = list(data)
-        if any(isinstance(batch, Mapping) for batch in given):
-            return Calibration(windows_of_batches(given))
-        batches = [b if isinstance(b, tuple | list) else (b,) for b in given]
-        if batches and all(isinstance(t, Tensor) for batch in batches for t in batch):
-            return Calibration(*_joined(batches)[:2])
-    raise CalibrationError(
-        "calibration must be a qprune.Calibration, a tensor of inputs, an (inputs, labels) "
-        f"pair, or a DataLoader of such batches, not {type(data).__name__}"
-    )
+    tree = data.inputs.tree if isinstance(data.inputs, Inputs) else data.inputs
+    return Calibration(Inputs(tree, forward), data.labels)
+
+
+def _float_type(model: nn.Module | None) -> torch.dtype:
+    """That of the model's first floating-point parameter."""
+    parameters = () if model is None else model.parameters()
+    types = (p.dtype for p in parameters if p.is_floating_point())
+    return next(types, torch.get_default_dtype())
+
+
+def _pad_id(model: nn.Module) -> int | None:
+    pad_id = getattr(getattr(inside(model), "config", None), "pad_token_id", None)
+    return pad_id if isinstance(pad_id, int) else None
+
+
+def one_tensor(inputs: AnyInputs) -> Tensor:
+    """Windows of tokens or images alone, for what passes them through a model's blocks itself.
+
+    Raises:
+        CalibrationError: padded, or more than one input.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs
+    tree = inputs.tree if isinstance(inputs.tree, Mapping) else {}
+    main = next((key for key in ("input_ids", "pixel_values") if key in tree), None)
+    if main is None or tree.keys() - {main, "attention_mask"}:
+        what = ", ".join(sorted(tree)) or "tensors without names"
+        raise CalibrationError(f"one tensor of inputs is needed, and the samples hold {what}")
+    mask = tree.get("attention_mask")
+    if mask is not None and not bool(mask.all()):
+        raise CalibrationError(
+            "the calibration samples are padded; group the text into windows of one length"
+        )
+    return tree[main]
 
 
 def windows_of_batches(batches: Iterable[Any], num_samples: int | None = None) -> Tensor:

@@ -20,13 +20,13 @@ from qprune.findings import (
     wrong_totals,
     wrong_zeros,
 )
-from qprune.kinds import Kind, layout_of
 from qprune.language.check import check_language_run
 from qprune.language.settings import LanguageSettings
 from qprune.layers import Layer, Layers
 from qprune.run import FILES, MASK, MODEL, REPORT_JSON, Saved, read_run
 from qprune.sparsity import BUDGETS
 from qprune.steps import LayerRecord
+from qprune.weights import Kind, layout_of
 
 
 def check_run(path: Path) -> Finding:

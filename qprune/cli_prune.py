@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 #: Options of the command that are no settings of a run.
-_NOT_SETTINGS = ("output", "config", "json", "sampler_option", "record_blocks")
+_NOT_SETTINGS = ("output", "config", "json", "sampler_option", "record_blocks", "target")
 
 
 def prune(
@@ -75,9 +75,14 @@ def prune(
     curvature: Annotated[
         str | None, typer.Option(help="fisher, empirical or hessian (fisher)")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="keep to the dense network's outputs (dense), or labels")
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="keep to the dense network's outputs (dense), or to the labels: cross-entropy, "
+            "mse or bce"
+        ),
     ] = None,
+    target: Annotated[str | None, typer.Option(hidden=True)] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -177,6 +182,11 @@ def prune(
     from qprune.progress import ProgressBar, logged
     from qprune.verify import trusted
 
+    if target is not None:
+        raise ImpossibleRequestError(
+            f"--target is now --loss; for --target {target} pass --loss "
+            f"{'dense' if target == 'dense' else 'cross-entropy, mse or bce'}"
+        )
     given = _given(context.params)
     if is_pretrained(str(merged(given, config).get("model"))):
         from qprune.cli_prune_language import prune_language_model

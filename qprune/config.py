@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from qprune.cli_options import OptionValue
 from qprune.errors import ImpossibleRequestError
@@ -68,6 +75,10 @@ class Asked(BaseModel):
 S = TypeVar("S", bound=Asked)
 
 
+#: What ``loss`` was before it had names.
+_TARGETS = {"dense": "dense", "labels": "cross-entropy"}
+
+
 class Settings(Asked):
     """Everything that decides a run, so that two equal settings give equal masks."""
 
@@ -79,7 +90,7 @@ class Settings(Asked):
     sampler: str = "relax"
     sampler_options: dict[str, OptionValue] = {}
     curvature: str = "fisher"
-    target: Literal["dense", "labels"] = "dense"
+    loss: Literal["dense", "cross-entropy", "mse", "bce"] = "dense"
     budget: Literal["global", "layer", "row"] = "global"
     block_size: int | None = Field(default=None, ge=2)
     num_blocks: int = Field(default=1, ge=1)
@@ -96,6 +107,15 @@ class Settings(Asked):
     executor: str | None = None
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, values: Any) -> Any:
+        """Files of older versions say ``target: dense`` or ``target: labels``."""
+        if not isinstance(values, dict) or values.get("target") not in _TARGETS:
+            return values
+        rest = {name: value for name, value in values.items() if name != "target"}
+        return {"loss": _TARGETS[values["target"]]} | rest
 
 
 def merged(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:

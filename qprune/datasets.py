@@ -15,6 +15,7 @@ from qprune.augment import Augmentation, ShiftImages
 from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.factories import call_factory
+from qprune.losses import Loss
 from qprune.metrics import score
 from qprune.steps import Score
 
@@ -53,9 +54,9 @@ class DataSet:
 
     Attributes:
         train_inputs: shape (samples, ...); all that pruning may look at.
-        train_labels: shape (samples,), class indices.
+        train_labels: shape (samples, ...): class indices; floats of a regression.
         test_inputs: shape (samples, ...); only ever scored on.
-        test_labels: shape (samples,), class indices.
+        test_labels: the same of the test samples.
         augment: what makes more samples of this kind; "auto" when nothing better is known.
 
     Raises:
@@ -93,9 +94,9 @@ class DataSet:
         chosen = torch.from_numpy(drawn)
         return Calibration(self.train_inputs[chosen], self.train_labels[chosen])
 
-    def score(self, model: nn.Module) -> Score:
-        """The network's accuracy and loss on the test part."""
-        return score(model, self.test_inputs, self.test_labels)
+    def score(self, model: nn.Module, loss: Loss | str = "dense") -> Score:
+        """The network's accuracy and loss on the test part; ``loss`` as `qprune.prune` takes it."""
+        return score(model, self.test_inputs, self.test_labels, loss=loss)
 
 
 def load_data(spec: str, normalization: str | None = None) -> DataSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 import re
@@ -15,9 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
+from qprune.binding import Rebuilding
 from qprune.calibration import Calibration
-from qprune.errors import RunFolderError
+from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.inputs import Call, by_arguments
 from qprune.records import read_json, strict_json
 from qprune.setting import Setting
 from qprune.sharding import whole
@@ -105,9 +109,60 @@ def digest_of_model(model: nn.Module) -> str:
 
 
 def digest_of_data(data: Calibration) -> str:
-    """sha256 of inputs and labels."""
-    named = {"inputs": data.inputs}
-    return digest_of_tensors(named if data.labels is None else named | {"labels": data.labels})
+    """sha256 of inputs and labels, and of the function that passes them where there is one."""
+    named = {} if data.labels is None else {"labels": data.labels}
+    if isinstance(data.inputs, Tensor):
+        return digest_of_tensors({"inputs": data.inputs, **named})
+    leaves, _ = tree_flatten_with_path(data.inputs.tree)
+    others = []
+    for path, leaf in leaves:
+        if isinstance(leaf, Tensor):
+            named["inputs" + keystr(path)] = leaf
+        else:
+            others.append(f"{keystr(path)}={leaf!r}")
+    told = "\n".join([digest_of_tensors(named), *others, *_passed_by(data.inputs.call)])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def require_named(data: Calibration) -> None:
+    """Refuse a ``forward`` of which the next process cannot tell that it is the same.
+
+    Raises:
+        ImpossibleRequestError: says why.
+    """
+    if isinstance(data.inputs, Tensor) or data.inputs.call is by_arguments:
+        return
+    forward = _own(data.inputs.call)
+    if not inspect.isfunction(forward):
+        why = f"is an object of type {type(forward).__name__}"
+    elif forward.__name__ == "<lambda>":
+        why = "is a lambda"
+    elif forward.__closure__:
+        why = f"{forward.__qualname__!r} holds variables of the function around it"
+    else:
+        return
+    raise ImpossibleRequestError(
+        f"forward {why}, and a run that can be resumed must know it again; pass a function "
+        "with a name (def) of a module, or leave output_dir and resume_from out"
+    )
+
+
+def _passed_by(call: Call) -> list[str]:
+    """Module, name and source of the caller's function; nothing of the usual way to pass."""
+    if call is by_arguments:
+        return []
+    forward = _own(call)
+    names = [str(getattr(forward, name, "")) for name in ("__module__", "__qualname__")]
+    kind = getattr(call, "kind", "")
+    try:
+        source = inspect.getsource(forward)
+    except (OSError, TypeError):
+        source = ""
+    return [*names, re.sub(r" at 0x[0-9a-f]+", "", repr(kind)), source]
+
+
+def _own(call: Call) -> Any:
+    return call.forward if isinstance(call, Rebuilding) else call
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -13,7 +13,6 @@ from qprune.augment import Augmentation
 from qprune.config import Settings
 from qprune.datasets import DataSet, load_data
 from qprune.executors import executor_named
-from qprune.losses import DenseOutputs, Labels
 from qprune.prune import Pruned, prune
 from qprune.ranks import ALONE, Ranks
 from qprune.records import ScorePoint
@@ -31,6 +30,7 @@ _PASSED_ON = (
     "density",
     "start",
     "curvature",
+    "loss",
     "budget",
     "mask_structure",
     "targets",
@@ -48,7 +48,6 @@ _PASSED_ON = (
     "max_seconds",
     "max_steps",
 )
-_LOSSES = {"dense": DenseOutputs, "labels": Labels}
 
 
 class ScoreTrace:
@@ -128,11 +127,12 @@ def run_job(
         model = load_model(settings.model, settings.weights)
         data = load_data(settings.data, settings.normalization)
         calibration = data.calibration(settings.num_calibration_samples, settings.seed)
-        trace = ScoreTrace(partial(data.score, model), folder=folder)
+        score = partial(data.score, loss=settings.loss)
+        trace = ScoreTrace(partial(score, model), folder=folder)
         pruned = prune(
             model,
             calibration,
-            evaluate=data.score,
+            evaluate=score,
             observe=[*observe, *([trace] if folder else [])],
             observe_blocks=observe_blocks,
             should_stop=should_stop,
@@ -171,7 +171,7 @@ def arguments(
     values = {name: getattr(settings, name) for name in _PASSED_ON}
     values = {name: value for name, value in values.items() if value is not None}
     chosen = (augment or data.augment) if settings.augment else None
-    return values | {"loss": _LOSSES[settings.target](), "augment": chosen}
+    return values | {"augment": chosen}
 
 
 def _save(

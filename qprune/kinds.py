@@ -1,172 +1,415 @@
-"""Kinds of weights: which tensors of a module are pruned by default, and how they lie.
+"""Kinds of outputs: what a network's numbers stand for, and the loss and curvature of each.
 
-One table over torch's own modules. A tensor that is in no row can still be pruned, where it is
-named: its first dimension is then taken for the outputs, the rest for the inputs.
+Every kind is an exponential family. Its natural parameters are what the loss is written in: the
+logits, where the outputs are logits or probabilities, the outputs themselves where they are real
+numbers. The second derivative of the loss by them is the variance of the sufficient statistics
+(Martens 2020, arXiv 1412.1193, sect. 9), so that it is known without differentiating twice.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils import parametrize
+from torch import Tensor
+from torch.nn import functional
+
+from qprune.errors import CalibrationError
+
+#: Labels of this value do not count, by torch's convention.
+IGNORED = -100
 
 
-class Layout(Protocol):
-    """A strategy: where a tensor has its outputs and where its inputs.
+class Kind(Protocol):
+    """What outputs stand for. The loss of a sample is a mean over its positions, in nats.
 
-    `input_groups` is 0 where the outputs come first, and else the number of groups of inputs.
+    `scales` says whether a factor on the natural parameters changes confidence alone.
     """
 
-    @property
-    def input_groups(self) -> int: ...
+    scales: ClassVar[bool]
 
-    def matrix(self, tensor: Tensor) -> Tensor:
-        """The tensor as (outputs, inputs of each)."""
+    def seen(self, outputs: Tensor, labels: Tensor | None) -> Kind:
+        """The kind with what it left open decided by outputs (m, ...) and labels (m, ...)."""
         ...
 
-    def back(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `matrix`, for a tensor of ``shape``."""
+    def natural(self, outputs: Tensor) -> Tensor:
+        """Natural parameters, samples first.
+
+        Raises:
+            CalibrationError: the outputs cannot be of this kind.
+        """
+        ...
+
+    def divergence(self, ours: Tensor, dense: Tensor) -> Tensor:
+        """KL(dense || ours) of every sample, shape (m,), both as natural parameters."""
+        ...
+
+    def against(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor:
+        """Loss of every sample against its labels, shape (m,).
+
+        Raises:
+            CalibrationError: the labels do not fit.
+        """
+        ...
+
+    def counted(self, labels: Tensor, ignored: int) -> Tensor | None:
+        """Which labels count, shape (m, positions); None where all do."""
+        ...
+
+    def sampled(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        """See `qprune.losses.Loss.sampled`, from natural parameters."""
+        ...
+
+    def sketched(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        """See `qprune.losses.Loss.sketched`, from natural parameters."""
+        ...
+
+    def right(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor | None:
+        """Which of the labels that count are predicted, flat; None where there is no right."""
         ...
 
 
 @dataclass(frozen=True)
-class OutputsFirst:
-    """Outputs in the first dimension, inputs in all others: torch's Linear and convolutions."""
+class Classes:
+    """A distribution over classes, one a position: classifiers, language models, segmentation.
 
-    @property
-    def input_groups(self) -> int:
-        return 0
+    Args:
+        dim: where the classes are; None = last, or 1 where there are more than three dimensions,
+            unless labels say otherwise.
+        logits: False where the outputs are probabilities that sum to 1, of which logarithms are
+            taken; None = by sight, logits where nobody looks. Log-probabilities are logits.
 
-    def matrix(self, tensor: Tensor) -> Tensor:
-        return tensor.reshape(len(tensor), -1)
+    Example:
+        >>> Classes(1).natural(torch.zeros(5, 3, 8, 8)).shape
+        torch.Size([5, 8, 8, 3])
+    """
 
-    def back(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        return matrix.reshape(shape)
+    scales: ClassVar[bool] = True
+    dim: int | None = None
+    logits: bool | None = None
+
+    def __str__(self) -> str:
+        place = "the last dimension" if self.dim in (None, -1) else f"dimension {self.dim}"
+        if self.logits is False:
+            return f"probabilities that sum to 1 over {place}"
+        return f"logits over the classes in {place}"
+
+    def seen(self, outputs: Tensor, labels: Tensor | None) -> Classes:
+        if self.logits is None:
+            for dim in (self.dim,) if self.dim is not None else class_dims(outputs, labels):
+                if sums_to_one(outputs, dim):
+                    return Classes(dim, logits=False)
+        dim = class_dims(outputs, labels)[0] if self.dim is None else self.dim
+        return Classes(dim, self.logits is not False)
+
+    def natural(self, outputs: Tensor) -> Tensor:
+        """Logits, classes last, shape (m, ..., classes) with at least one position."""
+        dim = default_dim(outputs) if self.dim is None else self.dim
+        if outputs.ndim < 2 or not -outputs.ndim <= dim < outputs.ndim or outputs.shape[dim] < 2:
+            raise CalibrationError(
+                f"outputs of shape {tuple(outputs.shape)} are no logits over classes; pass "
+                "loss='mse' for real numbers, loss='bce' for independent sigmoids, or "
+                "loss=PerSample(...)"
+            )
+        numbers = _wide(outputs)
+        if self.logits is False:
+            numbers = _above_zero(numbers, outputs.dtype).log()
+        last = numbers.movedim(dim, -1)
+        return last if last.ndim > 2 else last[:, None, :]
+
+    def divergence(self, ours: Tensor, dense: Tensor) -> Tensor:
+        ours, dense = ours.log_softmax(-1), dense.log_softmax(-1)
+        return (dense.exp() * (dense - ours)).sum(-1).flatten(1).mean(1)
+
+    def against(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor:
+        logits = self.natural(outputs)
+        if _are_shares(outputs, labels, self.dim):
+            shares = replace(self, logits=True).natural(labels)
+            return -(shares * logits.log_softmax(-1)).sum(-1).flatten(1).mean(1)
+        classes = _fitting(labels, logits.shape[:-1], outputs).long()
+        counted = self.counted(labels, ignored)
+        if labels.is_floating_point() and bool((classes != labels.reshape(classes.shape)).any()):
+            raise CalibrationError(
+                "labels are fractions, and cross entropy takes whole classes; pass loss='mse' "
+                "for real numbers"
+            )
+        try:
+            nll = functional.cross_entropy(
+                logits.flatten(0, -2), classes.flatten(), reduction="none", ignore_index=ignored
+            )
+        except IndexError as error:
+            present = labels if counted is None else labels.flatten(1)[counted]
+            raise CalibrationError(
+                f"labels must be classes 0..{logits.shape[-1] - 1}, as the model has outputs; "
+                f"they run from {present.min():g} to {present.max():g}"
+            ) from error
+        return _mean(nll.view(classes.shape), counted)
+
+    def counted(self, labels: Tensor, ignored: int) -> Tensor | None:
+        return _counted(labels, ignored)
+
+    def sampled(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        drawn = draw_classes(ours, generator)
+        nll = functional.cross_entropy(ours.flatten(0, -2), drawn.flatten(), reduction="none").view(
+            drawn.shape
+        )
+        return _independent(nll, counted)
+
+    def sketched(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        shares = ours.detach().softmax(-1)
+        # diag(p) - pp' = sum_c p_c (e_c - p)(e_c - p)'; a random sign per class makes one row
+        # of the sum. A drawn label has the same mean, but of a confident network nearly all
+        # draws are zero and a few are huge.
+        root = shares.sqrt() * _signs(shares, generator)
+        rows = root - shares * root.sum(-1, keepdim=True)
+        if counted is None:
+            return (ours * rows).flatten(1).sum(1) / _positions(ours.shape[:-1]) ** 0.5
+        return _independent((ours * rows).sum(-1), counted)
+
+    def right(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor | None:
+        found = self.natural(outputs).argmax(-1)
+        if _are_shares(outputs, labels, self.dim):
+            return (found == replace(self, logits=True).natural(labels).argmax(-1)).flatten()
+        same = (found == _fitting(labels, found.shape, outputs)).flatten(1)
+        counted = self.counted(labels, ignored)
+        return same.flatten() if counted is None else same[counted]
 
 
 @dataclass(frozen=True)
-class InputsFirst:
-    """Inputs in the first dimension, outputs in the second: transposed convolutions, GPT-2.
+class Bernoulli:
+    """Independent yes-or-no answers, one an output: a mean over all of a sample's outputs.
+
+    That is the loss of `torch.nn.BCELoss`, so that its figures are those of the training.
 
     Args:
-        groups: of a convolution; its inputs are cut into as many parts, one after the other.
+        logits: False where the outputs are probabilities, of which logits are taken; None = by
+            sight, logits where nobody looks.
     """
 
-    groups: int = 1
+    scales: ClassVar[bool] = False
+    logits: bool | None = None
 
-    @property
-    def input_groups(self) -> int:
-        return self.groups
+    def __str__(self) -> str:
+        return f"independent {'sigmoids' if self.logits is False else 'logits of sigmoids'}"
 
-    def matrix(self, tensor: Tensor) -> Tensor:
-        parts = tensor.reshape(self.groups, -1, tensor.shape[1], tensor[0, 0].numel())
-        return parts.transpose(1, 2).reshape(self.groups * tensor.shape[1], -1)
+    def seen(self, outputs: Tensor, labels: Tensor | None) -> Bernoulli:
+        return Bernoulli(not in_unit_interval(outputs)) if self.logits is None else self
 
-    def back(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        parts = matrix.reshape(self.groups, shape[1], shape[0] // self.groups, -1)
-        return parts.transpose(1, 2).reshape(shape)
+    def natural(self, outputs: Tensor) -> Tensor:
+        """Logits, shape (m, outputs)."""
+        numbers = _wide(outputs).reshape(len(outputs), -1)
+        if self.logits is False:
+            chances = _above_zero(numbers, outputs.dtype)
+            # The largest number below 1; above a half there are no finer ones.
+            chances = chances.clamp(max=1 - torch.finfo(outputs.dtype).eps / 2)
+            return chances.log() - (-chances).log1p()
+        return numbers
 
+    def divergence(self, ours: Tensor, dense: Tensor) -> Tensor:
+        yes, no = functional.logsigmoid(dense), functional.logsigmoid(-dense)
+        apart_yes = yes.exp() * (yes - functional.logsigmoid(ours))
+        apart_no = no.exp() * (no - functional.logsigmoid(-ours))
+        return (apart_yes + apart_no).mean(1)
 
-def layout_of(input_groups: int) -> Layout:
-    """The layout that has this `Layout.input_groups`."""
-    return InputsFirst(input_groups) if input_groups else OutputsFirst()
+    def against(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor:
+        logits = self.natural(outputs)
+        answers = _fitting(labels, outputs.shape, outputs).reshape(logits.shape)
+        counted = self.counted(labels, ignored)
+        if counted is not None:
+            answers = answers.where(counted, 0)
+        if bool(((answers < 0) | (answers > 1)).any()):
+            raise CalibrationError(
+                "labels of independent sigmoids must lie between 0 and 1; they run from "
+                f"{answers.min():g} to {answers.max():g}"
+            )
+        nll = functional.binary_cross_entropy_with_logits(
+            logits, answers.to(logits.dtype), reduction="none"
+        )
+        return _mean(nll, counted)
+
+    def counted(self, labels: Tensor, ignored: int) -> Tensor | None:
+        return _counted(labels, ignored)
+
+    def sampled(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        chances = ours.detach().sigmoid()
+        uniforms = torch.rand(ours.shape, generator=generator, device=generator.device)
+        drawn = (uniforms.to(chances) < chances).to(chances)
+        nll = functional.binary_cross_entropy_with_logits(ours, drawn, reduction="none")
+        return _independent(nll, counted)
+
+    def sketched(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        chances = ours.detach().sigmoid()
+        # sigmoid(-z) and not 1 - p, which is 0 for a confident network.
+        deviation = (chances * (-ours.detach()).sigmoid()).sqrt()
+        return _independent(ours * deviation * _signs(chances, generator), counted)
+
+    def right(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor | None:
+        found = self.natural(outputs) > 0
+        same = found == (_fitting(labels, outputs.shape, outputs).reshape(found.shape) > 0.5)
+        counted = self.counted(labels, ignored)
+        return same.flatten() if counted is None else same[counted]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What is known of a tensor by the module that holds it.
+class Real:
+    """Real numbers: squared error, a mean over all of a sample's outputs as `torch.nn.MSELoss`'s.
 
-    Attributes:
-        default: whether it is pruned where nobody names it.
-        layout: where its outputs and inputs are.
-        contracted: whether a product sums over its inputs, so that N:M means something.
-        why: why it stays dense by default.
+    With k outputs it is the negative log-likelihood, up to a constant, of normal distributions
+    of variance k/2; its second derivative is 2/k on the diagonal.
     """
 
-    default: bool = True
-    layout: Layout = OutputsFirst()
-    contracted: bool = True
-    why: str = ""
+    scales: ClassVar[bool] = False
 
+    def __str__(self) -> str:
+        return "real numbers (squared error)"
 
-#: A matrix as torch's Linear holds it.
-OUTPUTS_FIRST = Kind()
-_BARE = Kind(False, contracted=False, why="a parameter of no kind that is known")
+    def seen(self, outputs: Tensor, labels: Tensor | None) -> Real:
+        return self
 
-# The first row whose class a module is an instance of counts; names are full matches.
-_TABLE: tuple[tuple[type[nn.Module], str, Callable[[nn.Module], Kind]], ...] = (
-    (_ConvTransposeNd, "weight", lambda m: Kind(layout=InputsFirst(m.groups))),  # type: ignore
-    (_ConvNd, "weight", lambda m: OUTPUTS_FIRST),
-    (nn.Linear, "weight", lambda m: OUTPUTS_FIRST),
-    (nn.MultiheadAttention, r"(in|q|k|v)_proj_weight", lambda m: OUTPUTS_FIRST),
-    (nn.RNNBase, r"weight_(ih|hh|hr)_.*", lambda m: OUTPUTS_FIRST),
-    (nn.RNNCellBase, r"weight_(ih|hh)", lambda m: OUTPUTS_FIRST),
-    (nn.Embedding, "weight", lambda m: Kind(False, contracted=False, why="an embedding")),
-    (nn.EmbeddingBag, "weight", lambda m: Kind(False, contracted=False, why="an embedding")),
-    (nn.Bilinear, "weight", lambda m: Kind(False, contracted=False, why="a bilinear form")),
-)
+    def natural(self, outputs: Tensor) -> Tensor:
+        """The outputs, shape (m, outputs)."""
+        return _wide(outputs).reshape(len(outputs), -1)
 
+    def divergence(self, ours: Tensor, dense: Tensor) -> Tensor:
+        """The mean squared distance."""
+        return (ours - dense).square().mean(1)
 
-def kind_of(module: nn.Module, name: str) -> Kind:
-    """The kind of the tensor ``name`` that ``module`` itself holds."""
-    for known, pattern, kind in _TABLE:
-        if isinstance(module, known) and re.fullmatch(pattern, name):
-            return kind(module)
-    # transformers' own, which cannot be imported here.
-    if type(module).__name__ == "Conv1D" and name == "weight":
-        return Kind(layout=InputsFirst())
-    return _BARE
+    def against(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor:
+        ours = self.natural(outputs)
+        wanted = _fitting(labels, outputs.shape, outputs).reshape(ours.shape)
+        return self.divergence(ours, wanted.to(ours.dtype))
 
-
-def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | None:
-    """The kind of a parameter from which ``module`` computes its tensor ``weight``.
-
-    Zeros in a weight_norm's direction or under a spectral_norm are zeros of the weight, so that
-    these can be pruned; through an orthogonal parametrization they are not. None for a parameter
-    of another shape, such as the lengths of a weight_norm.
-
-    Args:
-        module: whose attribute ``weight`` is computed.
-        weight: the attribute's name.
-        source: what it is computed from.
-    """
-    kind = kind_of(module, weight)
-    if getattr(module, weight).shape != source.shape:
+    def counted(self, labels: Tensor, ignored: int) -> Tensor | None:
         return None
-    if kind.default and not _keeps_zeros(module, weight, source):
-        return Kind(False, kind.layout, why="zeros in it are no zeros of the weight made from it")
-    return kind
+
+    def sampled(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        noise = torch.randn(ours.shape, generator=generator, device=generator.device).to(ours)
+        return self.divergence(ours, ours.detach() + (ours.shape[1] / 2) ** 0.5 * noise)
+
+    def sketched(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
+        return (ours * _signs(ours, generator)).sum(1) * (2 / ours.shape[1]) ** 0.5
+
+    def right(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor | None:
+        return None
 
 
-@torch.no_grad()
-def _keeps_zeros(module: nn.Module, weight: str, source: nn.Parameter) -> bool:
-    """Whether the computed weight is zero just where its source is; tried on every other entry."""
-    before, zero = source.detach().clone(), torch.arange(source.numel()) % 2 == 0
-    zero = zero.view(source.shape).to(source.device)
-    modes = [(inner, inner.training) for inner in module.modules()]
-    try:
-        module.eval()  # In training, computing a spectral norm moves its buffers.
-        source.masked_fill_(zero, 0)
-        made = _computed(module, weight)
-        same = made.shape == source.shape and bool((made[zero] == 0).all())
-        return same and bool((made[~zero] != 0).any())
-    finally:
-        source.copy_(before)
-        _computed(module, weight)
-        for inner, mode in modes:
-            inner.training = mode
+def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One class per row of (..., classes) logits, by inverting the distribution function.
+
+    Uniforms are drawn on the generator's device, so that the draw is the same on every device.
+    """
+    uniforms = torch.rand(logits.shape[:-1], generator=generator, device=generator.device)
+    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
+    drawn = torch.searchsorted(cumulative, uniforms.to(cumulative)[..., None])[..., 0]
+    return drawn.clamp(max=logits.shape[-1] - 1)
 
 
-def _computed(module: nn.Module, weight: str) -> Tensor:
-    """The weight from its sources as they are now."""
-    if not parametrize.is_parametrized(module):
-        # The older way (torch.nn.utils.weight_norm): a hook before every call sets it.
-        for hook in module._forward_pre_hooks.values():
-            hook(module, ())
-    return getattr(module, weight)
+def default_dim(outputs: Tensor) -> int:
+    """Where classes are by custom: 1 where there are more than three dimensions, else last."""
+    return 1 if outputs.ndim > 3 else -1
+
+
+def class_dims(outputs: Tensor, labels: Tensor | None) -> tuple[int, ...]:
+    """Where classes may be, the likeliest first: 1 or last, by whole labels' shape or by custom."""
+    if outputs.ndim < 3:
+        return (-1,)
+    usual = default_dim(outputs)
+    dims = (usual, 1 if usual == -1 else -1)
+    if labels is None or labels.is_floating_point():
+        return dims
+    fitting = [d for d in dims if outputs.movedim(d, -1).shape[1:-1] == labels.shape[1:]]
+    return (*fitting, *(d for d in dims if d not in fitting))
+
+
+def in_unit_interval(outputs: Tensor) -> bool:
+    """Whether all outputs lie in [0, 1], and are not all the same."""
+    low, high = outputs.min(), outputs.max()
+    return bool((low >= 0) & (high <= 1 + _slack(outputs)) & (low < high))
+
+
+def sums_to_one(outputs: Tensor, dim: int) -> bool:
+    """Whether outputs are non-negative and sum to 1 over ``dim``; rows of padding are all zero."""
+    if not outputs.is_floating_point() or outputs.ndim < 2 or outputs.shape[dim] < 2:
+        return False
+    sums = _wide(outputs).sum(dim)
+    good = ((sums - 1).abs() <= _slack(outputs)) | (sums == 0)
+    return bool((outputs >= 0).all() & good.all() & (sums > 0).any())
+
+
+def _slack(outputs: Tensor) -> float:
+    """What rounding may do to a sum of probabilities."""
+    return max(1e-4, 4 * torch.finfo(outputs.dtype).eps)
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    """In float32 at least: small differences of losses decide."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+def _above_zero(chances: Tensor, dtype: torch.dtype) -> Tensor:
+    """Probabilities whose logarithm has finite derivatives, the second one too, in ``dtype``."""
+    tiny = torch.finfo(dtype).tiny
+    return chances.clamp(min=tiny if dtype == torch.float16 else tiny**0.5)
+
+
+def _are_shares(outputs: Tensor, labels: Tensor, dim: int | None) -> bool:
+    """Whether labels are distributions over classes, as `torch.nn.CrossEntropyLoss` takes them."""
+    dim = default_dim(outputs) if dim is None else dim
+    return labels.shape == outputs.shape and sums_to_one(labels, dim)
+
+
+def _fitting(labels: Tensor, shape: Sequence[int], outputs: Tensor) -> Tensor:
+    """Labels in ``shape``; dimensions of one entry do not count.
+
+    Raises:
+        CalibrationError: there are more or fewer, or they are in another order.
+    """
+    rest, wanted = ([n for n in s[1:] if n != 1] for s in (labels.shape, shape))
+    same_number = len(labels) == shape[0] and _positions(labels.shape) == _positions(shape)
+    # Flat labels are in the outputs' order; a transposed plane is not.
+    if not same_number or (rest != wanted and min(len(rest), len(wanted)) > 1):
+        raise CalibrationError(
+            f"labels of shape {tuple(labels.shape)} do not fit outputs of shape "
+            f"{tuple(outputs.shape)}; pass one label a sample, or one for each position "
+            "(loss='mse' and 'bce': one for each output)"
+        )
+    return labels.reshape(tuple(shape))
+
+
+def _counted(labels: Tensor, ignored: int) -> Tensor | None:
+    if labels.is_floating_point():
+        return None
+    counted = labels.reshape(len(labels), -1) != ignored
+    return None if bool(counted.all()) else counted
+
+
+def _positions(shape: Sequence[int]) -> int:
+    """Positions in a sample, of which ``shape`` has the samples first."""
+    return torch.Size(shape[1:]).numel()
+
+
+def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Mean over a sample's positions that count; zero where none does."""
+    values = values.flatten(1)
+    if counted is None:
+        return values.mean(1)
+    return (values * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+
+def _independent(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Like a mean, of draws that are independent: they add up to the variance of one.
+
+    Hence the root of their number.
+    """
+    values = values.flatten(1)
+    if counted is None:
+        return values.sum(1) / values.shape[1] ** 0.5
+    return (values * counted).sum(1) / counted.sum(1).clamp(min=1) ** 0.5
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random signs, drawn on the generator's device."""
+    signs = torch.randint(2, like.shape, generator=generator, device=generator.device)
+    return (2 * signs - 1).to(like)

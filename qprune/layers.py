@@ -1,7 +1,7 @@
 """Which tensors are pruned, and one flat index over all of them.
 
 Every targeted tensor is seen as a matrix (outputs, inputs): a Linear's as it is, a convolution's
-with its input channels and kernel positions flattened (`qprune.kinds`). Tensors follow one
+with its input channels and kernel positions flattened (`qprune.weights`). Tensors follow one
 another in module order, each in the order it is stored in, so that one integer 0..N-1 names any
 weight of the model.
 """
@@ -19,10 +19,10 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from qprune.admission import refuse_wrapped
 from qprune.errors import ImpossibleRequestError, NonFiniteError, UnsupportedLayerError
-from qprune.kinds import OUTPUTS_FIRST, Kind, kind_of, source_kind
 from qprune.patterns import Pattern, Place, as_patterns, match, refuse_unmatched
 from qprune.sharding import is_sharded, whole, write_elements, write_rows
 from qprune.steps import Coverage, LeftDense
+from qprune.weights import OUTPUTS_FIRST, Kind, kind_of, source_kind
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from qprune.errors import CalibrationError
+from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.kinds import IGNORED, Classes, Kind
+from qprune.recognise import Recognised, recognise
+
+logger = logging.getLogger(__name__)
 
 
 class Loss(Protocol):
     """A loss per sample, smooth in the network's outputs.
 
     `needs_labels` says whether targets are labels; otherwise they are the dense outputs.
+    `has_distribution` says whether targets can be drawn: there are `sampled` and `sketched`.
     """
 
     needs_labels: ClassVar[bool]
+    has_distribution: ClassVar[bool]
+
+    def resolved(self, outputs: Tensor, labels: Tensor | None) -> Loss:
+        """The loss with what it left open decided; asked once, before a run.
+
+        Args:
+            outputs: of the dense network on some samples, shape (m, ...).
+            labels: of the same samples, shape (m, ...), where the data have any.
+
+        Raises:
+            CalibrationError, ImpossibleRequestError: it does not suit them.
+        """
+        ...
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each sample, shape (m,)."""
         ...
 
-    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss of each sample against a target drawn from the outputs' own distribution."""
+    def sampled(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        """Loss of each sample against a target drawn from the outputs' own distribution.
+
+        What is drawn does not depend on ``targets``; they say only which positions count.
+        """
         ...
 
-    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sketched(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
         """Numbers, shape (m,), whose gradients' outer products average to the Gauss-Newton's.
 
         Sum_s grad grad' over random signs has the expectation sum_s J_s' C_s J_s, C_s the
-        second derivative of the loss of sample s by the outputs.
+        second derivative of the loss of sample s by the outputs. Of ``targets`` see `sampled`.
         """
         ...
 
@@ -46,80 +71,68 @@ class Loss(Protocol):
         ...
 
 
-def _classes_last(outputs: Tensor) -> Tensor:
-    """Logits of classifiers (m, classes) and of language models (m, tokens, classes) alike.
-
-    Raises:
-        CalibrationError: there are no two classes to tell apart.
-    """
-    if outputs.ndim < 2 or outputs.shape[-1] < 2:
-        raise CalibrationError(
-            f"outputs of shape {tuple(outputs.shape)} are no logits over classes; "
-            "for other outputs pass loss=PerSample(...)"
-        )
-    return outputs if outputs.ndim > 2 else outputs[:, None, :]
-
-
-def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One class per row of (..., classes) logits, by inverting the distribution function.
-
-    Uniforms are drawn on the generator's device, so that the draw is the same on every device.
-    """
-    uniforms = torch.rand(logits.shape[:-1], generator=generator, device=generator.device)
-    cumulative = logits.detach().double().softmax(-1).cumsum(-1)
-    drawn = torch.searchsorted(cumulative, uniforms.to(cumulative)[..., None])[..., 0]
-    return drawn.clamp(max=logits.shape[-1] - 1)
-
-
 @dataclass(frozen=True)
 class DenseOutputs:
-    """KL(dense || pruned) of the output distributions: needs no labels, zero when dense.
+    """KL(dense || pruned) of the outputs' distributions: needs no labels, zero when dense.
 
     Args:
         scale: the pruned network's logits are multiplied by it before they are compared.
         fit_scale: refit ``scale`` (at least 1) whenever the loss is expanded; None means
             only where kept weights do not move. Such a network loses logit scale with every
             pruned weight; the argmax does not care, and without the refit most of the loss
-            is about confidence.
+            is about confidence. Only classes have such a scale.
+        kind: what the outputs are (`qprune.kinds`); None = by sight (`qprune.recognise`),
+            logits over classes where nobody looks. Of real numbers it is the squared distance.
     """
 
     needs_labels: ClassVar[bool] = False
+    has_distribution: ClassVar[bool] = True
     scale: float = 1.0
     fit_scale: bool | None = None
+    kind: Kind | None = None
+
+    def __str__(self) -> str:
+        return f"divergence from the dense outputs, as {self._kind}"
+
+    @property
+    def _kind(self) -> Kind:
+        return Classes() if self.kind is None else self.kind
+
+    def resolved(self, outputs: Tensor, labels: Tensor | None) -> DenseOutputs:
+        found = _recognised(self.kind, outputs, labels)
+        loss = replace(self, kind=found.kind)
+        logger.info("loss: %s (%s)", loss, found.reason)
+        return loss
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        ours = _classes_last(self.scale * outputs).log_softmax(-1)
-        dense = _classes_last(targets).log_softmax(-1)
-        return (dense.exp() * (dense - ours)).sum(-1).flatten(1).mean(1)
+        kind = self._kind
+        return kind.divergence(self.scale * kind.natural(outputs), kind.natural(targets))
 
-    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        logits = _classes_last(self.scale * outputs)
-        drawn = draw_classes(logits, generator)
-        # A sequence's loss is a mean over tokens; independent draws add up to the variance
-        # of one, hence the root.
-        tokens = logits.flatten(1, -2).shape[1]
-        nll = functional.cross_entropy(
-            logits.flatten(0, -2), drawn.flatten(), reduction="none"
-        ).view(drawn.shape)
-        return nll.flatten(1).sum(1) / tokens**0.5
+    def sampled(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        return self._kind.sampled(self.scale * self._kind.natural(outputs), generator, None)
 
-    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        logits = _classes_last(self.scale * outputs)
-        shares = logits.detach().softmax(-1)
-        # diag(p) - pp' = sum_c p_c (e_c - p)(e_c - p)'; a random sign per class makes one row
-        # of the sum. A drawn label has the same mean, but of a confident network nearly all
-        # draws are zero and a few are huge.
-        signs = torch.randint(2, shares.shape, generator=generator, device=generator.device)
-        root = shares.sqrt() * (2 * signs - 1).to(shares)
-        rows = root - shares * root.sum(-1, keepdim=True)
-        tokens = logits.flatten(1, -2).shape[1]
-        return (logits * rows).flatten(1).sum(1) / tokens**0.5
+    def sketched(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        return self._kind.sketched(self.scale * self._kind.natural(outputs), generator, None)
 
     def fits(self, *, values_move: bool) -> bool:
-        return not values_move if self.fit_scale is None else self.fit_scale
+        wanted = not values_move if self.fit_scale is None else self.fit_scale
+        return wanted and self._kind.scales
 
     def refit(self, outputs: Tensor, targets: Tensor) -> DenseOutputs:
-        return replace(self, scale=_best_scale(outputs, targets))
+        natural = self._kind.natural
+        return replace(self, scale=_best_scale(natural(outputs), natural(targets)))
+
+
+def _recognised(kind: Kind | None, outputs: Tensor, labels: Tensor | None) -> Recognised:
+    """The kind as it was asked, or by sight."""
+    if kind is not None:
+        return Recognised(kind.seen(outputs, labels), "as asked")
+    found = recognise(outputs, labels)
+    return replace(found, reason=f"by sight: {found.reason}; loss= or --loss chooses another")
 
 
 def _best_scale(outputs: Tensor, targets: Tensor, limit: float = 64.0) -> float:
@@ -148,34 +161,60 @@ def _best_scale(outputs: Tensor, targets: Tensor, limit: float = 64.0) -> float:
 
 @dataclass(frozen=True)
 class Labels:
-    """Cross entropy against the labels of the data (classes; one a sample or one a token)."""
+    """Loss against the labels of the data: cross entropy, squared error, or binary cross entropy.
+
+    Args:
+        kind: what the outputs are (`qprune.kinds`); None = by sight (`qprune.recognise`),
+            logits over classes where nobody looks. Labels are then classes, one a position.
+        ignored: whole labels of this value do not count.
+        or_dense: without labels the outputs are compared with the dense ones instead.
+    """
 
     needs_labels: ClassVar[bool] = True
+    has_distribution: ClassVar[bool] = True
+    kind: Kind | None = None
+    ignored: int = IGNORED
+    or_dense: bool = False
+
+    def __str__(self) -> str:
+        return f"loss against the labels, outputs as {self._kind}"
+
+    @property
+    def _kind(self) -> Kind:
+        return Classes() if self.kind is None else self.kind
+
+    def resolved(self, outputs: Tensor, labels: Tensor | None) -> DenseOutputs | Labels:
+        if labels is None and not self.or_dense:
+            return self  # The run refuses, and says what it misses.
+        found = _recognised(self.kind, outputs, labels)
+        if labels is None:
+            loss, reason = DenseOutputs(kind=found.kind), f"there are no labels; {found.reason}"
+        else:
+            loss, reason = replace(self, kind=found.kind), found.reason
+        logger.info("loss: %s (%s)", loss, reason)
+        return loss
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        logits = _classes_last(outputs)
-        shape = logits.shape[:-1]
-        if targets.numel() != shape.numel():
-            raise CalibrationError(
-                f"labels of shape {tuple(targets.shape)} do not fit outputs of shape "
-                f"{tuple(outputs.shape)}; pass one label a sample, or one a token"
-            )
-        try:
-            nll = functional.cross_entropy(
-                logits.flatten(0, -2), targets.flatten().long(), reduction="none"
-            )
-        except IndexError as error:
-            raise CalibrationError(
-                f"labels must be classes 0..{logits.shape[-1] - 1}, as the model has outputs; "
-                f"they run from {targets.min():g} to {targets.max():g}"
-            ) from error
-        return nll.view(shape).flatten(1).mean(1)
+        return self._kind.against(outputs, targets, self.ignored)
 
-    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        return DenseOutputs().sampled(outputs, generator)
+    def sampled(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        counted = self._counted(targets)
+        return self._kind.sampled(self._kind.natural(outputs), generator, counted)
 
-    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        return DenseOutputs().sketched(outputs, generator)
+    def sketched(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
+        counted = self._counted(targets)
+        return self._kind.sketched(self._kind.natural(outputs), generator, counted)
+
+    def _counted(self, targets: Tensor | None) -> Tensor | None:
+        return None if targets is None else self._kind.counted(targets, self.ignored)
+
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Which of the labels that count are predicted, flat; None where there is no right."""
+        return self._kind.right(outputs, targets, self.ignored)
 
     def fits(self, *, values_move: bool) -> bool:
         return False
@@ -186,32 +225,62 @@ class Labels:
 
 @dataclass(frozen=True)
 class PerSample:
-    """Any loss of the user's own.
+    """Any loss of the user's own; the curvature is then the empirical Fisher matrix.
 
     Args:
         function: (outputs, targets) -> losses of shape (m,), differentiable in the outputs.
         needs_labels: whether targets are the labels; otherwise they are the dense outputs.
+        ignored: samples with no whole label but this are left out; None = there is none such.
     """
 
+    has_distribution: ClassVar[bool] = False
     function: Callable[[Tensor, Tensor], Tensor]
     needs_labels: bool = True  # type: ignore[misc]
+    ignored: int | None = None
+
+    def __str__(self) -> str:
+        name = getattr(self.function, "__name__", None) or repr(self.function)
+        return f"{name} of {'labels' if self.needs_labels else 'the dense outputs'}"
+
+    def resolved(self, outputs: Tensor, labels: Tensor | None) -> PerSample:
+        targets = labels if self.needs_labels else outputs
+        if targets is None:
+            return self
+        logger.info("loss: %s (as asked)", self)
+        try:
+            self.per_sample(outputs, targets)
+        except CalibrationError:
+            raise
+        except Exception as error:
+            raise ImpossibleRequestError(
+                f"the loss raised {type(error).__name__} on outputs of shape "
+                f"{tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}, "
+                f"{targets.dtype}: {' '.join(str(error).split())}"
+            ) from error
+        return self
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = self.function(outputs, targets)
-        if losses.shape != (len(outputs),):
+        if not isinstance(losses, Tensor) or losses.shape != (len(outputs),):
+            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise CalibrationError(
                 f"the loss must return one number per sample, shape ({len(outputs)},), "
-                f"not {tuple(losses.shape)}; leave out the mean"
+                f"not {found}; leave out the mean over samples, take the one over a sample's "
+                "outputs (.flatten(1).mean(1)), or name it: loss='mse', 'bce', 'cross-entropy'"
             )
         return losses
 
-    def sampled(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sampled(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
         raise CalibrationError(
             "a loss of your own has no distribution to sample labels from; "
             "use curvature=EmpiricalFisher()"
         )
 
-    def sketched(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sketched(
+        self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
+    ) -> Tensor:
         return self.sampled(outputs, generator)
 
     def fits(self, *, values_move: bool) -> bool:

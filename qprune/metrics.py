@@ -6,21 +6,38 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from qprune.calibration import Calibration
 from qprune.errors import CalibrationError
+from qprune.loss_names import as_loss
+from qprune.losses import DenseOutputs, Labels, Loss
+from qprune.samples import counted_samples, loss_for
 from qprune.steps import Score
+from qprune.traces import forward
 
 
 @torch.no_grad()
-def score(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 500) -> Score:
-    """Accuracy and mean cross-entropy (nats) of a classifier, in evaluation mode.
+def score(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    loss: Loss | str = "dense",
+    batch_size: int = 500,
+) -> Score:
+    """Accuracy and mean loss against labels (classes: cross entropy, nats), in evaluation mode.
 
     Args:
-        model: returns logits, shape (batch, classes). Its mode is put back afterwards.
+        model: returns logits, shape (batch, classes), or what ``loss`` takes. Its mode is put
+            back afterwards.
         inputs: shape (samples, ...).
-        labels: shape (samples,), class indices.
+        labels: shape (samples, ...), class indices or numbers.
+        loss: what `qprune.prune` takes; of one that keeps to the dense outputs the kind of
+            outputs alone counts. Where it is open, it is by sight (`qprune.recognise`).
         batch_size: samples per forward pass.
+
+    Returns:
+        Accuracy is the share of right labels, None where numbers are predicted.
 
     Raises:
         CalibrationError: no samples, or as many labels as inputs is not so.
@@ -32,15 +49,23 @@ def score(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int =
         )
     was_training = model.training
     model.eval()
-    right, loss = 0, 0.0
+    asked = as_loss(loss)
+    measure: Loss = Labels(asked.kind) if isinstance(asked, DenseOutputs) else asked
+    total, right, told = 0.0, 0, 0
     try:
-        for batch, target in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            logits = model(batch)
-            right += int((logits.argmax(dim=1) == target).sum())
-            loss += float(cross_entropy(logits.double(), target, reduction="sum"))
+        measure = loss_for(measure, model, Calibration(inputs, labels))
+        data = counted_samples(Calibration(inputs, labels), measure)
+        assert data.labels is not None
+        parts = zip(data.inputs.split(batch_size), data.labels.split(batch_size), strict=True)
+        for batch, target in parts:
+            outputs = forward(model, batch).double()
+            total += float(measure.per_sample(outputs, target).sum())
+            correct = measure.right(outputs, target) if isinstance(measure, Labels) else None
+            if correct is not None:
+                right, told = right + int(correct.sum()), told + len(correct)
     finally:
         model.train(was_training)
-    return Score(accuracy=right / len(inputs), loss=loss / len(inputs))
+    return Score(accuracy=right / told if told else None, loss=total / len(data))
 
 
 def correlation(predicted: ArrayLike, real: ArrayLike) -> float | None:

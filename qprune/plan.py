@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qprune import selftext
 from qprune.augment import Augmentation
-from qprune.calibration import Calibration
+from qprune.calibration import Calibration, one_tensor
 from qprune.compensate import Compensate, Compensation, gauss_newton
 from qprune.curvature.expansion import Curvature
 from qprune.curvature.fisher import PerSampleFisher
@@ -154,7 +154,7 @@ def load_of(plan: Plan, executor: Any = None) -> Load:
         given=len(plan.fit),
         accepted=plan.num_accepted,
         copies=copies,
-        input_bytes=sum(t[0].nbytes for t in tensors_of(plan.fit.inputs)),
+        input_bytes=sum(tensor[:1].nbytes for tensor in tensors_of(plan.fit.inputs)),
         outputs=0 if loss.needs_labels else plan.sample.outputs,
         trace=gauges.trace,
         per_step=effort.samples_per_step,
@@ -194,7 +194,7 @@ def _moved(move: Any, drawn: int) -> tuple[float, int, int, int]:
 def _first_pass(plan: Plan, load: Load) -> list[Phase]:
     if not isinstance(plan.start, Foreseen):
         return []
-    return [plan.start.needs(plan.model, plan.layers, plan.fit.inputs, load.judge)]
+    return [plan.start.needs(plan.model, plan.layers, one_tensor(plan.fit.inputs), load.judge)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,9 +315,10 @@ def _workers(executor: Any) -> int:
 
 def _written(plan: Plan) -> tuple[float, int]:
     """Bytes of cached keys and values, and tokens a sequence, where the model writes its text."""
-    augment, inputs = plan.augment, plan.fit.inputs
+    augment = plan.augment
     if not isinstance(augment, OwnText):
         return 0.0, 0
+    inputs = one_tensor(plan.fit.inputs)
     with torch.no_grad(), Tally() as tally:
         output: Any = augment.model(inputs[:1, :2], use_cache=True)
     # All that lives on is the cache and the logits.

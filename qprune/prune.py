@@ -27,8 +27,10 @@ from qprune.derivable import derivable
 from qprune.errors import ImpossibleRequestError
 from qprune.estimate import Estimate, require_fit
 from qprune.faults import Care
-from qprune.fingerprint import digest_of_tensors, fingerprint_of
-from qprune.losses import DenseOutputs, Loss
+from qprune.fingerprint import digest_of_tensors, fingerprint_of, require_named
+from qprune.inputs import Call
+from qprune.loss_names import as_loss
+from qprune.losses import Loss
 from qprune.masks import mask_by_name
 from qprune.patterns import Pattern, as_patterns
 from qprune.plan import Plan, needs_of
@@ -73,7 +75,7 @@ def prune(
     mask_structure: KeepNofM | str | None = None,
     targets: Sequence[Pattern] | Pattern | None = None,
     ignore: Sequence[Pattern] | Pattern = (),
-    loss: Loss | None = None,
+    loss: Loss | Any = "dense",
     curvature: Curvature | str = SketchedFisher(),
     select: Select = Boundary(),
     sampler: Any = "relax",
@@ -92,6 +94,8 @@ def prune(
     samples_per_step: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    forward: Call | None = None,
+    num_calibration_samples: int | None = None,
     observe: Observer | Sequence[Observer] = (),
     observe_blocks: BlockObserver | Sequence[BlockObserver] = (),
     executor: Any = None,
@@ -109,8 +113,9 @@ def prune(
 
     Args:
         model: any module; put in evaluation mode meanwhile.
-        calibration: a `Calibration`, a tensor of inputs, an (inputs, labels) pair, or a
-            DataLoader. All the data that the method sees.
+        calibration: a `Calibration`, a tensor or array of inputs, an (inputs, labels) pair, a
+            dict by the model's argument names, a data set, or a DataLoader or other iterable of
+            such batches (`qprune.calibration.as_calibration`). All the data that the method sees.
         sparsity: share of targeted weights to be zero, in [0, 1).
         density: 1 - sparsity, instead of it.
         start: first pass; a strategy or its name in `qprune.scores.STARTS`. One that prunes by
@@ -121,7 +126,10 @@ def prune(
             patterns (`qprune.layers.find_layers`). None = every Linear and convolution, and the
             matrices of attention, LSTM, GRU and RNN. What is left dense is said in one line.
         ignore: the same, taken away again.
-        loss: `DenseOutputs` (default), `Labels`, or `PerSample` for one of your own.
+        loss: "dense" (keep to the dense outputs), "cross-entropy", "mse" or "bce" (against the
+            labels); one of torch's losses, such as ``nn.MSELoss()``; `DenseOutputs`, `Labels`, or
+            `PerSample` for one of your own. What the outputs are is recognised by sight where
+            the loss leaves it open (`qprune.recognise`), logged, and in the report.
         curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`,
             `ExactHessian`, or a name.
         select: how blocks are chosen.
@@ -146,6 +154,10 @@ def prune(
         samples_per_step: at most this many samples per expansion. Default 2400 or 400.
         batch_size: samples per forward pass; default by the size of the activations.
         seed: one seed, one mask.
+        forward: (model, batch) -> outputs, for batches that the model does not take as they
+            are: it gets them in the structure that ``calibration`` gives, labels included.
+        num_calibration_samples: the first so many are taken; None takes all, or 1024 of an
+            iterator that does not say how many it has.
         observe: called with every `Step`.
         observe_blocks: called with every problem that the sampler has answered
             (`qprune.solve.SolvedBlock`); a `qprune.block_folder.BlockFolder` keeps them.
@@ -184,7 +196,7 @@ def prune(
         mask_structure=mask_structure,
         targets=None if targets is None else as_patterns(targets, "targets"),
         ignore=as_patterns(ignore, "ignore"),
-        loss=DenseOutputs() if loss is None else loss,
+        loss=as_loss(loss),
         curvature=curvature,
         select=select,
         sampler=sampler,
@@ -213,7 +225,11 @@ def prune(
     refuse_wrapped(model)
     with ranks.watched(), ExitStack() as stack, restored_on_error(model), derivable():
         record = _recording(ranks, stack, output_dir, resume_from)
-        data = as_calibration(calibration)
+        data = as_calibration(
+            calibration, model, forward=forward, num_samples=num_calibration_samples
+        )
+        if output_dir is not None or resume_from is not None:
+            require_named(data)
         foresee = partial(_stated, ranks=ranks, executor=executor, expect=expect)
         setting = prepare(
             request, model, data, (record.note, *observers), executor, should_stop, foresee, ranks
@@ -235,8 +251,9 @@ def prune(
         achieved_sparsity=1 - int(state.mask.sum()) / setting.layers.size,
         layers=_layer_records(setting, state),
         steps=tuple(setting.journal.steps),
-        settings=request.to_json() | asdict(setting.effort),
+        settings=setting.request.to_json() | asdict(setting.effort),
         seed=seed,
+        loss=str(setting.request.loss),
         seconds=record.seconds,
         cpu_seconds=record.cpu_seconds,
         stopped=stopped,

@@ -82,6 +82,7 @@ def report_from_json(record: Mapping[str, Any]) -> Report:
     """
     given = _fields(record)
     given.pop("num_accepted", None)
+    given.setdefault("loss", "")  # Older runs did not say.
     values = _named(Report, given)
     for name in ("dense", "start", "final"):
         if values.get(name) is not None:

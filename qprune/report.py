@@ -148,8 +148,10 @@ def _summary(report: Report) -> dict[str, str]:
 
 
 def _cost(report: Report) -> dict[str, str]:
-    """Memory and time, beside what was said beforehand."""
+    """The loss; memory and time, beside what was said beforehand."""
     found: dict[str, str] = {}
+    if report.loss:
+        found["loss"] = report.loss
     if report.peak_memory:
         found["memory at its peak"] = in_bytes(report.peak_memory)
     if report.estimate is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from qprune.augment import Augmentation, natural
 from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
+from qprune.inputs import AnyInputs, Inputs
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.persample import ByAutograd
@@ -21,6 +23,11 @@ from qprune.request import Request
 from qprune.sharding import is_sharded
 from qprune.steps import Fault
 from qprune.traces import Recorder, Samples, differentiating, forward, halved, outputs_of
+
+logger = logging.getLogger(__name__)
+
+# So many samples show what outputs look like; fewer where they are large.
+_LOOKED_AT, _LOOKED_AT_TOGETHER, _LOOKED_AT_FLOATS = 32, 8, 1 << 22
 
 #: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
 KEEP_OUTPUTS = 1 << 26
@@ -42,16 +49,19 @@ class SampleSize:
 
 
 def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSize:
-    """Seen on the first sample."""
+    """Seen on the first two samples, since some networks take no batch of one."""
+    inputs = data.inputs[:2]
+    number = len(inputs)
     with differentiating(model, layers), Recorder(layers) as recorder:
-        made = forward(model, data.inputs[:1]).numel()
+        made = forward(model, inputs).numel() // number
     given = {
-        number: torch.empty(1, layer.size, device="meta")
-        for number, layer in enumerate(layers)
+        index: torch.empty(number, layer.size, device="meta")
+        for index, layer in enumerate(layers)
         if isinstance(layer.path, ByAutograd)
     }
-    trace = recorder.trace([output.detach() for output in recorder.outputs()], 1, given)
-    return SampleSize(trace.multiplications(layers), trace.num_floats + made, made)
+    trace = recorder.trace([output.detach() for output in recorder.outputs()], number, given)
+    floats = trace.num_floats // number + made
+    return SampleSize(trace.multiplications(layers) // number, floats, made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +84,7 @@ class DenseNetwork:
     def _copy(self) -> nn.Module:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
-    def answers(self, inputs: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
+    def answers(self, inputs: AnyInputs) -> Tensor | Callable[[AnyInputs], Tensor]:
         """Its outputs; where they are too many to keep, what computes them from a copy.
 
         Raises:
@@ -89,6 +99,51 @@ class DenseNetwork:
                 "them when needed; pass fewer or shorter samples, or loss=Labels()"
             )
         return partial(outputs_of, self._copy, batch_size=self.batch_size)
+
+
+def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
+    """The loss with what it left open decided by the model's outputs on some samples.
+
+    Raises:
+        CalibrationError, ImpossibleRequestError: it does not suit them.
+    """
+    with torch.no_grad():
+        few = data.take(torch.arange(min(2, len(data)))).inputs
+        floats = forward(model, few).numel() // len(few)
+        number = max(1, min(len(data), _LOOKED_AT, _LOOKED_AT_FLOATS // max(1, floats)))
+        some = data.take(torch.arange(number) * len(data) // number)
+        outputs = outputs_of(model, some.inputs, _LOOKED_AT_TOGETHER)
+    return loss.resolved(outputs, some.labels)
+
+
+def counted_samples(data: Calibration, loss: Loss) -> Calibration:
+    """The samples with a label that counts, where the loss needs labels.
+
+    One without any has no loss, and would only make the mean smaller.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    ignored = getattr(loss, "ignored", None)
+    if not loss.needs_labels or data.labels is None or ignored is None:
+        return data
+    if data.labels.is_floating_point():
+        return data
+    counts = (data.labels.reshape(len(data), -1) != ignored).any(1)
+    if bool(counts.all()):
+        return data
+    if not bool(counts.any()):
+        raise CalibrationError(
+            f"all {len(data)} calibration samples have no label but {ignored}, which does not "
+            "count; pass labels, or loss='dense'"
+        )
+    logger.info(
+        "%d of %d samples are left out: all of their labels are %d, which does not count",
+        int((~counts).sum()),
+        len(data),
+        ignored,
+    )
+    return data.take(torch.nonzero(counts)[:, 0])
 
 
 def splits_of(
@@ -136,6 +191,11 @@ def samples_of(
     """
     inputs, copies = data.inputs, 1
     if augment is not None:
+        if isinstance(inputs, Inputs):
+            raise ImpossibleRequestError(
+                f"{type(augment).__name__} makes samples of one tensor, and these are more, or "
+                "are passed by name; use augment=None"
+            )
         inputs = torch.cat([inputs, augment(inputs, generator)])
         copies = len(inputs) // len(data)
     if not loss.needs_labels:
@@ -143,7 +203,7 @@ def samples_of(
     if data.labels is None:
         raise CalibrationError(
             f"{type(loss).__name__} needs labels, but the calibration data have none; pass "
-            "(inputs, labels), or use loss=DenseOutputs()"
+            "(inputs, labels), or use loss='dense'"
         )
     labels = data.labels.repeat(copies, *[1] * (data.labels.ndim - 1))
     return Samples(inputs, labels, network.ranks)

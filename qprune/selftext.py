@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qprune.augment import check_copies
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.losses import draw_classes
+from qprune.kinds import draw_classes
 
 #: Tokens whose keys and values are cached at once.
 CACHED_TOKENS = 1 << 15

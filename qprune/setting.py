@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration
+from qprune.calibration import Calibration, as_calibration, one_tensor
 from qprune.compensate import Compensate, Compensation
-from qprune.curvature import CURVATURES
+from qprune.curvature import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.curvature.expansion import Curvature, Expansion
 from qprune.curvature.fisher import PerSampleFisher
 from qprune.distill import Distillation
@@ -31,7 +31,14 @@ from qprune.plan import Plan
 from qprune.preflight import examined, reached
 from qprune.ranks import ALONE, FirstSolves, Ranks
 from qprune.request import Request
-from qprune.samples import DenseNetwork, augmentation_for, sample_size, splits_of
+from qprune.samples import (
+    DenseNetwork,
+    augmentation_for,
+    counted_samples,
+    loss_for,
+    sample_size,
+    splits_of,
+)
 from qprune.scores import STARTS, Pruner, Situation, Start
 from qprune.sharding import refuse_other_shardings
 from qprune.solve import BlockObserver, Border
@@ -212,7 +219,7 @@ class Setting:
         """
         self.layers.write(self.dense.values)
         seed = self.request.seed
-        mask = start.prune(self.model, self.layers, self.groups, self.calibration, seed)
+        mask = start.prune(self.model, self.layers, self.groups, one_tensor(self.calibration), seed)
         counts = self.groups.sizes_of(~mask)
         if not torch.equal(counts, self.groups.counts):
             at = int(torch.nonzero(counts != self.groups.counts)[0])
@@ -272,7 +279,10 @@ def prepare(
     layers = find_layers(model, request.targets, request.ignore)
     border = Border.to(request.sampler, request.sampler_options)
     generator = torch.Generator().manual_seed(request.seed)
-    fit, accept = as_calibration(calibration).split(request.accept_share, generator)
+    data = as_calibration(calibration, model)
+    request = _with_loss_for(model, data, request)
+    data = counted_samples(data, request.loss)
+    fit, accept = data.split(request.accept_share, generator)
     layers = reached(model, examined(model, layers, fit.inputs), fit.inputs, _LOOKED_THROUGH)
     _state_coverage(layers)
     budget = structure or _named("budget", request.budget, BUDGETS)
@@ -351,6 +361,16 @@ def prepare(
         estimate=estimate,
         ranks=ranks,
     )
+
+
+def _with_loss_for(model: nn.Module, data: Calibration, request: Request) -> Request:
+    """The request with its loss, and the curvature that goes with it, decided."""
+    loss = loss_for(request.loss, model, data)
+    curvature = _named("curvature", request.curvature, CURVATURES)
+    if not loss.has_distribution and isinstance(curvature, SketchedFisher | SampledFisher):
+        curvature = EmpiricalFisher()
+        logger.info("a loss of one's own has no distribution: the curvature is %s", curvature)
+    return replace(request, loss=loss, curvature=curvature)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
     calibration = data.calibration(settings.num_calibration_samples, settings.seed)
     if digest_of_data(as_calibration(calibration)) != print_.data:
         yield f"the calibration data are not those that {FINGERPRINT} tells of"
-    yield from wrong_score("dense", report.dense, data.score(network))
+    yield from wrong_score("dense", report.dense, data.score(network, settings.loss))
     if not settings.compensate:
         yield from _moved(path, network)
     try:
@@ -121,7 +121,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
     except (RuntimeError, SafetensorError) as error:
         yield f"{MODEL} does not fit the model: {' '.join(str(error).split())}"
         return
-    yield from wrong_score("final", report.final, data.score(network))
+    yield from wrong_score("final", report.final, data.score(network, settings.loss))
 
 
 def _moved(path: Path, dense: nn.Module) -> Iterator[str]:

@@ -119,20 +119,18 @@ class _Given:
 class _Drawn:
     """Losses with random choices: one stream over all batches of a pass, whatever their size."""
 
-    losses: Callable[[Tensor, torch.Generator], Tensor]
+    losses: Callable[..., Tensor]
     generator: torch.Generator
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.losses(outputs, self.generator)
+        return self.losses(outputs, self.generator, targets)
 
     def skip(self, outputs: Tensor) -> None:
         with torch.no_grad():
             self.losses(outputs, self.generator)
 
 
-def _drawn(
-    losses: Callable[[Tensor, torch.Generator], Tensor], generator: torch.Generator
-) -> Callable[[], SampleLosses]:
+def _drawn(losses: Callable[..., Tensor], generator: torch.Generator) -> Callable[[], SampleLosses]:
     """The same random choices in every pass."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return lambda: _Drawn(losses, torch.Generator().manual_seed(seed))

@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration
+from qprune.calibration import as_calibration, one_tensor
 from qprune.errors import QpruneError
 from qprune.estimate import Estimate, Part, Phase, estimate, require_fit
 from qprune.gauge import Pass, gauged
@@ -268,7 +268,7 @@ def state_layerwise(
         ImpossibleRequestError: it does not fit.
     """
     try:
-        inputs = as_calibration(windows).inputs
+        inputs = one_tensor(as_calibration(windows, model).inputs)
         by_block = find_matrices(find_blocks(model), targets, ignore)
         phase = gauged_phase(model, inputs, method, by_block, offload=offload)
     except (QpruneError, RuntimeError, MemoryError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration
+from qprune.calibration import as_calibration, one_tensor
 from qprune.errors import ImpossibleRequestError
 from qprune.layerwise.blocks import Named, enter, find_blocks
 from qprune.layerwise.budgets import budget_of, sparsity_by_layer
@@ -113,7 +113,7 @@ def prune_layerwise(
     strategy = _method(method)
     structure = KeepNofM.parse(mask_structure) if mask_structure else None
     asked = checked_sparsity(sparsity, structure)
-    samples = as_calibration(windows).inputs
+    samples = one_tensor(as_calibration(windows, model).inputs)
     blocks = find_blocks(model)
     by_block = find_matrices(blocks, targets, ignore)
     matrices = [matrix for inside in by_block for matrix in inside]

@@ -182,12 +182,12 @@ class ModelTrial:
         return plain_settings(
             {
                 "model": digest_of_model(self.model),
-                "data": digest_of_data(as_calibration(self.calibration)),
+                "data": digest_of_data(as_calibration(self.calibration, self.model)),
                 **self.options,
             }
         )
 
     def load(self) -> Loaded:
         """As it is."""
-        data = as_calibration(self.calibration)
+        data = as_calibration(self.calibration, self.model)
         return Loaded(self.model, lambda seed: data, self.evaluate, self.options)

@@ -40,7 +40,8 @@ def test_written_settings_read_back_the_same(tmp_path):
         ({"sparsity": -0.1}, "--sparsity must be greater than or equal to 0"),
         ({"sparsity": float("nan")}, "--sparsity"),
         ({"budget": "column"}, "--budget must be 'global', 'layer' or 'row'"),
-        ({"target": "teacher"}, "--target must be 'dense' or 'labels'"),
+        ({"loss": "teacher"}, "--loss must be 'dense', 'cross-entropy', 'mse' or 'bce'"),
+        ({"target": "teacher"}, "no setting named 'target'; there are: model"),
         ({"block_size": 1}, "--block-size must be greater than or equal to 2"),
         ({"num_calibration_samples": 0}, "--num-calibration-samples"),
         ({"max_seconds": 0.0}, "--max-seconds must be greater than 0"),
@@ -54,6 +55,14 @@ def test_what_makes_no_sense_is_refused_by_name(given, message):
         make_settings(ENOUGH | given)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_files_of_older_versions_are_read(tmp_path):
+    config = tmp_path / "run.yaml"
+    for target, loss in (("dense", "dense"), ("labels", "cross-entropy")):
+        config.write_text(f"model: mlpnet\ndata: digits\nsparsity: 0.5\ntarget: {target}\n")
+        assert make_settings({}, config).loss == loss
+        assert make_settings({"loss": "mse"}, config).loss == "mse"
 
 
 def test_the_sparsity_comes_from_what_is_given():

@@ -37,14 +37,15 @@ def test_the_divergence_is_zero_and_flat_at_the_dense_outputs(logits):
     torch.testing.assert_close(gradient, torch.zeros(6, 4), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 4), (3, 2, 5, 4)])
-def test_losses_of_tokens_are_means_over_them(shape):
+@pytest.mark.parametrize(("shape", "dim"), [((3, 5, 4), -1), ((3, 4, 2, 5), 1)])
+def test_losses_of_tokens_and_pixels_are_means_over_them(shape, dim):
     generator = torch.Generator().manual_seed(0)
     ours, dense = (torch.randn(shape, generator=generator) for _ in range(2))
-    wanted = divergence(dense, ours).flatten(1).mean(1)
+    last = ours.movedim(dim, -1)
+    wanted = divergence(dense.movedim(dim, -1), last).flatten(1).mean(1)
     torch.testing.assert_close(DenseOutputs().per_sample(ours, dense).double(), wanted)
-    labels = torch.randint(0, 4, shape[:-1], generator=generator)
-    nll = -ours.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    labels = torch.randint(0, 4, last.shape[:-1], generator=generator)
+    nll = -last.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
     torch.testing.assert_close(Labels().per_sample(ours, labels), nll.flatten(1).mean(1))
 
 

@@ -231,10 +231,10 @@ def test_a_loss_that_breaks_on_the_way(model, data):
         (torch.zeros(0, 18), "empty"),
         ([], "calibration must be"),
         ("digits", "calibration must be"),
-        (np.zeros((4, 18)), "calibration must be"),
+        (np.full((4, 18), "a"), "no tensor"),
         (torch.randn(1, 18), "cannot be split"),
         ((torch.randn(5, 18), torch.zeros(4)), "5 calibration inputs but 4 labels"),
-        ([torch.randn(5, 18), torch.randn(5, 17)], "do not fit together"),
+        ([torch.randn(5, 18), torch.randn(4, 17)], "do not fit together"),
         ([(torch.randn(5, 18), torch.zeros(5)), (torch.randn(5, 18),)], "do not fit together"),
         (torch.full((5, 18), torch.nan), "calibration sample 0 holds NaN or Inf"),
         (torch.randn(9, 17), "does not take calibration inputs of shape"),
@@ -262,9 +262,15 @@ def test_outputs_without_classes(data):
     assert "PerSample" in refused(model, data, CalibrationError)
 
 
-def test_a_loss_without_a_distribution(model, data):
-    loss = PerSample(lambda outputs, targets: outputs.sum(1))
-    assert "EmpiricalFisher" in refused(model, data, CalibrationError, loss=loss)
+def test_losses_that_no_run_can_take(model, data):
+    floats = Calibration(data.inputs, torch.zeros(len(data), 5))
+    message = refused(model, floats, CalibrationError, loss=lambda o, t: (o - t) ** 2)
+    assert "one number per sample" in message
+    assert "loss='mse'" in message
+    message = refused(model, data, ImpossibleRequestError, loss=nn.MarginRankingLoss())
+    assert "TypeError on outputs of shape" in message
+    message = refused(model, data, ImpossibleRequestError, loss="cross_entropy")
+    assert "mean 'cross-entropy'?" in message
 
 
 def test_unknown_samplers_and_options(model, data):

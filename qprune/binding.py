@@ -1,0 +1,405 @@
+"""Batches as a model takes them: which tensors are its arguments, and which are labels."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from qprune.batches import Gathered, NoTensor
+from qprune.errors import CalibrationError
+from qprune.inputs import AnyInputs, Call, Inputs
+from qprune.padding import IGNORED
+
+logger = logging.getLogger(__name__)
+
+#: Keys of labels, the first that is there counts.
+LABELS = ("labels", "label", "targets", "target", "y")
+# As optional arguments these can be inputs too, such as the class that an image is made of.
+_LABELS_OR_INPUTS = ("label", "y")
+_WAYS_OUT = (
+    "pass a dict by the argument names, qprune.Calibration(inputs, labels), or "
+    "forward=lambda model, batch: ..."
+)
+# Modules that call the one inside with whatever they are given.
+_INSIDE = ("module", "_orig_mod", "_fsdp_wrapped_module")
+# Arguments of one number a token, and words for those of one number a sample.
+_BY_TOKEN = ("token_type_ids", "position_ids", "segment_ids", "decoder_input_ids", "input_ids")
+_BY_SAMPLE = ("len", "size", "time", "step", "index", "idx", "id", "pos", "class", "cond", "group")
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Samples as a model takes them.
+
+    Attributes:
+        inputs: what it is called with.
+        labels: shape (m, ...), or None.
+    """
+
+    inputs: AnyInputs
+    labels: Tensor | None = None
+
+
+class Binding(Protocol):
+    """A way to tell inputs from labels."""
+
+    def __call__(self, gathered: Gathered) -> Bound:
+        """The samples as the model takes them."""
+        ...
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """The module whose forward says what is taken, inside ``DataParallel`` and its like."""
+    for name in _INSIDE:
+        child = getattr(model, name, None)
+        if isinstance(child, nn.Module) and not Signature.of(model).positional:
+            return inside(child)
+    return model
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Arguments of a model's forward.
+
+    Attributes:
+        positional: names that can take tensors by position, in order.
+        required: those without a default, by keyword ones included.
+        names: all names that can be given by keyword.
+        optional: those whose default is None.
+        any_positional, any_keyword: ``*args`` and ``**kwargs``.
+        by_position: some arguments can be given by position alone.
+    """
+
+    positional: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+    any_positional: bool = False
+    any_keyword: bool = False
+    by_position: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module | None) -> Signature:
+        """That of ``model``; anything goes where there is none to be seen."""
+        anything = cls(any_positional=True, any_keyword=True)
+        if model is None:
+            return anything
+        try:
+            parameters = list(inspect.signature(model.forward).parameters.values())
+        except (TypeError, ValueError):
+            return anything
+        kinds = {p.kind for p in parameters}
+        empty = inspect.Parameter.empty
+        ordered = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        tensors = []
+        for p in ordered:
+            if p.default is not empty and p.default is not None:
+                break  # A flag or a number, and nothing behind it goes by position.
+            tensors.append(p.name)
+        extra = next((p for p in parameters if p.kind == p.VAR_KEYWORD), None)
+        known = _typed_keywords(extra.annotation) if extra else frozenset()
+        by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        single = [*ordered, *(p for p in by_name if p.kind == p.KEYWORD_ONLY)]
+        return cls(
+            tuple(tensors),
+            tuple(p.name for p in single if p.default is empty),
+            frozenset(p.name for p in by_name) | known,
+            frozenset(p.name for p in by_name if p.default is None),
+            inspect.Parameter.VAR_POSITIONAL in kinds,
+            extra is not None and not known,
+            inspect.Parameter.POSITIONAL_ONLY in kinds,
+        )
+
+    @property
+    def required_positional(self) -> int:
+        """Tensors that must be given by position, or by name in their place."""
+        return sum(name in self.required for name in self.positional)
+
+    def takes(self, name: str) -> bool:
+        """By keyword."""
+        return name in self.names or self.any_keyword
+
+    def __str__(self) -> str:
+        names = [n if n in self.required else f"{n}=None" for n in self.positional]
+        names += ["*args"] * self.any_positional + ["**kwargs"] * self.any_keyword
+        return f"forward({', '.join(names)})"
+
+
+def _typed_keywords(annotation: Any) -> frozenset[str]:
+    """Names of ``**kwargs: Unpack[...]``; empty where any name goes."""
+    if typing.get_origin(annotation) is not typing.Unpack:
+        return frozenset()
+    return frozenset(getattr(typing.get_args(annotation)[0], "__annotations__", {}))
+
+
+@dataclass(frozen=True, eq=False)
+class ByCall:
+    """Batches that the caller's own function calls the model with: whole, labels and all."""
+
+    forward: Call
+
+    def __call__(self, gathered: Gathered) -> Bound:
+        """The batch as it is; the last of a tuple, and label keys, are labels too."""
+        batch, labels = gathered.batch, None
+        if isinstance(batch, dict):
+            labels = next((batch[k] for k in LABELS if isinstance(batch.get(k), Tensor)), None)
+        elif isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[-1], Tensor):
+            labels = batch[-1]
+        missing = {leaf.kind for leaf in tree_leaves(batch) if isinstance(leaf, NoTensor)}
+        if missing - {"NoneType"}:
+            logger.warning(
+                "what is no tensor is None in the batches that forward gets: %s",
+                ", ".join(sorted(missing)),
+            )
+        tree = tree_map(lambda leaf: None if isinstance(leaf, NoTensor) else leaf, batch)
+        call = self.forward if gathered.kind is None else Rebuilding(self.forward, gathered.kind)
+        return Bound(Inputs(tree, call), labels)
+
+
+@dataclass(frozen=True)
+class Rebuilding:
+    """The caller's function, given batches of the type that it was written for.
+
+    Attributes:
+        forward: (model, batch) -> outputs.
+        kind: makes such a batch of a dict.
+    """
+
+    forward: Call
+    kind: typing.Callable[[dict[str, Any]], Any]
+
+    def __call__(self, model: nn.Module, tree: Any) -> Any:
+        """What ``forward`` returns."""
+        return self.forward(model, self.kind(tree))
+
+
+@dataclass(frozen=True, eq=False)
+class BySignature:
+    """Batches bound to the arguments of the model's forward, by name where there are names.
+
+    Attributes:
+        signature: of the module inside any wrapper.
+        model: that module; None where nothing is known of it.
+    """
+
+    signature: Signature
+    model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module | None) -> BySignature:
+        """That of ``model``."""
+        module = None if model is None else inside(model)
+        return cls(Signature.of(module), module)
+
+    def __call__(self, gathered: Gathered) -> Bound:
+        """Inputs and labels.
+
+        Raises:
+            CalibrationError: it cannot be known which are which, or an argument is missing.
+        """
+        return self._bound(gathered.batch)
+
+    def _bound(self, batch: Any) -> Bound:
+        if isinstance(batch, Tensor):
+            return Bound(batch)
+        if isinstance(batch, dict):
+            return self._by_keyword(batch)
+        if isinstance(batch, tuple | list):
+            fields = getattr(batch, "_fields", ())
+            if fields and all(name in (*LABELS, *self.signature.names) for name in fields):
+                return self._by_keyword(dict(zip(fields, batch, strict=True)))
+            return self._by_position(batch)
+        raise CalibrationError(f"a calibration batch is {_kind(batch)}; {_WAYS_OUT}")
+
+    def _by_keyword(self, batch: Mapping[str, Any]) -> Bound:
+        labels, key = None, next((k for k in LABELS if self._is_label(k, batch)), None)
+        given = {k: v for k, v in batch.items() if k == key or not self._is_label(k, batch)}
+        left = [k for k in batch if k not in given]
+        if key is not None:
+            labels = given.pop(key)
+        taken = {}
+        for name, value in given.items():
+            odd = [leaf for leaf in tree_leaves(value) if not isinstance(leaf, Tensor)]
+            if not self.signature.takes(name) or (odd and name not in self.signature.names):
+                left.append(name)
+            elif odd and _is_none(value) and name in self.signature.optional:
+                continue
+            elif odd:
+                raise CalibrationError(
+                    f"the batch's {name!r} is {_kind(odd[0])} and {self.signature} takes it; pass "
+                    "a tensor, or forward=lambda model, batch: ..."
+                )
+            else:
+                taken[name] = value
+        if left:
+            logger.warning(
+                "left out of the calibration batches, since %s does not take them: %s",
+                self.signature,
+                ", ".join(left),
+            )
+        missing = [n for n in self.signature.required if n not in taken]
+        if missing or not taken:
+            raise CalibrationError(
+                f"{self.signature} needs {', '.join(missing) or 'an input'}, the calibration "
+                f"batch has {', '.join(batch)}; name its keys after the arguments, or pass "
+                "forward=lambda model, batch: ..."
+            )
+        if isinstance(labels, Tensor):
+            taken, labels = self._with_labels(taken, key or "", labels)
+        return Bound(self._inputs(taken), _tensor_labels(labels))
+
+    def _is_label(self, key: str, batch: Mapping[str, Any]) -> bool:
+        """A key of labels that forward can do without."""
+        if key not in LABELS or key not in batch or key in self.signature.required:
+            return False
+        if key in _LABELS_OR_INPUTS and key in self.signature.names and len(batch) > 1:
+            raise CalibrationError(
+                f"{key!r} is the label in most batches, and {self.signature} takes it; pass "
+                "qprune.Calibration(inputs, labels), where all inputs are passed"
+            )
+        return True
+
+    def _with_labels(
+        self, taken: dict[str, Any], key: str, labels: Tensor
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Labels that decoders read, and those that language models shift, as they need them."""
+        config = getattr(self.model, "config", None)
+        if labels.ndim > 1 and getattr(config, "is_encoder_decoder", False):
+            if not {"decoder_input_ids", "decoder_inputs_embeds"} & taken.keys():
+                taken = taken | ({key: labels} if self.signature.takes(key) else {})
+            return taken, labels
+        ids = taken.get("input_ids")
+        named = type(self.model).__name__
+        causal = "CausalLM" in named or "LMHead" in named
+        if causal and isinstance(ids, Tensor) and ids.shape == labels.shape:
+            logger.info("the labels are those of the next token, as %s shifts them", named)
+            last = torch.full_like(labels[:, :1], IGNORED)
+            labels = torch.cat([labels[:, 1:], last], dim=1)
+        return taken, labels
+
+    def _inputs(self, taken: dict[str, Any]) -> AnyInputs:
+        """A plain tensor where it is the first argument and all there is."""
+        name, value = next(iter(taken.items()))
+        positional = self.signature.positional
+        first = (not positional and self.model is None) or positional[:1] == (name,)
+        return value if len(taken) == 1 and first and isinstance(value, Tensor) else Inputs(taken)
+
+    def _by_position(self, batch: Sequence[Any]) -> Bound:
+        items = [x for x in batch if any(isinstance(leaf, Tensor) for leaf in tree_leaves(x))]
+        left = [_kind(x) for x in batch if all(x is not item for item in items)]
+        packed = len(items) == 2 and not isinstance(items[0], Tensor)
+        number = 1 if packed else self._number_of_inputs(items)
+        if left:
+            logger.warning("left out of the calibration batches: %s", ", ".join(left))
+        labels = items[number] if number < len(items) else None
+        if number > 1:
+            inputs = self._arguments(items[:number])
+        else:
+            inner = self._bound_alone(items[0])
+            inputs, labels = inner.inputs, inner.labels if labels is None else labels
+        return Bound(inputs, _tensor_labels(labels))
+
+    def _bound_alone(self, item: Any) -> Bound:
+        """One input, which may be a dict of arguments or a tuple of them."""
+        if isinstance(item, tuple | list):
+            self._refuse_odd(item)
+            if len(self.signature.positional) == 1 and not self.signature.any_positional:
+                return Bound(Inputs((item,)))
+            if (
+                not self.signature.required_positional
+                <= len(item)
+                <= len(self.signature.positional)
+            ):
+                raise CalibrationError(
+                    f"the inputs of a calibration batch are {len(item)} tensors and the model "
+                    f"takes {self.signature}; {_WAYS_OUT}"
+                )
+            return Bound(self._arguments(item))
+        return self._bound(item)
+
+    def _arguments(self, items: Sequence[Any]) -> Inputs:
+        """By name where there are names, so that masks are known as such."""
+        self._refuse_odd(items)
+        names = self.signature.positional[: len(items)]
+        if self.signature.by_position or len(names) < len(items):
+            return Inputs(tuple(items))
+        return Inputs(dict(zip(names, items, strict=True)))
+
+    def _refuse_odd(self, items: Any) -> None:
+        odd = [leaf for leaf in tree_leaves(items) if not isinstance(leaf, Tensor)]
+        if odd:
+            raise CalibrationError(
+                f"the inputs of a calibration batch hold {_kind(odd[0])}; {_WAYS_OUT}"
+            )
+
+    def _number_of_inputs(self, items: Sequence[Any]) -> int:
+        """Of the tensors of a tuple; the one behind them, if there is one, holds labels.
+
+        Raises:
+            CalibrationError: it cannot be known.
+        """
+        number, low = len(items), self.signature.required_positional
+        high = len(self.signature.positional)
+        if number < 2 and low <= number:
+            if number:
+                return number
+            raise CalibrationError("the calibration data hold no tensors")
+        if self.signature.any_positional and not high:
+            # A pair is inputs and labels, and a model that needs both says so when it is called.
+            if number == 2:
+                return 1
+        else:
+            high = number if self.signature.any_positional else high
+            all_fit, last_apart = low <= number <= high, low <= number - 1 <= high
+            if all_fit != last_apart:
+                return number if all_fit else number - 1
+            if all_fit and self._is_labels(items[-1], items[0], number - 1):
+                return number - 1
+        raise CalibrationError(
+            f"a calibration batch holds {number} tensors, and {self.signature} does not say which "
+            f"are inputs and which are labels; {_WAYS_OUT}"
+        )
+
+    def _is_labels(self, last: Any, first: Any, position: int) -> bool:
+        """It looks like labels rather than like the argument that it would be."""
+        names = self.signature.positional
+        name = names[position] if position < len(names) else ""
+        if name in LABELS and name not in _LABELS_OR_INPUTS:
+            return True
+        if not isinstance(last, Tensor) or name in _LABELS_OR_INPUTS:
+            return False
+        if last.ndim == 1 or (
+            last.ndim == 2 and last.shape[1] == 1 and not last.is_floating_point()
+        ):
+            return name in _BY_TOKEN or not any(word in name for word in _BY_SAMPLE)
+        if "mask" not in name and name not in _BY_TOKEN:
+            return False
+        if last.is_floating_point():
+            return last.shape[:2] != first.shape[:2]
+        # Neither a mask nor token types, for they are 0 and 1.
+        return not bool(((last == 0) | (last == 1)).all())
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, NoTensor):
+        return f"{value.kind} (no tensor)"
+    return f"{type(value).__name__} (no tensor)"
+
+
+def _is_none(value: Any) -> bool:
+    return isinstance(value, NoTensor) and value.kind == "NoneType"
+
+
+def _tensor_labels(labels: Any) -> Tensor | None:
+    if labels is None or isinstance(labels, Tensor):
+        return labels
+    logger.warning("the labels are no tensor and are left out: %s", _kind(labels))
+    return None

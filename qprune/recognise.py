@@ -1,0 +1,132 @@
+"""Recognition of outputs by sight: one table of what they, and their labels, look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from qprune.errors import CalibrationError
+from qprune.kinds import (
+    IGNORED,
+    Bernoulli,
+    Classes,
+    Kind,
+    Real,
+    class_dims,
+    in_unit_interval,
+    sums_to_one,
+)
+
+#: What a refusal offers instead.
+WAYS_OUT = (
+    "loss='mse' (real numbers), loss='bce' (independent sigmoids), loss='cross-entropy' (classes) "
+    "or loss=PerSample(...)"
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A kind of outputs, and what gave it away."""
+
+    kind: Kind
+    reason: str
+
+
+def recognise(outputs: Tensor, labels: Tensor | None) -> Recognised:
+    """The kind of outputs, by the first row of the table that fits.
+
+    ============================================  ==================================
+    float labels                                  real numbers
+    outputs in [0, 1] that sum to 1               probabilities
+    other outputs that are all in [0, 1]          independent sigmoids
+    one column, labels 0 and 1                    the logit of a sigmoid
+    one column otherwise                          refused, with what may be asked
+    whole labels, one for each output             logits of sigmoids (several ones a row)
+    everything else                               logits over classes
+    ============================================  ==================================
+
+    Args:
+        outputs: of some samples, shape (m, ...).
+        labels: of the same, shape (m, ...); None = there are none.
+
+    Raises:
+        CalibrationError: nothing can be told.
+
+    Example:
+        >>> recognise(torch.randn(8, 5).softmax(1), None).kind
+        Classes(dim=-1, logits=False)
+    """
+    for row in _TABLE:
+        found = row(outputs, labels)
+        if found is not None:
+            return found
+    raise AssertionError("the last row takes everything")
+
+
+def _real_targets(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
+    if labels is None or not labels.is_floating_point():
+        return None
+    return Recognised(Real(), "the targets are floats")
+
+
+def _probabilities(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
+    for dim in class_dims(outputs, labels):
+        if sums_to_one(outputs, dim):
+            return Recognised(Classes(dim, logits=False), "they lie in [0, 1] and sum to 1")
+    return None
+
+
+def _sigmoids(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
+    if not in_unit_interval(outputs):
+        return None
+    return Recognised(Bernoulli(logits=False), "they all lie in [0, 1] and do not sum to 1")
+
+
+def _one_column(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
+    if outputs.ndim > 1 and outputs.shape[class_dims(outputs, labels)[0]] > 1:
+        return None
+    if labels is not None and _are_answers(labels):
+        return Recognised(Bernoulli(logits=True), "they are one column, and the labels 0 and 1")
+    told = "no targets" if labels is None else "labels other than 0 and 1"
+    raise CalibrationError(
+        f"outputs of shape {tuple(outputs.shape)} are one column with {told}, and may be anything; "
+        f"pass {WAYS_OUT}"
+    )
+
+
+def _one_label_an_output(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
+    if labels is None or labels.shape != outputs.shape:
+        return None
+    if not _are_answers(labels):
+        raise CalibrationError(
+            f"whole labels of the outputs' shape {tuple(outputs.shape)} that are not all 0 and 1 "
+            f"are no classes; pass them as floats, or {WAYS_OUT}"
+        )
+    dim = class_dims(outputs, None)[0]
+    if bool((labels.sum(dim) == 1).all()):
+        return None
+    return Recognised(Bernoulli(logits=True), "each has a label 0 or 1 of its own")
+
+
+def _logits(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
+    dim = class_dims(outputs, labels)[0]
+    rest = outputs.movedim(dim, -1).shape[:-1]
+    fits = labels is not None and labels.numel() == rest.numel()
+    reason = "their labels are classes" if fits else "nothing else fits: this is a guess"
+    return Recognised(Classes(dim, logits=True), reason)
+
+
+def _are_answers(labels: Tensor) -> bool:
+    return bool(((labels == 0) | (labels == 1) | (labels == IGNORED)).all())
+
+
+_TABLE: tuple[Callable[[Tensor, Tensor | None], Recognised | None], ...] = (
+    _real_targets,
+    _probabilities,
+    _sigmoids,
+    _one_column,
+    _one_label_an_output,
+    _logits,
+)

@@ -1,0 +1,131 @@
+"""Losses by name and as torch has them, options included."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qprune.errors import ImpossibleRequestError
+from qprune.kinds import Bernoulli, Classes, Real
+from qprune.loss_names import LOSSES, as_loss
+from qprune.losses import DenseOutputs, Labels, PerSample
+
+CLASSES = Labels(Classes(logits=True))
+SQUARES = Labels(Real(), or_dense=True)
+SIGMOIDS = Labels(Bernoulli(False), or_dense=True)
+LOGITS = Labels(Bernoulli(True), or_dense=True)
+OWN = PerSample(lambda outputs, targets: outputs.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (None, DenseOutputs()),
+        ("dense", DenseOutputs()),
+        ("cross-entropy", Labels(Classes())),
+        ("mse", SQUARES),
+        ("bce", Labels(Bernoulli(), or_dense=True)),
+        (nn.CrossEntropyLoss(), CLASSES),
+        (nn.CrossEntropyLoss, CLASSES),
+        (functional.cross_entropy, CLASSES),
+        (nn.CrossEntropyLoss(ignore_index=0), Labels(Classes(logits=True), ignored=0)),
+        (nn.CrossEntropyLoss(reduction="none"), CLASSES),
+        (nn.NLLLoss(), CLASSES),
+        (functional.nll_loss, CLASSES),
+        (nn.MSELoss(), SQUARES),
+        (functional.mse_loss, SQUARES),
+        (nn.BCELoss(), SIGMOIDS),
+        (functional.binary_cross_entropy, SIGMOIDS),
+        (nn.BCEWithLogitsLoss(), LOGITS),
+        (functional.binary_cross_entropy_with_logits, LOGITS),
+        (DenseOutputs(scale=2.0), DenseOutputs(scale=2.0)),
+        (Labels, Labels()),
+        (OWN, OWN),
+        (OWN.function, OWN),
+    ],
+)
+def test_what_is_meant(given, meant):
+    assert as_loss(given) == meant
+
+
+ANSWERS = torch.randint(0, 2, (7, 4), generator=torch.Generator().manual_seed(0)).float()
+PIXELS = torch.randint(0, 4, (7, 3, 3), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("module", "targets", "per_sample"),
+    [
+        (nn.L1Loss(), torch.zeros(7, 4), None),
+        (nn.SmoothL1Loss(beta=0.3), torch.zeros(7, 4), None),
+        (nn.HuberLoss(delta=0.5), torch.zeros(7, 4), None),
+        (nn.PoissonNLLLoss(), torch.ones(7, 4), None),
+        (nn.MultiLabelSoftMarginLoss(), ANSWERS, None),
+        (nn.MultiMarginLoss(), torch.arange(7) % 4, None),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), torch.arange(7) % 4, None),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), PIXELS, None),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0, 4.0])), ANSWERS, None),
+        (nn.KLDivLoss(reduction="batchmean"), torch.rand(7, 4), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torchs_other_losses_are_means_of_samples(module, targets, per_sample, dtype):
+    shape = (7, 4, 3, 3) if targets is PIXELS else (7, 4)
+    outputs = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    targets = targets.to(dtype) if targets.is_floating_point() else targets
+    loss = as_loss(module)
+    assert isinstance(loss, PerSample)
+    found = loss.per_sample(outputs, targets)
+    assert found.shape == (7,)
+    torch.testing.assert_close(found.mean(), module.to(dtype)(outputs, targets))
+    module.float()
+
+
+def test_weights_of_classes_multiply():
+    weight = torch.tensor([1.0, 2.0, 0.5, 4.0])
+    outputs, labels = torch.randn(7, 4, 3), torch.arange(21).view(7, 3) % 4
+    labels[0, 1:] = 2
+    module = nn.CrossEntropyLoss(weight, ignore_index=2)
+    loss = as_loss(module)
+    each = functional.cross_entropy(outputs, labels, weight, reduction="none", ignore_index=2)
+    wanted = each.sum(1) / (labels != 2).sum(1)
+    torch.testing.assert_close(loss.per_sample(outputs, labels), wanted)
+    torch.testing.assert_close(loss.per_sample(outputs.double(), labels), wanted.double())
+    assert loss.ignored == 2
+    # The object that was given is as it was.
+    assert module.reduction == "mean"
+    assert module.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("crossentropy", "did you mean 'cross-entropy'"),
+        ("labels", "there are: dense, cross-entropy, mse, bce"),
+        (3, "not 3"),
+        (nn.MSELoss(reduction="sum"), "reduction"),
+        (nn.TripletMarginWithDistanceLoss(reduction="sum"), "reduction"),
+        (nn.Linear, "without arguments"),
+        (type("Old", (), {"per_sample": None, "needs_labels": False})(), "no has_distribution"),
+    ],
+)
+def test_what_is_no_loss(given, reason):
+    with pytest.raises(ImpossibleRequestError, match=reason) as refusal:
+        as_loss(given)
+    assert "\n" not in str(refusal.value)
+
+
+def test_names_without_labels():
+    outputs = torch.randn(5, 1)
+    assert as_loss("mse").resolved(outputs, None) == DenseOutputs(kind=Real())
+    assert as_loss("bce").resolved(outputs, None) == DenseOutputs(kind=Bernoulli(True))
+    # The run refuses it: "dense" is what it would be.
+    assert as_loss("cross-entropy").resolved(torch.randn(5, 3), None).needs_labels
+
+
+def test_losses_that_do_not_take_the_data_are_refused():
+    with pytest.raises(ImpossibleRequestError, match=r"TypeError .* \(5, 3\) and targets"):
+        as_loss(nn.MarginRankingLoss()).resolved(torch.randn(5, 3), torch.zeros(5))
+    with pytest.raises(ImpossibleRequestError, match="no loss named 'mean"):
+        as_loss("mean squared error")
+    assert set(LOSSES) == {"dense", "cross-entropy", "mse", "bce"}
