@@ -61,8 +61,8 @@ class Network:
 
 NETWORKS = {
     "torchcrepe": Network(pitch.case, Sizes(1000, 1000, 4000), Sizes(50, 100, 200)),
-    "silero-vad": Network(speech.case, Sizes(400, 100, 400), Sizes(50, 20, 50)),
-    "minilm": Network(sentences.case, Sizes(256, 256, 1024), Sizes(64, 64, 128)),
+    "silero-vad": Network(speech.case, Sizes(400, 100, 400), Sizes(20, 20, 50)),
+    "minilm": Network(sentences.case, Sizes(128, 256, 1024), Sizes(32, 64, 128)),
 }
 
 
@@ -82,7 +82,7 @@ def by_qprune(case: Case, sparsity: float, **options: Any) -> Outcome:
     """One call of `qprune.prune`."""
     model = copy.deepcopy(case.model)
     pruned = qprune.prune(model, case.calibration, sparsity=sparsity, seed=SEED, **options)
-    return Outcome(model, pruned.mask, str(pruned.report.settings["loss"]))
+    return Outcome(model, pruned.mask, pruned.report.loss)
 
 
 def by_score(case: Case, sparsity: float, *, start: Start, budget: str = "global") -> Outcome:
