@@ -60,7 +60,7 @@ class Network:
 
 
 NETWORKS = {
-    "torchcrepe": Network(pitch.case, Sizes(1000, 1000, 4000), Sizes(50, 100, 200)),
+    "torchcrepe": Network(pitch.case, Sizes(1000, 500, 3000), Sizes(50, 100, 200)),
     "silero-vad": Network(speech.case, Sizes(400, 100, 400), Sizes(20, 20, 50)),
     "minilm": Network(sentences.case, Sizes(128, 256, 1024), Sizes(32, 64, 128)),
 }

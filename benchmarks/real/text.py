@@ -14,7 +14,7 @@ FILES = {"calibration": "train.txt.gz", "validation": "valid.txt.gz", "test": "t
 
 
 def sentences(folder: Path, purpose: str, number: int) -> list[str]:
-    """``number`` sentences of 8 to 24 words, at even distances over the split.
+    """``number`` sentences of 8 to 18 words, at even distances over the split.
 
     Args:
         folder: with train.txt.gz, valid.txt.gz and test.txt.gz, a paragraph a line.
@@ -39,7 +39,7 @@ def _of_paragraph(line: str) -> Iterator[str]:
     if line.lstrip().startswith("="):
         return
     for sentence in re.split(r"(?<= [.?!]) ", line.strip()):
-        if "<unk>" not in sentence and 8 <= len(sentence.split()) <= 24:
+        if "<unk>" not in sentence and 8 <= len(sentence.split()) <= 18:
             yield plain(sentence)
 
 

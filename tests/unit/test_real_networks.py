@@ -137,13 +137,13 @@ def test_clips_are_the_same_for_the_same_seed():
 
 
 def test_sentences_are_whole_and_of_the_split_that_is_asked(tmp_path):
-    long = "Twenty @-@ two of them were seen in the north ( and more ) , it was said ."
+    long = "Twenty @-@ two of them were in the north ( and more ) , it was said ."
     lines = f" \n = A heading that has more than eight words in it = \n {long} Too short . \n"
     lines += " A word of this sentence is <unk> so it is not taken . \n"
     for name in ("train", "valid", "test"):
         with gzip.open(tmp_path / f"{name}.txt.gz", "wt", encoding="utf-8") as file:
             file.write(lines.replace("north", name))
-    expected = "Twenty-two of them were seen in the test (and more), it was said."
+    expected = "Twenty-two of them were in the test (and more), it was said."
     assert sentences_of(tmp_path, "test", 1) == [expected]
     assert sentences_of(tmp_path, "calibration", 1)[0] == expected.replace("test", "train")
     with pytest.raises(MissingError, match="has 1 sentences, not 2"):
