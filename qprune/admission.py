@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from qprune.errors import ImpossibleRequestError, UnsupportedLayerError
 
@@ -56,7 +56,7 @@ def refuse_wrapped(model: nn.Module) -> None:
                 "torch.nn.utils.prune.remove(module, 'weight')"
             )
         for own, parameter in module.named_parameters(recurse=False):
-            if isinstance(parameter, UninitializedTensorMixin):
+            if is_lazy(parameter):
                 raise UnsupportedLayerError(
                     f"{where} lazy and has no weights yet; pass one batch through the model, and "
                     "train it, before it is pruned"

@@ -96,8 +96,9 @@ def as_tensors(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Mapping):
         return {key: as_tensors(item, dtype) for key, item in value.items()}
     if isinstance(value, tuple):
-        items = [as_tensors(item, dtype) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        # Of a named tuple or of a plain one.
+        make = getattr(type(value), "_make", tuple)
+        return make(as_tensors(item, dtype) for item in value)
     if isinstance(value, list):
         return _of_list(value, dtype)
     return value if isinstance(value, _NUMBERS) else NoTensor(type(value).__name__)
@@ -112,11 +113,15 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _of_array(array: np.ndarray, dtype: torch.dtype) -> Any:
-    if array.dtype.kind not in "biufc":
-        return NoTensor(f"array of {array.dtype}")
+    if array.dtype.kind not in "biufc" or isinstance(array, np.ma.MaskedArray):
+        return NoTensor(f"{type(array).__name__} of {array.dtype}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
-    tensor = torch.from_numpy(array)
+    try:
+        tensor = torch.from_numpy(array)
+    except TypeError:  # Such as numpy's long double.
+        return NoTensor(f"array of {array.dtype}")
     return tensor.to(dtype) if tensor.dtype == torch.float64 else tensor
 
 
@@ -259,6 +264,15 @@ def _taken(
         batch = as_tensors(element, dtype)
         if not parts:
             kind = _kind_of(element)
+            if (
+                isinstance(batch, tuple)
+                and isinstance(next(iter(batch), None), int)
+                and (_is_nest(batch[-1]))
+            ):
+                raise CalibrationError(
+                    "the calibration data give a number and a batch, as enumerate does; pass the "
+                    "batches alone"
+                )
             if isinstance(batch, _NUMBERS) or not any(map(_is_number, tree_leaves(batch))):
                 raise unfit(data if isinstance(data, Sequence) else element)
             rows = _looks_like_a_row(batch) if rows is None else rows
@@ -278,6 +292,10 @@ def _taken(
             else CalibrationError("the calibration data are empty; pass at least two samples")
         )
     return parts, kind
+
+
+def _is_nest(value: Any) -> bool:
+    return isinstance(value, tuple | list | dict)
 
 
 def _is_number(leaf: Any) -> bool:
@@ -356,11 +374,12 @@ def _together(parts: Sequence[Any], pad_id: int | None) -> Any:
         ) from error
 
 
-def _one_after_the_other(*leaves: Any) -> Any:
-    if any(isinstance(leaf, Tensor) for leaf in leaves):
-        return torch.cat(leaves) if len(leaves) > 1 else leaves[0]
-    same = all(leaf == leaves[0] for leaf in leaves)
-    return leaves[0] if same else NoTensor(f"{type(leaves[0]).__name__} that changes")
+def _one_after_the_other(first: Any, *rest: Any) -> Any:
+    if any(isinstance(leaf, Tensor) for leaf in (first, *rest)):
+        return torch.cat([first, *rest]) if rest else first
+    if all(leaf == first for leaf in rest):
+        return first
+    return NoTensor(f"{type(first).__name__} that changes")
 
 
 def _shape(leaf: Any, first: int = 0) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +15,7 @@ from qprune.batches import Gathered, NoTensor
 from qprune.errors import CalibrationError
 from qprune.inputs import AnyInputs, Call, Inputs
 from qprune.padding import IGNORED
+from qprune.signature import Signature, inside
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +27,6 @@ _WAYS_OUT = (
     "pass a dict by the argument names, qprune.Calibration(inputs, labels), or "
     "forward=lambda model, batch: ..."
 )
-# Modules that call the one inside with whatever they are given.
-_INSIDE = ("module", "_orig_mod", "_fsdp_wrapped_module")
 # Arguments of one number a token, and words for those of one number a sample.
 _BY_TOKEN = ("token_type_ids", "position_ids", "segment_ids", "decoder_input_ids", "input_ids")
 _BY_SAMPLE = ("len", "size", "time", "step", "index", "idx", "id", "pos", "class", "cond", "group")
@@ -54,90 +51,6 @@ class Binding(Protocol):
     def __call__(self, gathered: Gathered) -> Bound:
         """The samples as the model takes them."""
         ...
-
-
-def inside(model: nn.Module) -> nn.Module:
-    """The module whose forward says what is taken, inside ``DataParallel`` and its like."""
-    for name in _INSIDE:
-        child = getattr(model, name, None)
-        if isinstance(child, nn.Module) and not Signature.of(model).positional:
-            return inside(child)
-    return model
-
-
-@dataclass(frozen=True)
-class Signature:
-    """Arguments of a model's forward.
-
-    Attributes:
-        positional: names that can take tensors by position, in order.
-        required: those without a default, by keyword ones included.
-        names: all names that can be given by keyword.
-        optional: those whose default is None.
-        any_positional, any_keyword: ``*args`` and ``**kwargs``.
-        by_position: some arguments can be given by position alone.
-    """
-
-    positional: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    names: frozenset[str] = frozenset()
-    optional: frozenset[str] = frozenset()
-    any_positional: bool = False
-    any_keyword: bool = False
-    by_position: bool = False
-
-    @classmethod
-    def of(cls, model: nn.Module | None) -> Signature:
-        """That of ``model``; anything goes where there is none to be seen."""
-        anything = cls(any_positional=True, any_keyword=True)
-        if model is None:
-            return anything
-        try:
-            parameters = list(inspect.signature(model.forward).parameters.values())
-        except (TypeError, ValueError):
-            return anything
-        kinds = {p.kind for p in parameters}
-        empty = inspect.Parameter.empty
-        ordered = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        tensors = []
-        for p in ordered:
-            if p.default is not empty and p.default is not None:
-                break  # A flag or a number, and nothing behind it goes by position.
-            tensors.append(p.name)
-        extra = next((p for p in parameters if p.kind == p.VAR_KEYWORD), None)
-        known = _typed_keywords(extra.annotation) if extra else frozenset()
-        by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        single = [*ordered, *(p for p in by_name if p.kind == p.KEYWORD_ONLY)]
-        return cls(
-            tuple(tensors),
-            tuple(p.name for p in single if p.default is empty),
-            frozenset(p.name for p in by_name) | known,
-            frozenset(p.name for p in by_name if p.default is None),
-            inspect.Parameter.VAR_POSITIONAL in kinds,
-            extra is not None and not known,
-            inspect.Parameter.POSITIONAL_ONLY in kinds,
-        )
-
-    @property
-    def required_positional(self) -> int:
-        """Tensors that must be given by position, or by name in their place."""
-        return sum(name in self.required for name in self.positional)
-
-    def takes(self, name: str) -> bool:
-        """By keyword."""
-        return name in self.names or self.any_keyword
-
-    def __str__(self) -> str:
-        names = [n if n in self.required else f"{n}=None" for n in self.positional]
-        names += ["*args"] * self.any_positional + ["**kwargs"] * self.any_keyword
-        return f"forward({', '.join(names)})"
-
-
-def _typed_keywords(annotation: Any) -> frozenset[str]:
-    """Names of ``**kwargs: Unpack[...]``; empty where any name goes."""
-    if typing.get_origin(annotation) is not typing.Unpack:
-        return frozenset()
-    return frozenset(getattr(typing.get_args(annotation)[0], "__annotations__", {}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +87,7 @@ class Rebuilding:
     """
 
     forward: Call
-    kind: typing.Callable[[dict[str, Any]], Any]
+    kind: Callable[[dict[str, Any]], Any]
 
     def __call__(self, model: nn.Module, tree: Any) -> Any:
         """What ``forward`` returns."""
@@ -225,6 +138,7 @@ class BySignature:
         left = [k for k in batch if k not in given]
         if key is not None:
             labels = given.pop(key)
+            logger.info("the labels are the calibration batches' %r", key)
         taken = {}
         for name, value in given.items():
             odd = [leaf for leaf in tree_leaves(value) if not isinstance(leaf, Tensor)]
@@ -243,14 +157,14 @@ class BySignature:
             logger.warning(
                 "left out of the calibration batches, since %s does not take them: %s",
                 self.signature,
-                ", ".join(left),
+                ", ".join(map(str, left)),
             )
         missing = [n for n in self.signature.required if n not in taken]
         if missing or not taken:
             raise CalibrationError(
                 f"{self.signature} needs {', '.join(missing) or 'an input'}, the calibration "
-                f"batch has {', '.join(batch)}; name its keys after the arguments, or pass "
-                "forward=lambda model, batch: ..."
+                f"batch has {', '.join(map(str, batch)) or 'none'}; name its keys after the "
+                "arguments, or pass forward=lambda model, batch: ..."
             )
         if isinstance(labels, Tensor):
             taken, labels = self._with_labels(taken, key or "", labels)
@@ -276,14 +190,16 @@ class BySignature:
             if not {"decoder_input_ids", "decoder_inputs_embeds"} & taken.keys():
                 taken = taken | ({key: labels} if self.signature.takes(key) else {})
             return taken, labels
-        ids = taken.get("input_ids")
-        named = type(self.model).__name__
-        causal = "CausalLM" in named or "LMHead" in named
-        if causal and isinstance(ids, Tensor) and ids.shape == labels.shape:
-            logger.info("the labels are those of the next token, as %s shifts them", named)
-            last = torch.full_like(labels[:, :1], IGNORED)
-            labels = torch.cat([labels[:, 1:], last], dim=1)
-        return taken, labels
+        return taken, self._of_next_tokens(labels, taken.get("input_ids"))
+
+    def _of_next_tokens(self, labels: Tensor, ids: Any) -> Tensor:
+        """Labels that a language model shifts by itself, shifted."""
+        name = type(self.model).__name__
+        causal = "CausalLM" in name or "LMHead" in name
+        if not causal or not isinstance(ids, Tensor) or ids.shape != labels.shape:
+            return labels
+        logger.info("the labels are those of the next token, as %s shifts them", name)
+        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
 
     def _inputs(self, taken: dict[str, Any]) -> AnyInputs:
         """A plain tensor where it is the first argument and all there is."""
@@ -298,13 +214,15 @@ class BySignature:
         packed = len(items) == 2 and not isinstance(items[0], Tensor)
         number = 1 if packed else self._number_of_inputs(items)
         if left:
-            logger.warning("left out of the calibration batches: %s", ", ".join(left))
+            logger.warning("left out of the calibration batches: %s", ", ".join(map(str, left)))
         labels = items[number] if number < len(items) else None
         if number > 1:
             inputs = self._arguments(items[:number])
         else:
             inner = self._bound_alone(items[0])
             inputs, labels = inner.inputs, inner.labels if labels is None else labels
+            if isinstance(labels, Tensor) and _same_tokens(labels, inputs):
+                labels = self._of_next_tokens(labels, inputs)
         return Bound(inputs, _tensor_labels(labels))
 
     def _bound_alone(self, item: Any) -> Bound:
@@ -313,11 +231,8 @@ class BySignature:
             self._refuse_odd(item)
             if len(self.signature.positional) == 1 and not self.signature.any_positional:
                 return Bound(Inputs((item,)))
-            if (
-                not self.signature.required_positional
-                <= len(item)
-                <= len(self.signature.positional)
-            ):
+            # With fewer it may be one argument that is a list, such as images of many sizes.
+            if len(item) < 2 or len(item) != self.signature.required_positional:
                 raise CalibrationError(
                     f"the inputs of a calibration batch are {len(item)} tensors and the model "
                     f"takes {self.signature}; {_WAYS_OUT}"
@@ -386,6 +301,12 @@ class BySignature:
             return last.shape[:2] != first.shape[:2]
         # Neither a mask nor token types, for they are 0 and 1.
         return not bool(((last == 0) | (last == 1)).all())
+
+
+def _same_tokens(labels: Tensor, inputs: AnyInputs) -> bool:
+    if not isinstance(inputs, Tensor) or labels.shape != inputs.shape or labels.ndim < 2:
+        return False
+    return bool(((labels == inputs) | (labels == IGNORED)).all())
 
 
 def _kind(value: Any) -> str:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from qprune.batches import as_tensors, gathered
-from qprune.binding import Binding, ByCall, BySignature, inside
+from qprune.binding import Binding, ByCall, BySignature
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.inputs import AnyInputs, Call, Inputs, tensors_of
+from qprune.inputs import AnyInputs, Call, Inputs, mapped, tensors_of
+from qprune.signature import inside
 
 
 class Calibration:
@@ -44,9 +45,10 @@ class Calibration:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 bad = torch.nonzero(~torch.isfinite(tensor))[0, 0].item()
                 raise CalibrationError(f"calibration sample {bad} holds NaN or Inf")
-        if self.labels is not None and not isinstance(self.labels, Tensor):
+        if labels is not None and not (isinstance(self.labels, Tensor) and self.labels.ndim):
             raise CalibrationError(
-                f"the labels must be a tensor or an array, not {type(labels).__name__}"
+                f"the labels must be a tensor or an array of one per sample, not "
+                f"{type(labels).__name__}"
             )
         if self.labels is not None and len(self.labels) != len(self.inputs):
             raise CalibrationError(
@@ -55,6 +57,11 @@ class Calibration:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def cpu(self) -> Calibration:
+        """With all tensors on the CPU."""
+        labels = None if self.labels is None else self.labels.cpu()
+        return Calibration(mapped(self.inputs, Tensor.cpu), labels)
 
     def take(self, indices: Tensor) -> Calibration:
         """The samples at ``indices``."""

@@ -50,6 +50,7 @@ def evaluate(
     """Perplexity of a language model on a text, and its accuracy on lm-eval's tasks."""
     from qprune.errors import ImpossibleRequestError
     from qprune.language.evaluate import evaluate_perplexity, evaluate_tasks, names_of
+    from qprune.language.heads import require_causal
     from qprune.language.models import load_pretrained, load_tokenizer, optional
     from qprune.progress import tracked
     from qprune.records import strict_json
@@ -62,10 +63,9 @@ def evaluate(
     began = time.perf_counter()
     outcome: dict[str, Any] = {"model": model, "dtype": dtype, "device": device}
     with limited_threads(threads):
-        network, tokenizer = (
-            load_pretrained(model, dtype=dtype, device=device),
-            load_tokenizer(model),
-        )
+        network = load_pretrained(model, dtype=dtype, device=device)
+        require_causal(model, network, "`qprune evaluate` is for causal language models")
+        tokenizer = load_tokenizer(model)
         if data is not None:
             outcome["perplexity"] = asdict(
                 evaluate_perplexity(

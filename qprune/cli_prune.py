@@ -32,7 +32,7 @@ def prune(
     model: Annotated[
         str | None,
         typer.Option(
-            help="a language model: folder with config.json, or hf:ID; or digits-mlp, mlpnet, "
+            help="a transformers checkpoint: folder, or hf:ID; or digits-mlp, mlpnet, "
             "resnet20, torchvision:NAME or package.module:factory"
         ),
     ] = None,
@@ -54,7 +54,10 @@ def prune(
     density: Annotated[float | None, typer.Option(help="1 - sparsity, instead of it")] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(help="class names, module names or re:PATTERN; Linear and Conv2d by default"),
+        typer.Option(
+            help="classes, modules, parameters or re:PATTERN; by default every Linear and "
+            "convolution, and the matrices of attention, LSTM and GRU"
+        ),
     ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="like --targets: what to leave dense")
@@ -158,11 +161,15 @@ def prune(
         typer.Option(help="language models: where activations wait: cpu, device or a folder (cpu)"),
     ] = None,
     evaluate: Annotated[
-        bool | None, typer.Option(help="language models: whether to measure test perplexity")
+        bool | None,
+        typer.Option(
+            help="checkpoints: whether to measure perplexity or divergence on held-out data"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
     threads: Annotated[
-        int | None, typer.Option(help="threads of the arithmetic (1); large networks gain by more")
+        int | None,
+        typer.Option(help="batches passed and blocks solved at once (1); no effect on the mask"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="new folder for weights, mask, settings, steps, report")

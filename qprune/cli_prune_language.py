@@ -21,6 +21,7 @@ from qprune.language.stages import Watch
 from qprune.progress import StagesBar, logged
 from qprune.records import strict_json
 from qprune.solve import BlockObserver
+from qprune.verify import trusted
 
 #: Exit code of what was stopped by hand.
 INTERRUPTED = 130
@@ -40,6 +41,7 @@ def prune_language_model(
         typer.Exit: the run was stopped by hand and can be resumed.
     """
     settings = make_settings(given, config, LanguageSettings)
+    trusted(settings, given["model"], given["data"])
     if record_blocks is None:
         carry_out(settings, output, json)
         return
@@ -108,7 +110,7 @@ def _table(outcome: LanguageOutcome) -> Table:
         shape = "x".join(map(str, matrix.shape))
         table.add_row(matrix.name, shape, f"{100 * matrix.sparsity:.2f} %", error, taken)
     figures = [
-        *_perplexities(outcome),
+        *_qualities(outcome),
         *_stage_2(outcome),
         f"{outcome.cpu_seconds:.1f} s of CPU time",
         f"at most {outcome.peak_memory / 1e9:.2f} GB of memory",
@@ -119,11 +121,11 @@ def _table(outcome: LanguageOutcome) -> Table:
     return table
 
 
-def _perplexities(outcome: LanguageOutcome) -> list[str]:
+def _qualities(outcome: LanguageOutcome) -> list[str]:
     dense, pruned = outcome.card.dense, outcome.card.pruned
     if dense is None or pruned is None:
         return []
-    return [f"test perplexity {dense.value:.3f} dense, {pruned.value:.3f} pruned"]
+    return [f"{pruned.named} {dense.shown} dense, {pruned.shown} pruned"]
 
 
 def _stage_2(outcome: LanguageOutcome) -> list[str]:

@@ -37,6 +37,7 @@ from qprune.traces import (
     out_of_memory,
     recorder_if_needed,
 )
+from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
 
@@ -325,7 +326,8 @@ def gauss_newton(
 
         with differentiating(model, layers):
             batches = list(samples.batches(batch_size))
-            samples.ranks.accumulate(one, batches, layers.split(total))
+            # Forward differentiation has one level for the whole process: no two threads at once.
+            samples.ranks.serial.accumulate(one, batches, layers.split(total))
         return total / len(samples)
 
     return product
@@ -381,14 +383,16 @@ def mean_gradient(
     model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
 ) -> Tensor:
     """Gradient of the mean loss by all targeted weights, shape (N,)."""
-    total = torch.zeros(layers.size, device=layers.device)
-    with differentiating(model, layers) as weights:
+    total = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
+    own = PerThread(lambda: samples.ranks.own((model, layers)))
 
-        def one(_: int, batch: Samples) -> tuple[None, Parts]:
+    def one(_: int, batch: Samples) -> tuple[None, Parts]:
+        model, layers = own()
+        with differentiating(model, layers) as weights:
             with recorder_if_needed(layers) as recorder:
                 outputs = forward(model, batch.inputs)
             losses = loss.per_sample(outputs, batch.targets)
             return None, gradients_by_weight(losses, weights, recorder, again=False)
 
-        samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
+    samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
     return total / len(samples)

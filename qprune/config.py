@@ -19,6 +19,7 @@ from pydantic import (
 from qprune.cli_options import OptionValue
 from qprune.errors import ImpossibleRequestError
 from qprune.sparsity import KeepNofM, checked_sparsity
+from qprune.threads import DEFAULT_THREADS, MAX_THREADS
 from solvers.redaction import is_secret, without_secrets
 
 
@@ -84,7 +85,7 @@ class Settings(Asked):
 
     weights: Path | None = None
     normalization: str | None = None
-    targets: Names = ("Linear", "Conv2d")
+    targets: Names | None = None
     ignore: Names = ()
     start: str = "fisher"
     sampler: str = "relax"
@@ -106,7 +107,7 @@ class Settings(Asked):
     max_memory: float | None = Field(default=None, gt=0)
     executor: str | None = None
     seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=DEFAULT_THREADS, ge=1, le=MAX_THREADS)
 
     @model_validator(mode="before")
     @classmethod

@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from qprune.compensate import mean_gradient
 from qprune.effort import Effort
 from qprune.errors import ImpossibleRequestError
 from qprune.inputs import AnyInputs
 from qprune.layers import Layers
 from qprune.losses import Loss
-from qprune.traces import Samples, differentiating, forward
+from qprune.traces import Samples
+
+# A batch is cut into so many parts, for any number of threads.
+_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,18 @@ class Distillation:
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
         for step in range(1, self.steps + 1):
-            with differentiating(model, layers) as weights:
-                drawn = samples.take(next(order))
-                for batch in drawn.batches(batch_size):
-                    losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
-                    (losses.sum() / len(drawn)).backward()
-                _take_gradients(masters, weights)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                with torch.no_grad():
-                    for master, weight, mask in zip(masters, weights, masks, strict=True):
-                        weight.copy_(master.mul_(mask.view_as(master)))
+            gradient = mean_gradient(
+                model, layers, samples.take(next(order)), loss, _parts_of(batch_size)
+            )
+            for master, part in zip(masters, layers.split(gradient), strict=True):
+                master.grad = part.view_as(master).to(master)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            with torch.no_grad():
+                pairs = zip(masters, layers.parameters, masks, strict=True)
+                for master, weight, mask in pairs:
+                    weight.copy_(master.mul_(mask.view_as(master)))
             if self.observe is not None:
                 self.observe(step, self.steps)
             if step in marks:
@@ -133,11 +137,9 @@ def _master(weight: Tensor) -> Tensor:
     return weight.detach().float().requires_grad_()
 
 
-def _take_gradients(masters: list[Tensor], weights: list[Tensor]) -> None:
-    for master, weight in zip(masters, weights, strict=True):
-        if master is not weight:
-            master.grad = None if weight.grad is None else weight.grad.float()
-            weight.grad = None
+def _parts_of(batch_size: int) -> int:
+    """Samples passed at once: of a large network few, so that threads and ranks have to share."""
+    return max(1, batch_size // _PARTS)
 
 
 def _size(weights: Tensor, kept: Tensor) -> float:

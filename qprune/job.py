@@ -123,7 +123,8 @@ def run_job(
         saving = resumed_folder(output) if resume else run_folder(output, settings)
     # The first rank's workers solve for all.
     solving = executor_named(None if ranks.rank else settings.executor)
-    with limited_threads(settings.threads), solving as executor, saving as folder:
+    # A network that is trained first is the same for any number, too.
+    with limited_threads(1), solving as executor, saving as folder:
         model = load_model(settings.model, settings.weights)
         data = load_data(settings.data, settings.normalization)
         calibration = data.calibration(settings.num_calibration_samples, settings.seed)
@@ -138,6 +139,7 @@ def run_job(
             should_stop=should_stop,
             ranks=ranks,
             executor=executor,
+            threads=settings.threads,
             max_memory=settings.max_memory and 1e9 * settings.max_memory,
             **{"resume_from" if resume else "output_dir": output},
             **arguments(settings, data, augment),
@@ -148,10 +150,10 @@ def run_job(
 
 
 def summary(pruned: Pruned) -> dict[str, Any]:
-    """What ``--json`` prints: sparsity, scores, time and memory, steps, seed."""
+    """What ``--json`` prints: sparsity, coverage, loss, scores, time and memory, steps, seed."""
     report = pruned.report.to_json()
     steps = {"steps": len(pruned.report.steps), "accepted": pruned.report.num_accepted}
-    names = ("asked_sparsity", "achieved_sparsity", "dense", "start", "final")
+    names = ("asked_sparsity", "achieved_sparsity", "coverage", "loss", "dense", "start", "final")
     times = ("seconds", "cpu_seconds", "peak_memory", "stopped", "seed")
     needs = pruned.report.estimate
     foreseen = {"estimate": needs and needs.to_json()}

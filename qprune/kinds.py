@@ -128,13 +128,13 @@ class Classes:
         if _are_shares(outputs, labels, self.dim):
             shares = replace(self, logits=True).natural(labels)
             return -(shares * logits.log_softmax(-1)).sum(-1).flatten(1).mean(1)
-        classes = _fitting(labels, logits.shape[:-1], outputs).long()
-        counted = self.counted(labels, ignored)
-        if labels.is_floating_point() and bool((classes != labels.reshape(classes.shape)).any()):
+        if labels.is_floating_point() and bool((labels != labels.round()).any()):
             raise CalibrationError(
                 "labels are fractions, and cross entropy takes whole classes; pass loss='mse' "
                 "for real numbers"
             )
+        classes = _fitting(labels, logits.shape[:-1], outputs).long()
+        counted = self.counted(labels, ignored)
         try:
             nll = functional.cross_entropy(
                 logits.flatten(0, -2), classes.flatten(), reduction="none", ignore_index=ignored

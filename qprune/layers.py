@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -116,6 +116,11 @@ class Layers(Sequence[Layer]):
         return self.items[0].parameter.device
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of vectors over all weights: float32, or what holds every weight exactly."""
+        return reduce(torch.promote_types, (w.dtype for w in self.parameters), torch.float32)
+
+    @cached_property
     def sharded(self) -> bool:
         """Whether the weights are spread over processes (`qprune.sharding`)."""
         return any(is_sharded(layer.parameter) for layer in self)
@@ -133,7 +138,7 @@ class Layers(Sequence[Layer]):
     def read(self) -> Tensor:
         """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
         weights = [whole(layer.parameter.detach()).reshape(-1) for layer in self]
-        return torch.cat([w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights])
+        return torch.cat([weight.to(self.dtype) for weight in weights])
 
     def write(self, values: Tensor) -> None:
         """Set all weights from a vector of shape (N,)."""
@@ -244,8 +249,8 @@ def find_layers(
         ignore: the same, taken away again.
 
     Raises:
-        ImpossibleRequestError: nothing is targeted, a pattern matches nothing, or the model is
-            wrapped or not on the CPU.
+        ImpossibleRequestError: nothing is targeted, a pattern matches nothing, two parameters
+            share memory, or the model is wrapped or not on the CPU.
         UnsupportedLayerError: a target names a module without a tensor of two dimensions, or the
             model is quantised, scripted or not initialised.
         NonFiniteError: a targeted weight holds NaN or Inf.
@@ -291,6 +296,7 @@ other vectors (26)
     coverage = Coverage(targeted, parameters, parameters - tensors, tuple(left))
     layers = Layers(_indexed(chosen), coverage)
     _refuse_other_devices(layers)
+    _refuse_shared_memory(model, layers)
     _refuse_non_finite(layers)
     return layers
 
@@ -320,7 +326,7 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim < 2 or not parameter.numel():
             continue
-        found.setdefault(_identity(parameter), []).append((name, parameter))
+        found.setdefault(id(parameter), []).append((name, parameter))
     candidates = []
     for uses in found.values():
         names = tuple(name for name, _ in uses)
@@ -331,11 +337,12 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
         if len(kinds) < len(places):
             continue
         candidate = _Candidate(parameter, names, places, kinds)
-        if not parameter.is_floating_point():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize == 1:
             if candidate.default:
+                what = "complex" if parameter.is_complex() else "quantised"
                 raise UnsupportedLayerError(
-                    f"the tensor {names[0]!r} is {parameter.dtype}, quantised; prune the network "
-                    "in floating point, then quantise it"
+                    f"the tensor {names[0]!r} is {parameter.dtype}, {what}; prune the network in "
+                    "real floating-point numbers of at least 16 bits"
                 )
             continue
         candidates.append(candidate)
@@ -355,9 +362,25 @@ def _kind_at(place: Place, parameter: nn.Parameter) -> Kind | None:
     return kind_of(module, name)
 
 
-def _identity(parameter: Tensor) -> int:
-    """The same for tensors that share memory; a sharded one has none of its own."""
-    return id(parameter) if is_sharded(parameter) else parameter.data_ptr()
+def _refuse_shared_memory(model: nn.Module, layers: Layers) -> None:
+    """Refuse targets that lie in the memory of another parameter, as a whole or in part."""
+    targeted = {id(parameter) for parameter in layers.parameters}
+    other, last = ("", 0), 0
+    spans = [
+        (parameter.data_ptr(), name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.numel() and not is_sharded(parameter)
+    ]
+    for start, name, parameter in sorted(spans, key=lambda span: span[0]):
+        if start < last and targeted & {id(parameter), other[1]}:
+            raise ImpossibleRequestError(
+                f"the parameters {other[0]!r} and {name!r} share memory; pruning one "
+                "would change the other: tie them by one parameter in both places, or copy one"
+            )
+        steps = zip(parameter.shape, parameter.stride(), strict=True)
+        end = start + (1 + sum((n - 1) * step for n, step in steps)) * parameter.element_size()
+        if end > last:
+            other, last = (name, id(parameter)), end
 
 
 def _selects(pattern: Pattern, candidate: _Candidate) -> bool:

@@ -138,6 +138,9 @@ class Unreduced:
     module: nn.Module
     summed: bool = False
 
+    def __str__(self) -> str:
+        return str(self.module)
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses of shape (m,)."""
         module = self.module

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.kinds import IGNORED, Classes, Kind
 from qprune.recognise import Recognised, recognise
-
-logger = logging.getLogger(__name__)
 
 
 class Loss(Protocol):
@@ -83,6 +80,7 @@ class DenseOutputs:
             is about confidence. Only classes have such a scale.
         kind: what the outputs are (`qprune.kinds`); None = by sight (`qprune.recognise`),
             logits over classes where nobody looks. Of real numbers it is the squared distance.
+        reason: what gave the kind away.
     """
 
     needs_labels: ClassVar[bool] = False
@@ -90,9 +88,10 @@ class DenseOutputs:
     scale: float = 1.0
     fit_scale: bool | None = None
     kind: Kind | None = None
+    reason: str = field(default="", repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"divergence from the dense outputs, as {self._kind}"
+        return f"divergence from the dense outputs, as {self._kind}{_in_brackets(self.reason)}"
 
     @property
     def _kind(self) -> Kind:
@@ -100,9 +99,7 @@ class DenseOutputs:
 
     def resolved(self, outputs: Tensor, labels: Tensor | None) -> DenseOutputs:
         found = _recognised(self.kind, outputs, labels)
-        loss = replace(self, kind=found.kind)
-        logger.info("loss: %s (%s)", loss, found.reason)
-        return loss
+        return replace(self, kind=found.kind, reason=found.reason)
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         kind = self._kind
@@ -133,6 +130,10 @@ def _recognised(kind: Kind | None, outputs: Tensor, labels: Tensor | None) -> Re
         return Recognised(kind.seen(outputs, labels), "as asked")
     found = recognise(outputs, labels)
     return replace(found, reason=f"by sight: {found.reason}; loss= or --loss chooses another")
+
+
+def _in_brackets(reason: str) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _best_scale(outputs: Tensor, targets: Tensor, limit: float = 64.0) -> float:
@@ -168,6 +169,7 @@ class Labels:
             logits over classes where nobody looks. Labels are then classes, one a position.
         ignored: whole labels of this value do not count.
         or_dense: without labels the outputs are compared with the dense ones instead.
+        reason: what gave the kind away.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -175,9 +177,10 @@ class Labels:
     kind: Kind | None = None
     ignored: int = IGNORED
     or_dense: bool = False
+    reason: str = field(default="", repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"loss against the labels, outputs as {self._kind}"
+        return f"loss against the labels, outputs as {self._kind}{_in_brackets(self.reason)}"
 
     @property
     def _kind(self) -> Kind:
@@ -188,11 +191,8 @@ class Labels:
             return self  # The run refuses, and says what it misses.
         found = _recognised(self.kind, outputs, labels)
         if labels is None:
-            loss, reason = DenseOutputs(kind=found.kind), f"there are no labels; {found.reason}"
-        else:
-            loss, reason = replace(self, kind=found.kind), found.reason
-        logger.info("loss: %s (%s)", loss, reason)
-        return loss
+            return DenseOutputs(kind=found.kind, reason=f"there are no labels; {found.reason}")
+        return replace(self, kind=found.kind, reason=found.reason)
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self._kind.against(outputs, targets, self.ignored)
@@ -231,24 +231,25 @@ class PerSample:
         function: (outputs, targets) -> losses of shape (m,), differentiable in the outputs.
         needs_labels: whether targets are the labels; otherwise they are the dense outputs.
         ignored: samples with no whole label but this are left out; None = there is none such.
+        curved: whether it has a second derivative that is not zero; found before the run.
     """
 
     has_distribution: ClassVar[bool] = False
     function: Callable[[Tensor, Tensor], Tensor]
     needs_labels: bool = True  # type: ignore[misc]
     ignored: int | None = None
+    curved: bool = True
 
     def __str__(self) -> str:
-        name = getattr(self.function, "__name__", None) or repr(self.function)
+        name = getattr(self.function, "__name__", None) or str(self.function)
         return f"{name} of {'labels' if self.needs_labels else 'the dense outputs'}"
 
     def resolved(self, outputs: Tensor, labels: Tensor | None) -> PerSample:
         targets = labels if self.needs_labels else outputs
         if targets is None:
             return self
-        logger.info("loss: %s (as asked)", self)
         try:
-            self.per_sample(outputs, targets)
+            curved = self._is_curved(outputs, targets)
         except CalibrationError:
             raise
         except Exception as error:
@@ -257,7 +258,17 @@ class PerSample:
                 f"{tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}, "
                 f"{targets.dtype}: {' '.join(str(error).split())}"
             ) from error
-        return self
+        return replace(self, curved=curved)
+
+    def _is_curved(self, outputs: Tensor, targets: Tensor) -> bool:
+        with torch.enable_grad():
+            free = outputs.detach().requires_grad_()
+            losses = self.per_sample(free, targets)
+            (slope,) = torch.autograd.grad(losses.sum(), free, create_graph=True)
+            if not slope.requires_grad:
+                return False
+            (curved,) = torch.autograd.grad(slope.sum(), free, allow_unused=True)
+        return curved is not None and bool(curved.any())
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = self.function(outputs, targets)

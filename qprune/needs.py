@@ -6,6 +6,7 @@ activations, the blocks' factors. Time: passes times what one was seen to take.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from qprune import samples
@@ -57,6 +58,7 @@ class Load:
         piece: bytes per sample in which per-sample gradients are made; 0 where they are not.
         positions: tokens of a sample, or places of a convolution.
         workers: blocks solved at once.
+        threads: batches passed at once, each through a copy of the model.
         expand, judge, move: passes.
         solve: seconds of one block; None = nobody knows.
         written: bytes of keys and values cached, and tokens a sequence, where the model writes
@@ -91,6 +93,11 @@ class Load:
     move: Pass
     solve: float | None
     written: tuple[float, int] = (0.0, 0)
+    threads: int = 1
+
+    def at_once(self, samples: float, batch: int) -> int:
+        """Batches of ``samples`` that are passed at the same time."""
+        return max(1, min(self.threads, math.ceil(samples / max(1, batch))))
 
     @property
     def fit(self) -> int:
@@ -130,6 +137,7 @@ def _always(load: Load) -> list[Part]:
 def _preparing(load: Load) -> Phase:
     """Making samples: each part and all of them together for a moment."""
     made = 2.0 * load.input_bytes * load.given * load.copies
+    once = load.at_once(load.fit, load.batch)
     cached, tokens = load.written
     written = load.given * load.copies * (1 if tokens else 0)
     batch = max(1, min(load.batch, load.fit))
@@ -138,11 +146,11 @@ def _preparing(load: Load) -> Phase:
         (
             Part("samples to fit on", made, _FEWER_SAMPLES),
             Part("keys and values of text being written", cached),
-            Part("a batch's activations", load.judge.num_bytes(batch), _SMALLER_BATCH),
+            Part("a batch's activations", once * load.judge.num_bytes(batch), _SMALLER_BATCH),
         ),
         (
             Part("writing text", 2 * load.judge.seconds(written, batch)),
-            Part("dense outputs", load.judge.seconds(load.fit, batch)),
+            Part("dense outputs", load.judge.seconds(load.fit, batch) / once),
         ),
     )
 
@@ -156,19 +164,22 @@ def _expanding(load: Load) -> Phase:
     again = load.rounds if drawn * load.trace > fisher.KEEP_FLOATS else 0
     expansions = load.starts + load.rounds + again
     judged = 2 * load.starts + _JUDGED * load.rounds
+    once, tried = load.at_once(drawn, batch), load.at_once(load.accepted, load.batch)
+    pieces = min(_PIECES * load.piece * batch, _PIECES * _PIECE_BYTES)
     return Phase(
         "expand",
         (
             Part("samples of one expansion", taken + fitted, _FEWER_PER_STEP),
             # The last batch's trace is among its activations.
             Part("traces of an expansion", max(0.0, traced - 4.0 * batch * load.trace)),
-            Part("a batch's activations", load.expand.num_bytes(batch), _SMALLER_BATCH),
-            Part("per-sample gradients", min(_PIECES * load.piece * batch, _PIECES * _PIECE_BYTES)),
+            Part("a batch's activations", once * load.expand.num_bytes(batch), _SMALLER_BATCH),
+            Part("copies of the model for threads", load.model_bytes * (once if once > 1 else 0)),
+            Part("per-sample gradients", once * pieces),
             Part("expansion of the loss", _EXPANSION * load.weights, _FEWER_TARGETS),
         ),
         (
-            Part("expanding the loss", load.expand.seconds(expansions * drawn, batch)),
-            Part("judging steps", load.judge.seconds(judged * load.accepted, load.batch)),
+            Part("expanding the loss", load.expand.seconds(expansions * drawn, batch) / once),
+            Part("judging steps", load.judge.seconds(judged * load.accepted, load.batch) / tried),
         ),
     )
 
@@ -210,6 +221,9 @@ def _moving(load: Load) -> Phase:
         ),
         (
             Part("moving kept weights", load.move.seconds(load.moves * load.moved, batch)),
-            Part("judging steps", load.judge.seconds(judged, load.batch)),
+            Part(
+                "judging steps",
+                load.judge.seconds(judged, load.batch) / load.at_once(load.accepted, load.batch),
+            ),
         ),
     )

@@ -52,7 +52,7 @@ def _padded_dicts(batches: Sequence[dict[str, Any]], pad_id: int | None) -> Sequ
         lengths = [x.shape[1] for x in column if isinstance(x, Tensor) and x.ndim > 1]
         if len(lengths) < len(column) or len(set(lengths)) == 1:
             continue
-        labels = "label" in key
+        labels = "label" in key and not column[0].is_floating_point()
         name = f"decoder_{_MASK}" if key.startswith("decoder_") else _MASK
         masks = [batch.get(name) for batch in batches]
         own = _fits(masks, lengths)

@@ -71,7 +71,7 @@ class Vectorised:
         def one(delta: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             remaining = iter(tensors)
             sample = mapped(inputs, lambda _: next(remaining)[None])
-            _, pull = vjp(lambda values: forward_with(model, values, sample), fixed)
+            _, pull, *_ = vjp(lambda values: forward_with(model, values, sample), fixed)
             found = pull(delta[None])[0]
             return tuple(found[name] for name in fixed)
 
@@ -213,7 +213,7 @@ def trace_of(
     *deltas, delta = found
     given: dict[int, Tensor] = {}
     for way in dict.fromkeys(ways.values()):
-        chosen = [number for number, own in ways.items() if own is way]
+        chosen = [number for number, own in ways.items() if own == way]
         named = {layers[n].parameter_name: layers[n].parameter for n in chosen}
         if delta is None:
             rows = [torch.zeros(len(inputs), tensor.numel()) for tensor in named.values()]

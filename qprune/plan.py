@@ -86,6 +86,7 @@ class Plan:
         border: to the sampler.
         block_size: variables per block.
         batch_size: samples per forward pass.
+        threads: that pass batches at once.
     """
 
     request: Request
@@ -102,6 +103,7 @@ class Plan:
     border: Border
     block_size: int
     batch_size: int
+    threads: int = 1
 
 
 def needs_of(plan: Plan, executor: Any = None) -> Estimate | None:
@@ -177,6 +179,7 @@ def load_of(plan: Plan, executor: Any = None) -> Load:
         move=gauges.move,
         solve=_solve_seconds(plan),
         written=_written(plan),
+        threads=plan.threads,
     )
 
 

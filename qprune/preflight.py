@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from qprune.calls import Use
 from qprune.errors import CalibrationError, QpruneError
 from qprune.inputs import AnyInputs, tensors_of
 from qprune.layers import Layer, Layers
@@ -141,12 +142,14 @@ def _paths(
     recorder: Recorder,
     truth: _Truth,
 ) -> list[Path]:
-    found = torch.autograd.grad(
-        outputs, recorder.outputs(), deltas, retain_graph=True, allow_unused=True
-    )
     paths: list[Path | None] = []
     doubts: dict[int, str] = {}
-    for number, (layer, uses) in enumerate(zip(layers, recorder.uses(found), strict=True)):
+    pairs = zip(
+        _uses(recorder, outputs, deltas),
+        _uses_backwards(model, layers, inputs, deltas),
+        strict=True,
+    )
+    for number, (layer, (uses, backwards)) in enumerate(zip(layers, pairs, strict=True)):
         rows = recorder.rows(number, len(inputs))
         if not truth.reached(number):
             reason = _reason_unreached(layer, recorder, number, len(inputs))
@@ -156,10 +159,10 @@ def _paths(
         elif rows is None:
             doubts[number] = "its rows are not those of whole samples"
         else:
-            columns = sum(
-                use.call(x, delta, len(inputs)).columns(truth.at[number]) for use, x, delta in uses
-            )
-            if truth.holds(number, columns):  # type: ignore[arg-type]
+            at, count = truth.at[number], len(inputs)
+            if truth.holds(number, _columns(uses, at, count)) and truth.holds(
+                number, _columns(backwards, at, count).flip(0)
+            ):
                 paths.append(Traced(rows))
             else:
                 doubts[number] = "its trace differs from autograd's gradients"
@@ -170,6 +173,41 @@ def _paths(
         for number, reason in doubts.items():
             paths[number] = ByAutograd(way, reason)
     return [path for path in paths if path is not None]
+
+
+def _uses(
+    recorder: Recorder, outputs: Tensor, deltas: Tensor
+) -> list[list[tuple[Use, Tensor, Tensor]]]:
+    """Per tensor: its uses in the pass, and the derivative by what came out of each."""
+    noted = recorder.outputs()
+    found = noted and torch.autograd.grad(
+        outputs, noted, deltas, retain_graph=True, allow_unused=True
+    )
+    return recorder.uses(found)
+
+
+def _uses_backwards(
+    model: nn.Module, layers: Layers, inputs: AnyInputs, deltas: Tensor
+) -> list[list[tuple[Use, Tensor, Tensor]]]:
+    """`_uses` of the same samples in the other order.
+
+    A network that sorts its samples, by length or by expert, may find one order sorted already,
+    but not both.
+    """
+    order = torch.arange(len(inputs)).flip(0)
+    with Recorder(layers) as recorder:
+        outputs = forward(model, inputs[order])
+    return _uses(recorder, outputs, deltas[order])
+
+
+def _columns(uses: list[tuple[Use, Tensor, Tensor]], at: Tensor, num_samples: int) -> Tensor:
+    """Per-sample gradients of one tensor at ``at`` (k,), by its trace, shape (m, k)."""
+    parts = [
+        use.call(inputs, delta, num_samples).columns(at)
+        for use, inputs, delta in uses
+        if use.rows(inputs) % num_samples == 0
+    ]
+    return torch.stack(parts).sum(0) if parts else torch.zeros(num_samples, len(at))
 
 
 def _way(

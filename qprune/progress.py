@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 
+from qprune.errors import LeftDenseWarning
 from qprune.layerwise import LayerOutcome
 from qprune.steps import Step
 
@@ -37,7 +39,10 @@ def tracked(console: Console) -> Track:
 
 @contextmanager
 def logged(console: Console) -> Iterator[None]:
-    """Inside, what qprune logs is a line each on ``console``, above whatever bar is drawn there."""
+    """Inside, what qprune logs is a line each on ``console``, above whatever bar is drawn there.
+
+    Warnings of tensors left dense are such lines, too.
+    """
     # Where nobody looks on, lines are not broken to a width that nobody has.
     handler: logging.Handler = logging.StreamHandler(console.file)
     if console.is_terminal:
@@ -47,7 +52,17 @@ def logged(console: Console) -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        with warnings.catch_warnings():
+            shown = warnings.showwarning
+
+            def show(message: Any, category: type[Warning], *place: Any) -> None:
+                if issubclass(category, LeftDenseWarning):
+                    logger.warning("warning: %s", message)
+                else:
+                    shown(message, category, *place)
+
+            warnings.showwarning = show
+            yield
     finally:
         logger.setLevel(before)
         logger.removeHandler(handler)

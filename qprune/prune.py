@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qprune.admission import refuse_wrapped
@@ -33,6 +35,7 @@ from qprune.loss_names import as_loss
 from qprune.losses import Loss
 from qprune.masks import mask_by_name
 from qprune.patterns import Pattern, as_patterns
+from qprune.placement import back_home, on_cpu
 from qprune.plan import Plan, needs_of
 from qprune.ranks import ALONE, Ranks
 from qprune.recording import Recording, recording
@@ -43,6 +46,7 @@ from qprune.solve import BlockObserver
 from qprune.sparsity import Budget, KeepNofM
 from qprune.steps import LayerRecord, Observer, Report, Score
 from qprune.terms import Terms
+from qprune.threads import checked_threads, limited_threads
 from qprune.walk import Progress, walk
 from solvers.memory import available_memory, peak_memory
 
@@ -100,6 +104,7 @@ def prune(
     observe_blocks: BlockObserver | Sequence[BlockObserver] = (),
     executor: Any = None,
     ranks: Ranks | None = None,
+    threads: int | None = None,
     max_seconds: float | None = None,
     max_steps: int | None = None,
     max_memory: float | None = None,
@@ -165,6 +170,10 @@ def prune(
         ranks: processes that share the passes over the samples, each of which calls this with the
             same arguments: ``qprune.ranks.DataParallel()``, see there. The first one writes
             ``output_dir``. None = this process alone.
+        threads: that pass batches and solve blocks at once; the mask does not depend on it, since
+            torch and BLAS use one thread within each (as before afterwards). Each holds a batch
+            and a copy of the model. Derivatives of a second-order `Compensation`, and
+            `Distillation`, stay on one. None: `qprune.threads.DEFAULT_THREADS`.
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
         max_memory: bytes that the process may hold; a run that needs more is refused before it
@@ -223,20 +232,39 @@ def prune(
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     ranks = ranks or ALONE
     refuse_wrapped(model)
-    with ranks.watched(), ExitStack() as stack, restored_on_error(model), derivable():
+    threads = checked_threads(threads)
+    with ExitStack() as stack:
+        stack.enter_context(ranks.watched())
+        stack.enter_context(limited_threads(1))
+        home = stack.enter_context(on_cpu(model))
+        stack.enter_context(restored_on_error(model))
+        stack.enter_context(derivable())
+        if executor is None and threads > 1 and isinstance(sampler, str):
+            # An object of the user's own may not stand several callers.
+            executor = stack.enter_context(ThreadPoolExecutor(threads))
         record = _recording(ranks, stack, output_dir, resume_from)
         data = as_calibration(
             calibration, model, forward=forward, num_samples=num_calibration_samples
-        )
+        ).cpu()
         if output_dir is not None or resume_from is not None:
             require_named(data)
         foresee = partial(_stated, ranks=ranks, executor=executor, expect=expect)
         setting = prepare(
-            request, model, data, (record.note, *observers), executor, should_stop, foresee, ranks
+            request,
+            model,
+            data,
+            (record.note, *observers),
+            executor,
+            should_stop,
+            foresee,
+            ranks,
+            threads,
         )
         border = care.over(setting.border, record.answers)
         setting = replace(setting, border=border, observe_blocks=watchers)
         progress = _begun(setting, data, record, output_dir or resume_from)
+        if evaluate is not None:
+            evaluate = partial(_evaluated, evaluate, threads, home)
         dense = _scored(model, evaluate)
         first = _first_pass_score(setting, evaluate)
         setting.layers.write(progress.state.values)
@@ -263,8 +291,10 @@ def prune(
         estimate=setting.estimate,
         peak_memory=int(peak_memory()),
         coverage=setting.layers.coverage,
+        zeros_before=int((setting.dense.values == 0).sum()),
     )
-    return Pruned(model, mask_by_name(setting.layers, state.mask), report)
+    mask = mask_by_name(setting.layers, state.mask)
+    return Pruned(model, {name: kept.to(home) for name, kept in mask.items()}, report)
 
 
 def _stated(
@@ -315,6 +345,14 @@ def _begun(
     progress = ranks.once(lambda: record.begin(setting, present))
     setting.generator.set_state(ranks.once(setting.generator.get_state))
     return progress
+
+
+def _evaluated(
+    evaluate: Callable[[nn.Module], Score], threads: int, home: torch.device, model: nn.Module
+) -> Score:
+    """The caller's own score: where the model was, and with all threads, as it decides nothing."""
+    with limited_threads(threads), back_home(model, home):
+        return evaluate(model)
 
 
 def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:

@@ -59,6 +59,15 @@ class Ranks(Protocol):
         """How many processes there are."""
         ...
 
+    @property
+    def serial(self) -> Ranks:
+        """The same, but batch after batch within a process: for what no threads may share."""
+        ...
+
+    def own(self, things: T) -> T:
+        """What this thread may run and change: ``things``, or its own copy of them."""
+        ...
+
     def gather(self, function: Callable[[int, T], R], batches: Sequence[T]) -> list[R]:
         """``function(number, batch)`` of every batch, in their order, on every rank."""
         ...
@@ -124,6 +133,13 @@ class Alone:
     def size(self) -> int:
         return 1
 
+    @property
+    def serial(self) -> Ranks:
+        return self
+
+    def own(self, things: T) -> T:
+        return things
+
     def gather(self, function: Callable[[int, T], R], batches: Sequence[T]) -> list[R]:
         return [function(number, batch) for number, batch in enumerate(batches)]
 
@@ -179,6 +195,13 @@ class DataParallel:
             )
         self._dist, self._group = dist, group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    @property
+    def serial(self) -> Ranks:
+        return self
+
+    def own(self, things: T) -> T:
+        return things
 
     def gather(self, function: Callable[[int, T], R], batches: Sequence[T]) -> list[R]:
         results: list[R] = []

@@ -25,6 +25,9 @@ WAYS_OUT = (
     "or loss=PerSample(...)"
 )
 
+# Rounding of a length that was made one, in half precision too.
+_LENGTH_ONE = 5e-3
+
 
 @dataclass(frozen=True)
 class Recognised:
@@ -43,6 +46,7 @@ def recognise(outputs: Tensor, labels: Tensor | None) -> Recognised:
     other outputs that are all in [0, 1]          independent sigmoids
     one column, labels 0 and 1                    the logit of a sigmoid
     one column otherwise                          refused, with what may be asked
+    rows of length one, without labels            embeddings: real numbers
     whole labels, one for each output             logits of sigmoids (several ones a row)
     everything else                               logits over classes
     ============================================  ==================================
@@ -96,6 +100,16 @@ def _one_column(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
     )
 
 
+def _embeddings(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
+    """Normalised vectors, as sentence encoders give them; logits have no reason to be so."""
+    if labels is not None or outputs.ndim != 2:
+        return None
+    lengths = outputs.float().norm(dim=1)
+    if not bool(((lengths - 1).abs() < _LENGTH_ONE).all()):
+        return None
+    return Recognised(Real(), "each is a vector of length one, an embedding")
+
+
 def _one_label_an_output(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
     if labels is None or labels.shape != outputs.shape:
         return None
@@ -127,6 +141,7 @@ _TABLE: tuple[Callable[[Tensor, Tensor | None], Recognised | None], ...] = (
     _probabilities,
     _sigmoids,
     _one_column,
+    _embeddings,
     _one_label_an_output,
     _logits,
 )

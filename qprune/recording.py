@@ -186,7 +186,6 @@ def hold_fingerprint(folder: Path, present: Fingerprint) -> None:
     if found.outputs != present.outputs:
         logger.warning(
             "%s: this machine computes other last digits than the one the run was started on "
-            "(another processor, library or number of threads); it goes on, but not to the same "
-            "bytes",
+            "(another processor or library); it goes on, but not to the same bytes",
             folder,
         )

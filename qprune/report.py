@@ -99,7 +99,7 @@ def _figures(report: Report, scores: Sequence[ScorePoint]) -> list[Figure]:
 
     if steps:
         add("Loss", "On the acceptance split. Bands are stages.", plots.loss_curve(steps))
-    if len(scores) > 1:
+    if sum(point.score.accuracy is not None for point in scores) > 1:
         add("Accuracy", "On test data the run never used.", plots.accuracy_curve(scores, dense))
     if steps:
         add(

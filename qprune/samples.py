@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from qprune.augment import Augmentation, natural
 from qprune.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.inputs import AnyInputs, Inputs
+from qprune.inputs import AnyInputs, Inputs, called, mapped
+from qprune.kinds import Real
 from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.persample import ByAutograd
@@ -22,12 +23,24 @@ from qprune.ranks import ALONE, Ranks
 from qprune.request import Request
 from qprune.sharding import is_sharded
 from qprune.steps import Fault
-from qprune.traces import Recorder, Samples, differentiating, forward, halved, outputs_of
+from qprune.traces import (
+    Recorder,
+    Samples,
+    differentiating,
+    forward,
+    halved,
+    named_output,
+    outputs_of,
+)
+from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
 
 # So many samples show what outputs look like; fewer where they are large.
 _LOOKED_AT, _LOOKED_AT_TOGETHER, _LOOKED_AT_FLOATS = 32, 8, 1 << 22
+
+#: Outputs that are no logits, by their names.
+HIDDEN_STATES = ("last_hidden_state",)
 
 #: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
 KEEP_OUTPUTS = 1 << 26
@@ -98,7 +111,9 @@ class DenseNetwork:
                 f"numbers (limit {KEEP_OUTPUTS}), and a sharded model cannot be copied to make "
                 "them when needed; pass fewer or shorter samples, or loss=Labels()"
             )
-        return partial(outputs_of, self._copy, batch_size=self.batch_size)
+        dense = self._copy  # Made now: the model will not stay dense.
+        own = PerThread(lambda: self.ranks.own(dense))
+        return lambda inputs: outputs_of(own(), inputs, self.batch_size)
 
 
 def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
@@ -110,9 +125,14 @@ def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
     with torch.no_grad():
         few = data.take(torch.arange(min(2, len(data)))).inputs
         floats = forward(model, few).numel() // len(few)
+        name, _ = named_output(called(model, mapped(few, torch.clone)))
         number = max(1, min(len(data), _LOOKED_AT, _LOOKED_AT_FLOATS // max(1, floats)))
         some = data.take(torch.arange(number) * len(data) // number)
         outputs = outputs_of(model, some.inputs, _LOOKED_AT_TOGETHER)
+    if name:
+        logger.info("of what the model returns, %s is compared", name)
+    if name in HIDDEN_STATES and getattr(loss, "kind", loss) is None:
+        loss = replace(loss, kind=Real())  # pyright: ignore
     return loss.resolved(outputs, some.labels)
 
 

@@ -119,7 +119,7 @@ def _input_norms(situation: Situation) -> list[Tensor]:
         ImpossibleRequestError: the inputs of a tensor are not seen, as within an LSTM.
     """
     layers = situation.layers
-    squares = [torch.zeros(layer.size) for layer in layers]
+    squares = [torch.zeros(layer.size, dtype=layers.dtype) for layer in layers]
     used = [False] * len(layers)
     for batch in situation.samples.batches(situation.batch_size):
         with torch.no_grad(), Recorder(layers) as recorder:

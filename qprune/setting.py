@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -47,12 +48,14 @@ from qprune.steps import Observer
 from qprune.traces import (
     Recorder,
     Samples,
+    differentiating,
     forward,
     mean_loss,
     outputs_of,
     refuse_non_finite,
 )
 from qprune.trust import Trust
+from qprune.workers import Workers, workers_for
 
 T = TypeVar("T")
 
@@ -61,6 +64,8 @@ logger = logging.getLogger(__name__)
 # A batch is as large as keeps its traced activations below this many numbers.
 _BATCH_FLOATS = 1 << 27
 _MAX_BATCH = 4096
+# Samples on which a copy of the model is compared with the model.
+_PROBED = 4
 # Samples of one pass that looks for gradients of a tensor that the first samples do not reach.
 _LOOKED_THROUGH = 32
 # Variables per block where the model has as many weights.
@@ -253,6 +258,7 @@ def prepare(
     should_stop: Callable[[], bool] | None = None,
     foresee: Callable[[Plan], Estimate | None] | None = None,
     ranks: Ranks = ALONE,
+    threads: int = 1,
 ) -> Setting:
     """Check the request against model and data, and make it concrete.
 
@@ -265,6 +271,7 @@ def prepare(
         should_stop: see `qprune.journal.Journal`.
         foresee: says what the run needs, before anything large is made, and may refuse it.
         ranks: who passes which batch of samples.
+        threads: that pass batches at once, where there is one rank.
 
     Raises:
         QpruneError, solvers.SolverError: see `qprune.errors`; nothing has been touched.
@@ -288,7 +295,7 @@ def prepare(
     budget = structure or _named("budget", request.budget, BUDGETS)
     groups = budget.groups(layers, sparsity)
     block_size = _block_size(request, layers)
-    compensation = _compensation(request.compensate, model, layers, fit.inputs)
+    compensation = _compensation(request, model, layers, fit.inputs)
     start = _named("start", request.start, STARTS)
     seen = sample_size(model, layers, fit)
     effort = request.effort(effort_for(seen.multiplications))
@@ -302,6 +309,9 @@ def prepare(
         Trust(),
         torch.zeros(layers.size, dtype=torch.int32),
     )
+    _state_zeros(values, groups)
+    if ranks.size == 1:
+        ranks = workers_for(threads, (model, layers), partial(_gradients, fit.inputs[:_PROBED]))
     network = DenseNetwork(model, seen.outputs, batch_size, ranks)
     augment = augmentation_for(request, fit)
     if min(len(fit), effort.samples_per_step) <= (ranks.size - 1) * batch_size:
@@ -333,6 +343,7 @@ def prepare(
                 border=border,
                 block_size=block_size,
                 batch_size=batch_size,
+                threads=threads if isinstance(ranks, Workers) else 1,
             )
         )
     (fitted, accepted), batch_size = splits_of(
@@ -363,9 +374,18 @@ def prepare(
     )
 
 
+def _gradients(inputs: AnyInputs, things: tuple[nn.Module, Layers]) -> Sequence[Tensor | None]:
+    """Gradients of a number that hangs on all outputs, by every targeted weight."""
+    model, layers = things
+    with differentiating(model, layers) as weights:
+        number = forward(model, inputs).double().square().sum()
+        return torch.autograd.grad(number, weights, allow_unused=True)
+
+
 def _with_loss_for(model: nn.Module, data: Calibration, request: Request) -> Request:
     """The request with its loss, and the curvature that goes with it, decided."""
     loss = loss_for(request.loss, model, data)
+    logger.info("loss: %s", loss)
     curvature = _named("curvature", request.curvature, CURVATURES)
     if not loss.has_distribution and isinstance(curvature, SketchedFisher | SampledFisher):
         curvature = EmpiricalFisher()
@@ -403,12 +423,20 @@ def _asked_sparsity(request: Request) -> float | None:
 
 
 def _compensation(
-    asked: bool | Compensate, model: nn.Module, layers: Layers, inputs: AnyInputs
+    request: Request, model: nn.Module, layers: Layers, inputs: AnyInputs
 ) -> Compensate | None:
     """How kept weights are moved in this network; None = not at all."""
+    asked = request.compensate
     if not asked:
         return None
     wanted = Compensation() if asked is True else asked
+    if isinstance(wanted, Compensation) and not getattr(request.loss, "curved", True):
+        logger.warning(
+            "the loss %s has no second derivative, so that second-order steps cannot move kept "
+            "weights: moving them by Distillation()",
+            request.loss,
+        )
+        return Distillation()
     suited = wanted.suited(model, layers, inputs)
     if suited is None:
         logger.warning(
@@ -442,6 +470,25 @@ def _state_coverage(layers: Layers) -> None:
         logger.info("per-sample gradients by autograd, %s, which is slower: %s", way, names)
 
 
+def _state_zeros(values: Tensor, groups: Groups) -> None:
+    """A warning where weights are zero already; the mask counts what it prunes itself."""
+    zeros = int((values == 0).sum())
+    if not zeros:
+        return
+    beyond = (
+        "; that is more than was asked, and what the mask keeps may stay zero or move"
+        if zeros > groups.total
+        else "; they are the first that the usual starts prune"
+    )
+    logger.warning(
+        "%s of %s targeted weights (%.3g %%) are zero already%s",
+        f"{zeros:,}",
+        f"{len(values):,}",
+        100 * zeros / len(values),
+        beyond,
+    )
+
+
 def _block_size(request: Request, layers: Layers) -> int:
     if request.block_size is None:
         return min(_BLOCK_SIZE, layers.size)
@@ -470,6 +517,11 @@ def _refuse_sharded(
 ) -> None:
     """Refuse what reads weights that a sharded model does not hold while it runs."""
     for layer in layers:
+        if not isinstance(layer.module, nn.Linear | nn.Conv2d):
+            raise ImpossibleRequestError(
+                f"{layer.name!r} belongs to a {type(layer.module).__name__}; of a sharded model, "
+                "qprune prunes Linear and Conv2d: add it to ignore, or shard nothing"
+            )
         refuse_other_shardings(layer.name, layer.parameter, ranks.size)
     for what, given, supported in (
         ("start", not isinstance(start, Pruner), "a start that scores, such as DiagonalFisher()"),

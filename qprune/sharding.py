@@ -76,7 +76,7 @@ class Tangents:
         modules: with the direction of each one's weight.
     """
 
-    def __init__(self, modules: Iterator[tuple[nn.Linear | nn.Conv2d, Tensor]]) -> None:
+    def __init__(self, modules: Iterator[tuple[nn.Module, Tensor]]) -> None:
         self._modules = list(modules)
 
     def __enter__(self) -> Tangents:

@@ -224,7 +224,9 @@ class Report:
         estimate: what the run was said to need.
         peak_memory: the most that the process held, bytes.
         coverage: what was targeted and what was left dense.
-        loss: what was kept small, in words.
+        loss: what was kept small, in words, and what the outputs were taken for.
+        zeros_before: targeted weights that were zero before the run; those that the mask does not
+            prune are kept zeros.
     """
 
     asked_sparsity: float
@@ -243,6 +245,7 @@ class Report:
     peak_memory: int = 0
     coverage: Coverage | None = None
     loss: str = ""
+    zeros_before: int = 0
 
     @property
     def num_accepted(self) -> int:

@@ -23,13 +23,16 @@ from torch.overrides import TorchFunctionMode
 from qprune.calls import Call, GivenCall, Use, seen, sum_of_squares
 from qprune.derivable import derivable
 from qprune.errors import CalibrationError, NonFiniteError, QpruneError
-from qprune.inputs import AnyInputs, called, tensors_of, token_mask
+from qprune.inputs import AnyInputs, called, mapped, tensors_of, token_mask
 from qprune.layers import Layer, Layers
 from qprune.losses import Loss
 from qprune.ranks import ALONE, Parts, Ranks, is_lost
 from qprune.steps import Fault
+from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +210,7 @@ class Recorder(TorchFunctionMode):
         calls: list[tuple[Call, ...]] = []
         for number, uses in enumerate(self.uses(deltas)):
             if number in given:
-                calls.append((GivenCall(given[number]),))
+                calls.append((GivenCall(_wide(given[number])),))
                 continue
             for use, inputs, _ in uses:
                 if use.rows(inputs) % num_samples:
@@ -216,7 +219,9 @@ class Recorder(TorchFunctionMode):
                         f"{tuple(inputs.shape)} for {num_samples} samples; the first dimension "
                         "must be the sample"
                     )
-            calls.append(tuple(use.call(x, delta, num_samples) for use, x, delta in uses))
+            calls.append(
+                tuple(use.call(_wide(x), _wide(delta), num_samples) for use, x, delta in uses)
+            )
         return Trace(tuple(calls), num_samples)
 
     def uses(self, deltas: Sequence[Tensor | None]) -> list[list[tuple[Use, Tensor, Tensor]]]:
@@ -237,6 +242,11 @@ class Recorder(TorchFunctionMode):
         return (_summed(layer, uses) for layer, uses in pairs)
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """Half precision in float32: squares of gradients would not be far enough from zero in it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _summed(layer: Layer, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor | None:
     total = None
     for use, inputs, delta in uses:
@@ -255,11 +265,14 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
     wanted = set() if layers.sharded else {id(weight) for weight in weights}
     before = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
+    sparse = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
     for parameter, _ in before:
         # Integers cannot ask for gradients, and are not to be told that they need not.
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(id(parameter) in wanted)
     model.eval()
+    for module in sparse:
+        module.sparse = False  # Sparse gradients can be neither indexed nor added up here.
     try:
         with derivable():
             yield weights
@@ -268,6 +281,8 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
             parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
+        for module in sparse:
+            module.sparse = True
 
 
 def recorder_if_needed(layers: Layers) -> AbstractContextManager[Recorder | None]:
@@ -298,17 +313,19 @@ def outputs_of(
     model: nn.Module, inputs: AnyInputs, batch_size: int, ranks: Ranks = ALONE
 ) -> Tensor:
     """The model's outputs on all inputs, without gradients, shape (m, ...)."""
+    own = PerThread(lambda: ranks.own(model))
     with torch.no_grad():
         return torch.cat(
-            ranks.gather(lambda _, batch: forward(model, batch), inputs.split(batch_size))
+            ranks.gather(lambda _, batch: forward(own(), batch), inputs.split(batch_size))
         )
 
 
 def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -> float:
     """Mean loss over all samples, nats, accumulated in float64."""
+    own = PerThread(lambda: samples.ranks.own(model))
 
     def summed(_: int, batch: Samples) -> float:
-        losses = loss.per_sample(forward(model, batch.inputs), batch.targets)
+        losses = loss.per_sample(forward(own(), batch.inputs), batch.targets)
         return losses.double().sum().item()
 
     total = 0.0
@@ -321,13 +338,14 @@ def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -
 def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
     """The model's output tensor for one batch, zero at tokens that are padding.
 
-    Of several outputs it is the one that `output_of` names.
+    Of several outputs it is the one that `named_output` picks.
 
     Raises:
         CalibrationError: the model does not take such inputs, or returns no tensor per sample.
     """
     try:
-        returned = called(model, inputs)
+        # Of a copy: a network may change its inputs in place, and the next pass needs them.
+        returned = called(model, mapped(inputs, torch.clone))
     except Exception as error:
         if isinstance(error, QpruneError) or out_of_memory(error) or is_lost(error):
             raise
@@ -336,7 +354,7 @@ def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
             f"the model does not take calibration inputs of shape {given}: "
             f"{' '.join(str(error).split())}"
         ) from error
-    outputs = output_of(returned)
+    _, outputs = named_output(returned)
     if not outputs.ndim or len(outputs) != len(inputs):
         raise CalibrationError(
             f"the model must return one output per sample, first dimension; for {len(inputs)} "
@@ -371,8 +389,8 @@ def forward_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: AnyInp
 OUTPUT_NAMES = ("logits", "out", "prediction_logits", "last_hidden_state", "output", "outputs")
 
 
-def output_of(returned: Any) -> Tensor:
-    """The tensor that counts of what a model returned.
+def named_output(returned: Any) -> tuple[str, Tensor]:
+    """The tensor that counts of what a model returned, and its name ("" where it has none).
 
     A tensor itself; of a mapping, an object or a named tuple the first of `OUTPUT_NAMES`, or its
     only tensor; of a plain tuple or list the first entry.
@@ -381,18 +399,17 @@ def output_of(returned: Any) -> Tensor:
         CalibrationError: none can be named.
     """
     if isinstance(returned, Tensor):
-        return returned
+        return "", returned
     named = _by_name(returned)
-    for name in OUTPUT_NAMES:
-        if isinstance(named.get(name), Tensor):
-            return named[name]
     tensors = [name for name, value in named.items() if isinstance(value, Tensor)]
-    if len(tensors) == 1:
-        return named[tensors[0]]
+    known = [name for name in OUTPUT_NAMES if name in tensors]
+    if known or len(tensors) == 1:
+        name = (known or tensors)[0]
+        return name, named[name]
     first = returned[0] if not named and isinstance(returned, tuple | list) and returned else None
     if isinstance(first, Tensor) and first.ndim:
-        return first
-    found = ", ".join(map(repr, tensors)) or type(returned).__name__
+        return "the first", first
+    found = ", ".join(map(repr, tensors)) or "no tensor"
     raise CalibrationError(
         f"the model returns a {type(returned).__name__} with {found}, and none of it is the output "
         "by name; wrap it: pass forward=lambda model, batch: model(batch)['the name']"

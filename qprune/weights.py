@@ -127,9 +127,10 @@ def kind_of(module: nn.Module, name: str) -> Kind:
 def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | None:
     """The kind of a parameter from which ``module`` computes its tensor ``weight``.
 
-    Zeros in a weight_norm's direction or under a spectral_norm are zeros of the weight, so that
-    these can be pruned; through an orthogonal parametrization they are not. None for a parameter
-    of another shape, such as the lengths of a weight_norm.
+    Zeros under a spectral_norm are zeros of the weight, so that it can be pruned; through an
+    orthogonal parametrization they are not. In a weight_norm's direction they are too, but a row
+    of nothing else is divided by its length, zero; it stays dense unless it is named. None for a
+    vector in the shape of a matrix, such as the lengths of a weight_norm.
 
     Args:
         module: whose attribute ``weight`` is computed.
@@ -137,25 +138,37 @@ def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | 
         source: what it is computed from.
     """
     kind = kind_of(module, weight)
-    if getattr(module, weight).shape != source.shape:
+    if source.numel() == max(source.shape) != getattr(module, weight).numel():
         return None
-    if kind.default and not _keeps_zeros(module, weight, source):
+    if getattr(module, weight).shape != source.shape:
+        return Kind(False, contracted=False, why="a part that a weight is made from")
+    chance = torch.rand(source.shape, generator=torch.Generator().manual_seed(0))
+    zero = (chance <= chance.min().clamp(min=1 / 8)).to(source.device)
+    made = _made_with(module, weight, source, zero)
+    kept = made.shape == source.shape and (made[zero] == 0).all() and (made[~zero] != 0).any()
+    if kind.default and not kept:
         return Kind(False, kind.layout, why="zeros in it are no zeros of the weight made from it")
+    row = torch.zeros_like(zero)
+    row[0] = True
+    if kind.default and not torch.isfinite(_made_with(module, weight, source, row)).all():
+        return Kind(
+            False,
+            kind.layout,
+            why="a row of zeros in it makes a weight of NaN; make the weight a plain one first, "
+            "by remove_parametrizations or remove_weight_norm",
+        )
     return kind
 
 
 @torch.no_grad()
-def _keeps_zeros(module: nn.Module, weight: str, source: nn.Parameter) -> bool:
-    """Whether the computed weight is zero just where its source is; tried on every other entry."""
-    before, zero = source.detach().clone(), torch.arange(source.numel()) % 2 == 0
-    zero = zero.view(source.shape).to(source.device)
+def _made_with(module: nn.Module, weight: str, source: nn.Parameter, zero: Tensor) -> Tensor:
+    """The weight that ``module`` makes of a source that is zero where ``zero`` says so."""
+    before = source.detach().clone()
     modes = [(inner, inner.training) for inner in module.modules()]
     try:
         module.eval()  # In training, computing a spectral norm moves its buffers.
         source.masked_fill_(zero, 0)
-        made = _computed(module, weight)
-        same = made.shape == source.shape and bool((made[zero] == 0).all())
-        return same and bool((made[~zero] != 0).any())
+        return _computed(module, weight).detach().clone()
     finally:
         source.copy_(before)
         _computed(module, weight)

@@ -34,6 +34,7 @@ from qprune.traces import (
     gradients_by_weight,
     refuse_non_finite,
 )
+from qprune.workers import PerThread
 from solvers import Dense, LowRank
 
 #: Traces of at most this many numbers are kept; larger ones are made again for a round's blocks.
@@ -48,7 +49,7 @@ class SampleLosses(Protocol):
         ...
 
     def skip(self, outputs: Tensor) -> None:
-        """Go past a batch, with outputs of that shape, which another rank passes."""
+        """Go past a batch, with outputs of that shape, which another rank or thread passes."""
         ...
 
 
@@ -182,41 +183,48 @@ def _expand(
     if not layers.examined:
         layers = examined(model, layers, samples.inputs)
     batches = list(samples.batches(batch_size))
-    gradient = torch.zeros(layers.size, device=layers.device)
-    squares = torch.zeros(layers.size, device=layers.device)
-    first = _Pass(model, layers, batches, loss, curvature_losses())
-    floats = 0
+    gradient = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
+    squares = torch.zeros_like(gradient)
+    ranks, floats = samples.ranks, [0] * len(batches)
+
+    def a_pass(with_gradient: bool) -> PerThread[_Pass]:
+        def make() -> _Pass:
+            own = ranks.own((model, layers))
+            return _Pass(*own, batches, loss, curvature_losses(), with_gradient=with_gradient)
+
+        return PerThread(make)
+
+    first = a_pass(with_gradient=True)
 
     def one(number: int, _: Samples) -> tuple[tuple[Trace | None, float], Parts]:
-        nonlocal floats
-        trace, batch_loss, parts = first.batch(number)
-        floats += trace.num_floats
-        kept = trace if floats <= KEEP_FLOATS else None
+        trace, batch_loss, parts = first().batch(number)
+        floats[number] = trace.num_floats
+        kept = trace if sum(floats) <= KEEP_FLOATS else None
         return (kept, batch_loss), chain(parts, trace.squares(layers))
 
     totals = [*layers.split(gradient), *layers.split(squares)]
-    kept = samples.ranks.accumulate(one, batches, totals)
+    kept = ranks.accumulate(one, batches, totals)
     total = 0.0
-    for batch_loss in samples.ranks.gather(lambda number, _: kept[number][1], batches):
+    for batch_loss in ranks.gather(lambda number, _: kept[number][1], batches):
         total += batch_loss
 
     def recompute() -> Callable[[int], Trace]:
-        again = _Pass(model, layers, batches, loss, curvature_losses(), with_gradient=False)
-        return lambda number: again.batch(number)[0]
+        again = a_pass(with_gradient=False)
+        return lambda number: again().batch(number)[0]
 
     def keep() -> Callable[[int], Trace]:
         return lambda number: traces[number]
 
     traces = {number: trace for number, (trace, _) in kept.items() if trace is not None}
     # The passes of a sharded model need every rank.
-    again = samples.ranks.any(floats > KEEP_FLOATS)
+    again = ranks.any(sum(floats) > KEEP_FLOATS)
     blocks = _FisherBlocks(layers, samples, batches, recompute if again else keep, squares)
     return Expansion(total / len(samples), gradient / len(samples), blocks.diagonal(), blocks)
 
 
 @dataclass(eq=False)
 class _Pass:
-    """A pass over the batches, those of other ranks left out."""
+    """A pass over the batches, those of other ranks and threads left out."""
 
     model: nn.Module
     layers: Layers

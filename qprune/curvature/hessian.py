@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qprune.curvature.expansion import Expansion
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.inputs import mapped
 from qprune.layers import Layers
 from qprune.losses import Loss
@@ -52,28 +53,29 @@ class ExactHessian:
             )
         function = _loss_of_weights(model, layers, samples, loss)
         weights = layers.read().double()
-        with differentiating(model, layers):
+        # Fused attention has no forward derivative.
+        with differentiating(model, layers), sdpa_kernel(SDPBackend.MATH):
             hessian = _hessian(function, weights)
             weights.requires_grad_()
             at = function(weights)
             (gradient,) = torch.autograd.grad(at, weights)
             value = at.item()
         hessian = 0.5 * (hessian + hessian.T)
-        diagonal = hessian.diagonal().clamp(min=0).float()
-        return Expansion(value, gradient.float(), diagonal, _HessianBlocks(hessian))
+        diagonal = hessian.diagonal().clamp(min=0).to(layers.dtype)
+        return Expansion(value, gradient.to(layers.dtype), diagonal, _HessianBlocks(hessian))
 
 
 def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
     """All second derivatives (N, N): vectorised, or row by row where the network forbids that."""
     try:
         return torch.func.hessian(function)(weights)
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, CalibrationError) as error:  # What a network lacks: as either.
         if out_of_memory(error):
             raise
         logger.info("the Hessian is taken row by row: %s", " ".join(str(error).split()))
     try:
         found = torch.autograd.functional.hessian(function, weights)
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, CalibrationError) as error:
         if out_of_memory(error):
             raise
         raise ImpossibleRequestError(

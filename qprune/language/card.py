@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from qprune.errors import RunFolderError
 from qprune.language.models import HUB
 from qprune.records import read_json
-from qprune.steps import LayerRecord
+from qprune.steps import LayerRecord, Score
 
 #: The Hugging Face name of a model's page, and the same for programs.
 CARD, CARD_JSON = "README.md", "pruning.json"
@@ -40,10 +41,77 @@ class Perplexity:
     windows: int
     predicted_tokens: int
 
+    @property
+    def score(self) -> Score:
+        """As reports have it: its logarithm, nats a token."""
+        return Score(None, math.log(self.value))
+
+    @property
+    def named(self) -> str:
+        """What the figure is."""
+        return "test perplexity"
+
+    @property
+    def shown(self) -> str:
+        """The figure, for a table."""
+        return f"{self.value:.3f}"
+
+    @property
+    def where(self) -> str:
+        """What it was measured on."""
+        return f"{self.data}, windows of {self.max_seq_length} tokens, stride {self.stride}"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model's outputs are from the dense one's, on held-out data.
+
+    Attributes:
+        value: mean over the samples of the run's loss; 0 for the dense model itself.
+        unit: "nats per token", "nats per sample" or the like.
+        data: what it was measured on, its test part.
+        samples: how many.
+        max_seq_length: tokens in one of them; None for images.
+        accuracy: share of the labels of the data that the model finds; None without labels.
+    """
+
+    value: float
+    unit: str
+    data: str
+    samples: int
+    max_seq_length: int | None
+    accuracy: float | None = None
+
+    @property
+    def score(self) -> Score:
+        """As reports have it."""
+        return Score(self.accuracy, self.value)
+
+    @property
+    def named(self) -> str:
+        """What the figures are."""
+        besides = "" if self.accuracy is None else ", accuracy"
+        return f"divergence from the dense model ({self.unit}){besides}"
+
+    @property
+    def shown(self) -> str:
+        """The figures, for a table."""
+        besides = "" if self.accuracy is None else f", {100 * self.accuracy:.2f} %"
+        return f"{self.value:.4g}{besides}"
+
+    @property
+    def where(self) -> str:
+        """What it was measured on."""
+        length = f" of {self.max_seq_length} tokens" if self.max_seq_length else ""
+        return f"{self.data}, {self.samples} samples{length}"
+
+
+Quality = Perplexity | Divergence
+
 
 @dataclass(frozen=True)
 class Card:
-    """The outcome of pruning a language model.
+    """The outcome of pruning a checkpoint.
 
     Attributes:
         base_model: folder or hub id of the dense model.
@@ -51,9 +119,11 @@ class Card:
         asked_sparsity: share of targeted weights that was to be zero.
         layers: targeted tensors and how many of their weights are zero.
         mask_structure: "2:4" and the like, None for none.
-        dense: perplexity of the dense model, if it was measured.
-        pruned: perplexity of the pruned model.
+        dense: how good the dense model is, if it was measured.
+        pruned: the same of the pruned model.
         settings: everything else that was asked, JSON-friendly.
+        architecture: the class of both.
+        unused: weights that the dense checkpoint held besides, and that are not here.
     """
 
     base_model: str
@@ -61,9 +131,11 @@ class Card:
     asked_sparsity: float
     layers: tuple[LayerRecord, ...]
     mask_structure: str | None = None
-    dense: Perplexity | None = None
-    pruned: Perplexity | None = None
+    dense: Quality | None = None
+    pruned: Quality | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str = ""
+    unused: tuple[str, ...] = ()
 
     @property
     def achieved_sparsity(self) -> float:
@@ -108,7 +180,8 @@ class Card:
             f"({100 * self.asked_sparsity:.2f} % asked{structure}), by `qprune` with method "
             f"`{self.method}`. `mask.safetensors` has the mask at one bit a weight.",
             "",
-            *self._perplexity_lines(),
+            *self._unused_lines(),
+            *self._quality_lines(),
             "| weight | shape | zero |",
             "|---|---|---|",
             *(
@@ -132,21 +205,29 @@ class Card:
             shape = "x".join(map(str, layer.shape))
             table.add_row(layer.name, shape, f"{100 * layer.sparsity:.2f} %")
         if self.pruned is not None:
-            dense = f"{self.dense.value:.3f} dense, " if self.dense else ""
-            table.caption = f"test perplexity {dense}{self.pruned.value:.3f} pruned"
+            dense = f"{self.dense.shown} dense, " if self.dense else ""
+            table.caption = f"{self.pruned.named} {dense}{self.pruned.shown} pruned"
         return table
 
-    def _perplexity_lines(self) -> list[str]:
+    def _unused_lines(self) -> list[str]:
+        if not self.unused:
+            return []
+        names = ", ".join(f"`{name}`" for name in self.unused)
+        return [
+            f"The dense checkpoint also holds {len(self.unused)} weights that a "
+            f"{self.architecture} has no place for; they are not here: {names}.",
+            "",
+        ]
+
+    def _quality_lines(self) -> list[str]:
         if self.pruned is None:
             return []
-        at = self.pruned
-        dense = [f"| dense | {self.dense.value:.3f} |"] if self.dense else []
+        dense = [f"| dense | {self.dense.shown} |"] if self.dense else []
         return [
-            f"| {at.data}, windows of {at.max_seq_length} tokens, stride {at.stride} "
-            "| test perplexity |",
+            f"| {self.pruned.where} | {self.pruned.named} |",
             "|---|---|",
             *dense,
-            f"| pruned | {at.value:.3f} |",
+            f"| pruned | {self.pruned.shown} |",
             "",
         ]
 

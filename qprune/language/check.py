@@ -18,12 +18,12 @@ from qprune.findings import (
     wrong_zeros,
 )
 from qprune.language.card import CARD_JSON, Card, layer_records
+from qprune.language.heads import targeted
 from qprune.language.models import load_pretrained
 from qprune.language.settings import LanguageSettings
 from qprune.language.stages import chosen_method
-from qprune.layerwise.blocks import find_blocks
 from qprune.layerwise.budgets import budget_of
-from qprune.layerwise.matrices import Matrix, find_matrices
+from qprune.layerwise.matrices import Matrix
 from qprune.packed import read_mask
 from qprune.run import FILES, MASK, MODEL, REPORT_JSON
 from qprune.steps import Report
@@ -45,7 +45,7 @@ def check_language_run(path: Path, settings: LanguageSettings, report: Report) -
         model = load_pretrained(str(path), dtype="auto")
         mask = read_mask(path / MASK)
         card = Card.read(path)
-        blocks = find_matrices(find_blocks(model), settings.targets, settings.ignore)
+        blocks = targeted(model, settings)
     except QpruneError as error:
         return Finding((str(error),))
     matrices = [matrix for inside in blocks for matrix in inside]

@@ -13,7 +13,7 @@ from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.language.card import Perplexity
 from qprune.language.models import checked_length, optional
 from qprune.language.perplexity import negative_log_likelihoods
-from qprune.language.text import encode, read_text
+from qprune.language.text import encode, read_text, refuse_unknown_ids
 from qprune.progress import Track, untracked
 
 # Windows between two moves of the progress bar.
@@ -58,6 +58,7 @@ def evaluate_perplexity(
             "a longer one would leave tokens out"
         )
     tokens = encode(read_text(data, "test"), tokenizer)
+    refuse_unknown_ids(tokens, model)
     if len(tokens) < length:
         raise CalibrationError(
             f"the test text of {data} has {len(tokens)} tokens, less than one window of {length}; "

@@ -1,23 +1,22 @@
-"""One `qprune prune` of a language model: from settings to a folder that transformers loads."""
+"""One `qprune prune` of a checkpoint: from settings to a folder that transformers loads."""
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
-from qprune.language.card import Card, Perplexity, layer_records
-from qprune.language.evaluate import evaluate_perplexity
-from qprune.language.models import checked_length, load_pretrained, load_tokenizer, stored_dtype
-from qprune.language.outcome import LanguageOutcome, as_score, matrix_records
+from qprune.language.card import Card, Quality, layer_records
+from qprune.language.heads import Subject, head_of, targeted
+from qprune.language.models import load_checkpoint, load_pretrained, stored_dtype
+from qprune.language.outcome import LanguageOutcome, matrix_records
 from qprune.language.save import save_model, sweep_asides
 from qprune.language.settings import LanguageSettings
 from qprune.language.stages import (
@@ -28,9 +27,6 @@ from qprune.language.stages import (
     chosen_method,
     prune_model,
 )
-from qprune.language.text import calibration_windows
-from qprune.layerwise.blocks import find_blocks
-from qprune.layerwise.matrices import find_matrices
 from qprune.progress import Track, untracked
 from qprune.report import render_html
 from qprune.run import RunFolder, resumed_folder, run_folder
@@ -38,45 +34,34 @@ from qprune.solve import Border
 from qprune.threads import limited_threads
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """What a run is about: a dense model, and text.
-
-    Attributes:
-        model: dense, in evaluation mode.
-        tokenizer: of the model.
-        length: tokens in a window.
-        windows: calibration sequences, token ids (m, length).
-    """
-
-    model: nn.Module
-    tokenizer: Any
-    length: int
-    windows: Tensor
-
-
 def load_subject(settings: LanguageSettings) -> Subject:
-    """The model and the calibration text that ``settings`` name.
+    """The model and the data that ``settings`` name.
 
     Raises:
         QpruneError: one of them cannot be had, or they do not fit.
     """
-    model = load_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
-    if getattr(model, "main_input_name", "") == "pixel_values":
-        raise ImpossibleRequestError(
-            f"{settings.model} is an image classifier, and --data is text; prune it in Python, "
-            "by qprune.layerwise.prune_layerwise with images"
-        )
-    tokenizer = load_tokenizer(settings.model)
-    length = checked_length(model, settings.max_seq_length)
-    windows = calibration_windows(
-        settings.data,
-        tokenizer,
-        num_samples=settings.num_calibration_samples,
-        max_seq_length=length,
-        seed=settings.seed,
-    )
-    return Subject(model, tokenizer, length, windows)
+    loaded = load_checkpoint(settings.model, dtype=settings.dtype, device=settings.device)
+    head = head_of(loaded.model)
+    for option in head.useless:
+        if getattr(settings, option) is not None:
+            raise ImpossibleRequestError(
+                f"{settings.model} is {head.task.described}, and --{option.replace('_', '-')} "
+                "says nothing to it; leave it out"
+            )
+    return head.subject(settings, loaded)
+
+
+def score_of(
+    settings: LanguageSettings,
+    subject: Subject,
+    model: nn.Module,
+    dense: Callable[[], nn.Module],
+    track: Track = untracked,
+) -> Quality | None:
+    """How good ``model`` is; None where nobody wants to know. ``dense`` loads the dense one."""
+    if not settings.evaluate:
+        return None
+    return subject.head.quality(settings, subject, model, dense, track)
 
 
 def run_language_job(
@@ -95,7 +80,7 @@ def run_language_job(
             run's own files (`qprune.run`).
         resume: go on with the run that ``output`` holds.
         watch: who hears of it.
-        track: wraps the windows that are evaluated, for a progress bar.
+        track: wraps the samples that are evaluated, for a progress bar.
 
     Raises:
         QpruneError, SolverError: the request is impossible, or failed; a run that was not under
@@ -107,24 +92,15 @@ def run_language_job(
     with limited_threads(settings.threads), saving as folder:
         subject = load_subject(settings)
 
-        def score() -> Perplexity | None:
-            if not settings.evaluate:
-                return None
-            return evaluate_perplexity(
-                subject.model,
-                subject.tokenizer,
-                settings.data,
-                max_seq_length=subject.length,
-                track=track,
-            )
+        def dense_again() -> nn.Module:
+            return load_pretrained(settings.model, dtype=settings.dtype, device=settings.device)
 
         before_dense = time.perf_counter()
-        dense = score()
+        dense = score_of(settings, subject, subject.model, lambda: subject.model, track)
         now = time.perf_counter()
         work = prune_model(
             settings,
-            subject.model,
-            subject.windows,
+            subject,
             watch=watch,
             place=Place(folder.path, resume) if folder else None,
             # What the dense evaluation took, the last one will take too.
@@ -132,7 +108,8 @@ def run_language_job(
         )
         dtype = stored_dtype(settings.model)
         _round_to(subject.model, dtype)
-        outcome = _outcome(settings, subject, work, (dense, score()), began)
+        pruned = score_of(settings, subject, subject.model, dense_again, track)
+        outcome = _outcome(settings, subject, work, (dense, pruned), began)
         if folder is not None:
             _save(folder, settings, subject, outcome, dtype)
     return outcome
@@ -174,11 +151,11 @@ def _outcome(
     settings: LanguageSettings,
     subject: Subject,
     work: Work,
-    scores: tuple[Perplexity | None, Perplexity | None],
+    scores: tuple[Quality | None, Quality | None],
     began: tuple[float, float],
 ) -> LanguageOutcome:
     dense, pruned = scores
-    blocks = find_matrices(find_blocks(subject.model), settings.targets, settings.ignore)
+    blocks = targeted(subject.model, settings)
     card = Card(
         base_model=settings.model,
         method=work.method,
@@ -188,12 +165,14 @@ def _outcome(
         dense=dense,
         pruned=pruned,
         settings=settings.model_dump(mode="json") | {"max_seq_length": subject.length},
+        architecture=type(subject.model).__name__,
+        unused=subject.unused,
     )
     return LanguageOutcome(
         model=subject.model,
         mask=work.mask,
         card=card,
-        report=replace(work.report, dense=as_score(dense), final=as_score(pruned)),
+        report=replace(work.report, dense=dense and dense.score, final=pruned and pruned.score),
         matrices=matrix_records([m for inside in blocks for m in inside], work.mask, work.layers),
         seconds=time.perf_counter() - began[0],
         cpu_seconds=time.process_time() - began[1],
@@ -213,6 +192,7 @@ def _save(
         outcome.model,
         outcome.mask,
         tokenizer=subject.tokenizer,
+        beside=subject.beside,
         card=outcome.card,
         dtype=dtype,
     )

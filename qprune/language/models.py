@@ -1,19 +1,31 @@
-"""Pretrained models from a folder or the Hugging Face hub, for any architecture it has there."""
+"""Pretrained models from a folder or the Hugging Face hub, each loaded as the class it was."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError
+from qprune.language.classes import chosen_class
+from qprune.language.folders import (
+    is_checkpoint,
+    refuse_other_formats,
+    refuse_other_weights,
+    refuse_quantised,
+)
+
+logger = logging.getLogger(__name__)
 
 #: What a source that is not a folder begins with on the command line.
 HUB = "hf:"
@@ -21,12 +33,33 @@ _DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 def is_pretrained(source: str) -> bool:
-    """Whether ``source`` names a transformers model: a folder with config.json, or ``hf:ID``."""
-    return source.startswith(HUB) or (Path(source) / "config.json").is_file()
+    """Whether ``source`` names a transformers model: a folder with config.json, or ``hf:ID``.
+
+    Also one that cannot be loaded, such as an adapter's folder or a GGUF file: loading it says why.
+    """
+    return source.startswith(HUB) or is_checkpoint(source)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model and what its checkpoint holds besides.
+
+    Attributes:
+        model: of the class that the checkpoint names, in evaluation mode.
+        unused: names of weights that the class has no place for; they are not saved again.
+    """
+
+    model: nn.Module
+    unused: tuple[str, ...]
 
 
 def load_pretrained(source: str, *, dtype: str = "float32", device: str = "cpu") -> nn.Module:
-    """A causal language model or an image classifier, in evaluation mode.
+    """The model of `load_checkpoint`."""
+    return load_checkpoint(source, dtype=dtype, device=device).model
+
+
+def load_checkpoint(source: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
+    """A model of the class that its config.json names, every weight from the checkpoint.
 
     Args:
         source: a folder with config.json and safetensors weights, ``hf:ID`` or a hub id.
@@ -34,30 +67,55 @@ def load_pretrained(source: str, *, dtype: str = "float32", device: str = "cpu")
         device: where to put it, as torch names devices.
 
     Raises:
-        ImpossibleRequestError: transformers is missing, the source cannot be read, or it is
-            neither a causal language model nor an image classifier.
+        ImpossibleRequestError: transformers is missing, the source cannot be read, its class is
+            not one of those that are pruned (`qprune.language.classes`), its weights are
+            quantised, pickled, an adapter's or incomplete, or one of the class is missing.
     """
     if dtype not in _DTYPES:
         raise ImpossibleRequestError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
     transformers = optional("transformers")
+    refuse_other_formats(source)
     where = _location(source)
     with _explained(source):
-        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
-    kinds = config.architectures or []
-    auto = transformers.AutoModelForCausalLM
-    if any("ForImageClassification" in kind for kind in kinds):
-        auto = transformers.AutoModelForImageClassification
-    elif type(config) not in auto._model_mapping:
-        raise ImpossibleRequestError(
-            f"{source} is a {config.model_type} model; qprune prunes causal language models and "
-            "image classifiers"
-        )
+        written, _ = transformers.PretrainedConfig.get_config_dict(where)
+    refuse_quantised(source, written)
+    chosen = chosen_class(source, written, transformers)
+    refuse_other_weights(source)
+    with _explained(source):
+        config = chosen.config_class.from_pretrained(where)
     options = {_dtype_name(transformers): dtype if dtype == "auto" else getattr(torch, dtype)}
-    with _explained(source), bars_on_terminals_only():
-        model = auto.from_pretrained(
-            where, config=config, trust_remote_code=False, use_safetensors=True, **options
+    with _explained(source), bars_on_terminals_only(), _own_words(transformers):
+        model, found = chosen.from_pretrained(
+            where, config=config, use_safetensors=True, output_loading_info=True, **options
         )
-    return model.to(_device(device)).eval()
+    _refuse_missing(source, chosen.__name__, found)
+    unused = tuple(sorted(found["unexpected_keys"]))
+    if unused:
+        logger.warning(
+            "a %s has no place for %d weights of %s, which are not saved again: %s",
+            *(chosen.__name__, len(unused), source, _listed(unused)),
+        )
+    return Loaded(model.to(_device(device)).eval(), unused)
+
+
+def _refuse_missing(source: str, name: str, found: Any) -> None:
+    """Refuse a model part of whose weights would be random.
+
+    Raises:
+        ImpossibleRequestError: names them.
+    """
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ImpossibleRequestError(
+            f"{source} lacks {len(missing)} weights of a {name}, which would be random: "
+            f"{_listed(missing)}; give the whole checkpoint, or name in its config.json "
+            "(architectures) the class whose weights it holds"
+        )
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def load_tokenizer(source: str) -> Any:
@@ -94,7 +152,17 @@ def context_length(model: nn.Module) -> int | None:
         return None
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     length = getattr(text, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    if not isinstance(length, int) or length <= 0:
+        return None
+    return length - _unused_positions(model)
+
+
+def _unused_positions(model: nn.Module) -> int:
+    """Positions before the first token's, in models that count from their padding (RoBERTa)."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
 
 
 def checked_length(model: nn.Module, asked: int | None, default: int = 2048) -> int:
@@ -146,6 +214,18 @@ def bars_on_terminals_only() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+@contextmanager
+def _own_words(transformers: ModuleType) -> Iterator[None]:
+    """Without transformers' table of keys: what it says, we say or refuse."""
+    logging_ = transformers.utils.logging
+    before = logging_.get_verbosity()
+    logging_.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging_.set_verbosity(before)
+
+
 def _location(source: str) -> str:
     """What transformers is asked for; a path that is meant as one has to be there."""
     if source.startswith(HUB):
@@ -181,7 +261,7 @@ def _explained(source: str) -> Iterator[None]:
     """What transformers raises while reading ``source``, in one line that says what to do."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if not Path(source).exists():
             raise ImpossibleRequestError(

@@ -1,13 +1,15 @@
-"""A language model pruned from end to end: layer by layer, then across the whole network."""
+"""A transformer pruned from end to end: layer by layer, then across the whole network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from qprune.augment import Augmentation
 from qprune.distill import Distillation
 from qprune.errors import ImpossibleRequestError
 from qprune.layerwise import LayerObserver
@@ -17,9 +19,8 @@ from qprune.layerwise.methods import METHODS, Method
 from qprune.layerwise.sensitivity import Sensitivity
 from qprune.layerwise.start import LayerwiseStart
 from qprune.layerwise.walk import evaluating
-from qprune.losses import DenseOutputs
+from qprune.losses import DenseOutputs, Loss
 from qprune.prune import Pruned, prune
-from qprune.selftext import OwnText
 from qprune.steps import Observer
 
 #: Optimiser steps of stage 2 where nothing is said.
@@ -33,6 +34,7 @@ _NUM_BLOCKS = 16
 # mean curvature of so many weights is next to nothing.
 _DAMPING = 300.0
 _BUDGETS = Sensitivity()
+_LOSS = DenseOutputs(fit_scale=False)
 
 
 def prune_network(
@@ -47,10 +49,12 @@ def prune_network(
     compensate: bool = True,
     steps: int = STAGE2_STEPS,
     rounds: int = 1,
-    augment: OwnText | None = None,
+    loss: Loss = _LOSS,
+    augment: Augmentation | None = None,
     budgets: Sensitivity | None = _BUDGETS,
     offload: str | Path = "cpu",
     seed: int = 0,
+    threads: int | None = None,
     observe: Observer | Sequence[Observer] = (),
     observe_layers: LayerObserver | None = None,
     observe_moves: Callable[[int, int], None] | None = None,
@@ -58,13 +62,13 @@ def prune_network(
 ) -> Pruned:
     """Prune layer by layer, then improve the outcome on the loss at the network's end.
 
-    The loss is KL(dense || pruned) of the next-token distributions. First, ``rounds`` times,
-    blocks of weights across all layers are put to the sampler, restore or prune under the exact
-    count; then kept weights are distilled with the mask held. What does not lower the loss on
-    sequences that were held back is not taken.
+    The loss is by default KL(dense || pruned) of the output distributions, a language model's of
+    its next tokens. First, ``rounds`` times, blocks of weights across all layers are put to the
+    sampler, restore or prune under the exact count; then kept weights are distilled with the mask
+    held. What does not lower the loss on sequences that were held back is not taken.
 
     Args:
-        model: a causal language model whose blocks' matrices are Linear layers, on the CPU.
+        model: a transformer whose blocks' matrices are Linear layers, on the CPU.
         windows: calibration sequences, token ids (m, T); or whatever holds them that
             `qprune.prune` takes, a DataLoader for one.
         sparsity: share of the blocks' weights to prune.
@@ -75,10 +79,13 @@ def prune_network(
         compensate: whether kept values may move. False: masks only, by block moves alone.
         steps: optimiser steps of the distillation.
         rounds: of block moves.
-        augment: writes more sequences to fit on; ``OwnText(model)`` is the usual one.
+        loss: at the network's end.
+        augment: makes more samples to fit on; ``OwnText(model)`` is the usual one where the model
+            can write them.
         budgets: shares the count among the layers, where no structure does.
         offload: where activations of the first stage wait: "cpu", or a folder.
         seed: one seed, one mask.
+        threads: of both stages; the mask is the same for any number.
         observe: called with every step of the walk.
         observe_layers: called with every matrix that the first stage is done with.
         observe_moves: called with the optimiser steps done and to do in one stretch.
@@ -99,13 +106,14 @@ def prune_network(
         method=METHODS[method] if isinstance(method, str) else method,
         mask_structure=mask_structure,
         compensate=compensate,
-        budgets=budgets,
+        budgets=budgets and replace(budgets, loss=loss),
         offload=offload,
+        threads=threads,
         observe=observe_layers,
     )
     moving = compensate and steps > 0
     settings: dict[str, Any] = {
-        "loss": DenseOutputs(fit_scale=False),
+        "loss": loss,
         "compensate": Distillation(steps, final_steps=1, at_end=True, observe=observe_moves)
         if moving
         else False,
@@ -126,6 +134,7 @@ def prune_network(
             start=start,
             targets=names,
             seed=seed,
+            threads=threads,
             observe=observe,
             **(settings | options),
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from qprune.language.card import Card, Perplexity
+from qprune.language.card import Card
 from qprune.layerwise import LayerOutcome
 from qprune.layerwise.matrices import Matrix
-from qprune.steps import Report, Score
+from qprune.steps import Report
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LanguageOutcome:
     Attributes:
         model: the pruned model, its weights rounded to what the checkpoint stores them in.
         mask: bool by parameter name, True = kept.
-        card: what was asked and came out, with both perplexities.
+        card: what was asked and came out, how good both models are.
         report: the steps of stage 2, and times of the pruning alone.
         matrices: every pruned matrix.
         seconds, cpu_seconds: of everything, evaluation included.
@@ -66,8 +65,11 @@ class LanguageOutcome:
             "asked_sparsity": card.asked_sparsity,
             "achieved_sparsity": card.achieved_sparsity,
             "mask_structure": card.mask_structure,
+            "architecture": card.architecture,
             "dense": card.dense and card.dense.value,
             "final": card.pruned and card.pruned.value,
+            "figure": card.pruned and card.pruned.named,
+            "accuracy": _accuracy(card),
             "max_seq_length": card.settings["max_seq_length"],
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
@@ -95,6 +97,12 @@ class LanguageOutcome:
         }
 
 
+def _accuracy(card: Card) -> dict[str, float | None] | None:
+    scores = {"dense": card.dense, "final": card.pruned}
+    found = {name: quality.score.accuracy for name, quality in scores.items() if quality}
+    return found if any(value is not None for value in found.values()) else None
+
+
 def matrix_records(
     matrices: Sequence[Matrix], mask: Mapping[str, Tensor], stage1: Sequence[LayerOutcome]
 ) -> tuple[MatrixRecord, ...]:
@@ -114,8 +122,3 @@ def matrix_records(
             )
         )
     return tuple(records)
-
-
-def as_score(perplexity: Perplexity | None) -> Score | None:
-    """A perplexity as reports have it: its logarithm, nats a token."""
-    return None if perplexity is None else Score(None, math.log(perplexity.value))

@@ -9,6 +9,7 @@ from pydantic import Field
 from qprune.cli_options import OptionValue
 from qprune.config import Asked, Names
 from qprune.errors import ImpossibleRequestError
+from qprune.threads import DEFAULT_THREADS, MAX_THREADS
 
 # What only method qprune has a use for.
 _ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds", "executor")
@@ -31,6 +32,7 @@ class LanguageSettings(Asked):
     augment: bool = True
     num_calibration_samples: int = Field(default=128, ge=1)
     max_seq_length: int | None = Field(default=None, ge=2)
+    normalization: str | None = None
     max_seconds: float | None = Field(default=None, gt=0)
     max_memory: float | None = Field(default=None, gt=0)
     executor: str | None = None
@@ -39,7 +41,7 @@ class LanguageSettings(Asked):
     offload: str = "cpu"
     evaluate: bool = True
     seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=DEFAULT_THREADS, ge=1, le=MAX_THREADS)
 
     def check(self) -> None:
         """Refuse what the method has no use for, rather than leave it out unsaid.

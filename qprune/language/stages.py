@@ -1,4 +1,4 @@
-"""What the methods by name do to a language model: stage 1 alone, or both stages.
+"""What the methods by name do to a checkpoint: stage 1 alone, or both stages.
 
 Where the loss at the network's end cannot move the weights (experts, or a model on a GPU), method
 "qprune" is its first stage alone, "reconstruct", and says so.
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration
+from qprune.errors import ImpossibleRequestError
 from qprune.executors import executor_named
 from qprune.fingerprint import (
     Fingerprint,
@@ -27,19 +27,24 @@ from qprune.fingerprint import (
     plain_settings,
 )
 from qprune.folder import append_line, write_whole
+from qprune.inputs import mapped
 from qprune.language.card import layer_records
+from qprune.language.classes import IMAGES
+from qprune.language.heads import Subject, targeted
 from qprune.language.network import prune_network, reason_against
 from qprune.language.settings import LanguageSettings
 from qprune.language.twins import linear_twins, turned
 from qprune.layerwise import METHODS, LayerObserver, LayerOutcome, SampledRows, prune_layerwise
-from qprune.layerwise.blocks import find_blocks
+from qprune.layerwise.blocks import find_blocks, reproduces
 from qprune.layerwise.matrices import find_matrices
 from qprune.layerwise.methods import Method
 from qprune.layerwise.needs import state_layerwise
+from qprune.layerwise.store import stores
+from qprune.layerwise.walk import evaluating
+from qprune.prune import prune
 from qprune.recording import STEPS, hold_fingerprint
 from qprune.records import read_json, strict_json
 from qprune.run import LAYERS
-from qprune.selftext import OwnText, cache_name
 from qprune.solve import BlockObserver
 from qprune.steps import Observer, Report
 from qprune.traces import forward
@@ -111,19 +116,17 @@ class Work:
 
 def prune_model(
     settings: LanguageSettings,
-    model: nn.Module,
-    windows: Tensor,
+    subject: Subject,
     *,
     watch: Watch = UNWATCHED,
     place: Place | None = None,
     seconds: float | None = None,
 ) -> Work:
-    """Prune ``model`` in place as ``settings`` say.
+    """Prune the model in place as ``settings`` say.
 
     Args:
         settings: what to do.
-        model: a causal language model.
-        windows: calibration sequences, token ids (m, T).
+        subject: the model, and its calibration data.
         watch: who hears of it.
         place: folder for fingerprint, journal and checkpoints.
         seconds: stage 2 ends in time; stage 1 takes what it takes.
@@ -132,10 +135,30 @@ def prune_model(
         QpruneError, SolverError: see `qprune.errors`; the model is then as it was.
     """
     notes = _Notes(place, watch.layer)
-    across = crosses(settings, model)
-    work = _both_stages if across else _one_stage
-    done = work(settings, model, windows, replace(watch, layer=notes.add), place, seconds)
+    work = _one_stage
+    if settings.method == "qprune" and not _in_order(settings, subject):
+        logger.warning(
+            "the blocks of a %s change the shape of what they pass on, or hold convolutions: "
+            "pruning across the network alone, as qprune.prune does",
+            type(subject.model).__name__,
+        )
+        work = _across_alone
+    elif crosses(settings, subject.model):
+        work = _both_stages
+    done = work(settings, subject, replace(watch, layer=notes.add), place, seconds)
     return replace(done, layers=notes.outcomes)
+
+
+def _in_order(settings: LanguageSettings, subject: Subject) -> bool:
+    """Whether an image classifier's blocks can be pruned one after the other; others' are."""
+    model = subject.model
+    if subject.head.task is not IMAGES:
+        return True
+    if any(isinstance(m.module, nn.Conv2d) for inside in targeted(model, settings) for m in inside):
+        return False
+    one = mapped(subject.calibration.inputs[:1], lambda t: t.to(next(model.parameters()).device))
+    with stores("cpu") as new_store, evaluating(model):
+        return reproduces(model, find_blocks(model), one, new_store)
 
 
 def crosses(settings: LanguageSettings, model: nn.Module) -> bool:
@@ -160,8 +183,7 @@ def crosses(settings: LanguageSettings, model: nn.Module) -> bool:
 
 def _both_stages(
     settings: LanguageSettings,
-    model: nn.Module,
-    windows: Tensor,
+    subject: Subject,
     watch: Watch,
     place: Place | None,
     seconds: float | None,
@@ -169,8 +191,9 @@ def _both_stages(
     moving = settings.stage2_steps != 0
     augment = None
     # Without distillation there is nothing that more text would be fitted by.
-    if settings.augment and settings.compensate and moving and cache_name(model):
-        augment = OwnText(model, observe=watch.text, enough=_enough(watch, seconds))
+    if settings.augment and settings.compensate and moving:
+        enough = _enough(watch, seconds)
+        augment = subject.augment or subject.head.own_text(subject.model, watch.text, enough)
     chosen: dict[str, Any] = {
         "steps": settings.stage2_steps,
         "rounds": settings.rounds if moving else 0,
@@ -184,10 +207,12 @@ def _both_stages(
     }
     if place is not None:
         chosen["resume_from" if place.resume else "output_dir"] = place.path
+    model = subject.model
     with linear_twins(model) as twins, executor_named(settings.executor) as executor:
         pruned = prune_network(
             model,
-            windows,
+            subject.calibration,
+            loss=subject.head.criterion(model).loss,
             sparsity=None if settings.mask_structure else settings.asked_sparsity,
             mask_structure=settings.mask_structure,
             targets=settings.targets,
@@ -196,6 +221,7 @@ def _both_stages(
             augment=augment,
             offload=settings.offload,
             seed=settings.seed,
+            threads=settings.threads,
             observe=watch.step or (),
             observe_blocks=watch.block or (),
             observe_layers=watch.layer,
@@ -214,6 +240,58 @@ def _both_stages(
     return Work("qprune", mask, report, ())
 
 
+def _across_alone(
+    settings: LanguageSettings,
+    subject: Subject,
+    watch: Watch,
+    place: Place | None,
+    seconds: float | None,
+) -> Work:
+    """The walk of `qprune.prune` with its own defaults, where stage 1 cannot be."""
+    if settings.stage2_steps is not None:
+        raise ImpossibleRequestError(
+            "--stage2-steps is of networks that are pruned layer by layer first, and a "
+            f"{type(subject.model).__name__} is not; leave it out"
+        )
+    chosen: dict[str, Any] = {
+        "rounds": settings.rounds,
+        "block_size": settings.block_size,
+        "num_blocks": settings.num_blocks,
+        "sampler": settings.sampler,
+        "sampler_options": settings.sampler_options or None,
+        "budget": settings.budget,
+        "max_seconds": seconds,
+        "max_memory": _most(settings),
+    }
+    if place is not None:
+        chosen["resume_from" if place.resume else "output_dir"] = place.path
+    matrices = targeted(subject.model, settings)
+    with executor_named(settings.executor) as executor:
+        pruned = prune(
+            subject.model,
+            subject.calibration,
+            loss=subject.head.criterion(subject.model).loss,
+            sparsity=None if settings.mask_structure else settings.asked_sparsity,
+            mask_structure=settings.mask_structure,
+            targets=[matrix.name for inside in matrices for matrix in inside],
+            compensate=settings.compensate,
+            augment=(subject.augment or "auto") if settings.augment else None,
+            seed=settings.seed,
+            observe=watch.step or (),
+            observe_blocks=watch.block or (),
+            should_stop=watch.should_stop,
+            executor=executor,
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
+    report = replace(
+        pruned.report,
+        asked_sparsity=settings.asked_sparsity,
+        layers=layer_records(pruned.mask),
+        settings=settings.model_dump(mode="json") | dict(pruned.report.settings),
+    )
+    return Work("qprune", pruned.mask, report, ())
+
+
 def _enough(watch: Watch, seconds: float | None) -> Callable[[], bool]:
     """Whether the run is to end, or its text has had its share of the time."""
     end = math.inf if seconds is None else time.perf_counter() + _TEXT_SHARE * seconds
@@ -223,19 +301,18 @@ def _enough(watch: Watch, seconds: float | None) -> Callable[[], bool]:
 
 def _one_stage(
     settings: LanguageSettings,
-    model: nn.Module,
-    windows: Tensor,
+    subject: Subject,
     watch: Watch,
     place: Place | None,
     seconds: float | None,
 ) -> Work:
     if place is not None:
-        hold_fingerprint(place.path, _fingerprint(settings, model, windows))
+        hold_fingerprint(place.path, _fingerprint(settings, subject))
         write_whole(place.path / STEPS, b"")
     method, name = chosen_method(settings)
     needs = state_layerwise(
-        model,
-        windows,
+        subject.model,
+        subject.calibration,
         method,
         targets=settings.targets,
         ignore=settings.ignore,
@@ -243,8 +320,8 @@ def _one_stage(
         max_memory=_most(settings),
     )
     done = prune_layerwise(
-        model,
-        windows,
+        subject.model,
+        subject.calibration,
         method=method,
         sparsity=settings.asked_sparsity,
         mask_structure=settings.mask_structure,
@@ -253,6 +330,7 @@ def _one_stage(
         ignore=settings.ignore,
         offload=settings.offload,
         seed=settings.seed,
+        threads=settings.threads,
         observe=watch.layer,
     )
     report = Report(
@@ -290,14 +368,16 @@ def chosen_method(settings: LanguageSettings) -> tuple[Method, str]:
     return method, name
 
 
-def _fingerprint(settings: LanguageSettings, model: nn.Module, windows: Tensor) -> Fingerprint:
+def _fingerprint(settings: LanguageSettings, subject: Subject) -> Fingerprint:
+    model, first = subject.model, subject.calibration.inputs[:1]
     device = next(model.parameters()).device
+    outputs = forward(model, mapped(first, lambda tensor: tensor.to(device))).detach()
     return Fingerprint(
         digest_of_model(model),
-        digest_of_data(as_calibration(windows)),
+        digest_of_data(subject.calibration),
         plain_settings(settings.model_dump(mode="json")),
         code_versions(),
-        digest_of_tensors({"outputs": forward(model, windows[:1].to(device)).detach()}),
+        digest_of_tensors({"outputs": outputs}),
     )
 
 

@@ -3,26 +3,59 @@
 Sources, as on the command line:
 
 - ``wikitext2:DIR``: train.txt.gz (or train.txt) to calibrate on, test.txt.gz to score on.
-- ``text:FILE``: one file, plain or .gz; its last tenth is kept apart to score on.
+- ``text:FILE``: one file, plain or .gz; its last tenth is kept apart to score on. Of JSON lines,
+  the "text" column is read.
 - ``hf:NAME`` or ``hf:NAME:CONFIG``: a data set on the hub or in a folder, its text column; split
   ``train`` to calibrate on, ``test`` (or ``validation``) to score on.
+
+Rows of JSON lines and of data sets may have a "label", too.
 """
 
 from __future__ import annotations
 
 import gzip
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.language.models import optional
+from qprune.records import read_json
+
+logger = logging.getLogger(__name__)
 
 #: Share of a single text file that is kept apart to score on.
 TEST_SHARE = 0.1
 _SPLITS = {"train": ("train",), "test": ("test", "validation")}
+_LABELS = ("label", "labels")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a source holds for one split.
+
+    Attributes:
+        texts: one after the other; running text is a single one.
+        labels: one for each text, as they stand there; None without.
+    """
+
+    texts: Sequence[str]
+    labels: Sequence[Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """All texts, a line break between them."""
+        return "\n".join(self.texts)
+
+    def take(self, indices: Sequence[int]) -> Corpus:
+        """The texts at ``indices``."""
+        labels = self.labels and [self.labels[index] for index in indices]
+        return Corpus([self.texts[index] for index in indices], labels)
 
 
 def calibration_windows(
@@ -58,7 +91,15 @@ def evaluation_windows(source: str, tokenizer: Any, *, max_seq_length: int) -> T
         ImpossibleRequestError: no such source.
         CalibrationError: the text is shorter than one window.
     """
-    tokens = encode(read_text(source, "test"), tokenizer)
+    return consecutive_windows(encode(read_text(source, "test"), tokenizer), max_seq_length)
+
+
+def consecutive_windows(tokens: Tensor, max_seq_length: int) -> Tensor:
+    """All windows of ``tokens`` (n,), one behind the other, the last partial one dropped.
+
+    Raises:
+        CalibrationError: fewer tokens than one window has.
+    """
     count = len(tokens) // max_seq_length
     if not count:
         raise _too_short(len(tokens), max_seq_length)
@@ -82,7 +123,17 @@ def random_windows(tokens: Tensor, num_samples: int, max_seq_length: int, seed: 
 
 
 def read_text(source: str, split: str) -> str:
-    """The text of one split, "train" or "test".
+    """The text of one split, see `read_corpus`."""
+    return read_corpus(source, split).text
+
+
+def is_text(source: str) -> bool:
+    """Whether ``source`` names a text, there or not."""
+    return source.partition(":")[0] in _READERS
+
+
+def read_corpus(source: str, split: str) -> Corpus:
+    """The texts of one split, "train" or "test".
 
     Raises:
         ImpossibleRequestError: no such kind of source, or it cannot be read.
@@ -103,20 +154,88 @@ def encode(text: str, tokenizer: Any) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _wikitext2(folder: str, split: str) -> str:
+def refuse_unknown_ids(tokens: Tensor, model: nn.Module) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Raises:
+        ImpossibleRequestError: the tokenizer is of another model, or has grown since.
+    """
+    table: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    known = getattr(table, "num_embeddings", None)
+    if isinstance(known, int) and tokens.numel() and int(tokens.max()) >= known:
+        raise ImpossibleRequestError(
+            f"the tokenizer makes token {int(tokens.max())} of the text, and the model has "
+            f"embeddings for {known} tokens, 0 to {known - 1}; give the folder the tokenizer that "
+            "the model was trained with, or resize_token_embeddings and train the new ones"
+        )
+
+
+def _wikitext2(folder: str, split: str) -> Corpus:
     for name in (f"{split}.txt.gz", f"{split}.txt"):
         if (Path(folder) / name).is_file():
-            return _read(Path(folder) / name)
+            return Corpus((_read(Path(folder) / name),))
     raise ImpossibleRequestError(f"{folder} holds neither {split}.txt.gz nor {split}.txt")
 
 
-def _text_file(name: str, split: str) -> str:
+def _text_file(name: str, split: str) -> Corpus:
     text = _read(Path(name))
-    cut = len(text) - int(TEST_SHARE * len(text))
-    return text[:cut] if split == "train" else text[cut:]
+    rows = _json_rows(name, text)
+    if rows is None:
+        return Corpus((_part(text, split),))
+    if split == "train":
+        logger.info('%s holds JSON lines: the "text" of each is read', name)
+    chosen = _part(rows, split)
+    key = next((key for key in _LABELS if all(key in row for row in rows)), None)
+    return Corpus([row["text"] for row in chosen], key and [row[key] for row in chosen])
 
 
-def _hub_data(name: str, split: str) -> str:
+def _part(whole: Any, split: str) -> Any:
+    """All but the last tenth, or that."""
+    cut = len(whole) - int(TEST_SHARE * len(whole))
+    return whole[:cut] if split == "train" else whole[cut:]
+
+
+def _json_rows(name: str, text: str) -> list[Mapping[str, Any]] | None:
+    """The objects of JSON lines; None for plain text.
+
+    Raises:
+        ImpossibleRequestError: it is JSON without a text in every line.
+    """
+    lines = [line for line in text.split("\n") if line.strip()]
+    named_so = Path(name.removesuffix(".gz")).suffix in (".json", ".jsonl", ".ndjson")
+    if not named_so and not (lines and _is_object(_parsed(lines[0]))):
+        whole = _parsed(text)
+        if not _is_object(whole[0] if isinstance(whole, list) and whole else whole):
+            return None
+    rows = [_parsed(line) for line in lines]
+    wrong = next((n for n, row in enumerate(rows, 1) if not _has_text(row)), None)
+    if wrong is not None:
+        raise ImpossibleRequestError(
+            f'{name} is JSON, and its line {wrong} is no object with a "text"; pass the text '
+            'alone, or JSON lines such as {"text": "..."}'
+        )
+    return rows
+
+
+def _parsed(text: str) -> Any:
+    """JSON as an object or a list; None for anything else."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return read_json(text)
+    except ValueError:
+        return None
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _has_text(row: Any) -> bool:
+    return _is_object(row) and isinstance(row.get("text"), str)
+
+
+def _hub_data(name: str, split: str) -> Corpus:
     datasets = optional("datasets")
     name, _, config = name.partition(":")
     try:
@@ -133,10 +252,16 @@ def _hub_data(name: str, split: str) -> str:
             f"the data set {name!r} needs a column 'text' and a split "
             f"{' or '.join(map(repr, _SPLITS[split]))}; it has {splits.column_names}"
         )
-    return "\n".join(splits[chosen]["text"])
+    rows = splits[chosen]
+    key = next((key for key in _LABELS if key in rows.column_names), None)
+    return Corpus(list(rows["text"]), key and list(rows[key]))
 
 
-_READERS = {"wikitext2": _wikitext2, "text": _text_file, "hf": _hub_data}
+_READERS: Mapping[str, Callable[[str, str], Corpus]] = {
+    "wikitext2": _wikitext2,
+    "text": _text_file,
+    "hf": _hub_data,
+}
 
 
 def _read(path: Path) -> str:

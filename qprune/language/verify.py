@@ -9,26 +9,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qprune.calibration import as_calibration
 from qprune.findings import wrong_score
 from qprune.fingerprint import Fingerprint, digest_of_data, digest_of_model
 from qprune.language.card import Card
-from qprune.language.evaluate import evaluate_perplexity
-from qprune.language.job import Subject, load_subject
+from qprune.language.job import load_subject, score_of
 from qprune.language.models import load_pretrained, stored_dtype
-from qprune.language.outcome import as_score
 from qprune.language.settings import LanguageSettings
 from qprune.language.twins import linear_twins
 from qprune.packed import read_mask
 from qprune.recording import FINGERPRINT
 from qprune.run import MASK
-from qprune.steps import Report, Score
+from qprune.steps import Report
 
 
 def wrong_language_world(
     path: Path, settings: LanguageSettings, report: Report, told: Fingerprint
 ) -> Iterator[str]:
-    """The model, the text, the kept weights and the perplexities, each computed again.
+    """The model, the text, the kept weights and the scores, each computed again.
 
     Raises:
         QpruneError: the dense model or the text cannot be had.
@@ -38,23 +35,18 @@ def wrong_language_world(
     with linear_twins(subject.model) if across else nullcontext():
         if digest_of_model(subject.model) != told.model:
             yield f"the dense model is not the one that {FINGERPRINT} tells of"
-    if digest_of_data(as_calibration(subject.windows)) != told.data:
+    if digest_of_data(subject.calibration) != told.data:
         yield f"the calibration data are not those that {FINGERPRINT} tells of"
     pruned = load_pretrained(str(path), dtype=settings.dtype, device=settings.device)
     if not settings.compensate:
         yield from _moved(path, subject.model, pruned, stored_dtype(settings.model))
-    if report.dense is not None:
-        yield from wrong_score("dense", report.dense, _score(settings, subject, subject.model))
-    if report.final is not None:
-        yield from wrong_score("final", report.final, _score(settings, subject, pruned))
-
-
-def _score(settings: LanguageSettings, subject: Subject, model: nn.Module) -> Score:
-    found = as_score(
-        evaluate_perplexity(model, subject.tokenizer, settings.data, max_seq_length=subject.length)
-    )
-    assert found is not None
-    return found
+    for name, said, model in (
+        ("dense", report.dense, subject.model),
+        ("final", report.final, pruned),
+    ):
+        found = said and score_of(settings, subject, model, lambda: subject.model)
+        if said is not None and found is not None:
+            yield from wrong_score(name, said, found.score)
 
 
 def _moved(path: Path, dense: nn.Module, pruned: nn.Module, dtype: torch.dtype) -> Iterator[str]:

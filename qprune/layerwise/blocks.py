@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qprune.errors import CalibrationError, ImpossibleRequestError, UnsupportedLayerError
+from qprune.errors import (
+    CalibrationError,
+    ImpossibleRequestError,
+    QpruneError,
+    UnsupportedLayerError,
+)
+from qprune.inputs import AnyInputs, called, mapped, tensors_of
 from qprune.layerwise.store import Store
 
 Named = tuple[str, nn.Module]
@@ -23,6 +30,8 @@ Named = tuple[str, nn.Module]
 
 def find_blocks(model: nn.Module) -> list[Named]:
     """The members of the outermost ModuleList that holds most of the model's matrices.
+
+    Of an encoder-decoder, those of the encoder's and then those of the decoder's.
 
     Raises:
         UnsupportedLayerError: there is none.
@@ -38,8 +47,27 @@ def find_blocks(model: nn.Module) -> list[Named]:
             f"{type(model).__name__} has no repeated blocks (a ModuleList that holds its layers); "
             "use qprune.prune for it"
         )
-    _, name, blocks = max(candidates, key=lambda candidate: candidate[0])
-    return [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
+    two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    sides: dict[str, tuple[int, str, nn.ModuleList]] = {}
+    for candidate in candidates:
+        side = _side(candidate[1]) if two_sided else ""
+        sides[side] = max(sides.get(side, candidate), candidate, key=lambda one: one[0])
+    return [
+        (f"{name}.{index}", block)
+        for _, name, blocks in sides.values()
+        for index, block in enumerate(blocks)
+    ]
+
+
+def stacks_of(blocks: Sequence[Named]) -> Iterator[list[int]]:
+    """Indices of the blocks that follow one another, stack by stack."""
+    for _, stack in groupby(range(len(blocks)), lambda i: blocks[i][0].rpartition(".")[0]):
+        yield list(stack)
+
+
+def _side(name: str) -> str:
+    """The part of an encoder-decoder that a module is in, by its name."""
+    return next((part for part in name.split(".") if part in ("encoder", "decoder")), "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +114,7 @@ class Entry:
 def enter(
     model: nn.Module,
     blocks: Sequence[Named],
-    batches: Sequence[Tensor],
+    batches: Sequence[AnyInputs],
     new_store: Callable[[], Store],
 ) -> Entry:
     """Run the model on every batch with blocks that pass on their input, and note their calls.
@@ -101,7 +129,7 @@ def enter(
     for index, batch in enumerate(batches):
         seen: dict[int, tuple[Call, Tensor]] = {}
         with _passing_on(blocks, wrap, seen):
-            _run(model, batch.to(device), index)
+            _run(model, _on(batch, device), index)
         if len(seen) != len(blocks):
             missing = next(name for i, (name, _) in enumerate(blocks) if i not in seen)
             raise CalibrationError(f"the model's forward pass never calls {missing!r}")
@@ -109,6 +137,32 @@ def enter(
         for i, (call, _) in seen.items():
             calls[i].append(_shared(call, calls[max(0, i - 1)][index:], calls[i]))
     return Entry(hidden, tuple(map(tuple, calls)))
+
+
+@torch.no_grad()
+def reproduces(
+    model: nn.Module, blocks: Sequence[Named], inputs: AnyInputs, new_store: Callable[[], Store]
+) -> bool:
+    """Whether block after block gives what the model gives as a whole.
+
+    It does not where blocks change the shape of what they pass on, as those of Swin and of
+    convolutional networks do: what `enter` notes is then not what they are called with.
+    """
+    seen: list[Any] = []
+    handle = blocks[-1][1].register_forward_hook(lambda _, args, output: seen.append(output))
+    try:
+        _run(model, inputs, 0)
+        handle.remove()
+        entry = enter(model, blocks, [inputs], new_store)
+        hidden = entry.hidden.get(0, next(model.parameters()).device)
+        for (_, block), calls in zip(blocks, entry.calls, strict=True):
+            hidden = calls[0].of(block, hidden)
+    except (QpruneError, RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    finally:
+        handle.remove()
+    whole = seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
+    return whole.shape == hidden.shape and torch.allclose(whole, hidden, rtol=1e-3, atol=1e-4)
 
 
 def _shared(call: Call, before: Sequence[Call], earlier: Sequence[Call]) -> Call:
@@ -121,14 +175,18 @@ def _shared(call: Call, before: Sequence[Call], earlier: Sequence[Call]) -> Call
     return call
 
 
-def _run(model: nn.Module, batch: Tensor, index: int) -> Any:
+def _on(batch: AnyInputs, device: torch.device) -> AnyInputs:
+    return mapped(batch, lambda tensor: tensor.to(device))
+
+
+def _run(model: nn.Module, batch: AnyInputs, index: int) -> Any:
     try:
-        return model(batch)
+        return called(model, batch)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CalibrationError(
-            f"the model does not take calibration batch {index} of shape {tuple(batch.shape)}: "
-            f"{reason}"
+            f"the model does not take calibration batch {index} of shape "
+            f"{tuple(tensors_of(batch)[0].shape)}: {reason}"
         ) from error
 
 
@@ -155,7 +213,9 @@ def _passing_on(
             del block.forward
 
 
-def _wrapping(model: nn.Module, blocks: Sequence[Named], batch: Tensor) -> Callable[[Tensor], Any]:
+def _wrapping(
+    model: nn.Module, blocks: Sequence[Named], batch: AnyInputs
+) -> Callable[[Tensor], Any]:
     """How a block's output holds the hidden states: seen once, on a single sample."""
     outputs: list[Any] = []
     first = blocks[0][1]
@@ -166,7 +226,7 @@ def _wrapping(model: nn.Module, blocks: Sequence[Named], batch: Tensor) -> Calla
 
     handle = first.register_forward_hook(look)
     try:
-        _run(model, batch[:1].to(next(model.parameters()).device), 0)
+        _run(model, _on(batch[:1], next(model.parameters()).device), 0)
     except _EnoughError:
         pass
     finally:

@@ -26,7 +26,8 @@ class Matrix:
         name: the module's name, with the expert's number where several share one tensor.
         parameter_name: the tensor's name in the model's state dict.
         module: what holds it.
-        parameter: the tensor; of shape (rows, inputs), or (inputs, rows), or with experts first.
+        parameter: the tensor; of shape (rows, inputs), or (inputs, rows), or with experts first,
+            or a convolution's, whose channels and kernel positions are its inputs.
         inputs_first: whether it is stored transposed, as GPT-2's Conv1D does.
         expert: which of a tensor of experts; None for a matrix of its own.
     """
@@ -41,7 +42,7 @@ class Matrix:
     def view(self, tensor: Tensor) -> Tensor:
         """This matrix' part of a tensor shaped like the parameter, as (rows, inputs)."""
         part = tensor if self.expert is None else tensor[self.expert]
-        return part.T if self.inputs_first else part
+        return part.T if self.inputs_first else part.flatten(1)
 
     @property
     def rows(self) -> int:
@@ -77,6 +78,8 @@ def find_matrices(
     blocks: Sequence[tuple[str, nn.Module]],
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
+    *,
+    convolutions: bool = False,
 ) -> list[list[Matrix]]:
     """The targeted matrices of every block, in module order.
 
@@ -85,6 +88,7 @@ def find_matrices(
         targets: class names, module names or ``re:`` patterns; None for every Linear, Conv1D
             and tensor of experts but routers.
         ignore: the same, taken away again.
+        convolutions: take those of Conv2d, too; layer by layer they are not pruned.
 
     Raises:
         UnsupportedLayerError: a target names a module without a matrix that is known here.
@@ -97,6 +101,10 @@ def find_matrices(
         for inner, module in block.named_modules():
             name = f"{block_name}.{inner}" if inner else block_name
             if is_named(name, module, ignore):
+                continue
+            if convolutions and isinstance(module, nn.Conv2d):
+                if targets is None or is_named(name, module, targets):
+                    inside.append(_single(name, module, inputs_first=False))
                 continue
             if targets is None:
                 if not is_named(name, module, (ROUTERS,)):

@@ -114,6 +114,7 @@ class Reconstruct:
             off the error of a layer, and twice as long.
         max_rounds: rounds of swaps, trades and refit at most. Every row ends where none of its
             swaps helps; more rounds trade more between rows, and gain a few tenths of a percent.
+        num_threads: that share the rows; no effect on the answer.
     """
 
     scope: Scope = "layer"
@@ -123,6 +124,8 @@ class Reconstruct:
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
     depth: int = 0
     max_rounds: int = 2
+    # Not shown: a run may be resumed with another number.
+    num_threads: int = field(default=1, repr=False, compare=False)
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         start = self.start(problem)
@@ -133,6 +136,7 @@ class Reconstruct:
             compensate=compensate,
             depth=self.depth,
             max_rounds=self.max_rounds,
+            num_threads=self.num_threads,
         )
         return Solved(solution.mask, solution.values)
 

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from qprune.calibration import as_calibration, one_tensor
 from qprune.errors import QpruneError
 from qprune.estimate import Estimate, Part, Phase, estimate, require_fit
 from qprune.gauge import Pass, gauged
+from qprune.inputs import AnyInputs, mapped, tensors_of
 from qprune.layerwise.blocks import find_blocks
 from qprune.layerwise.matrices import Matrix, find_matrices
 from qprune.layerwise.methods import Magnitude, Method, SparseGPT, Wanda
@@ -49,7 +51,7 @@ _ROWS, _INPUTS = 64, 128
 
 def layerwise_needs(
     by_block: Sequence[Sequence[Sequence[Matrix]]],
-    inputs: Tensor,
+    inputs: AnyInputs,
     method: Method,
     forwards: Pass,
     *,
@@ -85,11 +87,19 @@ def layerwise_needs(
             Part("passes through blocks", _num_passes(blocks, method) * _all(forwards, inputs)),
             Part(
                 "statistics of inputs",
-                seconds_per_product * _products(blocks, inputs.numel(), method),
+                seconds_per_product * _products(blocks, _num_tokens(inputs), method),
             ),
             Part("solving matrices", solve * sum(_cost(m) for b in blocks for g in b for m in g)),
         ),
     )
+
+
+def _num_tokens(inputs: AnyInputs) -> int:
+    return tensors_of(inputs)[0].numel()
+
+
+def _on(inputs: AnyInputs, device: torch.device) -> AnyInputs:
+    return mapped(inputs, lambda tensor: tensor.to(device))
 
 
 def _in_memory(offload: str | Path, on_host: bool) -> bool:
@@ -103,10 +113,10 @@ def _undo(blocks: Sequence[Sequence[Sequence[Matrix]]]) -> float:
 
 
 def _activations(
-    blocks: Sequence[Sequence[Sequence[Matrix]]], inputs: Tensor, method: Method
+    blocks: Sequence[Sequence[Sequence[Matrix]]], inputs: AnyInputs, method: Method
 ) -> tuple[Part, ...]:
     first = blocks[0][0][0]
-    each = inputs.numel() * first.parameter.element_size()
+    each = _num_tokens(inputs) * first.parameter.element_size()
     # What went in and what came out; with dense targets, of the dense network too, and what goes
     # into every group of a block.
     widths = 2 * first.inputs
@@ -140,7 +150,7 @@ def _num_passes(blocks: Sequence[Sequence[Sequence[Matrix]]], method: Method) ->
     return 2.0 + (0.5 * groups if method.by_group else 1.0)
 
 
-def _all(forwards: Pass, inputs: Tensor) -> float:
+def _all(forwards: Pass, inputs: AnyInputs) -> float:
     return forwards.seconds(len(inputs), batch_of(inputs))
 
 
@@ -154,7 +164,7 @@ def _cost(matrix: Matrix) -> float:
     return matrix.rows / _ROWS * (matrix.inputs / _INPUTS) ** 2
 
 
-def groups_of(model: nn.Module, inputs: Tensor, by_block: Sequence[Sequence[Matrix]]) -> list:
+def groups_of(model: nn.Module, inputs: AnyInputs, by_block: Sequence[Sequence[Matrix]]) -> list:
     """Every block's matrices in groups of those with the same input, seen on one sample.
 
     Matrices that the sample does not reach, as of an expert, are groups of their own.
@@ -177,20 +187,20 @@ def groups_of(model: nn.Module, inputs: Tensor, by_block: Sequence[Sequence[Matr
 
     device = next(model.parameters()).device
     with torch.no_grad(), tapped([m for inside in by_block for m in inside], see):
-        forward(model, inputs[:1].to(device))
+        forward(model, _on(inputs[:1], device))
     for index, inside in enumerate(by_block):
         found[index] += [[m] for m in inside if m.name not in seen]
     return found
 
 
-def gauge_forward(model: nn.Module, inputs: Tensor) -> Pass:
+def gauge_forward(model: nn.Module, inputs: AnyInputs) -> Pass:
     """A pass through the model, seen on some thousand tokens."""
     device = next(model.parameters()).device
     large = min(len(inputs), max(2, batch_of(inputs) // 4))
 
     def run(size: int) -> object:
         with torch.no_grad():
-            return forward(model, inputs[:size].to(device))
+            return forward(model, _on(inputs[:size], device))
 
     return gauged(run, (max(1, large // 2), large))
 
@@ -221,7 +231,7 @@ def gauge_products() -> float:
 
 def gauged_phase(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: AnyInputs,
     method: Method,
     by_block: Sequence[Sequence[Matrix]],
     *,
@@ -245,7 +255,7 @@ def gauged_phase(
 
 def state_layerwise(
     model: nn.Module,
-    windows: Tensor,
+    windows: Any,
     method: Method,
     *,
     targets: Sequence[str] | None = None,

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qprune.calls import LinearCall
 from qprune.errors import ImpossibleRequestError
+from qprune.inputs import AnyInputs
 from qprune.layers import Layers
-from qprune.losses import DenseOutputs
+from qprune.losses import DenseOutputs, Loss
 from qprune.traces import Recorder, differentiating, forward
 
 # Scores of a layer are looked at on at most this many weights.
 _SCORED = 1 << 16
+_LOSS = DenseOutputs()
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Sensitivity:
     Args:
         band: a layer's density lies within (1 - band, 1 + band) times the network's.
         num_samples: calibration samples looked at.
+        loss: of the run.
 
     Raises:
         ImpossibleRequestError: ``band`` is not in [0, 1), or no sample is looked at.
@@ -39,6 +43,7 @@ class Sensitivity:
 
     band: float = 0.25
     num_samples: int = 32
+    loss: Loss = _LOSS
 
     def __post_init__(self) -> None:
         if not 0 <= self.band < 1:
@@ -49,11 +54,11 @@ class Sensitivity:
             )
 
     def shares(
-        self, model: nn.Module, layers: Layers, inputs: Tensor, sparsity: float, seed: int
+        self, model: nn.Module, layers: Layers, inputs: AnyInputs, sparsity: float, seed: int
     ) -> dict[str, float]:
         """The sparsity of every layer by module name; together close to ``sparsity``."""
         generator = torch.Generator().manual_seed(seed)
-        scores = _scores(model, layers, inputs[: self.num_samples], generator)
+        scores = _scores(model, layers, inputs[: self.num_samples], self.loss, generator)
         sizes = [layer.size for layer in layers]
         density = 1 - sparsity
         low, high = max(0.0, 1 - density * (1 + self.band)), 1 - density * (1 - self.band)
@@ -62,12 +67,11 @@ class Sensitivity:
 
 
 def _scores(
-    model: nn.Module, layers: Layers, inputs: Tensor, generator: torch.Generator
+    model: nn.Module, layers: Layers, inputs: AnyInputs, loss: Loss, generator: torch.Generator
 ) -> list[Tensor]:
     """Logarithms of the scores of some weights of every layer, ascending, in float64."""
     outputs_felt = [torch.zeros(layer.rows, dtype=torch.float64) for layer in layers]
     inputs_seen = [torch.zeros(layer.cols, dtype=torch.float64) for layer in layers]
-    loss = DenseOutputs()
     for sample in inputs.split(1):
         with differentiating(model, layers):
             with Recorder(layers) as recorder:
@@ -77,6 +81,7 @@ def _scores(
             trace = recorder.trace(deltas, len(sample))
         for calls, felt, seen in zip(trace.calls, outputs_felt, inputs_seen, strict=True):
             for call in calls:
+                assert isinstance(call, LinearCall)  # Decoder blocks hold no other kind.
                 felt.add_(call.deltas.double().square().flatten(0, -2).sum(0))
                 seen.add_(call.inputs.double().square().flatten(0, -2).sum(0))
     found = []

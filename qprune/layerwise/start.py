@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qprune.estimate import Phase
 from qprune.gauge import Pass
+from qprune.inputs import AnyInputs
 from qprune.layers import Layers
 from qprune.layerwise.blocks import find_blocks
 from qprune.layerwise.matrices import find_matrices
@@ -32,6 +33,7 @@ class LayerwiseStart:
         budgets: how the weights to prune are shared among the layers, where the run's budget is
             the whole network's; None gives every layer the same sparsity.
         offload: where activations wait: "cpu", "device", or a folder for temporary files.
+        threads: see `prune_layerwise`.
         observe: called with every matrix that is done.
     """
 
@@ -40,10 +42,12 @@ class LayerwiseStart:
     compensate: bool = True
     budgets: Sensitivity | None = field(default_factory=Sensitivity)
     offload: str | Path = "cpu"
+    # Not shown: a run may be resumed with another number.
+    threads: int | None = field(default=None, repr=False)
     observe: LayerObserver | None = field(default=None, repr=False)
 
     def prune(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int
+        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
     ) -> Tensor:
         """Prune ``model`` in place; the mask of all targeted weights, shape (N,), True = kept.
 
@@ -63,10 +67,11 @@ class LayerwiseStart:
             offload=self.offload,
             seed=seed,
             observe=self.observe,
+            threads=self.threads,
         )
         return torch.cat([result.mask[layer.parameter_name].flatten() for layer in layers])
 
-    def needs(self, model: nn.Module, layers: Layers, inputs: Tensor, forwards: Pass) -> Phase:
+    def needs(self, model: nn.Module, layers: Layers, inputs: AnyInputs, forwards: Pass) -> Phase:
         """See `qprune.plan.Foreseen`."""
         method = METHODS[self.method] if isinstance(self.method, str) else self.method
         by_block = find_matrices(find_blocks(model), [layer.name for layer in layers])
@@ -75,7 +80,7 @@ class LayerwiseStart:
         )
 
     def _shares(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int
+        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
     ) -> dict[str, float]:
         """The sparsity of every layer; the counts add up to the run's."""
         sizes = torch.tensor([layer.size for layer in layers])

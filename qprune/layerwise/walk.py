@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from qprune.calibration import as_calibration, one_tensor
 from qprune.errors import ImpossibleRequestError
-from qprune.layerwise.blocks import Named, enter, find_blocks
+from qprune.inputs import AnyInputs, tensors_of
+from qprune.layerwise.blocks import Named, enter, find_blocks, stacks_of
 from qprune.layerwise.budgets import budget_of, sparsity_by_layer
 from qprune.layerwise.matrices import Matrix, find_matrices, log_left_dense, refuse_tied
-from qprune.layerwise.methods import METHODS, Magnitude, Method
+from qprune.layerwise.methods import METHODS, Magnitude, Method, Reconstruct
 from qprune.layerwise.outcome import LayerObserver, LayerOutcome, Layerwise
 from qprune.layerwise.passage import Order, Passage
 from qprune.layerwise.statistics import Moments, quadratic
 from qprune.layerwise.store import Store, stores
 from qprune.ranks import ALONE, Ranks
 from qprune.sparsity import KeepNofM, checked_sparsity
+from qprune.threads import checked_threads, limited_threads
 from solvers.arrays import Array
 from solvers.row_budgets import Budget
 from solvers.rows import RowProblem
@@ -59,7 +61,7 @@ class _Run:
 
 def prune_layerwise(
     model: nn.Module,
-    windows: Tensor,
+    windows: Any,
     *,
     method: Method | str = "reconstruct",
     sparsity: float | None = None,
@@ -74,6 +76,7 @@ def prune_layerwise(
     seed: int = 0,
     observe: LayerObserver | None = None,
     ranks: Ranks = ALONE,
+    threads: int | None = None,
 ) -> Layerwise:
     """Prune every block's matrices in place so that their outputs change least.
 
@@ -101,6 +104,8 @@ def prune_layerwise(
         observe: called with every matrix that is done.
         ranks: processes that share the samples (`qprune.ranks`), each of which calls this with
             the same arguments and holds the model; rank 0 solves. The bytes are those of one.
+        threads: that "reconstruct" improves rows with, on the CPU; everything else takes one, and
+            the bytes are those of one. None: `qprune.threads.DEFAULT_THREADS`.
 
     Returns:
         Masks and what was reached. Statistics, and the original weights until the run ends, are
@@ -110,7 +115,7 @@ def prune_layerwise(
         QpruneError: see `qprune.errors`; the model is then as it was.
     """
     began = time.perf_counter(), time.process_time()
-    strategy = _method(method)
+    strategy = _with_threads(_method(method), checked_threads(threads))
     structure = KeepNofM.parse(mask_structure) if mask_structure else None
     asked = checked_sparsity(sparsity, structure)
     samples = one_tensor(as_calibration(windows, model).inputs)
@@ -127,7 +132,12 @@ def prune_layerwise(
     budgets = {m.name: budget_of(m, shares[m.name], structure, strategy.scope) for m in matrices}
     log_left_dense(model, matrices)
     home = next(model.parameters()).device
-    with ranks.watched(), stores(offload) as new_store, evaluating(model):
+    with (
+        ranks.watched(),
+        limited_threads(1),
+        stores(offload) as new_store,
+        evaluating(model),
+    ):
         run = _Run(
             method=strategy,
             budgets=budgets,
@@ -158,7 +168,21 @@ def _walk(
     model: nn.Module,
     blocks: Sequence[Named],
     by_block: Sequence[Sequence[Matrix]],
-    batches: Sequence[Tensor],
+    batches: Sequence[AnyInputs],
+) -> None:
+    # A decoder's blocks are entered behind the encoder as it is by then: pruned.
+    for stack in stacks_of(blocks):
+        inside = [by_block[index] for index in stack]
+        if any(inside):
+            _walk_stack(run, model, [blocks[index] for index in stack], inside, batches)
+
+
+def _walk_stack(
+    run: _Run,
+    model: nn.Module,
+    blocks: Sequence[Named],
+    by_block: Sequence[Sequence[Matrix]],
+    batches: Sequence[AnyInputs],
 ) -> None:
     entry = enter(model, blocks, batches, run.new_store)
     dense = current = entry.hidden
@@ -230,6 +254,10 @@ def _array(tensor: Tensor) -> Array:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
+def _with_threads(method: Method, threads: int) -> Method:
+    return replace(method, num_threads=threads) if isinstance(method, Reconstruct) else method
+
+
 def _method(method: Method | str) -> Method:
     if not isinstance(method, str):
         return method
@@ -238,7 +266,9 @@ def _method(method: Method | str) -> Method:
     return METHODS[method]
 
 
-def _own(batches: Sequence[Tensor], matrices: Sequence[Matrix], ranks: Ranks) -> Sequence[Tensor]:
+def _own(
+    batches: Sequence[AnyInputs], matrices: Sequence[Matrix], ranks: Ranks
+) -> Sequence[AnyInputs]:
     """This rank's batches.
 
     Raises:
@@ -258,9 +288,10 @@ def _own(batches: Sequence[Tensor], matrices: Sequence[Matrix], ranks: Ranks) ->
     return batches[ranks.rank :: ranks.size]
 
 
-def batch_of(samples: Tensor) -> int:
+def batch_of(samples: AnyInputs) -> int:
     """Samples in one pass: some thousand tokens, or some images."""
-    length = samples.shape[1] if samples.ndim == 2 else 256
+    first = tensors_of(samples)[0]
+    length = first.shape[1] if first.ndim == 2 else 256
     return max(1, _BATCH_TOKENS // length)
 
 

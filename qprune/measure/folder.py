@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.hold import present_mask
+from qprune.inputs import AnyInputs, Inputs
 from qprune.language.models import checked_length, load_pretrained
 from qprune.measure.latency import Comparison, compare
 from qprune.measure.semi_structured import disagreement, obstacle, with_sparse_kernels
 from qprune.measure.sizes import Sizes, measure_sizes, weight_files
 from qprune.packed import MASK_FILE, read_mask
 from qprune.progress import Track, untracked
+from qprune.traces import forward
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _refuse_other_shapes(against: str, dense: nn.Module, pruned: nn.Module) -> N
             )
 
 
-def _works(model: nn.Module, max_seq_length: int | None) -> dict[str, Tensor]:
+def _works(model: nn.Module, max_seq_length: int | None) -> dict[str, AnyInputs]:
     """One input for each kind of work, by its name."""
     generator = torch.Generator().manual_seed(0)
     device, config = next(model.parameters()).device, cast("Any", model.config)
@@ -199,16 +201,22 @@ def _works(model: nn.Module, max_seq_length: int | None) -> dict[str, Tensor]:
         return {"one image": image.to(device, next(model.parameters()).dtype)}
     length = checked_length(model, max_seq_length)
     ids = torch.randint(config.vocab_size, (1, length), generator=generator).to(device)
+    if getattr(config, "is_encoder_decoder", False):
+        return {
+            f"{length} tokens in, and as many out": Inputs(
+                {"input_ids": ids, "decoder_input_ids": ids}
+            )
+        }
     return {f"prompt of {length} tokens": ids, "one token": ids[:, :1].contiguous()}
 
 
 @torch.inference_mode()
-def _run(model: nn.Module, inputs: Tensor) -> Tensor:
-    return model(inputs).logits
+def _run(model: nn.Module, inputs: AnyInputs) -> Tensor:
+    return forward(model, inputs)
 
 
 def _compare(
-    works: Mapping[str, Tensor], dense: nn.Module, pruned: nn.Module, **options: Any
+    works: Mapping[str, AnyInputs], dense: nn.Module, pruned: nn.Module, **options: Any
 ) -> tuple[Comparison, ...]:
     return tuple(
         compare(work, partial(_run, dense, inputs), partial(_run, pruned, inputs), **options)
@@ -217,7 +225,7 @@ def _compare(
 
 
 def _peak_memory(
-    works: Mapping[str, Tensor], dense: nn.Module, pruned: nn.Module, device: torch.device
+    works: Mapping[str, AnyInputs], dense: nn.Module, pruned: nn.Module, device: torch.device
 ) -> tuple[int, int] | None:
     """Most bytes during a pass beyond the other model's weights."""
     if device.type != "cuda":

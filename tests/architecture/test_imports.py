@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 #: The walk's modules in the order in which they may import one another: only leftwards.
 CORE = (
     "errors",
+    "threads",
     "inputs",
     "estimate",
     "gauge",
@@ -20,13 +21,16 @@ CORE = (
     "steps",
     "records",
     "ranks",
+    "workers",
     "sharding",
+    "placement",
     "weights",
     "admission",
     "patterns",
     "layers",
     "padding",
     "batches",
+    "signature",
     "binding",
     "calibration",
     "kinds",
@@ -70,7 +74,6 @@ CORE = (
 )
 #: What lives around the walk; no module of the walk may import it.
 AROUND = (
-    "threads",
     "parcels",
     "executors",
     "networks",

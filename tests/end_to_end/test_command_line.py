@@ -401,6 +401,8 @@ def test_check_catches_a_folder_that_lies(folder, qprune, tamper, reason):
         ([*PRUNE, "--sparsity", "0.5", "--mask-structure", "two"], "two"),
         ([*PRUNE, "--sparsity", "0.5", "--block-size", "100000"], "8832"),
         ([*PRUNE, "--sparsity", "0.5", "--targets", "Conv3d"], "Conv3d"),
+        ([*PRUNE, "--sparsity", "0.5", "--target", "labels"], "--loss cross-entropy"),
+        ([*PRUNE, "--sparsity", "0.5", "--loss", "nope"], "'bce'"),
         ([*PRUNE, "--sparsity", "0.5", "--num-calibration-samples", "5000"], "1 to 1297"),
         (["prune", "--data", "digits", "--sparsity", "0.5"], "--model is missing"),
         (["prune", "--model", "vgg", "--data", "digits", "--sparsity", "0.5"], "no model named"),

@@ -8,9 +8,13 @@ import logging
 from collections import UserDict
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import qprune
@@ -133,6 +137,7 @@ FORMS = {
     "two inputs and labels": ((X, Z, Y), two, {"x": X, "z": Z}, Y),
     "a second, optional input": ((X, Z, Y), second_optional, {"x": X, "z": Z}, Y),
     "a pair although there could be two": ((X, Y), second_optional, X, Y),
+    "a flag is no input": ((X, Z), lambda x, features=False: x, X, Z),
     "inputs in a tuple": (((X, Z), Y), two, {"x": X, "z": Z}, Y),
     "one argument that is a tuple": (((X, Z), Y), one, ((X, Z),), Y),
     "dict": ({"x": X, "z": Z, "y": Y}, second_optional, {"x": X, "z": Z}, Y),
@@ -286,8 +291,12 @@ REFUSED = {
     "other kinds of batches": ([{"x": X}, (X, Y), {"x": X}], one, "do not fit together"),
     "empty loader": (DataLoader([]), one, "empty"),
     "words": ("digits", one, "calibration must be"),
+    "empty tuples": ([(), ()], one, "calibration must be"),
     "list of words": (["a", "b"], one, "calibration must be"),
     "a number": (5, one, "calibration must be"),
+    "images of many sizes": ([([X, X], [X, X])] * 3, lambda x, y=None: x, "the inputs of a"),
+    "an index beside": (enumerate([(X, Y)] * 3), one, "as enumerate does"),
+    "masked array": (np.ma.masked_array(np.zeros((8, 3))), one, "MaskedArray"),
     "sparse": (X.to_sparse(), one, "layout torch.sparse_coo"),
     "nan in a second input": ({"x": X, "z": Z / 0 * 0}, two, "sample 0 holds NaN"),
     "labels of another length": ((X, Y[:5]), one, "8 calibration inputs but 5 labels"),
@@ -319,7 +328,20 @@ def test_keys_that_are_left_out_are_named(caplog):
     assert "list of str" in caplog.text
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+class Passing(nn.Module):
+    """Calls the module inside with whatever it is given."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        return self.model(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, Passing, lambda m: torch.compile(m, backend="eager")]
+)
 def test_the_module_inside_a_wrapper_says_what_is_taken(wrap):
     data = as_calibration((X, Z), wrap(Taking(two)))
     assert same(tree(data), {"x": X, "z": Z})
@@ -371,6 +393,10 @@ def test_labels_of_a_language_model_are_those_of_the_next_token():
     data = as_calibration({"input_ids": IDS, "labels": IDS}, TinyForCausalLM(masked))
     assert torch.equal(data.labels[:, :-1], IDS[:, 1:])
     assert data.labels[:, -1].tolist() == [-100] * 8
+    same_tokens = as_calibration((IDS, IDS), TinyForCausalLM(masked))
+    assert torch.equal(same_tokens.labels, data.labels)
+    moved = as_calibration((IDS, IDS + 1), TinyForCausalLM(masked))
+    assert torch.equal(moved.labels, IDS + 1)
 
 
 def of_x(model, batch):
@@ -509,3 +535,45 @@ def test_both_inputs_of_a_model_matter(form):
     loud, quiet = shares(10.0), shares(0.01)
     assert loud["b"] < loud["a"]
     assert loud["b"] < quiet["b"] - 0.2
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=2, max_size=12),
+    size=st.integers(1, 5),
+    left=st.booleans(),
+    number=st.integers(1, 12),
+    seed=st.integers(0, 2**16),
+)
+def test_rows_and_batches_of_sequences_say_the_same(lengths, size, left, number, seed):
+    """Whatever is padded, and how far, every sample keeps its tokens, in its order."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [
+        {
+            "input_ids": torch.randint(5, 60, (length,), generator=generator),
+            "attention_mask": torch.ones(length, dtype=torch.long),
+            "labels": int(torch.randint(3, (), generator=generator)),
+        }
+        for length in lengths
+    ]
+
+    def batch(some):
+        longest = max(len(row["input_ids"]) for row in some)
+        edges = [(longest - len(row["input_ids"]), 0) for row in some]
+        edges = edges if left else [edge[::-1] for edge in edges]
+        made = {
+            name: torch.stack(
+                [functional.pad(row[name], edge) for row, edge in zip(some, edges, strict=True)]
+            )
+            for name in ("input_ids", "attention_mask")
+        }
+        return made | {"labels": torch.tensor([row["labels"] for row in some])}
+
+    batches = [batch(rows[first : first + size]) for first in range(0, len(rows), size)]
+    for given_data in (rows, iter(rows), batches, iter(batches)):
+        data = as_calibration(given_data, Taking(masked), num_samples=number)
+        made = data.inputs.tree
+        assert len(data) == min(number, len(rows))
+        assert data.labels.tolist() == [row["labels"] for row in rows[:number]]
+        for index, row in enumerate(rows[:number]):
+            seen = made["attention_mask"][index].bool()
+            assert torch.equal(made["input_ids"][index][seen], row["input_ids"])

@@ -80,6 +80,8 @@ def test_defaults_are_those_of_prune():
         "start",
         "curvature",
         "augment",
+        # How many are read of a data set; in Python all that is given.
+        "num_calibration_samples",
     }
     assert len(shared) > 12
     for name in shared - {"sparsity", "sampler_options"}:

@@ -173,6 +173,19 @@ def test_more_of_anything_needs_more(more):
     assert needs_of(**more).peak_memory > 1.5 * needs_of().peak_memory
 
 
+def test_every_thread_holds_a_batch_and_a_copy_and_the_passes_take_less_time():
+    large = {"expand": Pass(0, 10**6, 0, 1e-3), "model_bytes": 10**6}
+    one, three = (needs_of(threads=n, **large) for n in (1, 3))
+    held, more = ({part.what: part.amount for part in needs.memory} for needs in (one, three))
+    # 40 samples are three batches of 16; a fourth thread would find none.
+    assert more["a batch's activations"] == 3 * held["a batch's activations"]
+    assert more["copies of the model for threads"] == 3 * 10**6
+    assert needs_of(threads=4, **large).memory == three.memory
+    taken, less = ({part.what: part.amount for part in needs.time} for needs in (one, three))
+    assert less["expanding the loss"] == taken["expanding the loss"] / 3
+    assert less["solving blocks"] == taken["solving blocks"]
+
+
 def test_dense_outputs_that_are_too_many_are_not_kept():
     kept, copied = needs_of(outputs=1000, given=60_000), needs_of(outputs=1000, given=80_000)
     assert any(part.what == "dense outputs" for part in kept.memory)

@@ -178,9 +178,9 @@ def test_a_hub_id_without_network_offers_a_path(monkeypatch):
         load_pretrained("hf:some-body/some-model-that-is-not-cached")
 
 
-def test_an_encoder_is_not_a_language_model(tmp_path):
-    transformers.T5Config(d_model=8).save_pretrained(tmp_path)
-    with pytest.raises(ImpossibleRequestError, match="is a t5 model"):
+def test_a_model_without_a_head_is_not_a_language_model(tmp_path):
+    transformers.T5Config(d_model=8, architectures=["T5Model"]).save_pretrained(tmp_path)
+    with pytest.raises(ImpossibleRequestError, match="is a T5Model, and from a folder"):
         load_pretrained(str(tmp_path))
 
 

@@ -1,14 +1,19 @@
 """Losses by name and as torch has them, options included."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from qprune.errors import ImpossibleRequestError
+import qprune
+from qprune.calibration import Calibration
+from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.kinds import Bernoulli, Classes, Real
 from qprune.loss_names import LOSSES, as_loss
 from qprune.losses import DenseOutputs, Labels, PerSample
+from qprune.samples import counted_samples
 
 CLASSES = Labels(Classes(logits=True))
 SQUARES = Labels(Real(), or_dense=True)
@@ -129,3 +134,38 @@ def test_losses_that_do_not_take_the_data_are_refused():
     with pytest.raises(ImpossibleRequestError, match="no loss named 'mean"):
         as_loss("mean squared error")
     assert set(LOSSES) == {"dense", "cross-entropy", "mse", "bce"}
+
+
+def test_a_loss_without_a_second_derivative_moves_weights_by_distillation(caplog):
+    outputs, labels = torch.randn(5, 2), torch.zeros(5, 2)
+    assert as_loss(nn.HuberLoss(delta=9.0)).resolved(outputs, labels).curved
+    assert not as_loss(nn.L1Loss()).resolved(outputs, labels).curved
+    data = torch.randn(40, 4), torch.randn(40, 3)
+    options = {"sparsity": 0.5, "stages": 1, "rounds": 0, "block_size": 4}
+    steps = qprune.prune(nn.Linear(4, 3), data, loss=nn.L1Loss(), **options).report.steps
+    assert "moving them by Distillation()" in caplog.text
+    assert any(step.kind == "compensate" and step.accepted for step in steps)
+
+
+def test_a_loss_of_ones_own_takes_the_empirical_fisher(caplog):
+    inputs, labels = torch.randn(40, 4), torch.randn(40, 3)
+    options = {"sparsity": 0.5, "stages": 1, "final_rounds": 1, "block_size": 4}
+    with caplog.at_level(logging.INFO, logger="qprune"):
+        found = qprune.prune(nn.Linear(4, 3), (inputs, labels), loss=nn.HuberLoss(), **options)
+    assert found.report.settings["curvature"] == "EmpiricalFisher()"
+    assert "the curvature is EmpiricalFisher()" in caplog.text
+    found = qprune.prune(nn.Linear(4, 3), (inputs, labels), loss=nn.MSELoss(), **options)
+    assert found.report.settings["curvature"] == "SketchedFisher()"
+
+
+def test_samples_without_a_label_that_counts_are_left_out(caplog):
+    data = Calibration(torch.arange(12.0).view(6, 2), torch.tensor([0, -100, 1, 2, -100, 0]))
+    with caplog.at_level(logging.INFO, logger="qprune"):
+        kept = counted_samples(data, Labels())
+    assert kept.inputs[:, 0].tolist() == [0.0, 4.0, 6.0, 10.0]
+    assert "2 of 6 samples are left out" in caplog.text
+    assert counted_samples(data, DenseOutputs()) is data
+    tokens = Calibration(torch.zeros(2, 3), torch.tensor([[-100, -100, 1], [-100, -100, -100]]))
+    assert len(counted_samples(tokens, Labels())) == 1
+    with pytest.raises(CalibrationError, match="all 1 calibration samples"):
+        counted_samples(tokens.take(torch.tensor([1])), Labels())

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import qprune
-from qprune.errors import QpruneError
+from qprune.errors import LeftDenseWarning, QpruneError
 from qprune.scores import STARTS
 from qprune.sparsity import BUDGETS
 from qprune.steps import Score
@@ -335,9 +335,13 @@ def test_layers_that_the_data_never_reach(trained):
             return self.body(x)
 
     model = WithSpare(copy_of(trained))
-    pruned = qprune.prune(model, trained[1], sparsity=0.5, **QUICK)
-    # What nothing depends on goes first.
-    assert not pruned.mask["spare.weight"].any()
+    with pytest.warns(LeftDenseWarning, match=r"spare\.weight \(100, not used in the forward pass"):
+        pruned = qprune.prune(model, trained[1], sparsity=0.5, **QUICK)
+    # What nothing depends on is not worthless: another input may reach it.
+    assert "spare.weight" not in pruned.mask
+    assert [(t.name, t.size) for t in pruned.report.coverage.unasked] == [("spare.weight", 100)]
+    total = sum(kept.numel() for kept in pruned.mask.values())
+    assert sum(int((~kept).sum()) for kept in pruned.mask.values()) == round(0.5 * total)
 
 
 def test_defaults_suit_a_small_model():

@@ -4,7 +4,9 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
+import qprune
 from qprune.errors import CalibrationError
 from qprune.kinds import Bernoulli, Classes, Real
 from qprune.losses import DenseOutputs, Labels
@@ -127,14 +129,21 @@ def test_what_was_asked_is_kept(kind, outputs, labels, decided):
     assert DenseOutputs(kind=kind).resolved(outputs, labels).kind == decided
 
 
-def test_the_log_says_in_one_line_what_was_seen(caplog):
+def test_the_loss_says_what_gave_the_kind_away():
+    said = str(DenseOutputs().resolved(normal(9, 4).softmax(1), None))
+    assert "probabilities that sum to 1 over the last dimension (by sight: they lie" in said
+    assert "a guess" in str(DenseOutputs().resolved(normal(9, 4), None))
+    assert "there are no labels" in str(Labels(Real(), or_dense=True).resolved(normal(9, 1), None))
+    assert "(as asked)" in str(Labels(Real()).resolved(normal(9, 1), normal(9)))
+
+
+def test_a_run_says_in_one_line_what_was_seen(caplog):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
     with caplog.at_level(logging.INFO, logger="qprune"):
-        loss = DenseOutputs().resolved(normal(9, 4).softmax(1), None)
-        DenseOutputs().resolved(normal(9, 4), None)
-        Labels(Real(), or_dense=True).resolved(normal(9, 1), None)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3
-    assert str(loss) in said[0]
-    assert "probabilities that sum to 1 over the last dimension (by sight: they lie" in said[0]
-    assert "a guess" in said[1]
-    assert "there are no labels" in said[2]
+        run = qprune.prune(model, normal(40, 4), sparsity=0.5, stages=1, rounds=0, final_rounds=0)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("loss: ")]
+    assert said == [f"loss: {run.report.loss}"]
+    assert "by sight" in run.report.loss
+    assert run.report.settings["loss"] == (
+        "DenseOutputs(scale=1.0, fit_scale=None, kind=Classes(dim=-1, logits=False))"
+    )

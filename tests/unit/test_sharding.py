@@ -7,7 +7,9 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.func import functional_call, jvp
 
 from qprune.errors import ImpossibleRequestError
-from qprune.sharding import Tangents, is_sharded, refuse_other_shardings, weight_gradient, whole
+from qprune.layers import find_layers
+from qprune.sharding import Tangents, is_sharded, refuse_other_shardings, whole
+from qprune.traces import Recorder
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (5, 6)),
@@ -25,7 +27,11 @@ def test_a_weights_gradient_is_autograds(name):
     outputs = module(inputs)
     delta = torch.randn_like(outputs)
     (expected,) = torch.autograd.grad(outputs, module.weight, delta)
-    found = weight_gradient(module, inputs, delta, module.weight.shape)
+    with Recorder(find_layers(module)) as recorder:
+        seen = module(inputs)
+    (noted,) = recorder.outputs()
+    (deltas,) = torch.autograd.grad(seen, noted, delta)
+    (found,) = recorder.gradients([deltas])
     torch.testing.assert_close(found, expected)
 
 

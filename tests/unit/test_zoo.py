@@ -92,6 +92,19 @@ def test_score_counts_right_labels_and_puts_the_mode_back():
     assert model.training
 
 
+def test_scores_are_of_the_kind_of_the_outputs():
+    inputs = torch.tensor([[2.0, -1.0], [-1.0, 2.0], [3.0, 1.0]])
+    numbers = score(nn.Identity(), inputs, torch.zeros(3, 2), batch_size=2)
+    assert (numbers.accuracy, numbers.loss) == (None, pytest.approx(20 / 6))
+    answers = score(nn.Sigmoid(), inputs, torch.tensor([[1, 0], [1, 1], [0, 0]]))
+    assert answers.accuracy == pytest.approx(3 / 6)
+    classes = torch.tensor([0, -100, 1])
+    found = score(nn.Softmax(1), inputs, classes)
+    wanted = score(nn.Identity(), inputs[::2], classes[::2])
+    assert found.accuracy == wanted.accuracy
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+
+
 def test_score_refuses_labels_that_do_not_match():
     with pytest.raises(CalibrationError, match="3 inputs with 2 labels"):
         score(nn.Identity(), torch.zeros(3, 2), torch.zeros(2, dtype=torch.long))

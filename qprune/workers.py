@@ -1,0 +1,142 @@
+"""Threads of one process that pass batches side by side, and come to the sums of one thread.
+
+The number of threads decides nothing: batches are cut as for one, every batch is passed by one
+thread of arithmetic (`qprune.threads.limited_threads`), and sums are taken in the order of the
+batches. Every thread passes its batches through a copy of the model, since modules may keep
+something on themselves while they run, and differentiation switches flags of the parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from qprune.ranks import ALONE, Alone, Parts, Ranks
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+class PerThread(Generic[T]):
+    """What every thread makes for itself when it first asks."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._made = make, threading.local()
+
+    def __call__(self) -> T:
+        """This thread's own."""
+        if not hasattr(self._made, "value"):
+            self._made.value = self._make()
+        return self._made.value
+
+
+@dataclass(frozen=True)
+class Workers(Alone):
+    """One process that passes as many batches at once as it has threads.
+
+    Args:
+        number: of threads.
+        home: the thread that asks for passes; it works with what it is given.
+    """
+
+    number: int
+    home: int = field(default_factory=threading.get_ident)
+
+    @property
+    def serial(self) -> Ranks:
+        return ALONE
+
+    def own(self, things: T) -> T:
+        return things if threading.get_ident() == self.home else copy.deepcopy(things)
+
+    def gather(self, function: Callable[[int, T], R], batches: Sequence[T]) -> list[R]:
+        with closing(self._in_order(function, batches)) as results:
+            return list(results)
+
+    def accumulate(
+        self,
+        function: Callable[[int, T], tuple[R, Parts]],
+        batches: Sequence[T],
+        totals: Sequence[Tensor],
+    ) -> dict[int, R]:
+        def whole(number: int, batch: T) -> tuple[R, Parts]:
+            kept, parts = function(number, batch)
+            # Made by the thread that passed the batch, not by the one that adds them up.
+            return kept, list(parts)
+
+        kept, sums = {}, self.summing(totals)
+        with closing(self._in_order(whole, batches)) as results:
+            for number, (found, parts) in enumerate(results):
+                kept[number] = found
+                sums.add(parts, 1)
+        return kept
+
+    def _in_order(
+        self, function: Callable[[int, T], R], batches: Sequence[T]
+    ) -> Generator[R, None, None]:
+        """The results, as many batches under way as there are threads."""
+        if len(batches) == 1:
+            yield function(0, batches[0])
+            return
+        gradients = torch.is_grad_enabled()
+
+        def run(number: int, batch: T) -> R:
+            with torch.set_grad_enabled(gradients):  # A thread begins with its own.
+                return function(number, batch)
+
+        under_way: deque[Future[R]] = deque()
+        # Filters of warnings are the process' own: what the threads leave of them is put back.
+        with warnings.catch_warnings(), ThreadPoolExecutor(self.number) as pool:
+            try:
+                for number, batch in enumerate(batches):
+                    if len(under_way) == self.number:
+                        yield under_way.popleft().result()
+                    under_way.append(pool.submit(run, number, batch))
+                while under_way:
+                    yield under_way.popleft().result()
+            finally:
+                wait(under_way)
+
+
+def workers_for(number: int, things: T, gradients: Callable[[T], Sequence[Tensor | None]]) -> Ranks:
+    """`Workers` where a copy of ``things`` does what they do, else `ALONE`, and a warning.
+
+    A copy that goes on using tensors of the original (through a function that holds them), or a
+    model that draws random numbers, shows in other gradients.
+
+    Args:
+        number: of threads.
+        things: a model and what belongs to it.
+        gradients: of something by the weights of such things.
+    """
+    if number == 1:
+        return ALONE
+    try:
+        expected, found = gradients(things), gradients(copy.deepcopy(things))
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        reason = f"the model cannot be copied ({' '.join(str(error).split())[:120]})"
+    else:
+        if all(_same(a, b) for a, b in zip(expected, found, strict=True)):
+            return Workers(number)
+        reason = "a copy of the model has other gradients"
+    logger.warning("batches are passed by one thread, not %d: %s", number, reason)
+    return ALONE
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
