@@ -62,6 +62,8 @@ JOBS = (
     Job("language", "benchmarks.language --model {data}/tinyllama-wikitext2 "
         "--data wikitext2:{data}/wikitext2 --output {out}/language.jsonl",
         "--short --methods wanda sparsegpt qprune --sparsities 0.5 2:4 --seeds 0", needs=LLAMA),
+    Job("real-networks", "benchmarks.real_networks --data {data}/wikitext2 "
+        "--output {out}/real_networks.jsonl", "--quick --sparsities 0.8", needs=("wikitext2",)),
     Job("pruning", "benchmarks.pruning --data {data} --output {out}/pruning.jsonl",
         "--only mask fitted --sparsity 0.95 --seeds 0", needs=NETWORKS),
     Job("convex", "benchmarks.solvers_convex --data {data}/qubo",

@@ -1,0 +1,1 @@
+"""Networks of packages that carry trained weights, each with its data and its figure."""
