@@ -281,7 +281,7 @@ def conjugate_gradients(
 def _is_adjoint(
     derivatives: Derivatives, function: Callable[..., Tensor], weights: Sequence[Tensor]
 ) -> bool:
-    """Whether u'(J v) is (J'u)'v at random; a derivative that torch leaves out unsaid shows here."""
+    """Whether u'(J v) is (J'u)'v at random: what torch leaves out of a derivative shows here."""
     generator = torch.Generator().manual_seed(0)
     at = tuple(weight.detach() for weight in weights)
     direction = tuple(torch.randn(w.shape, generator=generator).to(w) for w in at)
@@ -293,9 +293,8 @@ def _is_adjoint(
 
     pulled = derivatives.product(function, at, direction, curve)
     probe, moved = (tensor.double() for tensor in kept)
-    pairs = [
-        (g.double(), v.double()) for g, v in zip(pulled, direction, strict=True) if g is not None
-    ]
+    reached = [(g, v) for g, v in zip(pulled, direction, strict=True) if g is not None]
+    pairs = [(g.double(), v.double()) for g, v in reached]
     forth, back = float((probe * moved).sum()), sum(float((g * v).sum()) for g, v in pairs)
     size = sum(float((g * v).square().sum()) for g, v in pairs) ** 0.5 + abs(back)
     rounding = 0.05 if min(w.dtype.itemsize for w in at) < 4 else 1e-3
