@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qprune.batches import as_tensors, gathered
 from qprune.binding import Binding, ByCall, BySignature
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.inputs import AnyInputs, Call, Inputs, mapped, tensors_of
+from qprune.inputs import AnyInputs, Call, Inputs, by_arguments, mapped, tensors_of
 from qprune.signature import inside
 
 
@@ -155,25 +155,16 @@ def _pad_id(model: nn.Module) -> int | None:
     return pad_id if isinstance(pad_id, int) else None
 
 
-def one_tensor(inputs: AnyInputs) -> Tensor:
-    """Windows of tokens or images alone, for what passes them through a model's blocks itself.
-
-    Raises:
-        CalibrationError: padded, or more than one input.
-    """
-    if isinstance(inputs, Tensor):
+def plain(inputs: AnyInputs) -> AnyInputs:
+    """The windows of tokens or images alone, where all else is a mask that masks nothing."""
+    if isinstance(inputs, Tensor) or inputs.call is not by_arguments:
         return inputs
     tree = inputs.tree if isinstance(inputs.tree, Mapping) else {}
     main = next((key for key in ("input_ids", "pixel_values") if key in tree), None)
     if main is None or tree.keys() - {main, "attention_mask"}:
-        what = ", ".join(sorted(tree)) or "tensors without names"
-        raise CalibrationError(f"one tensor of inputs is needed, and the samples hold {what}")
+        return inputs
     mask = tree.get("attention_mask")
-    if mask is not None and not bool(mask.all()):
-        raise CalibrationError(
-            "the calibration samples are padded; group the text into windows of one length"
-        )
-    return tree[main]
+    return tree[main] if mask is None or bool(mask.all()) else inputs
 
 
 def windows_of_batches(batches: Iterable[Any], num_samples: int | None = None) -> Tensor:

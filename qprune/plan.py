@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qprune import selftext
 from qprune.augment import Augmentation
-from qprune.calibration import Calibration, one_tensor
+from qprune.calibration import Calibration, plain
 from qprune.compensate import Compensate, Compensation, gauss_newton
 from qprune.curvature.expansion import Curvature
 from qprune.curvature.fisher import PerSampleFisher
@@ -27,7 +27,7 @@ from qprune.errors import CalibrationError, QpruneError
 from qprune.estimate import Estimate, Phase, estimate
 from qprune.faults import is_paid
 from qprune.gauge import Pass, Tally, gauged
-from qprune.inputs import tensors_of
+from qprune.inputs import AnyInputs, tensors_of
 from qprune.layers import Layers
 from qprune.needs import Load, walk_needs
 from qprune.persample import trace_of
@@ -63,7 +63,7 @@ _SECOND_ORDER, _DISTILL = 48, 40
 class Foreseen(Protocol):
     """A `qprune.scores.Pruner` that can say beforehand what it needs."""
 
-    def needs(self, model: nn.Module, layers: Layers, inputs: Tensor, forwards: Pass) -> Phase:
+    def needs(self, model: nn.Module, layers: Layers, inputs: AnyInputs, forwards: Pass) -> Phase:
         """Memory and time of its work, from what a forward pass was seen to hold and take."""
         ...
 
@@ -197,7 +197,7 @@ def _moved(move: Any, drawn: int) -> tuple[float, int, int, int]:
 def _first_pass(plan: Plan, load: Load) -> list[Phase]:
     if not isinstance(plan.start, Foreseen):
         return []
-    return [plan.start.needs(plan.model, plan.layers, one_tensor(plan.fit.inputs), load.judge)]
+    return [plan.start.needs(plan.model, plan.layers, plain(plan.fit.inputs), load.judge)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,7 +321,8 @@ def _written(plan: Plan) -> tuple[float, int]:
     augment = plan.augment
     if not isinstance(augment, OwnText):
         return 0.0, 0
-    inputs = one_tensor(plan.fit.inputs)
+    inputs = plan.fit.inputs
+    assert isinstance(inputs, Tensor)  # Augmentations are for nothing else.
     with torch.no_grad(), Tally() as tally:
         output: Any = augment.model(inputs[:1, :2], use_cache=True)
     # All that lives on is the cache and the logits.

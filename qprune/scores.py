@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qprune.curvature import Expansion
 from qprune.errors import ImpossibleRequestError
+from qprune.inputs import AnyInputs
 from qprune.layers import Layers
 from qprune.sparsity import Groups
 from qprune.traces import Recorder, Samples, forward
@@ -55,7 +56,7 @@ class Pruner(Protocol):
     """A start that prunes by itself: it chooses the mask, and may move the kept values."""
 
     def prune(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: Tensor, seed: int
+        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
     ) -> Tensor:
         """Prune ``model`` in place to the counts of ``groups``; the mask (N,), True = kept."""
         ...

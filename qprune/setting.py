@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import Calibration, as_calibration, one_tensor
+from qprune.calibration import Calibration, as_calibration, plain
 from qprune.compensate import Compensate, Compensation
 from qprune.curvature import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.curvature.expansion import Curvature, Expansion
@@ -224,7 +224,7 @@ class Setting:
         """
         self.layers.write(self.dense.values)
         seed = self.request.seed
-        mask = start.prune(self.model, self.layers, self.groups, one_tensor(self.calibration), seed)
+        mask = start.prune(self.model, self.layers, self.groups, plain(self.calibration), seed)
         counts = self.groups.sizes_of(~mask)
         if not torch.equal(counts, self.groups.counts):
             at = int(torch.nonzero(counts != self.groups.counts)[0])
@@ -284,6 +284,12 @@ def prepare(
         structure = KeepNofM.parse(structure)
     sparsity = checked_sparsity(_asked_sparsity(request), structure)
     layers = find_layers(model, request.targets, request.ignore)
+    # What is wrong with the request is said before the network is passed once.
+    budget = structure or _named("budget", request.budget, BUDGETS)
+    budget.groups(layers, sparsity)
+    _block_size(request, layers)
+    _named("curvature", request.curvature, CURVATURES)
+    start = _named("start", request.start, STARTS)
     border = Border.to(request.sampler, request.sampler_options)
     generator = torch.Generator().manual_seed(request.seed)
     data = as_calibration(calibration, model)
@@ -292,11 +298,9 @@ def prepare(
     fit, accept = data.split(request.accept_share, generator)
     layers = reached(model, examined(model, layers, fit.inputs), fit.inputs, _LOOKED_THROUGH)
     _state_coverage(layers)
-    budget = structure or _named("budget", request.budget, BUDGETS)
     groups = budget.groups(layers, sparsity)
     block_size = _block_size(request, layers)
     compensation = _compensation(request, model, layers, fit.inputs)
-    start = _named("start", request.start, STARTS)
     seen = sample_size(model, layers, fit)
     effort = request.effort(effort_for(seen.multiplications))
     if isinstance(start, Pruner):

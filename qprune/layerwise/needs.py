@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration, one_tensor
+from qprune.calibration import as_calibration, plain
 from qprune.errors import QpruneError
 from qprune.estimate import Estimate, Part, Phase, estimate, require_fit
 from qprune.gauge import Pass, gauged
@@ -278,7 +278,7 @@ def state_layerwise(
         ImpossibleRequestError: it does not fit.
     """
     try:
-        inputs = one_tensor(as_calibration(windows, model).inputs)
+        inputs = plain(as_calibration(windows, model).inputs)
         by_block = find_matrices(find_blocks(model), targets, ignore)
         phase = gauged_phase(model, inputs, method, by_block, offload=offload)
     except (QpruneError, RuntimeError, MemoryError) as error:

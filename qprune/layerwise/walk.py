@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.calibration import as_calibration, one_tensor
+from qprune.calibration import as_calibration, plain
 from qprune.errors import ImpossibleRequestError
 from qprune.inputs import AnyInputs, tensors_of
 from qprune.layerwise.blocks import Named, enter, find_blocks, stacks_of
@@ -118,7 +118,7 @@ def prune_layerwise(
     strategy = _with_threads(_method(method), checked_threads(threads))
     structure = KeepNofM.parse(mask_structure) if mask_structure else None
     asked = checked_sparsity(sparsity, structure)
-    samples = one_tensor(as_calibration(windows, model).inputs)
+    samples = plain(as_calibration(windows, model).inputs)
     blocks = find_blocks(model)
     by_block = find_matrices(blocks, targets, ignore)
     matrices = [matrix for inside in by_block for matrix in inside]

@@ -52,7 +52,7 @@ def name_of(model):
     ("name", "figure", "labelled"),
     [
         ("bert-sequence", "nats per sample", False),
-        ("bert-labels", "nats per sample", False),
+        ("bert-labels", "nats per label", False),
         ("bert-tokens", "nats per token", False),
         ("bert-masked", "nats per token", True),
         ("llama-reward", "squared distance per output", False),

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import qprune
-from qprune.calibration import Calibration, as_calibration, one_tensor
+from qprune.calibration import Calibration, as_calibration, plain
 from qprune.errors import CalibrationError, ImpossibleRequestError, RunFolderError
 from qprune.fingerprint import digest_of_data
 from qprune.inputs import Inputs, called
@@ -484,13 +484,15 @@ def test_a_run_with_a_named_function_is_resumed(tmp_path):
         qprune.prune(dense, {"x": X + 1}, resume_from=tmp_path / "run", **kwargs)
 
 
-def test_windows_are_one_tensor_without_padding():
+def test_a_mask_that_masks_nothing_is_left_out():
     ones = torch.ones_like(IDS)
-    assert one_tensor(Inputs({"input_ids": IDS, "attention_mask": ones})) is IDS
-    with pytest.raises(CalibrationError, match="padded"):
-        one_tensor(Inputs({"input_ids": IDS, "attention_mask": MASK}))
-    with pytest.raises(CalibrationError, match="hold input_ids, token_type_ids"):
-        one_tensor(Inputs({"input_ids": IDS, "token_type_ids": TYPES}))
+    assert plain(Inputs({"input_ids": IDS, "attention_mask": ones})) is IDS
+    assert plain(IDS) is IDS
+    padded = Inputs({"input_ids": IDS, "attention_mask": MASK})
+    typed = Inputs({"input_ids": IDS, "token_type_ids": TYPES})
+    called = Inputs({"input_ids": IDS}, lambda model, tree: model(tree["input_ids"]))
+    for inputs in (padded, typed, called):
+        assert plain(inputs) is inputs
 
 
 class TwoTowers(nn.Module):
