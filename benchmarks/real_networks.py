@@ -223,7 +223,11 @@ def table(network: str, case: Case, results: Results) -> Table:
         cells = []
         for sparsity in columns:
             row = rows.get(Run(network, method, sparsity))
-            cells += [f"{row['test']:.2f}", f"{row['cpu_seconds']:.0f}"] if row else ["-", "-"]
+            cells += (
+                [f"{row['test']:.2f}", f"{row['cpu_seconds']:.0f}"]
+                if row and "test" in row
+                else ["-", "-"]
+            )
         shown.add_row(method, *cells)
     return shown
 
