@@ -120,12 +120,12 @@ METHODS: Mapping[str, Method] = {
     "Wanda, one count": partial(by_score, start=HookedWanda()),
     "qprune": by_qprune,
 }
-#: What makes a run of ours short, where it is only to be seen to work.
+#: Options of a short run of ours, which is only to be seen to work.
 QUICK = {"stages": 1, "rounds": 1, "final_rounds": 1}
 
 
 def counted(model: nn.Module, mask: Mapping[str, Tensor], sparsity: float) -> dict[str, Any]:
-    """How much was pruned, of what, and what was left dense.
+    """Counts of a run: pruned weights, targeted ones, tensors left dense.
 
     Raises:
         AssertionError: the zeros are not those of the mask, or not as many as were asked for.
@@ -146,7 +146,7 @@ def counted(model: nn.Module, mask: Mapping[str, Tensor], sparsity: float) -> di
 
 @dataclass(frozen=True)
 class Run:
-    """What one row of a table is about."""
+    """One run: network, method and sparsity."""
 
     network: str
     method: str
@@ -159,7 +159,7 @@ class Run:
 
 
 class Results:
-    """What is known of every run: lines of JSON in a file, and weights beside it."""
+    """Records of all runs: lines of JSON in a file, and weights beside it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -233,7 +233,7 @@ def table(network: str, case: Case, results: Results) -> Table:
 
 
 def told(network: str, results: Results) -> Iterator[str]:
-    """What was targeted, and by which loss, each once."""
+    """Targets and losses of the runs, each once."""
     rows = [row for run, row in results.rows.items() if run.network == network and run.sparsity]
     yield from dict.fromkeys(
         f"{row['targeted']:,} of {row['parameters']:,} parameters targeted, counts exact; "

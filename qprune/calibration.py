@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -165,51 +165,3 @@ def plain(inputs: AnyInputs) -> AnyInputs:
         return inputs
     mask = tree.get("attention_mask")
     return tree[main] if mask is None or bool(mask.all()) else inputs
-
-
-def windows_of_batches(batches: Iterable[Any], num_samples: int | None = None) -> Tensor:
-    """The inputs that a DataLoader yields, joined; its batches are tensors, pairs or mappings.
-
-    Args:
-        batches: tensors (m, ...), tuples that begin with one, or mappings with ``input_ids`` or
-            ``pixel_values``, as Hugging Face's collators make them.
-        num_samples: stop after so many; None takes all.
-
-    Returns:
-        Shape (samples, ...): token ids or pixel values.
-
-    Raises:
-        CalibrationError: nothing there, batches of different lengths, or padded sequences.
-    """
-    parts: list[Tensor] = []
-    for index, batch in enumerate(batches):
-        parts.append(_inputs_of(batch, index))
-        if parts[-1].shape[1:] != parts[0].shape[1:]:
-            raise CalibrationError(
-                f"calibration batch {index} has samples of shape {tuple(parts[-1].shape[1:])}, "
-                f"batch 0 of {tuple(parts[0].shape[1:])}; cut or group them to one length"
-            )
-        if num_samples is not None and sum(map(len, parts)) >= num_samples:
-            break
-    if not sum(map(len, parts)):
-        raise CalibrationError("the calibration data hold no samples; pass at least one batch")
-    joined = torch.cat(parts)
-    return joined if num_samples is None else joined[:num_samples]
-
-
-def _inputs_of(batch: Any, index: int) -> Tensor:
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if isinstance(batch, Mapping):
-        mask = batch.get("attention_mask")
-        if isinstance(mask, Tensor) and not bool(mask.all()):
-            raise CalibrationError(
-                f"calibration batch {index} is padded; group the text into windows of one length"
-            )
-        batch = next((batch[key] for key in ("input_ids", "pixel_values") if key in batch), None)
-    if not isinstance(batch, Tensor) or not batch.ndim:
-        raise CalibrationError(
-            f"calibration batch {index} is a {type(batch).__name__}; pass tensors, or mappings "
-            "with 'input_ids' or 'pixel_values'"
-        )
-    return batch

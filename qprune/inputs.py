@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -104,14 +103,3 @@ def token_mask(inputs: AnyInputs) -> Tensor | None:
     decodes = any(name.startswith("decoder_") or name == "labels" for name in inputs.tree)
     mask = inputs.tree.get("decoder_attention_mask" if decodes else "attention_mask")
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def joined(parts: Sequence[AnyInputs]) -> AnyInputs:
-    """Batches of one structure, one after the other."""
-    first = parts[0]
-    if not isinstance(first, Inputs):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    trees = [part.tree if isinstance(part, Inputs) else part for part in parts]
-    return Inputs(
-        tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *trees), first.call
-    )

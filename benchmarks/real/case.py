@@ -1,4 +1,4 @@
-"""What a real network of another package is to the benchmark: a model, its data, a figure."""
+"""A real network of another package as the benchmark takes it: a model, its data, a figure."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.real.case import MissingError
 
-#: What a split of the text is for.
+#: The use of each split of the text.
 FILES = {"calibration": "train.txt.gz", "validation": "valid.txt.gz", "test": "test.txt.gz"}
 
 

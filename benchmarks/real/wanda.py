@@ -72,7 +72,7 @@ def _show(note: Note, module: nn.Module, inputs: tuple[Any, ...], output: Any) -
 
 
 def _windows(conv: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
-    """What a convolution of one group multiplies, (m, places, channels times kernel)."""
+    """The inputs that a convolution of one group multiplies, (m, places, channels times kernel)."""
     assert not isinstance(conv.padding, str)
     # A Conv1d is a Conv2d of height 1.
     lone = isinstance(conv, nn.Conv1d)

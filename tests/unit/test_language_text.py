@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from qprune.calibration import as_calibration, windows_of_batches
+from qprune.calibration import as_calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.language.models import checked_length, is_pretrained, load_pretrained, optional
 from qprune.language.perplexity import perplexity
@@ -100,28 +100,8 @@ def test_sources_that_are_not_there_are_refused(source, message):
 
 
 def test_batches_of_a_data_loader_are_joined():
-    batches = [{"input_ids": torch.ones(2, 4).long()}, (torch.zeros(3, 4).long(), torch.ones(3))]
-    assert windows_of_batches(batches).shape == (5, 4)
-    assert windows_of_batches(batches, 3).tolist() == [[1] * 4, [1] * 4, [0] * 4]
     alone = [{"input_ids": ids} for ids in (torch.ones(2, 4).long(), torch.zeros(3, 4).long())]
-    assert as_calibration(alone).inputs.tolist() == windows_of_batches(batches).tolist()
-
-
-@pytest.mark.parametrize(
-    ("batches", "message"),
-    [
-        ([], "hold no samples"),
-        ([torch.ones(1, 3), torch.ones(1, 4)], r"batch 1 has samples of shape \(4,\)"),
-        ([{"ids": torch.ones(1, 3)}], "'input_ids' or 'pixel_values'"),
-        (
-            [{"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.tensor([[1, 0]])}],
-            "batch 0 is padded",
-        ),
-    ],
-)
-def test_batches_that_do_not_fit_are_refused(batches, message):
-    with pytest.raises(CalibrationError, match=message):
-        windows_of_batches(batches)
+    assert as_calibration(alone).inputs.tolist() == [[1] * 4] * 2 + [[0] * 4] * 3
 
 
 def test_perplexity_is_that_of_all_predicted_tokens(tiny_llama):
