@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from pydantic import Field
 
+from solvers.clock import Deadline
 from solvers.elite import improve_with_restarts
 from solvers.forms import Form, cheapest, forms_for
 from solvers.layout import Layout, search_dtype
+from solvers.options import Count, Positive, Whole
 from solvers.problem import Floats, QuadraticProblem
-from solvers.reads import Limits, Read, search, start_states, whole_number
+from solvers.reads import Limits, Read, ReadOptions, search, starts
 from solvers.reduction import reduced
-from solvers.sampler import CountingSampler, checked_states, positive_int
+from solvers.sampler import States
 from solvers.solution import Solution
 from solvers.temperatures import temperatures_for
+from solvers.timed import TimedSampler
 
-# One step of a walk: about ten milliseconds of proposals. A fixed number, not a measured time, so
-# that the steps, and with them the rounding, do not depend on the machine.
+# One step of a walk: about ten milliseconds. Fixed numbers, not a measured time, so that the steps,
+# and with them the rounding, do not depend on the machine.
 _PROPOSALS_PER_STEP = 1_000_000
+_NANOSECONDS_PER_STEP = 1e7
 # Kept fields are computed afresh after this many moves per variable, to shed rounding.
 _MOVES_PER_REFRESH = 32
 _QUENCH_SWEEPS = 5
 _POOL_SIZE = 16
 _REHEAT = 0.9
+# Reads with a time limit alone: so many of the first length, as many of twice that, and so on.
+_READS_PER_LENGTH = 2
 
 
-class SwapAnnealing(CountingSampler):
+class AnnealingOptions(ReadOptions):
+    """Options of `SwapAnnealing`."""
+
+    num_sweeps: Count = Field(
+        default=1000,
+        description="temperatures, one sweep each (default 1000; more and more with a time limit)",
+    )
+    num_restarts: Whole = Field(
+        default=0,
+        description="further anneals in a read: crossings of its best states (default 0)",
+    )
+    beta_range: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="first and last inverse temperature (default: from the problem)",
+    )
+    schedule: Literal["geometric", "linear"] = Field(
+        default="geometric", description="temperatures in between: geometric (default) or linear"
+    )
+
+
+class SwapAnnealing(TimedSampler):
     """Simulated annealing that keeps every count exact.
 
     Hot sweeps propose random swaps; once few are taken, a sweep looks at whole rows and draws the
@@ -42,69 +68,57 @@ class SwapAnnealing(CountingSampler):
         [0, 1, 1]
     """
 
-    options: ClassVar = {
-        "num_reads": "independent reads (default 1)",
-        "num_sweeps": "temperatures, one sweep each (default 1000)",
-        "num_restarts": "further anneals in a read: crossings of its best states (default 0)",
-        "beta_range": "first and last inverse temperature (default: from the problem)",
-        "schedule": "temperatures in between: geometric (default) or linear",
-        "seed": "seed of starts and moves",
-        "initial_states": "states to start from, shape (k, n); further reads start at random",
-        "num_threads": "threads that share the reads (default 1); no effect on the answer",
-        "time_limit": "seconds after which the best so far is returned",
-        "target_energy": "a read that gets there stops (default: none)",
-    }
+    Options = AnnealingOptions
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 1,
-        num_sweeps: int = 1000,
-        num_restarts: int = 0,
-        beta_range: Sequence[float] | None = None,
-        schedule: str = "geometric",
-        seed: int | None = None,
-        initial_states: ArrayLike | None = None,
-        num_threads: int = 1,
-        time_limit: float | None = None,
-        target_energy: float | None = None,
+        asked: AnnealingOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        """Anneal.
-
-        Raises:
-            InvalidOptionError: an option's value makes no sense; the message says which and why.
-        """
-        limits = Limits.of(num_threads, time_limit, target_energy)
-        num_reads = positive_int("num_reads", num_reads)
-        num_sweeps = positive_int("num_sweeps", num_sweeps)
-        num_restarts = whole_number("num_restarts", num_restarts)
         reduction = reduced(problem)
-        given = reduction.restrict(checked_states(problem, initial_states))
+        given = reduction.restrict(given)
         problem = reduction.problem
-        states, randoms = start_states(problem, num_reads, seed, given)
+        limits = Limits.of(asked, deadline)
         layout = Layout.of(problem, search_dtype(problem))
         forms = forms_for(layout)
-        quenched = _quenched(forms[-1], layout.sorted(states[0]), randoms[0])
-        temperatures = temperatures_for(
-            problem, layout.unsorted(quenched), num_sweeps, beta_range, schedule
-        )
+        state, random = next(starts(problem, asked.seed, given, 1))
+        quenched = _quenched(forms[-1], layout.sorted(state), random)
+        near = layout.unsorted(quenched)
 
-        def improve(read: Read, crossing: bool) -> Iterator[None]:
-            hottest = _crossing_start(temperatures) if crossing else np.inf
-            return anneal_steps(forms, read, np.minimum(temperatures, hottest))
+        def temperatures(index: int) -> Floats:
+            return temperatures_for(
+                problem, near, _sweeps(asked, limits, index), asked.beta_range, asked.schedule
+            )
 
+        def walk(read: Read, index: int) -> Iterator[None]:
+            schedule = temperatures(index)
+
+            def improve(read: Read, crossing: bool) -> Iterator[None]:
+                hottest = _crossing_start(schedule) if crossing else np.inf
+                return anneal_steps(forms, read, np.minimum(schedule, hottest))
+
+            return improve_with_restarts(
+                layout, read, improve, asked.num_restarts, _POOL_SIZE, limits.target
+            )
+
+        first = temperatures(0)
         solution = search(
             layout,
-            states,
-            randoms,
-            lambda read: improve_with_restarts(
-                layout, read, improve, num_restarts, _POOL_SIZE, limits.target
-            ),
+            starts(problem, asked.seed, given, limits.num_reads),
+            walk,
             limits,
-            {"beta_range": [float(1 / temperatures[0]), float(1 / temperatures[-1])]},
+            {"beta_range": [float(1 / first[0]), float(1 / first[-1])]},
         )
         return reduction.lifted(solution)
+
+
+def _sweeps(asked: AnnealingOptions, limits: Limits, index: int) -> int:
+    """Sweeps of one read: where reads have no end they grow, unless their number was given."""
+    if limits.num_reads is not None or "num_sweeps" in asked.model_fields_set:
+        return asked.num_sweeps
+    return asked.num_sweeps << (index // _READS_PER_LENGTH).bit_length()
 
 
 def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Iterator[None]:
@@ -112,11 +126,12 @@ def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Ite
     n = max(1, read.x.size)
     form = cheapest(forms, 1.0)
     kept, fresh_at = form.kept(read.x), read.tally[2]
-    done = 0
+    done, acceptance = 0, 1.0
     while done < temperatures.size:
         sweeps = max(1, _PROPOSALS_PER_STEP // max(1, form.proposals))
         # The acceptance is unknown at first and falls steeply: look again soon.
         sweeps = min(sweeps, max(1, temperatures.size // 50))
+        sweeps = min(sweeps, max(1, int(_NANOSECONDS_PER_STEP / form.sweep(acceptance))))
         acceptance = form.anneal(read, kept, temperatures[done : done + sweeps])
         done += sweeps
         yield

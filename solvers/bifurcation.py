@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from solvers.clock import Deadline
+from solvers.descent import descend
 from solvers.errors import InvalidOptionError
-from solvers.greedy import descend
 from solvers.problem import QuadraticProblem
-from solvers.sampler import CountingSampler, Deadline, States, checked_states, positive_int
+from solvers.sampler import CountingSampler, States, checked_states, positive_int
 from solvers.solution import Solution
 from solvers.torch_batch import (
     checked_device,

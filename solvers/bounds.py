@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.clock import Deadline
 from solvers.convex_kernels import linear_minimum, project
 from solvers.convexify import Convex, convexify
 from solvers.newton_kernels import accelerate, largest_eigenvalue, proximal_newton
 from solvers.problem import Integers, QuadraticProblem
 from solvers.quadratic import Floats, LowRank, Sparse
-from solvers.sampler import Deadline
 
 _EPS = float(np.finfo(np.float64).eps)
 # Up to this size Q is formed and all variables are worked on at once.

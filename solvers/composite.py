@@ -11,11 +11,12 @@ import dimod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from solvers.clock import Deadline
 from solvers.errors import ChargeRefusedError
 from solvers.foreign import NOT_FINITE, ForeignSampler, refuse_unknown
 from solvers.problem import QuadraticProblem
 from solvers.repair import repair
-from solvers.sampler import CountingSampler, Deadline, States, checked_states, positive_int
+from solvers.sampler import CountingSampler, States, checked_states, positive_int
 from solvers.solution import Solution
 from solvers.strength import with_matrix
 

@@ -10,20 +10,14 @@ import dimod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from solvers.clock import Deadline
 from solvers.counting import ProblemSampler, counting
 from solvers.errors import ChargeRefusedError, InvalidOptionError
 from solvers.foreign import refuse_unknown, small_seed
 from solvers.problem import QuadraticProblem
 from solvers.repair import repair
 from solvers.restrict import restricted
-from solvers.sampler import (
-    CountingSampler,
-    Deadline,
-    States,
-    checked_states,
-    positive_int,
-    random_states,
-)
+from solvers.sampler import CountingSampler, States, checked_states, positive_int, random_states
 from solvers.solution import Solution
 
 Indices = NDArray[np.int64]

@@ -110,6 +110,7 @@ def improve_with_restarts(
     start = read.x
     for _ in range(num_restarts + 1):
         origin = problem.energy(layout.unsorted(start))
+        yield
         trial = Read.start(start, read.random, target - origin)
         for _step in improve(trial, pool.parents is not None):
             read.offer(trial.best, origin + trial.tally[1])

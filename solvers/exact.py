@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from solvers.bounds import Relaxation, diagonal_metric, relax_convex, rounding_slack
 from solvers.branch_kernels import bound_node, enumerate_states
+from solvers.clock import Deadline
 from solvers.convexify import Convex, convexify
+from solvers.descent import descend
 from solvers.errors import InvalidOptionError, ProblemTooLargeError
-from solvers.greedy import descend
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Floats
 from solvers.relax import Relax
-from solvers.sampler import CountingSampler, Deadline, positive_int
+from solvers.sampler import CountingSampler, positive_int
 from solvers.solution import Solution
 
 _MOST_ENUMERATED = 24

@@ -70,6 +70,10 @@ class Form(ABC):
         """Nanoseconds per accepted move, all told, when ``acceptance`` of proposals are taken."""
         return self.proposal / max(acceptance, 1e-9) + self.move
 
+    def sweep(self, acceptance: float) -> float:
+        """Nanoseconds per sweep when ``acceptance`` of proposals are taken."""
+        return max(1.0, self.proposals * max(acceptance, 1e-9) * self.cost(acceptance))
+
     @cached_property
     def row(self) -> float:
         """Nanoseconds to add one row of the matrix to the fields."""

@@ -1,79 +1,46 @@
-"""Descent to a state that no swap (or, without counts, no flip) improves."""
+"""Swap descent as a sampler of its own."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from itertools import count
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from solvers.kernels import GUMBELS
-from solvers.kernels_flip import flip_descent
-from solvers.kernels_swap import swap_descent
+from solvers.clock import Deadline
+from solvers.descent import descend
 from solvers.layout import Layout
+from solvers.options import SamplerOptions
 from solvers.problem import QuadraticProblem
-from solvers.sampler import (
-    CountingSampler,
-    States,
-    checked_states,
-    positive_int,
-    random_states,
-)
+from solvers.reads import Answers
+from solvers.sampler import States, random_states
 from solvers.solution import Solution
+from solvers.timed import TimedSampler
 
-_NO_LIMIT = np.iinfo(np.int64).max
 
+class Greedy(TimedSampler):
+    """Swap descent from given states first, then random ones.
 
-def descend(problem: QuadraticProblem, states: States, layout: Layout | None = None) -> States:
-    """Every row of ``states`` after swap (or flip) descent; rows keep their counts.
-
-    Args:
-        problem: what to descend on.
-        states: shape (reads, n), with exact counts.
-        layout: the problem's layout, when the caller has it; otherwise one in float64 is made.
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0, 0.5], np.ones((3, 3)), counts=2)
+        >>> Greedy().sample_problem(problem, seed=0).sample.tolist()
+        [0, 1, 1]
     """
-    layout = layout or Layout.of(problem)
-    result = layout.sorted(states)
-    scores = np.empty(problem.num_variables, dtype=layout.dtype)
-    unused = np.zeros(4, dtype=np.uint64)
-    for x, field in zip(result, layout.fields(result), strict=True):
-        if problem.groups is None:
-            flip_descent(layout.matrix, field, layout.half, x, _NO_LIMIT)
-        else:
-            swap_descent(
-                layout.matrix,
-                field,
-                layout.half,
-                x,
-                layout.starts,
-                unused,
-                GUMBELS,
-                scores,
-                _NO_LIMIT,
-            )
-    return layout.unsorted(result)
 
-
-class Greedy(CountingSampler):
-    """Swap descent from given or random states."""
-
-    options: ClassVar = {
-        "num_reads": "descents, from the initial states first, random ones after (default 1)",
-        "seed": "seed of the random starts",
-        "initial_states": "states to start from, shape (k, n)",
-    }
-
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 1,
-        seed: int | None = None,
-        initial_states: ArrayLike | None = None,
+        asked: SamplerOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        num_reads = positive_int("num_reads", num_reads)
-        given = checked_states(problem, initial_states)
-        start = random_states(problem, num_reads, np.random.default_rng(seed))
-        if given is not None:
-            start[: len(given)] = given[:num_reads]
-        return Solution.of(problem, descend(problem, start))
+        num_reads = asked.reads(1)
+        answers = Answers(problem, num_reads)
+        layout, rng = Layout.of(problem), np.random.default_rng(asked.seed)
+        for index in count() if num_reads is None else range(num_reads):
+            if index and deadline.passed:
+                break
+            state = random_states(problem, 1, rng)
+            if given is not None and index < len(given):
+                state = given[index : index + 1]
+            answers.add(index, descend(problem, state, layout, deadline)[0])
+        return answers.solution({})

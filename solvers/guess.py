@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import numpy as np
-from numpy.typing import ArrayLike
+from pydantic import Field
 
+from solvers.clock import Deadline
+from solvers.options import Count, SamplerOptions
 from solvers.problem import QuadraticProblem
-from solvers.sampler import CountingSampler, checked_states, positive_int, random_states
+from solvers.reads import Answers
+from solvers.sampler import States, random_states
 from solvers.solution import Solution
+from solvers.timed import TimedSampler
 
 
-class Random(CountingSampler):
+class RandomOptions(SamplerOptions):
+    """Options of `Random`."""
+
+    num_reads: Count = Field(default=1, description="how many states (default 1)")
+
+
+class Random(TimedSampler):
     """States drawn uniformly among those with the exact counts.
 
     Example:
@@ -22,24 +29,19 @@ class Random(CountingSampler):
         2
     """
 
-    options: ClassVar[Mapping[str, str]] = {
-        "num_reads": "how many states (default 1)",
-        "seed": "decides them",
-        "initial_states": "states that take the place of the first, shape (k, n)",
-    }
+    Options = RandomOptions
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 1,
-        seed: int | None = None,
-        initial_states: ArrayLike | None = None,
+        asked: RandomOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        """Draw."""
-        num_reads = positive_int("num_reads", num_reads)
-        states = random_states(problem, num_reads, np.random.default_rng(seed))
-        given = checked_states(problem, initial_states)
-        if given is not None:
-            states[: len(given)] = given[:num_reads]
-        return Solution.of(problem, states)
+        answers, rng = Answers(problem, asked.num_reads), np.random.default_rng(asked.seed)
+        for index in range(asked.num_reads):
+            if index and deadline.passed:
+                break
+            state = random_states(problem, 1, rng)[0]
+            answers.add(index, state if given is None or index >= len(given) else given[index])
+        return answers.solution({})

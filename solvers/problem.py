@@ -103,7 +103,7 @@ class QuadraticProblem:
     def energies(self, samples: ArrayLike) -> Floats:
         """E of every row of ``samples``, shape (reads, n) -> (reads,), in float64."""
         x = np.atleast_2d(np.asarray(samples, dtype=np.float64))
-        return self.offset + x @ self.linear + self.quadratic.values(x)
+        return self.offset + (x @ self.linear + self.quadratic.values(x))
 
     def energy(self, sample: ArrayLike) -> float:
         """E of one state, shape (n,)."""

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event
+from itertools import count
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from pydantic import Field
 
-from solvers.errors import InvalidOptionError
-from solvers.greedy import descend
+from solvers.clock import Deadline
+from solvers.descent import descend
 from solvers.kernels import random_states_for
 from solvers.layout import Layout
+from solvers.options import Energy, SamplerOptions, Threads
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import LowRank
-from solvers.sampler import Deadline, States, checked_states, positive_int, random_states
+from solvers.sampler import States, random_states
 from solvers.solution import Solution
 
 # A low-rank problem beyond this many variables is polished on the matrix that the search used.
 _LARGE = 2048
+# Answers are evaluated together at the end, unless that is more multiplications than these.
+_EVALUATED_AGAIN = 100_000_000
 
 
 @dataclass
@@ -57,66 +62,107 @@ class Read:
             self.best, self.energy = state.copy(), energy
 
 
-def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """``value`` as an int of at least ``least``.
+def starts(
+    problem: QuadraticProblem, seed: int | None, given: States | None, num_reads: int | None
+) -> Iterator[tuple[NDArray[np.int8], NDArray[np.uint64]]]:
+    """Where each read begins, ``given`` states first, then random ones, and its generator.
 
-    Raises:
-        InvalidOptionError: it is not.
+    Without ``num_reads`` there is no end to them.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InvalidOptionError(
-            f"{name} must be a whole number of at least {least}, not {value!r}"
-        )
-    return int(value)
-
-
-def start_states(
-    problem: QuadraticProblem,
-    num_reads: int,
-    seed: int | None,
-    initial_states: ArrayLike | None,
-) -> tuple[States, NDArray[np.uint64]]:
-    """Where the reads begin, (reads, n), initial states first, and their generators (reads, 4)."""
-    given = checked_states(problem, initial_states)
     for_states, for_kernels = np.random.SeedSequence(seed).spawn(2)
-    states = random_states(problem, num_reads, np.random.default_rng(for_states))
-    if given is not None:
-        states[: len(given)] = given[:num_reads]
-    return states, random_states_for(for_kernels, num_reads)
+    rng = np.random.default_rng(for_states)
+    for index in count() if num_reads is None else range(num_reads):
+        state = random_states(problem, 1, rng)[0]
+        if given is not None and index < len(given):
+            state = given[index]
+        yield state, random_states_for(for_kernels, 1)[0]
+
+
+class Answers:
+    """The states that reads have ended in: all, or the best ones where there is no end of reads.
+
+    Args:
+        problem: gives the energies.
+        num_reads: how many are expected; None keeps the best `MOST_KEPT`.
+    """
+
+    #: Of an unlimited number of reads.
+    MOST_KEPT = 100
+
+    def __init__(self, problem: QuadraticProblem, num_reads: int | None) -> None:
+        self.problem = problem
+        self.begun = 0
+        self._most = self.MOST_KEPT if num_reads is None else None
+        self._found: list[tuple[float, int, NDArray[np.int8]]] = []
+
+    def add(self, index: int, *rivals: NDArray[np.int8]) -> float:
+        """Keep the best of ``rivals``, each of shape (n,), as the answer of read ``index``."""
+        distinct = [x for i, x in enumerate(rivals) if not any((x == y).all() for y in rivals[:i])]
+        energies = [self.problem.energy(x) for x in distinct]
+        best = int(np.argmin(energies))
+        self.begun += 1
+        self._found.append((energies[best], index, distinct[best].astype(np.int8)))
+        if self._most is not None and len(self._found) >= 2 * self._most:
+            self._found = sorted(self._found, key=lambda one: one[:2])[: self._most]
+        return energies[best]
+
+    def repeat(self) -> None:
+        """Take the first answer for that of one more read."""
+        energy, _, state = self._found[0]
+        self._found.append((energy, self.begun, state))
+        self.begun += 1
+
+    def solution(self, info: Mapping[str, Any], lower_bound: float = -np.inf) -> Solution:
+        """Those kept, best first; ties in the order of the reads."""
+        found = sorted(self._found, key=lambda one: one[:2])[: self._most]
+        samples = np.array([state for _, _, state in found], dtype=np.int8)
+        info = {**info, "reads_begun": self.begun}
+        if samples.size * self.problem.num_variables <= _EVALUATED_AGAIN:
+            # All at once, as whoever checks them will: sums are rounded as they are grouped.
+            return Solution.of(self.problem, samples, lower_bound=lower_bound, info=info)
+        energies = np.array([energy for energy, _, _ in found])
+        return Solution(samples, energies, lower_bound, info)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a search ends before its sweeps do, and on how many threads it runs.
+    """When a search ends, and on how many threads it runs.
 
     Attributes:
+        num_reads: how many; None goes on until the deadline.
         num_threads: threads that share the reads.
         deadline: of the whole search.
-        target: a read whose energy is at most this stops.
+        target: a read whose energy is at most this stops, and where there is no end of reads,
+            so does the search.
     """
 
+    num_reads: int | None
     num_threads: int
     deadline: Deadline
     target: float
 
     @classmethod
-    def of(cls, num_threads: int, time_limit: float | None, target_energy: float | None) -> Limits:
-        """The limits that a sampler's options ask for.
+    def of(cls, asked: ReadOptions, deadline: Deadline) -> Limits:
+        """Those that a sampler's options ask for: with a time limit alone, reads have no end."""
+        target = -np.inf if asked.target_energy is None else asked.target_energy
+        return cls(asked.reads(1), asked.num_threads, deadline, target)
 
-        Raises:
-            InvalidOptionError: one of them makes no sense.
-        """
-        target = -np.inf if target_energy is None else float(target_energy)
-        if np.isnan(target):
-            raise InvalidOptionError("target_energy must be a number, not nan")
-        return cls(positive_int("num_threads", num_threads), Deadline(time_limit), target)
+
+class ReadOptions(SamplerOptions):
+    """Options of samplers whose reads are independent."""
+
+    num_threads: Threads = Field(
+        default=1, description="threads that share the reads (default 1); no effect on the answer"
+    )
+    target_energy: Energy | None = Field(
+        default=None, description="a read that gets there stops (default: none)"
+    )
 
 
 def search(
     layout: Layout,
-    states: States,
-    randoms: NDArray[np.uint64],
-    walk: Callable[[Read], Iterator[None]],
+    beginnings: Iterator[tuple[NDArray[np.int8], NDArray[np.uint64]]],
+    walk: Callable[[Read, int], Iterator[None]],
     limits: Limits,
     info: Mapping[str, Any],
 ) -> Solution:
@@ -124,74 +170,62 @@ def search(
 
     Args:
         layout: the problem.
-        states: where the reads begin, (reads, n), in the problem's order.
-        randoms: their generators.
-        walk: makes the generator that works on a read; each step takes some milliseconds.
+        beginnings: where the reads begin, in the problem's order, and their generators.
+        walk: makes the generator that works on a read, given its number; each step takes some
+            milliseconds.
         limits: when to stop.
         info: what the sampler has to say; gains ``moves`` and ``reads_begun``.
     """
-    problem = layout.problem
-    if problem.num_variables == 0:
-        return Solution.of(problem, states, info={**info, "moves": 0, "reads_begun": len(states)})
-    starts = zip(layout.sorted(states), randoms, strict=True)
-    reads = [Read.start(x, random) for x, random in starts]
-    begun = _run(reads, [walk(read) for read in reads], limits)
-    found = layout.unsorted(np.array([reads[index].best for index in begun], dtype=np.int8))
-    best = _best_of(problem, [states[begun], found, _polished(layout, found)])
-    moves = int(sum(reads[index].moves for index in begun))
-    return Solution.of(problem, best, info={**info, "moves": moves, "reads_begun": len(begun)})
+    problem, deadline = layout.problem, limits.deadline
+    large = isinstance(problem.quadratic, LowRank) and problem.num_variables > _LARGE
+    polishing = layout if large else Layout.of(problem)
+    answers = Answers(problem, limits.num_reads)
+    lock, numbered, stop = Lock(), enumerate(beginnings), Event()
+    moves = 0
 
+    def ended() -> bool:
+        return stop.is_set() or deadline.passed
 
-def _run(reads: Sequence[Read], walks: Sequence[Iterator[None]], limits: Limits) -> list[int]:
-    """Exhaust every walk, or stop by the limits or an interrupt; the indices of those begun.
-
-    A read stops at the target on its own account only, so that the answer does not depend on the
-    threads. The first read is always begun.
-    """
-    stop = Event()
-    begun = [False] * len(walks)
-
-    def run(index: int) -> None:
-        if index and (stop.is_set() or limits.deadline.passed):
-            return
-        begun[index] = True
-        for _ in walks[index]:
-            if stop.is_set() or limits.deadline.passed or reads[index].energy <= limits.target:
+    def work() -> None:
+        nonlocal moves
+        while True:
+            with lock:
+                # The first read is always begun.
+                following = None if stop.is_set() else next(numbered, None)
+            if following is None or (following[0] and ended()):
                 return
+            index, (state, random) = following
+            read = Read.start(layout.sorted(state), random)
+            for _ in walk(read, index):
+                if ended() or read.energy <= limits.target:
+                    break
+            found = layout.unsorted(read.best)
+            polished = found
+            if layout.has_matrix:
+                polished = descend(problem, found[None], polishing, deadline)[0]
+            with lock:
+                energy = answers.add(index, state, found, polished)
+                moves += int(read.moves)
+                if limits.num_reads is None and energy <= limits.target:
+                    stop.set()
 
-    try:
-        if limits.num_threads == 1:
-            for index in range(len(walks)):
-                run(index)
-        else:
-            _run_threads(run, len(walks), limits.num_threads, stop)
-    except KeyboardInterrupt:
-        stop.set()
-    return [index for index, started in enumerate(begun) if started]
+    if problem.num_variables == 0:
+        for index, (state, _) in zip(range(limits.num_reads or 1), beginnings, strict=False):
+            answers.add(index, state)
+    else:
+        _on_threads(work, limits.num_threads, stop)
+    return answers.solution({**info, "moves": moves})
 
 
-def _run_threads(run: Callable[[int], None], num: int, num_threads: int, stop: Event) -> None:
+def _on_threads(work: Callable[[], None], num_threads: int, stop: Event) -> None:
+    """Do ``work`` on so many threads; what one raises ends them all."""
+    if num_threads == 1:
+        work()
+        return
     with ThreadPoolExecutor(num_threads) as pool:
-        jobs = [pool.submit(run, index) for index in range(num)]
+        jobs = [pool.submit(work) for _ in range(num_threads)]
         try:
             for job in jobs:
                 job.result()
         finally:
             stop.set()
-
-
-def _polished(layout: Layout, states: States) -> States:
-    """The states after descent, in float64 unless that would need a second large matrix."""
-    problem = layout.problem
-    if not layout.has_matrix:
-        return states
-    large = isinstance(problem.quadratic, LowRank) and problem.num_variables > _LARGE
-    return descend(problem, states, layout if large else None)
-
-
-def _best_of(problem: QuadraticProblem, rivals: Sequence[States]) -> States:
-    """Row by row the state of lowest energy, shape (reads, n); the first on a tie."""
-    stacked = np.stack(rivals)
-    num, reads, n = stacked.shape
-    energies = problem.energies(stacked.reshape(num * reads, n)).reshape(num, reads)
-    return stacked[energies.argmin(axis=0), np.arange(reads)]

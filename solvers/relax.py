@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from itertools import count
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from pydantic import Field
 
 from solvers.bounds import Relaxation, relax_convex
+from solvers.clock import Deadline
 from solvers.convexify import convexify
-from solvers.errors import InvalidOptionError
-from solvers.greedy import descend
+from solvers.descent import descend
 from solvers.kernels import GUMBELS, random_states_for
 from solvers.kernels_flip import flip_metropolis
 from solvers.kernels_swap import swap_heat_bath
 from solvers.layout import Layout, search_dtype
+from solvers.options import Count, Positive, SamplerOptions, Whole
 from solvers.problem import Integers, QuadraticProblem
 from solvers.quadratic import Dense, Floats, Sparse
+from solvers.reads import Answers
 from solvers.restrict import restricted
-from solvers.sampler import CountingSampler, Deadline, checked_states, positive_int
+from solvers.sampler import States
 from solvers.solution import Solution
+from solvers.timed import TimedSampler
 
 # Variables that annealing works on: at least this many, and so many per fractional one.
 _CORE = 256
@@ -30,9 +35,27 @@ _LARGEST_CORE = 2000
 # First temperature in units of the gap per fractional variable, and its ratio to the last.
 _HOT = 2.0
 _COOLING = 50.0
+# Numbers read between two looks at the clock, about.
+_READS_PER_LOOK = 20_000_000
 
 
-class Relax(CountingSampler):
+class RelaxOptions(SamplerOptions):
+    """Options of `Relax`."""
+
+    num_reads: Count | None = Field(
+        default=None,
+        description="anneals: from the rounded relaxation, then from random roundings "
+        "(default 1; with a time limit, as many as fit)",
+    )
+    num_sweeps: Whole = Field(
+        default=200, description="sweeps of each (default 200; 0 for descent only)"
+    )
+    tolerance: Positive = Field(
+        default=1e-4, description="gap to which the relaxation is solved (default 1e-4)"
+    )
+
+
+class Relax(TimedSampler):
     """Convex relaxation, rounding, descent, a short warm annealing; answers with a lower bound.
 
     The relaxation leaves few variables in doubt. Only those whose reduced cost does not already
@@ -47,65 +70,48 @@ class Relax(CountingSampler):
         ([0, 1, 1], True)
     """
 
-    options: ClassVar = {
-        "num_reads": "anneals: from the rounded relaxation, then from random roundings (default 1)",
-        "num_sweeps": "sweeps of each (default 200; 0 for descent only)",
-        "tolerance": "relative gap to which the relaxation is solved (default 1e-4)",
-        "seed": "seed of roundings and moves",
-        "initial_states": "states, shape (k, n); the best of them and the rounding is the start",
-        "time_limit": "seconds after which the best so far is returned",
-    }
+    Options = RelaxOptions
 
     @property
     def properties(self) -> dict[str, Any]:
         return {**super().properties, "bound": True}
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 1,
-        num_sweeps: int = 200,
-        tolerance: float = 1e-4,
-        seed: int | None = None,
-        initial_states: ArrayLike | None = None,
-        time_limit: float | None = None,
+        asked: RelaxOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        """Relax, round, improve. An interrupt ends it early with the best state so far.
+        return relax_and_round(problem, asked, given, deadline)
 
-        Raises:
-            InvalidOptionError: an option's value makes no sense; the message says which and why.
-        """
-        num_reads = positive_int("num_reads", num_reads)
-        if num_sweeps != int(num_sweeps) or num_sweeps < 0:
-            raise InvalidOptionError(f"num_sweeps must be a whole number from 0, not {num_sweeps}")
-        if not tolerance > 0:
-            raise InvalidOptionError(f"tolerance must be above 0, not {tolerance}")
-        deadline = Deadline(time_limit)
-        given = checked_states(problem, initial_states)
-        convex = convexify(problem)
-        relaxation = relax_convex(convex, tolerance=tolerance, deadline=deadline)
-        start = rounded(problem, convex.unsorted(relaxation.preference))
-        candidates = start[None] if given is None else np.concatenate([start[None], given])
-        start = candidates[problem.energies(candidates).argmin()]
-        answers = np.repeat(start[None], num_reads, axis=0)
-        info: dict[str, Any] = {
-            "newton_steps": relaxation.steps,
-            "fractional": relaxation.num_fractional,
-            "relaxed_energy": relaxation.energy,
-            "convexified": convex.method,
-        }
-        formed = _formed(problem, relaxation)
-        try:
-            for index, better in _improved(
-                formed, relaxation, start, num_reads, int(num_sweeps), seed
-            ):
-                answers[index] = better
-                if deadline.passed:
-                    break
-        except KeyboardInterrupt:
-            info["interrupted"] = True
-        return Solution.of(problem, answers, lower_bound=relaxation.lower_bound, info=info)
+
+def relax_and_round(
+    problem: QuadraticProblem, asked: RelaxOptions, given: States | None, deadline: Deadline
+) -> Solution:
+    """What `Relax` answers; ``given`` are its initial states, shape (k, n)."""
+    convex = convexify(problem)
+    relaxation = relax_convex(convex, tolerance=asked.tolerance, deadline=deadline)
+    start = rounded(problem, convex.unsorted(relaxation.preference))
+    candidates = start[None] if given is None else np.concatenate([start[None], given])
+    start = candidates[problem.energies(candidates).argmin()]
+    info: dict[str, Any] = {
+        "newton_steps": relaxation.steps,
+        "fractional": relaxation.num_fractional,
+        "relaxed_energy": relaxation.energy,
+        "convexified": convex.method,
+    }
+    formed = _formed(problem, relaxation)
+    num_reads = asked.reads(1)
+    answers = Answers(problem, num_reads)
+    for index, state in enumerate(_improved(formed, relaxation, start, asked, deadline)):
+        answers.add(index, state)
+        if deadline.passed:
+            break
+    # What is proved best needs no second read.
+    while num_reads is not None and answers.begun < num_reads and not deadline.passed:
+        answers.repeat()
+    return answers.solution(info, relaxation.lower_bound)
 
 
 def _formed(problem: QuadraticProblem, relaxation: Relaxation) -> QuadraticProblem:
@@ -138,36 +144,45 @@ def _improved(
     problem: QuadraticProblem,
     relaxation: Relaxation,
     start: NDArray[np.int8],
-    num_reads: int,
-    num_sweeps: int,
-    seed: int | None,
-) -> Iterator[tuple[int | slice, NDArray[np.int8]]]:
-    """Better states for the answers of an index: all get the descended start, then each its own."""
+    asked: RelaxOptions,
+    deadline: Deadline,
+) -> Iterator[NDArray[np.int8]]:
+    """Better states than ``start``, one for each read; one alone where nothing can be better."""
     keep = _core(problem, relaxation, problem.energy(start))
-    if keep.size == 0:
+    if keep.size == 0 or deadline.passed:
+        yield start
         return
     part = _part(problem, start, keep)
-    x = descend(part, start[keep][None])[0]
+    x = descend(part, start[keep][None], deadline=deadline)[0]
     base = start.copy()
     base[keep] = x
-    yield slice(None), base
     energy = part.energy(x)
-    if not num_sweeps and num_reads == 1:
+    num_reads = asked.reads(1)
+    if (not asked.num_sweeps and num_reads == 1) or deadline.passed:
+        yield base
         return
     # The better state rules out more.
     inside = np.isin(keep, _core(problem, relaxation, energy))
     part, x, keep = restricted(part, x, np.flatnonzero(inside)), x[inside], keep[inside]
-    temperatures = _temperatures(relaxation, energy, num_sweeps)
+    if keep.size == 0:
+        yield base
+        return
+    temperatures = _temperatures(relaxation, energy, asked.num_sweeps)
     layout = Layout.of(part, search_dtype(part))
+    descent = Layout.of(part)
     preference = relaxation.convex.unsorted(relaxation.preference)[keep]
-    rng = np.random.default_rng(seed)
-    for index, random in enumerate(random_states_for(np.random.SeedSequence(seed), num_reads)):
+    rng, for_kernels = np.random.default_rng(asked.seed), np.random.SeedSequence(asked.seed)
+    for index in count() if num_reads is None else range(num_reads):
+        random = random_states_for(for_kernels, 1)[0]
         if index:
             # Rounds a variable up about with probability x_i.
             x = rounded(part, preference + rng.uniform(-0.5, 0.5, keep.size))
+        found = _annealed(layout, x, temperatures, random, deadline)
+        found = descend(part, found[None], descent, deadline)[0]
         better = base.copy()
-        better[keep] = descend(part, _annealed(layout, x, temperatures, random)[None])[0]
-        yield index, better
+        if part.energy(found) < energy:
+            better[keep] = found
+        yield better
 
 
 def _core(problem: QuadraticProblem, relaxation: Relaxation, energy: float) -> Integers:
@@ -204,7 +219,11 @@ def _temperatures(relaxation: Relaxation, energy: float, num_sweeps: int) -> Flo
 
 
 def _annealed(
-    layout: Layout, state: NDArray[np.int8], temperatures: Floats, random: NDArray[np.uint64]
+    layout: Layout,
+    state: NDArray[np.int8],
+    temperatures: Floats,
+    random: NDArray[np.uint64],
+    deadline: Deadline,
 ) -> NDArray[np.int8]:
     """The best state of one annealing from ``state``."""
     x = layout.sorted(state)
@@ -212,9 +231,14 @@ def _annealed(
     best, tally = x.copy(), np.zeros(3)
     walk = (layout.matrix, field, layout.half, x)
     schedule = temperatures.astype(layout.dtype)
-    if layout.problem.groups is None:
-        flip_metropolis(*walk, schedule, random, best, tally)
-    else:
-        scores = np.empty(max(1, x.size), layout.dtype)
-        swap_heat_bath(*walk, layout.starts, schedule, random, GUMBELS, best, tally, scores)
+    scores = np.empty(max(1, x.size), layout.dtype)
+    step = max(1, _READS_PER_LOOK // (1 + x.size * x.size))
+    for begin in range(0, schedule.size, step):
+        if deadline.passed:
+            break
+        part = schedule[begin : begin + step]
+        if layout.problem.groups is None:
+            flip_metropolis(*walk, part, random, best, tally)
+        else:
+            swap_heat_bath(*walk, layout.starts, part, random, GUMBELS, best, tally, scores)
     return layout.unsorted(best)

@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.arrays import Array, as_host, is_tensor
+from solvers.clock import Deadline
 from solvers.errors import InvalidOptionError
 from solvers.row_moves import ExactSearch, HeldSearch, Search
 from solvers.row_refit import refit
 from solvers.row_trades import match
 from solvers.rows import RowProblem, RowSolution
-from solvers.sampler import Deadline, positive_int
+from solvers.sampler import positive_int
 
 # Beyond this many inputs a row's tableau (inputs^2 float64, and inputs^3 to build it) costs more
 # than its swaps gain.

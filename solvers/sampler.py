@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import dimod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from solvers.errors import InvalidOptionError, InvalidProblemError, UnknownOptionError
+from solvers.errors import InvalidOptionError, UnknownOptionError
 from solvers.problem import QuadraticProblem
 from solvers.solution import Solution
 
@@ -70,7 +69,7 @@ class CountingSampler(dimod.Sampler):
                 + ", ".join(sorted(self.parameters))
             )
         problem = QuadraticProblem.from_bqm(bqm, cardinality=cardinality, groups=groups)
-        if isinstance(options.get("initial_states"), dimod.SampleSet | Mapping):
+        if options.get("initial_states") is not None:
             options["initial_states"] = states_of(options["initial_states"], problem.variables)
         solution = self.sample_problem(problem, **options)
         return solution.to_sampleset(problem.variables, bqm.vartype)
@@ -79,18 +78,52 @@ class CountingSampler(dimod.Sampler):
 def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:
     """Binary states (reads, n) of anything dimod accepts as samples, in the order given.
 
+    Spins -1 and +1 become 0 and 1. A plain array has the order of ``variables``.
+
     Raises:
-        InvalidProblemError: a variable is missing.
+        InvalidOptionError: it is nothing that dimod accepts, a variable is missing, or a value is
+            neither binary nor a spin.
     """
-    vartype = samples.vartype if isinstance(samples, dimod.SampleSet) else None
-    array, labels = dimod.as_samples(samples)
+    plain = _is_plain(samples)
+    try:
+        if plain:
+            array, labels = np.atleast_2d(np.asarray(samples)), list(variables)
+        else:
+            array, labels = dimod.as_samples(samples)
+    except (TypeError, ValueError) as error:
+        raise InvalidOptionError(f"initial_states are not samples: {error}") from None
+    if plain and (array.ndim != 2 or array.shape[1] != len(variables)):
+        raise InvalidOptionError(
+            f"initial_states have {array.shape[-1]} variables, the problem {len(variables)}"
+        )
     column = {label: i for i, label in enumerate(labels)}
     missing = [v for v in variables if v not in column]
     if missing:
-        raise InvalidProblemError(f"initial_states lack variable {missing[0]!r}")
+        raise InvalidOptionError(f"initial_states lack variable {missing[0]!r}")
     states = np.asarray(array)[:, [column[v] for v in variables]]
-    spins = vartype is dimod.SPIN or (vartype is None and (states < 0).any())
-    return ((states + 1) // 2 if spins else states).astype(np.int8)
+    if not (np.isin(states, (0, 1)).all() or np.isin(states, (-1, 1)).all()):
+        raise InvalidOptionError("initial_states must hold 0 and 1 only, or -1 and +1 only")
+    return np.ascontiguousarray(states > 0, dtype=np.int8)
+
+
+def _is_plain(samples: Any) -> bool:
+    """Whether samples are an array, or lists that make one; dimod's tuples are (array, labels)."""
+    if isinstance(samples, tuple):
+        return all(isinstance(one, int | float | np.number) for one in samples)
+    if isinstance(samples, list):
+        return all(isinstance(one, int | float | np.number) or _is_plain(one) for one in samples)
+    return isinstance(samples, np.ndarray)
+
+
+def given_states(problem: QuadraticProblem, initial_states: Any) -> States | None:
+    """``initial_states`` in any form that `states_of` takes, as (k, n) int8 with exact counts.
+
+    Raises:
+        InvalidOptionError: wrong shape, values, variables or counts.
+    """
+    if initial_states is None:
+        return None
+    return checked_states(problem, states_of(initial_states, problem.variables))
 
 
 def checked_states(problem: QuadraticProblem, initial_states: ArrayLike | None) -> States | None:
@@ -137,26 +170,3 @@ def positive_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or value != int(value) or value < 1:
         raise InvalidOptionError(f"{name} must be a whole number of at least 1, not {value!r}")
     return int(value)
-
-
-class Deadline:
-    """A wall-clock limit; ``None`` never passes.
-
-    Raises:
-        InvalidOptionError: the limit is negative or not a number.
-    """
-
-    def __init__(self, time_limit: float | None) -> None:
-        if time_limit is not None and not time_limit >= 0:
-            raise InvalidOptionError(f"time_limit must be at least 0 seconds, not {time_limit!r}")
-        self._end = None if time_limit is None else time.perf_counter() + time_limit
-
-    @property
-    def passed(self) -> bool:
-        """Whether the limit is over."""
-        return self._end is not None and time.perf_counter() >= self._end
-
-    @property
-    def remaining(self) -> float:
-        """Seconds left, infinite without a limit."""
-        return float("inf") if self._end is None else max(0.0, self._end - time.perf_counter())

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from pydantic import Field
 
+from solvers.clock import Deadline
 from solvers.elite import improve_with_restarts
 from solvers.errors import InvalidOptionError
 from solvers.kernels_tabu import flip_tabu, swap_tabu
 from solvers.layout import Layout, search_dtype
+from solvers.options import Count, Whole
 from solvers.problem import QuadraticProblem
-from solvers.reads import Limits, Read, search, start_states, whole_number
+from solvers.reads import Limits, Read, ReadOptions, search, starts
 from solvers.reduction import reduced
-from solvers.sampler import CountingSampler, checked_states, positive_int
+from solvers.sampler import States
 from solvers.solution import Solution
+from solvers.timed import TimedSampler
 
 # One step of a walk; a fixed number of moves, so that the steps do not depend on the machine.
-_MOVES_PER_STEP = 5_000
+_MOST_MOVES_PER_STEP = 5_000
+_READS_PER_STEP = 20_000_000
+_MOST_DOUBLINGS = 20
 _POOL_SIZE = 8
 _TENURE_SHARE = 1 / 50
 _SWAP_TENURE = 2
@@ -29,7 +33,25 @@ _MOVES_PER_VARIABLE = 20
 _CANDIDATES = 4
 
 
-class SwapTabu(CountingSampler):
+class TabuOptions(ReadOptions):
+    """Options of `SwapTabu`."""
+
+    num_iterations: Count | None = Field(
+        default=None, description="moves of each search (default 20 per variable)"
+    )
+    num_restarts: Whole = Field(
+        default=10,
+        description="further searches in a read, from the 8th on crossings of its best "
+        "(default 10; more and more with a time limit)",
+    )
+    tenure: Whole | None = Field(
+        default=None,
+        description="iterations that a moved variable rests, at least "
+        "(default: a fiftieth of the variables; with counts 2); up to 9 more at random",
+    )
+
+
+class SwapTabu(TimedSampler):
     """Tabu search that keeps every count exact, restarted from crossings of its best states.
 
     Without counts: one-flip tabu search.
@@ -40,62 +62,44 @@ class SwapTabu(CountingSampler):
         [0, 1, 1]
     """
 
-    options: ClassVar = {
-        "num_reads": "independent reads (default 1)",
-        "num_iterations": "moves of each search (default 20 per variable)",
-        "num_restarts": "further searches in a read, from the 8th on crossings of its best "
-        "(default 10)",
-        "tenure": "iterations that a moved variable rests, at least "
-        "(default: a fiftieth of the variables; with counts 2); up to 9 more at random",
-        "seed": "seed of starts and moves",
-        "initial_states": "states to start from, shape (k, n); further reads start at random",
-        "num_threads": "threads that share the reads (default 1); no effect on the answer",
-        "time_limit": "seconds after which the best so far is returned",
-        "target_energy": "a read that gets there stops (default: none)",
-    }
+    Options = TabuOptions
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 1,
-        num_iterations: int | None = None,
-        num_restarts: int = 10,
-        tenure: int | None = None,
-        seed: int | None = None,
-        initial_states: ArrayLike | None = None,
-        num_threads: int = 1,
-        time_limit: float | None = None,
-        target_energy: float | None = None,
+        asked: TabuOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        """Search.
-
-        Raises:
-            InvalidOptionError: an option's value makes no sense; the message says which and why.
-        """
-        limits = Limits.of(num_threads, time_limit, target_energy)
-        num_reads = positive_int("num_reads", num_reads)
-        num_restarts = whole_number("num_restarts", num_restarts)
         reduction = reduced(problem)
-        given = reduction.restrict(checked_states(problem, initial_states))
-        tenure = _checked_tenure(problem, reduction.problem.num_variables, tenure)
+        given = reduction.restrict(given)
+        tenure = _checked_tenure(problem, reduction.problem.num_variables, asked.tenure)
         problem = reduction.problem
-        if num_iterations is None:
-            num_iterations = _MOVES_PER_VARIABLE * max(1, problem.num_variables)
-        moves = positive_int("num_iterations", num_iterations)
+        limits = Limits.of(asked, deadline)
+        moves = asked.num_iterations or _MOVES_PER_VARIABLE * max(1, problem.num_variables)
         rule = _Tabu(Layout.of(problem, search_dtype(problem)), moves, tenure)
-        states, randoms = start_states(problem, num_reads, seed, given)
         solution = search(
             rule.layout,
-            states,
-            randoms,
-            lambda read: improve_with_restarts(
-                rule.layout, read, rule.steps, num_restarts, _POOL_SIZE, limits.target
+            starts(problem, asked.seed, given, limits.num_reads),
+            lambda read, index: improve_with_restarts(
+                rule.layout,
+                read,
+                rule.steps,
+                _restarts(asked, limits, index),
+                _POOL_SIZE,
+                limits.target,
             ),
             limits,
             {"tenure": tenure},
         )
         return reduction.lifted(solution)
+
+
+def _restarts(asked: TabuOptions, limits: Limits, index: int) -> int:
+    """Restarts of one read: where reads have no end they double, unless their number was given."""
+    if limits.num_reads is not None or "num_restarts" in asked.model_fields_set:
+        return asked.num_restarts
+    return asked.num_restarts << min(index, _MOST_DOUBLINGS)
 
 
 def _checked_tenure(problem: QuadraticProblem, left: int, tenure: int | None) -> int:
@@ -104,11 +108,11 @@ def _checked_tenure(problem: QuadraticProblem, left: int, tenure: int | None) ->
     if tenure is None:
         default = _SWAP_TENURE if problem.groups is not None else int(left * _TENURE_SHARE)
         return min(default, left // 4)
-    if whole_number("tenure", tenure) >= max(1, n):
+    if tenure >= max(1, n):
         raise InvalidOptionError(
             f"tenure must be less than the number of variables, {n}, not {tenure}"
         )
-    return min(int(tenure), left // 4) if left < n else int(tenure)
+    return min(tenure, left // 4) if left < n else tenure
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,14 +129,22 @@ class _Tabu:
     num_iterations: int
     tenure: int
 
+    @property
+    def moves_per_step(self) -> int:
+        """Moves of some ten milliseconds; every one looks at all variables."""
+        looks = 1 if self.layout.problem.groups is None else 1 + _CANDIDATES
+        fitting = _READS_PER_STEP // (looks * max(1, self.layout.half.size))
+        return min(_MOST_MOVES_PER_STEP, max(1, fitting))
+
     def steps(self, read: Read, crossing: bool) -> Iterator[None]:
         """Improve the read; random states and crossings alike."""
         n = read.x.size
         field = self.layout.fields(read.x[None])[0]
         scores = np.empty(n, dtype=self.layout.dtype)
         until = np.zeros(n, dtype=np.int32)
-        for done in range(0, self.num_iterations, _MOVES_PER_STEP):
-            moves = min(_MOVES_PER_STEP, self.num_iterations - done)
+        step = self.moves_per_step
+        for done in range(0, self.num_iterations, step):
+            moves = min(step, self.num_iterations - done)
             self._run(read, field, until, scores, moves)
             # The next call counts its iterations from zero again.
             until = np.maximum(until - moves, 0).astype(np.int32)

@@ -17,17 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from solvers.clock import Deadline
+from solvers.descent import descend
 from solvers.errors import InvalidProblemError
-from solvers.greedy import descend
 from solvers.problem import QuadraticProblem
-from solvers.sampler import (
-    CountingSampler,
-    Deadline,
-    States,
-    checked_states,
-    positive_int,
-    random_states,
-)
+from solvers.sampler import CountingSampler, States, checked_states, positive_int, random_states
 from solvers.solution import Solution
 from solvers.temperatures import temperatures_for
 from solvers.torch_batch import checked_device, generator, matrix_on, require_room, scale_of

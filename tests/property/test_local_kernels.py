@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from solvers import Dense, LowRank, QuadraticProblem, Sparse
-from solvers.greedy import descend
+from solvers.descent import descend
 from solvers.kernels import GUMBELS, random_states_for
 from solvers.kernels_flip import flip_descent, flip_metropolis
 from solvers.kernels_lowrank import lowrank_flip_metropolis, lowrank_swap_metropolis

@@ -1,0 +1,108 @@
+"""The base of the samplers here: options checked, a time limit kept, an interrupt answered."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from solvers.clock import Deadline, running
+from solvers.descent import descend
+from solvers.options import SamplerOptions, described, read_options
+from solvers.problem import Floats, QuadraticProblem
+from solvers.sampler import CountingSampler, States, given_states, random_states
+from solvers.solution import Solution
+
+# What is left of a limit for evaluating the answer, in evaluations of one state.
+_EVALUATIONS_AFTER = 4.0
+
+
+class TimedSampler(CountingSampler):
+    """A sampler that answers within its time limit, and when it is interrupted.
+
+    A subclass lists its options in a `SamplerOptions` and implements `_search`, which looks at
+    the deadline at least every 50 ms and then returns the best so far. Everything else is here:
+    the options are checked; with a time limit the answer is at least as good as that of swap
+    descent from a random state; ``info["timing"]`` has the nanoseconds of ``preprocessing_ns``
+    (checks and compiling), ``sampling_ns`` and ``postprocessing_ns``, as D-Wave's samplers do;
+    ``info["interrupted"]`` is true after an interrupt.
+    """
+
+    Options: ClassVar[type[SamplerOptions]] = SamplerOptions
+
+    @property
+    def options(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Option name -> one line of help."""
+        return described(self.Options)
+
+    def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Solve ``problem``; samples have the exact counts and recomputed energies.
+
+        Args:
+            problem: with or without counts.
+            **options: those that `options` lists.
+
+        Raises:
+            UnknownOptionError: an option that the sampler does not have.
+            InvalidOptionError: an option's value is not in its range; the message has it.
+            ProblemTooLargeError: the problem does not fit into memory, or into the sampler.
+        """
+        stamps = [time.perf_counter_ns()]
+        asked = read_options(type(self).__name__, self.Options, options)
+        given = given_states(problem, asked.initial_states)
+        with running(asked.time_limit) as deadline:
+            stamps.append(time.perf_counter_ns())
+            # A constant must not change an answer, so that no search sees one.
+            bare = problem.with_linear(problem.linear, 0.0) if problem.offset else problem
+            first = None if asked.time_limit is None else _first(bare, asked, deadline)
+            found = self._search(bare, asked, given, deadline)
+            stamps.append(time.perf_counter_ns())
+            samples, energies = _with_first(bare, found, first)
+            stamps.append(time.perf_counter_ns())
+        compiled = int(1e9 * deadline.compiled)
+        before, during, after = np.diff(stamps).tolist()
+        timing = {
+            "preprocessing_ns": before + compiled,
+            "sampling_ns": during - compiled,
+            "postprocessing_ns": after,
+        }
+        info = {**found.info, "timing": timing}
+        if deadline.interrupted:
+            info["interrupted"] = True
+        bound = problem.offset + found.lower_bound
+        return Solution(samples, problem.offset + energies, bound, info)
+
+    @abstractmethod
+    def _search(
+        self,
+        problem: QuadraticProblem,
+        asked: Any,
+        given: States | None,
+        deadline: Deadline,
+    ) -> Solution:
+        """Solve; ``asked`` is an object of the sampler's `Options`, ``given`` are its states."""
+
+
+def _first(problem: QuadraticProblem, asked: SamplerOptions, deadline: Deadline) -> States:
+    """What `Greedy` answers for the same seed; the time of its evaluation is kept back."""
+    state = random_states(problem, 1, np.random.default_rng(asked.seed))
+    state = descend(problem, state, deadline=deadline)
+    before = deadline.elapsed
+    problem.energies(state)
+    deadline.keep_back(_EVALUATIONS_AFTER * (deadline.elapsed - before))
+    return state
+
+
+def _with_first(
+    problem: QuadraticProblem, found: Solution, first: States | None
+) -> tuple[States, Floats]:
+    """The samples and energies of ``found``; ``first`` is its worst where it beats its best."""
+    if first is not None:
+        energy = problem.energy(first[0])
+        if energy < found.energy:
+            samples = np.concatenate([first, found.samples[:-1]])
+            return samples, np.concatenate([[energy], found.energies[:-1]])
+    return found.samples, found.energies
