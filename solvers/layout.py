@@ -18,7 +18,7 @@ _MOST_BYTES = 4e9
 # Beyond this single precision could overflow or lose whole coefficients.
 _SINGLE_LIMIT = 1e15
 # Of one thread, at the least, when it forms a matrix.
-_MULTIPLICATIONS_PER_SECOND = 1e10
+_MULTIPLICATIONS_PER_SECOND = 2e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Layout:
         quadratic = self.problem.quadratic
         if not isinstance(quadratic, LowRank) or "matrix" in self.__dict__:
             return True
-        seconds = 2.0 * quadratic.factor.size * quadratic.size / _MULTIPLICATIONS_PER_SECOND
+        seconds = quadratic.factor.size * quadratic.size / _MULTIPLICATIONS_PER_SECOND
         return self.has_matrix and seconds < 0.5 * deadline.remaining
 
     @property
