@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli_options import parse_options
+from qprune.interrupt import INTERRUPTED, terminable
+from qprune.progress import Waiting, logged
 
 if TYPE_CHECKING:
     from solvers import QuadraticProblem, SamplerEntry, Solution
@@ -78,21 +80,32 @@ def solve(
         sampler, parse_options(sampler_option or []), seed=seed, time_limit=time_limit
     )
     problem = read_problem(instance, count=count, maximize=maximize)
+    console = Console(stderr=True)
     began = time.process_time()
-    solution = chosen.sample_problem(problem, **options)
+    with terminable(), logged(console), Waiting(f"solving with {sampler}", console):
+        try:
+            solution = chosen.sample_problem(problem, **options)
+        except KeyboardInterrupt:
+            typer.echo("qprune: interrupted before anything was found", err=True)
+            raise typer.Exit(INTERRUPTED) from None
     seconds = time.process_time() - began
+    interrupted = bool(solution.info.get("interrupted", False))
     found = outcome(problem, solution) | {
         "instance": str(instance),
         "sampler": sampler,
         "seed": seed,
         "cpu_seconds": seconds,
+        "interrupted": interrupted,
     }
     if output is not None:
         output.write_text(strict_json(found | sample_record(problem, solution)) + "\n")
     if json:
         typer.echo(strict_json(found))
-        return
-    Console().print(outcome_table(found))
+    else:
+        Console().print(outcome_table(found))
+    if interrupted:
+        typer.echo("qprune: interrupted; this is the best found so far", err=True)
+        raise typer.Exit(INTERRUPTED)
 
 
 def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:

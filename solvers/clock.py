@@ -139,7 +139,7 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
         yield deadline
     if time_limit is not None and deadline.compiled > _WORTH_SAYING:
         logger.warning(
-            "%.1f s went into compiling inner loops, once for this kind of problem; they are no "
+            "%.1f s went into compiling or loading inner loops, once in a process; they are no "
             "part of the time limit",
             deadline.compiled,
         )
