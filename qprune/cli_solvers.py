@@ -15,9 +15,6 @@ from qprune.cli_options import parse_options
 if TYPE_CHECKING:
     from solvers import QuadraticProblem, SamplerEntry, Solution
 
-#: Relative gap below which an energy counts as proved optimal.
-PROVED_GAP = 1e-9
-
 
 def samplers(
     json: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False,
@@ -97,14 +94,13 @@ def solve(
 
 def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:
     """What was found and what is proved about it."""
-    proved = bool(solution.info.get("proved", False)) or solution.gap <= PROVED_GAP
     return {
         "num_variables": problem.num_variables,
         "counts": None if problem.counts is None else problem.counts.tolist(),
         "energy": solution.energy,
         "lower_bound": solution.lower_bound,
         "gap": solution.gap,
-        "proved": proved,
+        "proved": solution.proved,
         "feasible": bool(problem.feasible(solution.sample)[0]),
     }
 

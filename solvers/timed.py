@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from solvers.clock import Deadline, running
 from solvers.descent import descend
 from solvers.options import SamplerOptions, described, read_options
-from solvers.problem import Floats, QuadraticProblem
+from solvers.problem import QuadraticProblem
 from solvers.sampler import CountingSampler, States, given_states, random_states
 from solvers.solution import Solution
 
@@ -60,7 +61,8 @@ class TimedSampler(CountingSampler):
             first = None if asked.time_limit is None else _first(bare, asked, deadline)
             found = self._search(bare, asked, given, deadline)
             stamps.append(time.perf_counter_ns())
-            samples, energies = _with_first(bare, found, first)
+            if first is not None:
+                found = found.joined(bare, first[0])
             stamps.append(time.perf_counter_ns())
         compiled = int(1e9 * deadline.compiled)
         before, during, after = np.diff(stamps).tolist()
@@ -72,8 +74,7 @@ class TimedSampler(CountingSampler):
         info = {**found.info, "timing": timing}
         if deadline.interrupted:
             info["interrupted"] = True
-        bound = problem.offset + found.lower_bound
-        return Solution(samples, problem.offset + energies, bound, info)
+        return replace(found.shifted(problem.offset), info=info)
 
     @abstractmethod
     def _search(
@@ -94,15 +95,3 @@ def _first(problem: QuadraticProblem, asked: SamplerOptions, deadline: Deadline)
     problem.energies(state)
     deadline.keep_back(_EVALUATIONS_AFTER * (deadline.elapsed - before))
     return state
-
-
-def _with_first(
-    problem: QuadraticProblem, found: Solution, first: States | None
-) -> tuple[States, Floats]:
-    """The samples and energies of ``found``; ``first`` is its worst where it beats its best."""
-    if first is not None:
-        energy = problem.energy(first[0])
-        if energy < found.energy:
-            samples = np.concatenate([first, found.samples[:-1]])
-            return samples, np.concatenate([[energy], found.energies[:-1]])
-    return found.samples, found.energies
