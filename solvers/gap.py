@@ -46,6 +46,10 @@ class Gap:
     proved: bool = False
 
 
+#: Where there is no bound.
+UNKNOWN = Gap()
+
+
 def gap_between(problem: QuadraticProblem, energy: float, bound: float, error: float = 0.0) -> Gap:
     """The gap of a state of ``energy`` to ``bound``, neither with the problem's offset.
 
@@ -56,7 +60,7 @@ def gap_between(problem: QuadraticProblem, energy: float, bound: float, error: f
         error: how far off by rounding the difference of both may be.
     """
     if not np.isfinite(bound) or not np.isfinite(energy):
-        return Gap()
+        return UNKNOWN
     absolute = max(0.0, energy - bound) + error
     scale = max(0.0, mean_energy(problem) - bound)
     relative = absolute / scale if scale > 0.0 else float("inf")

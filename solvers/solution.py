@@ -10,7 +10,7 @@ import dimod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from solvers.gap import Gap, gap_between
+from solvers.gap import UNKNOWN, Gap, gap_between
 from solvers.problem import QuadraticProblem
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -33,7 +33,7 @@ class Solution:
     energies: NDArray[np.float64]
     lower_bound: float = -np.inf
     info: Mapping[str, Any] = field(default_factory=dict)
-    certified: Gap = Gap()
+    certified: Gap = UNKNOWN
 
     @classmethod
     def of(
