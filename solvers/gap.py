@@ -117,7 +117,7 @@ def _within_groups(problem: QuadraticProblem) -> Floats:
         entries = sparse.coo_array(quadratic.matrix)
         rows, columns = groups[entries.row], groups[entries.col]
         weights = np.where(rows == columns, entries.data, 0.0)
-        return np.bincount(rows, weights=weights, minlength=g)
+        return np.bincount(rows, weights=weights, minlength=g).astype(np.float64)
     order = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
     return np.array([quadratic.restrict(members).dense().sum() for members in order])
 
@@ -174,3 +174,12 @@ def energy_step(problem: QuadraticProblem) -> float:
         else:
             return divisor / factor
     return 0.0
+
+
+def raised(bound: float, step: float) -> float:
+    """The least multiple of ``step`` from ``bound`` on; ``bound`` itself where there is no step.
+
+    Both without the offset. Division rounds no quotient past a whole number, so that a valid
+    bound stays one.
+    """
+    return step * float(np.ceil(bound / step)) if step > 0.0 and np.isfinite(bound) else bound

@@ -57,15 +57,14 @@ def solve_rows(
             sense.
     """
     max_rounds = positive_int("max_rounds", max_rounds)
-    mask = problem.checked_mask(mask)
-    if values is not None and compensate:
-        values = problem.checked_values(values)
+    start_mask = problem.checked_mask(mask)
+    start = problem.targets if values is None or not compensate else problem.checked_values(values)
+    start = start * start_mask
     with running(time_limit) as deadline:
-        start = (problem.targets if values is None or not compensate else values) * mask
         if compensate:
-            start = refit(problem.gram, problem.targets, mask, start)
-        search = _search(problem, mask, start, compensate, exact, depth, num_threads)
-        return _improved(problem, mask, start, search, compensate, max_rounds, deadline)
+            start = refit(problem.gram, problem.targets, start_mask, start)
+        search = _search(problem, start_mask, start, compensate, exact, depth, num_threads)
+        return _improved(problem, start_mask, start, search, compensate, max_rounds, deadline)
 
 
 def _improved(

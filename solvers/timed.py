@@ -12,7 +12,7 @@ import numpy as np
 
 from solvers.clock import Deadline, running
 from solvers.descent import descend
-from solvers.options import SamplerOptions, described, read_options
+from solvers.options import SamplerOptions, TimedOptions, described, read_options
 from solvers.problem import QuadraticProblem
 from solvers.sampler import CountingSampler, States, given_states, random_states
 from solvers.solution import Solution
@@ -32,7 +32,7 @@ class TimedSampler(CountingSampler):
     ``info["interrupted"]`` is true after an interrupt.
     """
 
-    Options: ClassVar[type[SamplerOptions]] = SamplerOptions
+    Options: ClassVar[type[TimedOptions]] = SamplerOptions
 
     @property
     def options(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -53,7 +53,7 @@ class TimedSampler(CountingSampler):
         """
         stamps = [time.perf_counter_ns()]
         asked = read_options(type(self).__name__, self.Options, options)
-        given = given_states(problem, asked.initial_states)
+        given = given_states(problem, asked.starts)
         with running(asked.time_limit) as deadline:
             stamps.append(time.perf_counter_ns())
             # A constant must not change an answer, so that no search sees one.
@@ -87,9 +87,9 @@ class TimedSampler(CountingSampler):
         """Solve; ``asked`` is an object of the sampler's `Options`, ``given`` are its states."""
 
 
-def _first(problem: QuadraticProblem, asked: SamplerOptions, deadline: Deadline) -> States:
+def _first(problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline) -> States:
     """What `Greedy` answers for the same seed; the time of its evaluation is kept back."""
-    state = random_states(problem, 1, np.random.default_rng(asked.seed))
+    state = random_states(problem, 1, np.random.default_rng(asked.randomness))
     state = descend(problem, state, deadline=deadline)
     before = deadline.elapsed
     problem.energies(state)
