@@ -17,9 +17,6 @@ from qprune.progress import Waiting, logged
 if TYPE_CHECKING:
     from solvers import QuadraticProblem, SamplerEntry, Solution
 
-#: Relative gap below which an energy counts as proved optimal.
-PROVED_GAP = 1e-9
-
 
 def samplers(
     json: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False,
@@ -58,7 +55,9 @@ def solve(
         typer.Argument(help=".npz, .qubo, .coo, OR-Library or G-set .txt(.gz), .bqm, .cqm, .json"),
     ],
     count: Annotated[int | None, typer.Option(help="how many variables are 1, exactly")] = None,
-    sampler: Annotated[str, typer.Option(help="a name that `qprune samplers` lists")] = "relax",
+    sampler: Annotated[
+        str, typer.Option(help="a name that `qprune samplers` lists; auto: what suits the problem")
+    ] = "auto",
     sampler_option: Annotated[
         list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
     ] = None,
@@ -110,14 +109,13 @@ def solve(
 
 def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:
     """What was found and what is proved about it."""
-    proved = bool(solution.info.get("proved", False)) or solution.gap <= PROVED_GAP
     return {
         "num_variables": problem.num_variables,
         "counts": None if problem.counts is None else problem.counts.tolist(),
         "energy": solution.energy,
         "lower_bound": solution.lower_bound,
         "gap": solution.gap,
-        "proved": proved,
+        "proved": solution.proved,
         "feasible": bool(problem.feasible(solution.sample)[0]),
     }
 

@@ -86,7 +86,8 @@ class Deadline:
         if time_limit is not None and not time_limit >= 0:
             raise InvalidOptionError(f"time_limit must be at least 0 seconds, not {time_limit!r}")
         self.time_limit = time_limit
-        self.interrupted = False
+        self._interrupted = False
+        self._whole: Deadline | None = None
         #: Seconds of the limit that are left for what comes after the search.
         self.kept_back = 0.0
         self._compiled_before = _compiling.seconds
@@ -118,9 +119,22 @@ class Deadline:
             return float("inf")
         return max(0.0, self.time_limit - self.kept_back - self.elapsed)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody wished the call to end."""
+        return self._interrupted or (self._whole is not None and self._whole.interrupted)
+
     def interrupt(self) -> None:
         """End the call as soon as it looks; what it has found so far is its answer."""
-        self.interrupted = True
+        self._interrupted = True
+
+    def part(self, share: float) -> Deadline:
+        """The deadline of a part of the call, to which ``share`` of the time left is given."""
+        if share == 1.0:
+            return self
+        part = Deadline(None if self.time_limit is None else share * self.remaining)
+        part._whole = self
+        return part
 
 
 @contextmanager
