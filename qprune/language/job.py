@@ -17,7 +17,7 @@ from qprune.language.card import Card, Quality, layer_records
 from qprune.language.heads import Subject, head_of, targeted
 from qprune.language.models import load_checkpoint, load_pretrained, stored_dtype
 from qprune.language.outcome import LanguageOutcome, matrix_records
-from qprune.language.save import save_model, sweep_asides
+from qprune.language.save import save_model
 from qprune.language.settings import LanguageSettings
 from qprune.language.stages import (
     UNWATCHED,
@@ -132,7 +132,6 @@ def _refuse(settings: LanguageSettings) -> None:
 def _folder(output: Path, settings: LanguageSettings, resume: bool) -> Iterator[RunFolder]:
     if resume:
         with resumed_folder(output) as folder:
-            sweep_asides(output)
             yield folder
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -156,6 +155,8 @@ def _outcome(
 ) -> LanguageOutcome:
     dense, pruned = scores
     blocks = targeted(subject.model, settings)
+    weights = dict(subject.model.named_parameters(remove_duplicate=False))
+    report = replace(work.report, layers=layer_records(work.mask, weights))
     card = Card(
         base_model=settings.model,
         method=work.method,
@@ -172,7 +173,7 @@ def _outcome(
         model=subject.model,
         mask=work.mask,
         card=card,
-        report=replace(work.report, dense=dense and dense.score, final=pruned and pruned.score),
+        report=replace(report, dense=dense and dense.score, final=pruned and pruned.score),
         matrices=matrix_records([m for inside in blocks for m in inside], work.mask, work.layers),
         seconds=time.perf_counter() - began[0],
         cpu_seconds=time.process_time() - began[1],
@@ -187,7 +188,7 @@ def _save(
     outcome: LanguageOutcome,
     dtype: torch.dtype,
 ) -> None:
-    save_model(
+    written = save_model(
         folder.path,
         outcome.model,
         outcome.mask,
@@ -196,7 +197,8 @@ def _save(
         card=outcome.card,
         dtype=dtype,
     )
-    folder.finish(outcome.report, (), render_html(outcome.report, title=settings.title))
+    html = render_html(outcome.report, title=settings.title)
+    folder.finish(outcome.report, (), html, written)
 
 
 @torch.no_grad()
