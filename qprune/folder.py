@@ -39,6 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
         RunFolderError: another process is in there, the folder cannot be written, or the lock was
             lost inside (see `require_locked`).
     """
+    refuse_irregular([folder / LOCK])
     lock = FileLock(folder / LOCK, blocking=False, is_singleton=True)
     try:
         lock.acquire()
@@ -82,11 +83,11 @@ def require_locked(folder: Path) -> None:
 
 
 def kind_of(path: Path) -> str | None:
-    """A word for what ``path`` is in the end; None where nothing is there or it is a file."""
+    """Words for what ``path`` is in the end; None where nothing is there or it is a file."""
     try:
         mode = path.stat().st_mode
     except OSError:
-        return None
+        return "a link that leads nowhere" if os.path.islink(path) else None  # noqa: PTH114
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 

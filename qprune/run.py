@@ -386,11 +386,19 @@ def read_steps(path: Path) -> tuple[Step, ...]:
 
 
 def read_scores(path: Path) -> tuple[ScorePoint, ...]:
-    """The scores along the way, up to the first line that is none; nothing hangs on them."""
+    """The scores along the way, up to the first line that is none; nothing hangs on them.
+
+    Raises:
+        RunFolderError: they cannot be read at all, or are no file.
+    """
     try:
         lines = read_regular(path / SCORES).split(b"\n")[:-1]
     except FileNotFoundError:
         return ()
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path / SCORES}: {error.strerror or error}") from error
     points = []
     for number, line in enumerate(lines, 1):
         try:

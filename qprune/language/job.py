@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.folder import LOCK, half_written
 from qprune.language.card import Card, Quality, layer_records
 from qprune.language.heads import Subject, head_of, targeted
 from qprune.language.models import load_checkpoint, load_pretrained, stored_dtype
@@ -29,7 +30,7 @@ from qprune.language.stages import (
 )
 from qprune.progress import Track, untracked
 from qprune.report import render_html
-from qprune.run import RunFolder, resumed_folder, run_folder
+from qprune.run import OURS, RunFolder, resumed_folder, run_folder
 from qprune.solve import Border
 from qprune.threads import limited_threads
 
@@ -134,12 +135,26 @@ def _folder(output: Path, settings: LanguageSettings, resume: bool) -> Iterator[
         with resumed_folder(output) as folder:
             yield folder
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not _is_free(output):
         raise RunFolderError(
             f"{output} is not empty; choose another --output (`qprune resume` goes on with a run)"
         )
     with run_folder(output, settings) as folder:
         yield folder
+
+
+def _is_free(output: Path) -> bool:
+    """Whether nothing is there but what a run left that was killed before it had begun."""
+    try:
+        return {*output.iterdir()} <= {output / LOCK, *half_written(output, OURS)}
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot use {output}: {error.strerror}; choose another --output"
+        ) from error
 
 
 def _left(settings: LanguageSettings, spent: float) -> float | None:
