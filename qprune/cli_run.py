@@ -73,11 +73,11 @@ def resume(
 
 
 def _page_again(folder: Path) -> None:
-    """The report's page, where `qprune report` was killed between page and checksum."""
+    """The report's page, where it was removed, or `qprune report` killed while it wrote one."""
     from qprune.report import render_html
     from qprune.run import REPORT_HTML, RunFolder, read_checksums, read_run
 
-    if REPORT_HTML not in read_checksums(folder):
+    if REPORT_HTML not in read_checksums(folder) or not (folder / REPORT_HTML).exists():
         saved = read_run(folder)
         html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
         RunFolder(folder).write_page(html)

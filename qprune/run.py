@@ -306,7 +306,9 @@ def tidy(path: Path) -> None:
         RunFolderError: that cannot be removed, or a file of the run is missing.
     """
     refuse_irregular(path / name for name in OURS)
-    missing = [name for name in read_checksums(path) if not (path / name).is_file()]
+    # The page can be written again.
+    needed = {*read_checksums(path)} - {REPORT_HTML}
+    missing = sorted(name for name in needed if not (path / name).is_file())
     if missing:
         raise RunFolderError(
             f"{path} is finished, but its {missing[0]} is missing; put it back, or start the run "

@@ -179,7 +179,7 @@ class Drill:
                 self.wrong.append(f"{what}: it came to its end before")
             self.deaths += 1
             self._resumed(folder)
-            self.wrong += [f"{what}: {lie}" for lie in self._lies(folder)]
+            self.wrong += [f"{what}: {lie}" for lie in self.lies(folder)]
         except RuntimeError as error:
             self.wrong.append(f"{what}: {error}")
 
@@ -204,7 +204,7 @@ class Drill:
             self.deaths += not in_a_child(call, steps, self._note)
         in_a_child(call, FileSteps(folder.parent), self._note)
 
-    def _lies(self, folder: Path) -> list[str]:
+    def lies(self, folder: Path) -> list[str]:
         """What is not as in a folder whose run was never killed."""
         lies = [
             f"{name} has other bytes"

@@ -16,6 +16,7 @@ from benchmarks.reliability.file_steps import FileSteps, failing
 from qprune.checkpoint import CHECKPOINTS
 from qprune.config import make_settings
 from qprune.errors import RunFolderError
+from qprune.findings import kept_zeros_told, wrong_kept_zeros
 from qprune.folder import LOCK, append_line, make_folder, write_whole
 from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
@@ -341,6 +342,21 @@ def test_a_page_written_again_has_its_checksum(tmp_path):
         # Perhaps none, never a wrong one.
         digest = hashlib.sha256((folder.path / REPORT_HTML).read_bytes()).hexdigest()
         assert read_checksums(folder.path).get(REPORT_HTML, digest) == digest
+
+
+def test_zeros_among_kept_weights_are_counted_where_the_report_counts_them():
+    def told(**zeros):
+        layer = LayerRecord("fc1", (2, 4), 8, 4, parameter="fc1.weight", **zeros)
+        return make_report(layers=(layer,), zeros_before=3)
+
+    weights = {"fc1.weight": torch.tensor([[0.0, 0, 0, 0], [1, -0.0, 2, 3]])}
+    assert not list(wrong_kept_zeros(weights, told(num_zero=5)))
+    for wrong in (4, 6):
+        assert len(list(wrong_kept_zeros(weights, told(num_zero=wrong)))) == 1
+    assert not list(wrong_kept_zeros(weights, told()))
+    assert not list(kept_zeros_told(told(num_zero=4)))
+    assert "1 weights that the mask keeps are zero" in next(kept_zeros_told(told(num_zero=5)))
+    assert "did not count zeros" in next(kept_zeros_told(told()))
 
 
 @pytest.mark.parametrize(
