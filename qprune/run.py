@@ -9,7 +9,7 @@
 - ``mask.safetensors``: one boolean tensor for each targeted weight, True = kept
 - ``report.json``: the whole report
 - ``report.html``: the same to look at
-- ``checksums.sha256``: of all others, as `sha256sum --check` reads them
+- ``checksums.sha256``: of the files above, as `sha256sum --check` reads them
 
 A run is finished once ``report.json`` has got its name, in one step after all else was written:
 what a process killed before leaves is a run to be resumed, and after it checkpoints that the next
