@@ -41,13 +41,15 @@ def resume(
     from qprune.job import run_job
     from qprune.language.settings import LanguageSettings
     from qprune.progress import ProgressBar, logged
-    from qprune.run import RESUMABLE, read_settings, stopped_by
+    from qprune.run import RESUMABLE, read_settings, stopped_by, tidy
     from qprune.verify import trusted
 
     settings = read_settings(folder)
     trusted(settings, model, data)
     stopped = stopped_by(folder)
     if stopped not in RESUMABLE or (stopped == "max_seconds" and max_seconds is None):
+        tidy(folder)
+        _page_again(folder)
         more = "; --max-seconds gives it more time" if stopped == "max_seconds" else ""
         typer.echo(f"{folder} is finished ({stopped}): there is nothing to go on with{more}")
         return
@@ -70,11 +72,24 @@ def resume(
         tell(pruned, folder, json)
 
 
+def _page_again(folder: Path) -> None:
+    """The report's page, where it was removed, or `qprune report` killed while it wrote one."""
+    from qprune.report import render_html
+    from qprune.run import REPORT_HTML, RunFolder, read_checksums, read_run
+
+    if REPORT_HTML not in read_checksums(folder) or not (folder / REPORT_HTML).exists():
+        saved = read_run(folder)
+        html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
+        RunFolder(folder).write_page(html)
+
+
 def check(folder: Folder) -> None:
     """Hold a run's files against each other: sparsity, structure, exact zeros, counts."""
     from qprune.check import check_run
 
     finding = check_run(folder)
+    for note in finding.notes:
+        typer.echo(f"{folder}: {note}", err=True)
     _refuse(folder, finding.lies)
     typer.echo(
         f"{folder}: {finding.num_pruned} of {finding.num_weights} targeted weights are exactly "

@@ -394,7 +394,8 @@ def _layer_records(setting: Setting, state: State) -> tuple[LayerRecord, ...]:
             tuple(layer.shape),
             layer.size,
             layer.size - int(kept.sum()),
-            num_zero=int((values == 0).sum()),
+            # As the model holds them, in which small ones may be zero.
+            num_zero=int((values.to(layer.parameter.dtype) == 0).sum()),
             parameter=layer.parameter_name,
             input_groups=layer.kind.layout.input_groups,
             gradients=layer.path.told if layer.path is not None else "",
