@@ -1,5 +1,6 @@
 """Binary quadratic problems with exact counts: problems, samplers, bounds. Knows no networks."""
 
+from solvers.files import read_problem, write_problem
 from solvers.penalty import CardinalityPenalty, LagrangeCardinality
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Dense, LowRank, Sparse
@@ -19,6 +20,8 @@ __all__ = [
     "Sparse",
     "get_sampler",
     "list_samplers",
+    "read_problem",
+    "write_problem",
 ]
 
 #: Lets `qprune` tell this package from a `solvers.py` of the user's own.

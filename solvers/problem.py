@@ -240,12 +240,15 @@ class QuadraticProblem:
 
     @classmethod
     def from_cqm(cls, cqm: dimod.ConstrainedQuadraticModel) -> QuadraticProblem:
-        """The problem of a CQM whose constraints are exact counts over disjoint sets.
+        """The problem of a CQM whose hard constraints are exact counts over disjoint sets.
+
+        A soft constraint ``a.x == b`` with dimod's quadratic penalty adds weight (a.x - b)^2 to
+        the energy.
 
         Raises:
-            InvalidProblemError: a variable is not binary, a constraint is not
-                ``sum of variables == count``, two constraints share a variable, or a variable
-                is in no constraint while others are.
+            InvalidProblemError: a variable is not binary, a hard constraint is not
+                ``sum of variables == count``, two of them share a variable, or a variable
+                is in none while others are; or a soft constraint has another penalty or sense.
         """
         others = [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]
         if others:
@@ -261,6 +264,9 @@ class QuadraticProblem:
         groups: dict[Hashable, int] = {}
         counts: list[int] = []
         for label, constraint in cqm.constraints.items():
+            if constraint.lhs.is_soft():
+                _add_penalty(objective, label, constraint)
+                continue
             counts.append(_count_of(label, constraint, groups, len(counts)))
         if not counts:
             return cls.from_bqm(objective)
@@ -293,6 +299,20 @@ def _count_of(label: Any, constraint: Any, groups: dict[Hashable, int], group: i
         if groups.setdefault(v, group) != group:
             raise InvalidProblemError(f"variable {v!r} is in two constraints; groups are disjoint")
     return int(count)
+
+
+def _add_penalty(objective: dimod.BinaryQuadraticModel, label: Any, constraint: Any) -> None:
+    """Add what a soft CQM constraint costs where it is violated."""
+    lhs = constraint.lhs
+    if constraint.sense is not Sense.Eq or lhs.penalty() != "quadratic" or not lhs.is_linear():
+        raise InvalidProblemError(
+            f"soft constraint {label!r} is no linear equality with a quadratic penalty, so that "
+            "its cost is not quadratic; make it hard, or put a penalty into the objective"
+        )
+    terms = [(v, lhs.get_linear(v)) for v in lhs.variables]
+    objective.add_linear_equality_constraint(
+        terms, lagrange_multiplier=lhs.weight(), constant=lhs.offset - constraint.rhs
+    )
 
 
 def _finite_vector(linear: ArrayLike) -> Floats:

@@ -8,7 +8,7 @@ from scipy import sparse
 from solvers import LowRank, QuadraticProblem, Sparse, get_sampler
 from solvers.counting import counting
 from solvers.errors import InvalidProblemError, ProblemTooLargeError
-from solvers.formats import from_terms
+from solvers.coefficients import from_terms
 from solvers.testing import convex_problem
 
 ASYMMETRIC = [[0.0, 1.0], [2.0, 0.0]]
