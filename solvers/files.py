@@ -156,7 +156,7 @@ def _wanted(parsed: Parsed, chosen: Format, maximize: bool | None) -> Reading:
         return Reading(parsed.problem, chosen, parsed.stated, parsed.notes)
     notes = parsed.notes
     if asked is None and chosen.doubt:
-        notes = (*notes, f"{chosen.doubt}; --maximize or --minimize says which (maximize=)")
+        notes = (*notes, f"{chosen.doubt}; say which with --maximize or --minimize (maximize=)")
     problem = scaled(parsed.problem, -1.0) if maximize else parsed.problem
     return Reading(problem, chosen, asked or Sense.MINIMISE, notes)
 

@@ -109,7 +109,8 @@ def format_of(contents: Contents) -> Format:
 
 def _doubt(contents: Contents, shaped: list[Format], named: list[Format]) -> str:
     said = " or ".join(one.name for one in shaped)
-    if not any(one in named for one in shaped) and named and contents.suffix != ".txt":
+    generic = contents.suffix == ".txt" and len(named) > 1
+    if named and not generic and not any(one in named for one in shaped):
         said += f" by its lines and {' or '.join(one.name for one in named)} by its name"
     first = shaped[0].name
     hint = _header_hint(contents)
@@ -120,8 +121,10 @@ def _unknown(contents: Contents) -> str:
     known = ", ".join(one.name for one in FORMATS)
     if contents.text is None:
         return f"neither text nor any known binary format; there are {known}"
-    rows = contents.text.rows
-    first = f"; its first line is {rows[0][:60]!r}" if rows else "; it has comments only"
+    rows = contents.text.fields
+    first = f"; its first line is {contents.text.shown(0)}" if rows else "; it has comments only"
+    if len(rows) > 1 and all(len(row) == len(rows) for row in rows):
+        first += ", and it is square: a matrix? save it as .npy"
     return f"in no known format{first}{_header_hint(contents)}; there are {known}"
 
 
@@ -178,15 +181,17 @@ def _coo(contents: Contents) -> Evidence:
     text = contents.text
     if text is None or not text.rows or not _numbers(text, 3):
         return Evidence.NONE
-    if any("vartype" in words.lower() for _, words in text.comments):
+    if text.facts.spins is not None:
         return Evidence.SIGNATURE
     return Evidence.NONE if _has_long_header(text) else Evidence.SHAPE
 
 
 def _qubo(contents: Contents) -> Evidence:
     text = contents.text
-    signed = text is not None and text.rows and text.fields[0][0].lower() == "p"
-    return Evidence.SIGNATURE if signed else Evidence.NONE
+    if text is None or not text.rows or text.fields[0][0].lower() != "p":
+        return Evidence.NONE
+    words = text.fields[0][1:2]
+    return Evidence.SIGNATURE if words == ["qubo"] else Evidence(len(words))
 
 
 def _matrix_of_pairs(text: Text) -> bool:
@@ -243,9 +248,8 @@ def _lp(contents: Contents) -> Evidence:
         return Evidence.NONE
     words = models.lp_words(contents.text.whole[:10_000])
     begins = bool(words) and words[0] in models.LP_SENSES
-    # A number in the place of the objective: Quantagonia's .qubo, which is another format.
-    number = len(words) > 1 and is_number(words[1]) and contents.suffix == ".qubo"
-    return Evidence.SIGNATURE if begins and not number else Evidence.NONE
+    # Quantagonia's .qubo begins in the same way and is another format.
+    return Evidence.SIGNATURE if begins and contents.suffix != ".qubo" else Evidence.NONE
 
 
 def _qplib(contents: Contents) -> Evidence:
@@ -314,7 +318,8 @@ FORMATS: tuple[Format, ...] = (
         read=_from_text(texts.read_orlib),
         write=_to_text(texts.write_orlib),
         names=r"bqp|gka|be\d|p\d{4}[._]",
-        doubt="OR-Library and MQLib maximise x.q.x, Biq Mac minimises it; it is minimised here",
+        doubt="read as OR-Library's format, of variables 0 and 1, which does not say its sense: "
+        "OR-Library and MQLib maximise x.q.x, Biq Mac minimises it; it is minimised here",
     ),
     Format(
         name="rudy",
@@ -366,7 +371,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".npy",),
         contents="a square matrix Q, one triangle or both: E = x.Q.x",
         sense=_MINIMISED,
-        evidence=_begins(b"\x93NUMPY"),
+        evidence=_begins(models.NPY_MAGIC),
         read=models.read_npy,
     ),
     Format(

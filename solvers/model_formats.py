@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,13 +30,17 @@ from solvers.text_formats import Parsed, Sense
 
 BQM_MAGIC = b"DIMODBQM"
 CQM_MAGIC = b"DIMODCQM"
+NPY_MAGIC = b"\x93NUMPY"
 #: First words of an LP file, in small letters.
 LP_SENSES = {
     **dict.fromkeys(("minimize", "minimise", "minimum", "min"), Sense.MINIMISE),
     **dict.fromkeys(("maximize", "maximise", "maximum", "max"), Sense.MAXIMISE),
 }
-#: Sections of an LP file that dimod's reader passes over, or has no place for.
-_LP_FOREIGN = ("sos", "sos1", "sos2", "pwlobj", "semi-continuous", "semis", "semi", "lazy", "user")
+#: Heads of sections of an LP file that dimod's reader passes over, or has no place for.
+_LP_FOREIGN = re.compile(
+    r"(sos[12]?|semi-continuous|semis?|lazy constraints|user cuts|pwlobj|general constraints?)",
+    re.IGNORECASE,
+)
 
 
 # -- dimod's --------------------------------------------------------------------------------
@@ -223,11 +228,12 @@ def read_lp(contents: Contents) -> Parsed:
     sense = LP_SENSES.get(words[0] if words else "")
     if sense is None:
         raise InvalidProblemError("an LP file begins with Minimize or Maximize")
-    foreign = [word for word in words if word in _LP_FOREIGN]
-    if foreign:
-        raise InvalidProblemError(
-            f"its section {foreign[0]!r} has no place in a binary quadratic problem; leave it out"
-        )
+    for line in [] if text is None else text.whole.splitlines():
+        if _LP_FOREIGN.fullmatch(line.strip()):
+            raise InvalidProblemError(
+                f"its section {line.strip()!r} has no place in a binary quadratic problem; leave "
+                "it out"
+            )
     # A byte-order mark is not for dimod's reader.
     data = ("" if text is None else text.whole).encode()
     done = _in_another_process("dimod.lp.loads(data.decode()).to_file().read()", data)
@@ -270,6 +276,7 @@ def read_npz(contents: Contents) -> Parsed:
     Without ``d``: one square matrix Q of any name, or a matrix of `scipy.sparse.save_npz`; then
     E = x.Q.x, plus ``offset`` where there is one.
     """
+    _require_magic(contents, b"PK", ".npz")
     with np.load(io.BytesIO(contents.data), allow_pickle=False) as arrays:
         have = set(arrays.files)
         if {"format", "shape", "data"} <= have:
@@ -308,7 +315,14 @@ def read_npz(contents: Contents) -> Parsed:
 
 def read_npy(contents: Contents) -> Parsed:
     """A square matrix Q as `numpy.save` writes it, of one triangle or both; E = x.Q.x."""
+    _require_magic(contents, NPY_MAGIC, ".npy")
     return Parsed(from_matrix(np.load(io.BytesIO(contents.data), allow_pickle=False)))
+
+
+def _require_magic(contents: Contents, magic: bytes, what: str) -> None:
+    """Refuse what is no such file: NumPy would take it for a pickle and advise to run it."""
+    if not contents.data.startswith(magic):
+        raise InvalidProblemError(f"it is no {what} file")
 
 
 def read_mtx(contents: Contents) -> Parsed:

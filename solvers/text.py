@@ -36,7 +36,10 @@ _FACT = re.compile(
     re.IGNORECASE,
 )
 _INSIDE = re.compile(r"(?:^|[\s,;(])(?P<key>offset|scale)=(?P<value>[^\s,;)]+)", re.IGNORECASE)
-_VARTYPE = re.compile(r"\bvartype\s*[:=]?\s*(?:\w+\.)*(?P<value>[a-z]+)", re.IGNORECASE)
+_VARTYPE = re.compile(
+    r"\bvartype[\"']?\s*(?:[:=]\s*[\"']?(?:\w+\.)*(?P<value>\w*)|(?P<word>SPIN|BINARY)\b)",
+    re.IGNORECASE,
+)
 _CONSTANT = re.compile(r"\b(offset|constant)\b.*\d", re.IGNORECASE)
 
 
@@ -115,6 +118,11 @@ class Text:
         """Each data line without comments."""
         return self._split[2]
 
+    def shown(self, index: int) -> str:
+        """Data line ``index`` as messages have it, cut where it is long."""
+        row = self.rows[index]
+        return repr(row if len(row) <= 60 else row[:57] + "...")
+
     @cached_property
     def fields(self) -> list[list[str]]:
         """The words of each data line."""
@@ -137,7 +145,7 @@ class Text:
                 if values.setdefault(key, value) != value:
                     raise LineError(number, f"a second {key}, {value}; keep one")
             if (vartype := _VARTYPE.search(words)) is not None:
-                spins = _is_spin(number, vartype["value"])
+                spins = _is_spin(number, vartype["value"] or vartype["word"] or "")
             if not found and _CONSTANT.search(words):
                 notes.append(
                     f"line {number}: the comment {words[:60]!r} is not understood; if it is a "
@@ -159,13 +167,13 @@ def _facts_in(number: int, words: str) -> Iterator[tuple[str, float]]:
 
 def _fact(number: int, key: str, value: str) -> float:
     if not _NUMBER.fullmatch(value) or not math.isfinite(found := number_of(value)):
-        raise LineError(number, f"the {key} {value!r} is no finite number")
+        raise LineError(number, f"the {key} {value[:60]!r} is no finite number")
     return found
 
 
 def _is_spin(number: int, value: str) -> bool:
     if value.upper() not in ("SPIN", "BINARY"):
-        raise LineError(number, f"vartype {value!r}: there are SPIN and BINARY")
+        raise LineError(number, f"vartype {value[:60]!r}: there are SPIN and BINARY")
     return value.upper() == "SPIN"
 
 
@@ -204,7 +212,7 @@ def triples(
     except (ValueError, OverflowError):
         bad = next(k for k, row in enumerate(rows) if not _is_triple(row))
         raise LineError(
-            text.numbers[start + bad], f"expected 'i j value', found {text.rows[start + bad]!r}"
+            text.numbers[start + bad], f"expected 'i j value', found {text.shown(start + bad)}"
         ) from None
     return row, col, value
 

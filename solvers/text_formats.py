@@ -7,7 +7,7 @@ from 1. The words of the formats' own documentation are cited at each reader.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -50,15 +50,19 @@ def read_coo(text: Text) -> Parsed:
     row, col, value = triples(text)
     seen, where = np.unique(np.concatenate([row, col]), return_inverse=True)
     problem = from_terms(seen.size, where[: row.size], where[row.size :], value)
-    return _settled(labelled(problem, seen.tolist()), text.facts)
+    parsed = _settled(labelled(problem, seen.tolist()), text.facts)
+    if text.facts.spins is not None:
+        return parsed
+    note = "no comment '# vartype=...' says what the variables are; they are taken as 0 and 1"
+    return replace(parsed, notes=(*parsed.notes, note))
 
 
 def read_qubo(text: Text) -> Parsed:
     """The ``.qubo`` of qbsolv: ``p qubo 0 maxNodes nNodes nCouplers``, then lines ``i j value``.
 
-    Indices count from 0; E = sum of value x_i x_j over x_0..x_(maxNodes-1). A comment ``c offset : value`` or ``c scale
-    : value``, as bqpjson and QUBOTools write them, is obeyed. (qbsolv, "qbsolv Input File
-    Format".)
+    Indices count from 0; E = sum of value x_i x_j over x_0..x_(maxNodes-1). A comment
+    ``c offset : value`` or ``c scale : value``, as bqpjson and QUBOTools write them, is obeyed.
+    (qbsolv, "qbsolv Input File Format".)
     """
     _require_bits(text.facts, "a qbsolv file")
     words, number = text.fields[0], text.numbers[0]
@@ -68,7 +72,7 @@ def read_qubo(text: Text) -> Parsed:
     ):
         raise LineError(
             number,
-            f"expected 'p qubo 0 maxNodes nNodes nCouplers', found {text.rows[0]!r}",
+            f"expected 'p qubo 0 maxNodes nNodes nCouplers', found {text.shown(0)}",
         )
     size, nodes, couplers = map(int, declared)
     row, col, value = triples(text, 1)
@@ -203,12 +207,12 @@ def header(text: Text) -> tuple[int, int]:
     if len(words) == 1:
         raise LineError(
             number,
-            f"one number {text.rows[0]!r}: a collection of instances? keep one, from its line "
+            f"one number {text.shown(0)}: a collection of instances? keep one, from its line "
             "'n m' on",
         )
     if len(words) != 2 or not all(_is_whole(word) for word in words):
         hint = ": a header of three numbers? keep 'n m'" if len(words) == 3 else ""
-        raise LineError(number, f"expected 'n m', found {text.rows[0]!r}{hint}")
+        raise LineError(number, f"expected 'n m', found {text.shown(0)}{hint}")
     return int(words[0]), int(words[1])
 
 
@@ -246,7 +250,7 @@ def _cut(text: Text, size: int, row: Indices, col: Indices, value: Floats, start
         loop = int(np.flatnonzero(row == col)[0])
         raise LineError(
             text.numbers[start + loop],
-            f"{text.rows[start + loop]!r} joins a node to itself: a matrix? try --format orlib",
+            f"{text.shown(start + loop)} joins a node to itself: a matrix? try --format orlib",
         )
     linear = -np.bincount(row, value, size) - np.bincount(col, value, size)
     problem = from_terms(size, row, col, 2.0 * value)
