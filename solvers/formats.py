@@ -318,8 +318,9 @@ FORMATS: tuple[Format, ...] = (
         read=_from_text(texts.read_orlib),
         write=_to_text(texts.write_orlib),
         names=r"bqp|gka|be\d|p\d{4}[._]",
-        doubt="read as OR-Library's format, of variables 0 and 1, which does not say its sense: "
-        "OR-Library and MQLib maximise x.q.x, Biq Mac minimises it; it is minimised here",
+        doubt="read as OR-Library's format, of variables 0 and 1 (spins: --format qubist), which "
+        "does not say its sense: OR-Library and MQLib maximise x.q.x, Biq Mac minimises it; it is "
+        "minimised here",
     ),
     Format(
         name="rudy",

@@ -17,7 +17,6 @@ from typing import Any
 import dimod
 import numpy as np
 from dimod.serialization.fileview import read_header
-from scipy import io as scipy_io
 from scipy import sparse
 
 from solvers.coefficients import from_matrix, from_spins, from_terms, labelled, scaled
@@ -327,7 +326,9 @@ def _require_magic(contents: Contents, magic: bytes, what: str) -> None:
 
 def read_mtx(contents: Contents) -> Parsed:
     """A square matrix Q in Matrix Market's format, through SciPy; E = x.Q.x."""
-    rows, columns, entries, _, field, symmetry = scipy_io.mminfo(io.BytesIO(contents.data))
+    from scipy.io import mminfo, mmread
+
+    rows, columns, entries, _, field, symmetry = mminfo(io.BytesIO(contents.data))
     if rows != columns:
         raise InvalidProblemError(f"a matrix of a problem is square; this is {rows} x {columns}")
     if field not in ("real", "integer", "unsigned-integer") or symmetry not in (
@@ -339,7 +340,7 @@ def read_mtx(contents: Contents) -> Parsed:
             "general and symmetric (a pattern is a graph: write its edges, see rudy)"
         )
     require_memory(100.0 * (rows + entries), f"a matrix of {rows} rows", "split it")
-    return Parsed(from_matrix(scipy_io.mmread(io.BytesIO(contents.data))))
+    return Parsed(from_matrix(mmread(io.BytesIO(contents.data))))
 
 
 def write_npz(problem: QuadraticProblem) -> bytes:

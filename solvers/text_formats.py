@@ -106,12 +106,13 @@ def read_qs(text: Text) -> Parsed:
 
 
 def read_qubist(text: Text) -> Parsed:
-    """Qubist's: ``sites lines``, then lines ``i j value``, 0-based, of spins -1 and 1.
+    """Qubist's: ``sites lines``, then lines ``i j value`` of spins -1 and 1.
 
-    E = sum of value s_i s_j, and value s_i where i = j; it is minimised. (bqpjson,
+    E = sum of value s_i s_j, and value s_i where i = j; it is minimised. Indices count from 0,
+    and from 1 where the last one is as large as the number of sites. (bqpjson,
     ``bqpjson_to_qubist``.)
     """
-    size, row, col, value = _counted_triples(text, base=0)
+    size, row, col, value = _counted_triples(text, base=None)
     problem = from_terms(size, row, col, value, text.facts.offset)
     return Parsed(scaled(from_spins(problem), text.facts.scale), None, text.facts.notes)
 
@@ -258,13 +259,18 @@ def _cut(text: Text, size: int, row: Indices, col: Indices, value: Floats, start
 
 
 def _counted_triples(
-    text: Text, *, base: int = 1, weight: float | None = None
+    text: Text, *, base: int | None = 1, weight: float | None = None
 ) -> tuple[int, Indices, Indices, Floats]:
-    """Size n and the triples, counted from 0, of a file that starts with ``n m``."""
+    """Size n and the triples, counted from 0, of a file that starts with ``n m``.
+
+    Indices in the file count from ``base``; None is 1 if n itself occurs, else 0.
+    """
     size, wanted = header(text)
     row, col, value = triples(text, 1, weight=weight)
     if row.size != wanted:
         raise LineError(text.numbers[0], f"promises {wanted} entries, the file has {row.size}")
+    if base is None:
+        base = int(max(row.max(initial=0), col.max(initial=0)) == size)
     _check_range(text, row, col, base, size - 1 + base)
     _check_repeats(text, row, col, size)
     return size, row - base, col - base, value

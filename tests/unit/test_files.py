@@ -93,7 +93,7 @@ def test_a_large_sparse_file_stays_sparse(tmp_path):
 
 def test_unused_indices_become_labels_where_no_size_is_declared(tmp_path):
     path = tmp_path / "gaps.coo"
-    path.write_text("3 3 1\n7 3 -2\n")
+    path.write_text("# vartype=BINARY\n3 3 1\n7 3 -2\n")
     assert read_problem(path).variables == (3, 7)
 
 

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from solvers.study import read_instances
 #: min of x.q.x is -5, at x = (1, 1, 1); its maximum 6, at (1, 0, 1). (MQLib, bin/README.)
 SAMPLE = "3 5\n1 1 5\n2 2 3\n3 3 1\n1 2 -6\n2 3 -1\n"
 PATH = "3 2\n1 2 3\n2 3 -2\n"
+PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 QPLIB = """! from the paper's appendix
 NAME # the name
 QBN # class
@@ -107,6 +109,7 @@ FAMILIES = [
     ("qs-in.txt", "# ObjectiveOffset 7\n" + SAMPLE, "qs", 2),
     # 1.3 s1 - 0.7 s5 - 0.2 s1 s3 + 1.5 s1 s5 is lowest at s1 = -1, s5 = 1, s3 = -1. (bqpjson.)
     ("a.qh", "6 4\n1 1 1.3\n5 5 -0.7\n1 3 -0.2\n1 5 1.5\n", "qubist", -3.7),
+    ("from-one.qh", "2 2\n1 1 1.0\n1 2 -2.0\n", "qubist", -3),
     ("a.coo", "# vartype: SPIN\n0 0 0.5\n0 1 -1.5\n", "coo", -2),
     ("b.coo", "# Vartype = spin, offset=4\n0 0 0.5\n0 1 -1.5\n", "coo", 2),
     ("q.qubo", "c scale : 2.0\nc offset : 2.5\np qubo 0 2 2 1\n0 0 1\n1 1 1\n0 1 -4\n", "qubo", 1),
@@ -370,10 +373,13 @@ def test_formats_that_are_only_read_say_so(tmp_path):
     assert read_problem(tmp_path / "a.dat.xz").energy([1]) == 1.0
 
 
-def test_names_are_unique_and_described():
+def test_names_are_unique_and_on_the_page():
     names = [one.name for one in FORMATS]
     assert len(set(names)) == len(names)
     for one in FORMATS:
         assert get_format(one.name) is one
         assert one.to_json()["written"] == (one.write is not None)
-        assert all(suffix.startswith(".") for suffix in one.suffixes)
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{one.name}` |"))
+        assert row.split("|")[2].split() == list(one.suffixes)
+        assert ("yes" in row.split("|")[7]) == (one.write is not None)
+        assert ("yes" in row.split("|")[6]) == one.counts
