@@ -76,9 +76,8 @@ def _require_variables(stream: io.BytesIO) -> None:
 def read_cqm(contents: Contents) -> Parsed:
     """A CQM as `dimod.ConstrainedQuadraticModel.to_file` writes it; its constraints are counts."""
     # dimod's own reader trusts the indices in a file and would take this process with it.
-    _in_another_process(
-        "dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(data))", contents.data
-    )
+    statement = "dimod.ConstrainedQuadraticModel.from_file(given)"
+    _in_another_process("import dimod", statement, contents.data)
     cqm = dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(contents.data))
     return Parsed(_in_order(QuadraticProblem.from_cqm(cqm)))
 
@@ -99,23 +98,26 @@ def _in_order(problem: QuadraticProblem) -> QuadraticProblem:
     )
 
 
-def _in_another_process(expression: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
-    """Evaluate ``expression`` of ``data`` with dimod, and write what is bytes to the output.
+def _in_another_process(
+    imports: str, statement: str, data: bytes
+) -> subprocess.CompletedProcess[bytes]:
+    """Run ``statement``, which reads ``given`` and may write to ``answer``, apart from this process.
 
     Raises:
         InvalidProblemError: the process did not survive it.
     """
     # What is printed below Python goes to the error output, apart from the answer.
     program = (
-        "import io, os, sys, dimod, dimod.lp\n"
+        f"import io, os, sys; {imports}\n"
         "out = os.fdopen(os.dup(1), 'wb'); os.dup2(2, 1)\n"
-        f"data = sys.stdin.buffer.read(); found = {expression}\n"
-        "out.write(found if isinstance(found, bytes) else b''); out.flush()"
+        "given = io.BytesIO(sys.stdin.buffer.read()); answer = io.BytesIO()\n"
+        f"{statement}\n"
+        "out.write(answer.getvalue()); out.flush()"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode < 0:
-        raise InvalidProblemError("dimod's reader crashes on it: it is damaged")
+        raise InvalidProblemError("its reader crashes on it: it is damaged")
     return done
 
 
@@ -235,7 +237,8 @@ def read_lp(contents: Contents) -> Parsed:
             )
     # A byte-order mark is not for dimod's reader.
     data = ("" if text is None else text.whole).encode()
-    done = _in_another_process("dimod.lp.loads(data.decode()).to_file().read()", data)
+    statement = "answer.write(dimod.lp.loads(given.read().decode()).to_file().read())"
+    done = _in_another_process("import dimod, dimod.lp", statement, data)
     if done.returncode or not done.stdout.startswith(CQM_MAGIC):
         raise InvalidProblemError(
             "dimod's LP reader does not take it; products stand in one bracket, '[ 2 x * y ] / 2', "
@@ -326,21 +329,43 @@ def _require_magic(contents: Contents, magic: bytes, what: str) -> None:
 
 def read_mtx(contents: Contents) -> Parsed:
     """A square matrix Q in Matrix Market's format, through SciPy; E = x.Q.x."""
-    from scipy.io import mminfo, mmread
-
-    rows, columns, entries, _, field, symmetry = mminfo(io.BytesIO(contents.data))
-    if rows != columns:
-        raise InvalidProblemError(f"a matrix of a problem is square; this is {rows} x {columns}")
-    if field not in ("real", "integer", "unsigned-integer") or symmetry not in (
-        "general",
-        "symmetric",
-    ):
+    banner, sizes = _mtx_head(contents)
+    layout, field, symmetry = banner[2:5]
+    if field not in ("real", "integer", "double") or symmetry not in ("general", "symmetric"):
         raise InvalidProblemError(
             f"a {symmetry} matrix of {field} entries is no objective; real and integer ones are, "
             "general and symmetric (a pattern is a graph: write its edges, see rudy)"
         )
-    require_memory(100.0 * (rows + entries), f"a matrix of {rows} rows", "split it")
-    return Parsed(from_matrix(mmread(io.BytesIO(contents.data))))
+    rows, columns, *entries = sizes
+    if rows != columns:
+        raise InvalidProblemError(f"a matrix of a problem is square; this is {rows} x {columns}")
+    number = rows * columns if layout == "array" else sum(entries)
+    require_memory(100.0 * (rows + number), f"a matrix of {rows} rows", "split it")
+    # SciPy's reader ends the process on some broken files.
+    done = _in_another_process(
+        "import scipy.io, scipy.sparse",
+        "scipy.sparse.save_npz(answer, scipy.sparse.coo_array(scipy.io.mmread(given)))",
+        contents.data,
+    )
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise InvalidProblemError(f"SciPy's reader does not take it: {''.join(reason)[:200]}")
+    return Parsed(from_matrix(sparse.load_npz(io.BytesIO(done.stdout))))
+
+
+def _mtx_head(contents: Contents) -> tuple[list[str], list[int]]:
+    """The words of the first line, and the numbers in the first one that is no comment."""
+    lines = ["", ""] if contents.text is None else contents.text.whole.splitlines()
+    banner = lines[0].lower().split()
+    sizes = next((line.split() for line in lines[1:] if line.strip()[:1] not in ("", "%")), [])
+    kinds = {"coordinate": 3, "array": 2}
+    if banner[:2] != ["%%matrixmarket", "matrix"] or len(banner) != 5 or banner[2] not in kinds:
+        raise InvalidProblemError(
+            "line 1: expected '%%MatrixMarket matrix coordinate real general' or the like"
+        )
+    if len(sizes) != kinds[banner[2]] or not all(w.isascii() and w.isdigit() for w in sizes):
+        raise InvalidProblemError(f"expected the sizes of the matrix, found {sizes[:5]}")
+    return banner, [int(word[:18]) for word in sizes]
 
 
 def write_npz(problem: QuadraticProblem) -> bytes:
