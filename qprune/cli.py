@@ -13,7 +13,7 @@ from qprune.cli_compare import compare
 from qprune.cli_language import evaluate, hold, measure
 from qprune.cli_prune import prune
 from qprune.cli_run import check, resume, verify
-from qprune.cli_solvers import samplers, solve
+from qprune.cli_solvers import formats, samplers, solve
 from qprune.errors import QpruneError
 from qprune.interrupt import INTERRUPTED
 from solvers.errors import SolverError
@@ -29,7 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (prune, resume, check, verify, evaluate, measure, hold, samplers, solve, compare):
+SOLVING = (samplers, formats, solve, compare)
+for command in (prune, resume, check, verify, evaluate, measure, hold, *SOLVING):
     app.command()(command)
 
 

@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qprune.cli_options import OptionValue, parse_options
+from qprune.cli_options import (
+    FormatOption,
+    OptionValue,
+    SenseOption,
+    notes_on_files,
+    parse_options,
+)
 from qprune.errors import ImpossibleRequestError
 
 if TYPE_CHECKING:
@@ -91,9 +97,8 @@ def compare(
         Path | None,
         typer.Option(help="CSV of best-known values: problem, energy, proved, bound"),
     ] = None,
-    maximize: Annotated[
-        bool, typer.Option("--maximize", help="the files' objectives are maximised")
-    ] = False,
+    maximize: SenseOption = None,
+    format: FormatOption = None,
     repeats: Annotated[int, typer.Option(help="runs that differ only in their seed")] = 3,
     seed: Annotated[int, typer.Option(help="decides order and seeds")] = 0,
     time_limit: Annotated[
@@ -133,14 +138,16 @@ def compare(
         "--generate": generate,
         "--count": count,
         "--known": known,
-        "--maximize": maximize,
+        "--maximize": maximize is not None,
+        "--format": format,
     }
     with StudyBar(Console(stderr=True)) as bar, tracker(track) as trackers:
         shared["observe"] = [bar, *trackers]
         if prune is None:
             if model or data:
                 raise ImpossibleRequestError("--model and --data go with --prune; leave them out")
-            instances = _instances(problems or (), generate or (), count or (), known, maximize)
+            reading = {"counts": count or (), "maximize": maximize, "format": format}
+            instances = _instances(problems or (), generate or (), known, reading)
             shared["prepare_limit"] = prepare_limit
             outcome = _on_problems(instances, settings, budget or (), shared)
         else:
@@ -275,16 +282,16 @@ def _cell(value: Any) -> str:
 def _instances(
     paths: Sequence[Path],
     generators: Sequence[str],
-    counts: Sequence[int],
     known: Path | None,
-    maximize: bool,
+    reading: Mapping[str, Any],
 ) -> list[Any]:
     from solvers.study import generate, read_instances, read_known
 
     values = {} if known is None else read_known(known)
     found = [generate(spec) for spec in generators]
-    for path in paths:
-        found += read_instances(path, counts=counts, maximize=maximize, known=values)
+    with notes_on_files():
+        for path in paths:
+            found += read_instances(path, known=values, **reading)
     return found
 
 
