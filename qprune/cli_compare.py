@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qprune.cli_options import OptionValue, parse_options
+from qprune.cli_options import OptionValue, inside, parse_options
 from qprune.errors import ImpossibleRequestError
+from solvers.ranges import Count, Repeats, Seconds, Seed, Threads
 
 if TYPE_CHECKING:
     from qprune.config import Settings
@@ -74,7 +75,8 @@ def compare(
         typer.Option(help="fisher:n=256,samples=64,count=128,seed=0; uniform:...; ran:...; repeat"),
     ] = None,
     count: Annotated[
-        list[int] | None, typer.Option(help="how many variables are 1; one problem for each")
+        list[int] | None,
+        typer.Option(callback=inside(Count), help="how many variables are 1; one problem for each"),
     ] = None,
     prune: Annotated[
         Path | None,
@@ -94,15 +96,23 @@ def compare(
     maximize: Annotated[
         bool, typer.Option("--maximize", help="the files' objectives are maximised")
     ] = False,
-    repeats: Annotated[int, typer.Option(help="runs that differ only in their seed")] = 3,
-    seed: Annotated[int, typer.Option(help="decides order and seeds")] = 0,
+    repeats: Annotated[
+        int, typer.Option(callback=inside(Repeats), help="runs that differ only in their seed")
+    ] = 3,
+    seed: Annotated[int, typer.Option(callback=inside(Seed), help="decides order and seeds")] = 0,
     time_limit: Annotated[
-        float | None, typer.Option(help="seconds after which a run is killed")
+        float | None,
+        typer.Option(callback=inside(Seconds), help="seconds after which a run is killed"),
     ] = None,
     prepare_limit: Annotated[
-        float, typer.Option(help="seconds for a sampler and a problem to be made ready")
+        float,
+        typer.Option(
+            callback=inside(Seconds), help="seconds for a sampler and a problem to be made ready"
+        ),
     ] = 600.0,
-    threads: Annotated[int, typer.Option(help="threads of each sampler")] = 1,
+    threads: Annotated[
+        int, typer.Option(callback=inside(Threads), help="threads of each sampler")
+    ] = 1,
     clock: Annotated[
         str, typer.Option(help="what measures seconds: wall; or cpu, on a shared machine")
     ] = "wall",

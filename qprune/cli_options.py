@@ -1,22 +1,51 @@
-"""Sampler options as a command line has them: ``name=value``, again and again."""
+"""Options of a command line: numbers in their ranges, and ``name=value`` for samplers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from math import isfinite
+from typing import Any
+
+import typer
 
 from qprune.errors import ImpossibleRequestError
+from solvers.ranges import checked, quoted
 
 #: What a value can be; whether it makes sense is the sampler's to say.
 OptionValue = bool | int | float | str
 
+_WHOLE = re.compile(r"[-+]?[0-9]+")
+_NUMBER = re.compile(
+    r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+|inf|infinity|nan)(e[-+]?[0-9]+)?", re.I | re.A
+)
 _WORDS: dict[str, bool] = {"true": True, "false": False}
+
+
+def inside(kind: Any) -> Callable[[Any], Any]:
+    """The callback of an option, or of each of a list, whose number one of `solvers.ranges` bounds.
+
+    Args:
+        kind: the range's type.
+    """
+
+    def check(value: Any) -> Any:
+        try:
+            if isinstance(value, list | tuple):
+                return [checked(kind, one, "it") for one in value]
+            return None if value is None else checked(kind, value, "it")
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return check
 
 
 def parse_options(items: Iterable[str]) -> dict[str, OptionValue]:
     """``["num_sweeps=200", "beta=0.5"]`` as ``{"num_sweeps": 200, "beta": 0.5}``.
 
     Raises:
-        ImpossibleRequestError: an item without ``=`` or without a name, or a name twice.
+        ImpossibleRequestError: an item without ``=`` or without a name, a name twice, or a
+            number that has no room in 64 bits.
     """
     options: dict[str, OptionValue] = {}
     for item in items:
@@ -26,17 +55,28 @@ def parse_options(items: Iterable[str]) -> dict[str, OptionValue]:
             raise ImpossibleRequestError(f"--sampler-option takes name=value, not {item!r}")
         if name in options:
             raise ImpossibleRequestError(f"--sampler-option {name} is given twice; give it once")
-        options[name] = parse_value(value.strip())
+        try:
+            options[name] = parse_value(value.strip())
+        except ValueError as error:
+            raise ImpossibleRequestError(f"the sampler option {name}: {error}") from error
     return options
 
 
 def parse_value(text: str) -> OptionValue:
-    """A truth value, a whole number, a number, or else the text itself."""
+    """A truth value, a whole number, a number, or else the text itself.
+
+    Raises:
+        ValueError: a number is not finite, or has no room in 64 bits.
+    """
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    if _WHOLE.fullmatch(text):
+        if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+            raise ValueError(f"{quoted(text)} has no room in 64 bits")
+        return int(text)
+    if not _NUMBER.fullmatch(text):
+        return text
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{quoted(text)} is no finite number")
+    return number

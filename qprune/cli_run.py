@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from qprune.cli_options import inside
 from qprune.cli_prune import tell
 from qprune.interrupt import interruptible
 from qprune.ranks import joined
+from solvers.ranges import Gigabytes, Seconds
 
 #: Exit code where a folder tells a lie.
 LIE = 1
@@ -27,10 +29,17 @@ def resume(
     model: OwnModel = None,
     data: OwnData = None,
     max_seconds: Annotated[
-        float | None, typer.Option(help="another limit for all of the run, time so far included")
+        float | None,
+        typer.Option(
+            callback=inside(Seconds),
+            help="another limit for all of the run, time so far included",
+        ),
     ] = None,
     max_memory: Annotated[
-        float | None, typer.Option(help="GB that the process may hold, as with prune")
+        float | None,
+        typer.Option(
+            callback=inside(Gigabytes), help="GB that the process may hold, as with prune"
+        ),
     ] = None,
     executor: Annotated[
         str | None, typer.Option(help="where blocks are solved from now on, as with prune")

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qprune.cli_options import parse_options
+from qprune.cli_options import inside, parse_options
+from solvers.ranges import Count, Limit, Seed
 
 if TYPE_CHECKING:
     from solvers import QuadraticProblem, SamplerEntry, Solution
@@ -55,13 +56,17 @@ def solve(
         Path,
         typer.Argument(help=".npz, .qubo, .coo, OR-Library or G-set .txt(.gz), .bqm, .cqm, .json"),
     ],
-    count: Annotated[int | None, typer.Option(help="how many variables are 1, exactly")] = None,
+    count: Annotated[
+        int | None, typer.Option(callback=inside(Count), help="how many variables are 1, exactly")
+    ] = None,
     sampler: Annotated[str, typer.Option(help="a name that `qprune samplers` lists")] = "relax",
     sampler_option: Annotated[
         list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="seconds")] = None,
-    seed: Annotated[int, typer.Option(help="decides everything random")] = 0,
+    time_limit: Annotated[
+        float | None, typer.Option(callback=inside(Limit), help="seconds")
+    ] = None,
+    seed: Annotated[int, typer.Option(callback=inside(Seed), help="decides everything random")] = 0,
     maximize: Annotated[
         bool,
         typer.Option("--maximize", help="the file's objective is maximised: energy is minus it"),

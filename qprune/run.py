@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ from qprune.config import Asked, Settings
 from qprune.errors import RunFolderError
 from qprune.folder import LOCK, append_line, locked, make_folder, sweep, write_whole
 from qprune.language.settings import LanguageSettings
+from qprune.plain_yaml import read_plain_yaml
 from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import (
     ScorePoint,
@@ -240,7 +240,7 @@ def read_settings(path: Path) -> RunSettings:
     if not (path / CONFIG).is_file():
         raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
-        values = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        values = read_plain_yaml(path / CONFIG)
         # Only language models are pruned by one of several methods.
         return LanguageSettings(**values) if "method" in values else Settings(**values)
     except _UNREADABLE as error:
@@ -279,10 +279,7 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
-    yaml.YAMLError,
-)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _unreadable(path: Path, error: BaseException) -> RunFolderError:

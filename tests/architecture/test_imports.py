@@ -82,6 +82,7 @@ AROUND = (
     "zoo",
     "metrics",
     "cli_options",
+    "plain_yaml",
     "config",
     "run",
     "plots",
