@@ -16,6 +16,8 @@ from rich.table import Table
 
 from qprune.cli_options import OptionValue, inside, parse_options
 from qprune.errors import ImpossibleRequestError
+from qprune.terminal import say, terminal
+from solvers.legible import legible
 from solvers.ranges import Count, Repeats, Seconds, Seed, Threads
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class StudyBar:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -55,7 +57,9 @@ class StudyBar:
     def __call__(self, row: Mapping[str, Any], done: int, total: int) -> None:
         """Show the row."""
         what = f"{row['sampler']} on {row.get('problem', row.get('model'))}"
-        self._progress.update(self._task, completed=done, total=total, description=what)
+        self._progress.update(
+            self._task, completed=done, total=total, description=legible(what, 120)
+        )
 
 
 def compare(
@@ -127,8 +131,11 @@ def compare(
     """Compare samplers with equal budgets, on problems or in a pruning run; failures are rows."""
     from qprune.records import strict_json
     from qprune.tracking import tracker
+    from solvers.study.report import require_packages
 
     settings = [parse_sampler(text) for text in sampler or ()]
+    if output is not None:
+        require_packages()  # Refused here, not after the last run.
     shared: dict[str, Any] = {
         "repeats": repeats,
         "seed": seed,
@@ -145,7 +152,7 @@ def compare(
         "--known": known,
         "--maximize": maximize,
     }
-    with StudyBar(Console(stderr=True)) as bar, tracker(track) as trackers:
+    with StudyBar(terminal(stderr=True)) as bar, tracker(track) as trackers:
         shared["observe"] = [bar, *trackers]
         if prune is None:
             if model or data:
@@ -160,9 +167,9 @@ def compare(
     if json:
         typer.echo(strict_json({"runs": outcome.runs, "samplers": outcome.summary}))
         return
-    Console().print(summary_table(outcome.summary))
+    terminal().print(summary_table(outcome.summary))
     if outcome.page is not None:
-        typer.echo(f"{outcome.page} shows the study; {output} holds its rows")
+        say(f"{outcome.page} shows the study; {output} holds its rows")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from qprune.cli_options import inside
+from qprune.terminal import say, terminal
 from solvers.ranges import Number, Pair, Threads, Timings
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def evaluate(
                     data,
                     max_seq_length=max_seq_length,
                     stride=stride,
-                    track=tracked(Console(stderr=True)),
+                    track=tracked(terminal(stderr=True)),
                 )
             )
         if tasks is not None:
@@ -102,7 +102,7 @@ def evaluate(
                 batch_size=batch_size,
             )
     outcome["seconds"] = time.perf_counter() - began
-    typer.echo(strict_json(outcome)) if json else Console().print(_evaluation_table(outcome))
+    typer.echo(strict_json(outcome)) if json else terminal().print(_evaluation_table(outcome))
 
 
 def measure(
@@ -142,14 +142,14 @@ def measure(
             max_seq_length=max_seq_length,
             rounds=rounds,
             threads=threads,
-            track=tracked(Console(stderr=True)),
+            track=tracked(terminal(stderr=True)),
         )
     if json:
         typer.echo(strict_json(measured.to_json()))
         return
-    Console().print(_measured_table(measured))
+    terminal().print(_measured_table(measured))
     for verdict in measured.verdicts():
-        typer.echo(verdict)
+        say(verdict)
 
 
 def hold(
@@ -167,7 +167,7 @@ def hold(
     if json:
         typer.echo(strict_json(asdict(done)))
         return
-    typer.echo(
+    say(
         f"{output}: {done.num_pruned} of {done.num_weights} weights are exactly zero; "
         f"{done.num_filled} of them were not before"
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from qprune.errors import ImpossibleRequestError
+from qprune.folder import write_whole
+from solvers.legible import legible
 from solvers.ranges import checked, quoted
 
 #: What a value can be; whether it makes sense is the sampler's to say.
@@ -38,6 +42,40 @@ def inside(kind: Any) -> Callable[[Any], Any]:
             raise typer.BadParameter(str(error)) from error
 
     return check
+
+
+def require_place(path: Path) -> None:
+    """Refuse a file that could not be written, before there is anything to write.
+
+    Raises:
+        ImpossibleRequestError: it is a folder, is in none, or may not be written.
+    """
+    try:
+        if path.is_dir():
+            reason = "it is a folder"
+        elif not path.parent.is_dir():
+            reason = f"there is no folder {path.parent}"
+        elif not os.access(path if path.exists() else path.parent, os.W_OK):
+            reason = "no right to write there"
+        else:
+            return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise ImpossibleRequestError(
+        f"cannot write the file {legible(path, 300)}: {reason}; choose another --output"
+    )
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all; what is no regular file, such as a pipe, as it comes.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_whole(path.resolve(), text.encode())
 
 
 def parse_options(items: Iterable[str]) -> dict[str, OptionValue]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from qprune.cli_options import inside, parse_options
+from qprune.cli_options import inside, parse_options, require_place, write_file
+from qprune.terminal import terminal
 from solvers.ranges import Count, Limit, Seed
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def samplers(
     if json:
         typer.echo(strict_json({"samplers": [entry.to_json() for entry in entries]}))
         return
-    Console().print(samplers_table(entries))
+    terminal().print(samplers_table(entries))
 
 
 def samplers_table(entries: tuple[SamplerEntry, ...]) -> Table:
@@ -79,6 +79,8 @@ def solve(
     from solvers.counting import configured
     from solvers.files import read_problem
 
+    if output is not None:
+        require_place(output)
     chosen, options = configured(
         sampler, parse_options(sampler_option or []), seed=seed, time_limit=time_limit
     )
@@ -93,11 +95,11 @@ def solve(
         "cpu_seconds": seconds,
     }
     if output is not None:
-        output.write_text(strict_json(found | sample_record(problem, solution)) + "\n")
+        write_file(output, strict_json(found | sample_record(problem, solution)) + "\n")
     if json:
         typer.echo(strict_json(found))
         return
-    Console().print(outcome_table(found))
+    terminal().print(outcome_table(found))
 
 
 def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:

@@ -92,6 +92,7 @@ AROUND = (
     "check",
     "job",
     "verify",
+    "terminal",
     "progress",
     "interrupt",
     "packed",
