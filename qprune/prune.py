@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.admission import refuse_wrapped
+from qprune.admission import refuse_unstorable, refuse_wrapped
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
 from qprune.calibration import Calibration, as_calibration
@@ -232,6 +232,8 @@ def prune(
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     ranks = ranks or ALONE
     refuse_wrapped(model)
+    if output_dir is not None or resume_from is not None:
+        refuse_unstorable(model)
     threads = checked_threads(threads)
     with ExitStack() as stack:
         stack.enter_context(ranks.watched())

@@ -37,6 +37,11 @@ def in_figure(text: object) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def shown_on_page(value: object) -> object:
+    """What Jinja puts into a page for ``value``, before it escapes what is HTML in it."""
+    return legible(value) if type(value) is str else value
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
