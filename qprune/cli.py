@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, cast
@@ -18,9 +19,12 @@ from qprune.errors import QpruneError
 from qprune.terminal import say, take_any_text
 from solvers.errors import SolverError
 from solvers.legible import legible
+from solvers.ranges import quoted
 
 #: Exit code where what was asked cannot be done.
 MISTAKE = 2
+# Nothing is meant by "" or --output=, and pathlib reads them as the folder one is in.
+_EMPTY = re.compile(r"(--[\w-]+=)?\s*")
 # Characters of one line; a value of thousands that was given is cut.
 _LONGEST_MISTAKE = 1000
 
@@ -55,6 +59,9 @@ def main() -> None:
     # Factories of the user's own are imported from where the command runs.
     sys.path.append("")
     take_any_text()
+    empty = next((n for n, part in enumerate(sys.argv) if n and _EMPTY.fullmatch(part)), None)
+    if empty is not None:
+        _fail(f"argument {empty} ({quoted(sys.argv[empty])}) is empty; give a value", MISTAKE)
     # UsageError: older typer takes click's, newer has its own.
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
     try:

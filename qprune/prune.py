@@ -27,7 +27,7 @@ from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
 from qprune.derivable import derivable
 from qprune.errors import ImpossibleRequestError
-from qprune.estimate import Estimate, require_fit
+from qprune.estimate import Estimate, require_end, require_fit
 from qprune.faults import Care
 from qprune.fingerprint import digest_of_tensors, fingerprint_of, require_named
 from qprune.inputs import Call
@@ -305,7 +305,7 @@ def _stated(
     """What the run needs, logged and told.
 
     Raises:
-        ImpossibleRequestError: it does not fit, on some rank.
+        ImpossibleRequestError: it does not fit, on some rank, or does not end.
     """
 
     def own(*_: int) -> Estimate | None:
@@ -315,6 +315,8 @@ def _stated(
             if expect is not None:
                 expect(expected)
             require_fit(expected, available_memory(), plan.request.max_memory)
+            if plan.request.max_seconds is None and plan.request.max_steps is None:
+                require_end(expected)
         return expected
 
     return ranks.gather(own, range(ranks.size))[ranks.rank]
