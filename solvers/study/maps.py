@@ -31,7 +31,10 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
         problems = [f"{in_figure(name)}  ({sizes[name]})" for name in gaps.index]
         longest = max((len(name) for name in problems), default=0)
         width = 1.2 + 0.075 * longest + 0.56 * gaps.shape[1]
-        figure = new_figure(max(4.5, width), 1.3 + max(1.6, 0.22 * len(gaps)))
+        samplers = [in_figure(name) for name in gaps]
+        # Names of samplers stand at a slant below.
+        below = 0.045 * max(0, max(map(len, samplers), default=0) - 16)
+        figure = new_figure(max(4.5, width), 1.3 + max(1.6, 0.22 * len(gaps)) + below)
         axes = figure.subplots()
         norm = LogNorm(SUCCESS_GAP, WORST_GAP)
         known = np.clip(np.where(np.isfinite(values), values, np.nan), SUCCESS_GAP, WORST_GAP)
@@ -56,7 +59,7 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
             dark = norm(known[i, j]) > 0.55
             text = {"ha": "center", "va": "center", "fontsize": 6.8}
             axes.text(j, i, _short(value), color="white" if dark else "black", **text)
-        axes.set_xticks(columns, [in_figure(name) for name in gaps], rotation=40, ha="right")
+        axes.set_xticks(columns, samplers, rotation=40, ha="right")
         axes.set_yticks(lines, problems, fontsize=7.5)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)

@@ -14,6 +14,7 @@ from solvers.errors import (
     SamplerFailedError,
     StudyError,
 )
+from solvers.legible import legible
 from solvers.ranges import Repeats, Seconds, Seed, Threads, checked
 from solvers.study.asking import foreign_child
 from solvers.study.bench import SamplerSetting, made
@@ -105,13 +106,16 @@ def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
     """Settings with labels of their own.
 
     Raises:
-        StudyError: there are none, or two have one label.
+        StudyError: there are none, two have one label, or a label holds a NUL.
     """
     settings = tuple(as_setting(sampler) for sampler in samplers)
     if not settings:
         raise StudyError("a study needs at least one sampler; none was given")
     labels = [setting.label for setting in settings]
     for label in labels:
+        if "\0" in label:
+            # It separates the words that a seed is made of, and pandas cuts text there.
+            raise StudyError(f"the label {legible(label, 60)} holds a NUL; leave it out")
         if labels.count(label) > 1:
             raise StudyError(
                 f"two samplers have the label {label!r}; give one another, as in other={label}"
