@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qprune.cli_options import OptionValue, inside, parse_options
+from qprune.cli_options import OptionValue, inside, not_a_pipe, parse_options
 from qprune.errors import ImpossibleRequestError
 from qprune.terminal import say, terminal
 from solvers.legible import legible
@@ -65,7 +65,9 @@ class StudyBar:
 def compare(
     problems: Annotated[
         list[Path] | None,
-        typer.Argument(help="files as for `qprune solve`, or folders of recorded blocks"),
+        typer.Argument(
+            callback=not_a_pipe, help="files as for `qprune solve`, or folders of recorded blocks"
+        ),
     ] = None,
     sampler: Annotated[
         list[str] | None,
@@ -95,7 +97,9 @@ def compare(
     data: Annotated[str | None, typer.Option(help="--prune: the same for its data")] = None,
     known: Annotated[
         Path | None,
-        typer.Option(help="CSV of best-known values: problem, energy, proved, bound"),
+        typer.Option(
+            callback=not_a_pipe, help="CSV of best-known values: problem, energy, proved, bound"
+        ),
     ] = None,
     maximize: Annotated[
         bool, typer.Option("--maximize", help="the files' objectives are maximised")

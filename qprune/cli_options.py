@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def inside(kind: Any) -> Callable[[Any], Any]:
             raise typer.BadParameter(str(error)) from error
 
     return check
+
+
+def not_a_pipe(value: Any) -> Any:
+    """The callback of an option of files to read: reading a pipe would wait for its writer."""
+    for path in value if isinstance(value, list | tuple) else [value]:
+        with suppress(OSError, ValueError):
+            if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
+                raise typer.BadParameter(f"{legible(path, 300)} is no regular file")
+    return value
 
 
 def require_place(path: Path) -> None:

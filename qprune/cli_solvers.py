@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from qprune.cli_options import inside, parse_options, require_place, write_file
+from qprune.cli_options import inside, not_a_pipe, parse_options, require_place, write_file
 from qprune.terminal import terminal
 from solvers.ranges import Count, Limit, Seed
 
@@ -54,7 +54,10 @@ def samplers_table(entries: tuple[SamplerEntry, ...]) -> Table:
 def solve(
     instance: Annotated[
         Path,
-        typer.Argument(help=".npz, .qubo, .coo, OR-Library or G-set .txt(.gz), .bqm, .cqm, .json"),
+        typer.Argument(
+            callback=not_a_pipe,
+            help=".npz, .qubo, .coo, OR-Library or G-set .txt(.gz), .bqm, .cqm, .json",
+        ),
     ],
     count: Annotated[
         int | None, typer.Option(callback=inside(Count), help="how many variables are 1, exactly")

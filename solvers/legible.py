@@ -25,14 +25,14 @@ def legible(text: object, longest: int | None = None) -> str:
     return _cut(shown, longest)
 
 
-def in_figure(text: object) -> str:
+def in_figure(text: object, longest: int = _IN_FIGURES) -> str:
     r"""`legible` text that Matplotlib shows as it is: no dollar begins a formula.
 
     Example:
         >>> print(in_figure(r"$\frac"))
         \$\frac
     """
-    shown = legible(text, _IN_FIGURES).replace("$", r"\$")
+    shown = legible(text, longest).replace("$", r"\$")
     # Legends leave out what begins with an underscore.
     return f" {shown}" if shown.startswith("_") else shown
 

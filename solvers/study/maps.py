@@ -108,7 +108,8 @@ def rank_diagram(ranking: Ranking, looks: Mapping[str, Look]) -> Figure:
 
 def _apart(names: Sequence[str]) -> dict[str, str]:
     """The names as a figure shows them, a number added where two would look alike."""
-    shown = {name: in_figure(name) for name in names}
+    # They stand on both sides.
+    shown = {name: in_figure(name, 24) for name in names}
     alike = Counter(shown.values())
     return {
         name: f"{text} ({place})" if alike[text] > 1 else text

@@ -67,6 +67,8 @@ def test_odd_values_of_every_command(place, data):
         (["solve", "problem.qubo", "--seed", str(2**63)], "from 0 to 9,223,372,036,854,775,807"),
         (["solve", "problem.qubo", "--seed", "-1"], "from 0 to 9,223,372,036,854,775,807, not -1"),
         (["solve", "problem.qubo", "--time-limit", "nan"], "at least 0 and at most 1e+09, not nan"),
+        (["solve", "fifo"], "fifo is no regular file"),
+        (["compare", *BASES["compare"], "--known", "fifo"], "fifo is no regular file"),
         (["solve", "problem.qubo", "--output", ""], "argument 4 ('') is empty"),
         (["solve", "problem.qubo", "--output="], "argument 3 ('--output=') is empty"),
         (["solve", "problem.qubo", "--output", "missing/x"], "there is no folder missing"),
