@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qprune.cli_options import FormatOption, SenseOption, parse_options, show_note
+from qprune.cli_options import (
+    FormatOption,
+    SenseOption,
+    inside,
+    not_a_pipe,
+    parse_options,
+    require_place,
+    show_note,
+    write_file,
+)
 from qprune.interrupt import INTERRUPTED, terminable
 from qprune.progress import Waiting, logged
+from qprune.terminal import say, terminal
+from solvers.ranges import Count, Limit, Seed
 
 if TYPE_CHECKING:
     from solvers import QuadraticProblem, SamplerEntry, Solution
@@ -30,7 +40,7 @@ def samplers(
     if json:
         typer.echo(strict_json({"samplers": [entry.to_json() for entry in entries]}))
         return
-    Console().print(samplers_table(entries))
+    terminal().print(samplers_table(entries))
 
 
 def samplers_table(entries: tuple[SamplerEntry, ...]) -> Table:
@@ -67,22 +77,29 @@ def formats(
     for one in FORMATS:
         able = ("yes" if has else "-" for has in (one.counts, one.write is not None))
         table.add_row(one.name, " ".join(one.suffixes), Text(one.contents), one.sense, *able)
-    Console().print(table)
+    terminal().print(table)
 
 
 def solve(
     instance: Annotated[
-        Path, typer.Argument(help="a problem in any format that `qprune formats` lists")
+        Path,
+        typer.Argument(
+            callback=not_a_pipe, help="a problem in any format that `qprune formats` lists"
+        ),
     ],
-    count: Annotated[int | None, typer.Option(help="how many variables are 1, exactly")] = None,
+    count: Annotated[
+        int | None, typer.Option(callback=inside(Count), help="how many variables are 1, exactly")
+    ] = None,
     sampler: Annotated[
         str, typer.Option(help="a name that `qprune samplers` lists; auto: what suits the problem")
     ] = "auto",
     sampler_option: Annotated[
         list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="seconds")] = None,
-    seed: Annotated[int, typer.Option(help="decides everything random")] = 0,
+    time_limit: Annotated[
+        float | None, typer.Option(callback=inside(Limit), help="seconds")
+    ] = None,
+    seed: Annotated[int, typer.Option(callback=inside(Seed), help="decides everything random")] = 0,
     maximize: SenseOption = None,
     format: FormatOption = None,
     json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
@@ -93,12 +110,14 @@ def solve(
     from solvers.counting import configured
     from solvers.files import read_file
 
+    if output is not None:
+        require_place(output)
     chosen, options = configured(
         sampler, parse_options(sampler_option or []), seed=seed, time_limit=time_limit
     )
     reading = read_file(instance, count, maximize, format)
     problem = reading.problem
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     began = time.process_time()
     with terminable(), logged(console), Waiting(f"solving with {sampler}", console):
         try:
@@ -120,13 +139,13 @@ def solve(
     for note in reading.notes:
         show_note(note)
     if output is not None:
-        output.write_text(strict_json(found | sample_record(problem, solution)) + "\n")
+        write_file(output, strict_json(found | sample_record(problem, solution)) + "\n")
     if json:
         typer.echo(strict_json(found))
     else:
-        Console().print(outcome_table(found))
+        terminal().print(outcome_table(found))
     if interrupted:
-        typer.echo("qprune: interrupted; this is the best found so far", err=True)
+        say("qprune: interrupted; this is the best found so far", err=True)
         raise typer.Exit(INTERRUPTED)
 
 

@@ -29,7 +29,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -53,6 +52,7 @@ from qprune.folder import (
     write_whole,
 )
 from qprune.language.settings import LanguageSettings
+from qprune.plain_yaml import read_plain_yaml
 from qprune.recording import ANSWERS, CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.records import (
     ScorePoint,
@@ -366,7 +366,7 @@ def read_settings(path: Path) -> RunSettings:
     """
     refuse_irregular(path / name for name in OURS)
     try:
-        values = yaml.safe_load(read_regular(path / CONFIG).decode())
+        values = read_plain_yaml(path / CONFIG)
         # Only language models are pruned by one of several methods.
         return LanguageSettings(**values) if "method" in values else Settings(**values)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -419,10 +419,7 @@ def _whole_lines(path: Path) -> list[str]:
     return read_regular(path).decode().split("\n")[:-1]
 
 
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
-    yaml.YAMLError,
-)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _unreadable(path: Path, error: BaseException) -> RunFolderError:

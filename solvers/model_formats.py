@@ -101,7 +101,7 @@ def _in_order(problem: QuadraticProblem) -> QuadraticProblem:
 def _in_another_process(
     imports: str, statement: str, data: bytes
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run ``statement``, which reads ``given`` and may write to ``answer``, apart from this process.
+    """Run ``statement``, which reads ``given`` and may write to ``answer``, in another process.
 
     Raises:
         InvalidProblemError: the process did not survive it.

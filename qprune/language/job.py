@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,6 +32,7 @@ from qprune.report import render_html
 from qprune.run import OURS, RunFolder, resumed_folder, run_folder
 from qprune.solve import Border
 from qprune.threads import limited_threads
+from solvers.memory import peak_memory
 
 
 def load_subject(settings: LanguageSettings) -> Subject:
@@ -227,4 +227,4 @@ def _round_to(model: nn.Module, dtype: torch.dtype) -> None:
 def _peak_memory(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(peak_memory())

@@ -118,7 +118,7 @@ def _publish(aside: Path, folder: Path) -> None:
 
 
 def _flush(file: Path) -> None:
-    with file.open("rb") as handle:
+    with file.open("rb+") as handle:  # Windows flushes only what may be written.
         os.fsync(handle.fileno())
 
 

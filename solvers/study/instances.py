@@ -5,20 +5,34 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from dimod import generators
+from pydantic import Field
 
 from solvers.contents import stem
 from solvers.errors import StudyError
 from solvers.files import read_problem, with_counts
+from solvers.memory import require_memory
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import LowRank, Sparse
+from solvers.ranges import Count, Number, Pair, checked, quoted
+
+_DIGITS = re.compile(r"[0-9]{1,20}")
+# Of a generator's numbers; seeds are those that NumPy's older generators take.
+_RANGES: Mapping[str, Any] = {
+    "n": Pair,
+    "samples": Number,
+    "count": Count,
+    "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
+    "r": Annotated[int, Field(ge=1, le=10**6)],
+}
 
 #: Beside the blocks that `qprune prune --record-blocks` writes: one line of JSON for each.
 BLOCKS = "blocks.jsonl"
@@ -155,6 +169,7 @@ def generate(spec: str) -> Instance:
 
     Raises:
         StudyError: no such generator or parameter, or a value that makes no sense.
+        ProblemTooLargeError: there is no memory for it.
     """
     kind, _, rest = spec.partition(":")
     if kind not in _GENERATORS:
@@ -163,14 +178,18 @@ def generate(spec: str) -> Instance:
     given = dict(defaults)
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
-        if name not in defaults or not equals or not value.isdigit():
+        if name not in defaults or not equals or not _DIGITS.fullmatch(value):
             raise StudyError(
-                f"generator {kind!r}: {item!r} is not name=whole number with a name among "
+                f"generator {kind!r}: {quoted(item)} is not name=whole number with a name among "
                 + ", ".join(defaults)
             )
-        given[name] = int(value)
-    if given["n"] < 2:
-        raise StudyError(f"generator {kind!r}: n must be at least 2, not {given['n']}")
+        try:
+            given[name] = checked(_RANGES[name], int(value), name)
+        except ValueError as error:
+            raise StudyError(f"generator {kind!r}: {error}") from error
+    # Three arrays of floats; or the pairs of a dictionary in C++.
+    needed = 24 * given["n"] * given["samples"] if "samples" in given else 64 * given["n"] ** 2
+    require_memory(needed, f"a problem made by {spec!r}", "choose a smaller n")
     problem = make(**given)
     name = kind + "".join(f"-{key}{value}" for key, value in given.items() if value >= 0)
     return Instance(name, problem, kind=kind, about={"generator": spec})

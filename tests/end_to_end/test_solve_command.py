@@ -135,7 +135,7 @@ def test_tables_are_printed_without_json(monkeypatch, capsys):
         ),
         (
             [GOLDEN / "bqp-tiny.txt", "--sampler", "sa", "--time-limit", "-1"],
-            "time_limit must be at least 0",
+            "a number that is at least 0 and at most 1e+09, not -",
         ),
         (
             [GOLDEN / "bqp-tiny.txt", "--sampler", "sa", "--sampler-option", "num_reads=0"],
