@@ -1,4 +1,4 @@
-"""What in a file speaks for a format; `solvers.formats` weighs it."""
+"""Evidence in a file for each format; `solvers.formats` weighs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solvers.text import Text, is_number
 
 
 class Evidence(IntEnum):
-    """How much speaks for a format."""
+    """Strength of what speaks for a format."""
 
     NONE = 0
     SHAPE = 1
@@ -37,7 +37,7 @@ def has_shape(fits: Callable[[Text], bool]) -> Callable[[Contents], Evidence]:
 
 
 def _numbers(text: Text, *lengths: int) -> bool:
-    """Whether the first data line is so many numbers."""
+    """True where the first data line is so many numbers."""
     return len(text.fields[0]) in lengths and all(is_number(word) for word in text.fields[0])
 
 
@@ -46,7 +46,7 @@ def _has_diagonal(text: Text, start: int) -> bool:
 
 
 def has_long_header(text: Text) -> bool:
-    """Whether the first of lines of three numbers could be a header ``n m kind``."""
+    """True where the first of lines of three numbers could be a header ``n m kind``."""
     rows = text.fields
     if not rows or not _numbers(text, 3) or not all(word.isdigit() for word in rows[0]):
         return False
@@ -83,7 +83,7 @@ def of_qubo(contents: Contents) -> Evidence:
 
 
 def is_orlib(text: Text) -> bool:
-    """Whether a text is like OR-Library's: ``n m``, and not edges without weights."""
+    """True where a text is like OR-Library's: ``n m``, and not edges without weights."""
     bare = len(text.fields) > 1 and all(len(row) == 2 for row in text.fields)
     return _numbers(text, 1, 2) and not bare and not _is_offset_of_qs(text)
 
@@ -101,7 +101,7 @@ def of_rudy(contents: Contents) -> Evidence:
 
 
 def is_edges(text: Text) -> bool:
-    """Whether a text is like a list of edges: lines of three numbers."""
+    """True where a text is like a list of edges: lines of three numbers."""
     # A loop is the reader's to refuse: left out here, a matrix would be the only one to fit.
     return _numbers(text, 3) and not has_long_header(text)
 

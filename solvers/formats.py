@@ -56,7 +56,7 @@ class Format:
     doubt: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """What `qprune formats --json` prints of it."""
+        """The record that `qprune formats --json` prints of it."""
         return {
             "name": self.name,
             "suffixes": list(self.suffixes),
