@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -154,7 +154,7 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
 class _Handler:
     """What a signal does while a call runs."""
 
-    def __init__(self, deadline: Deadline, before: Callable[..., Any]) -> None:
+    def __init__(self, deadline: Deadline, before: Any) -> None:
         self.deadline = deadline
         self.before = before
 
