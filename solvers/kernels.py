@@ -132,6 +132,13 @@ def next_random(random):
 
 
 @part
+def copy_into(target, source):
+    """``target[:] = source``, element by element: numba takes seconds to compile the other."""
+    for t in range(target.size):
+        target[t] = source[t]
+
+
+@part
 def below(bits, bound):
     """An index in 0..bound-1 from the upper 32 of 64 random bits (bound below 2^32)."""
     return np.int64(((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
