@@ -116,12 +116,13 @@ def rounding_slack(convex: Convex, y: Floats) -> float:
     """How far off by rounding a bound can be at y, or at any point smaller in every entry.
 
     |Q_ij| <= r_i r_j with r the root of the diagonal. With S = r.|y|, an entry of Q y is off by
-    at most (n + m) eps r_i S and every sum of them with y by that times S. What Q lacks in being
-    positive semidefinite counts, too.
+    at most (n + m) eps r_i S (m the rank of a low-rank Q) and every sum of them with y by that
+    times S. What Q lacks in being positive semidefinite counts, too.
     """
     size = float(np.sqrt(np.maximum(convex.diagonal, 0.0)) @ np.abs(y))
     terms = size * size + float(np.abs(convex.linear).sum()) + abs(convex.offset)
-    return 4.0 * (y.size + 64) * _EPS * terms + 0.5 * convex.missing * y.size
+    rank = convex.quadratic.rank if isinstance(convex.quadratic, LowRank) else 0
+    return 4.0 * (y.size + rank + 16) * _EPS * terms + 0.5 * convex.missing * y.size
 
 
 def relax(

@@ -48,7 +48,7 @@ _LARGEST_TREE = 1200
 _MOST_STEPS = 200
 _SECONDS_PER_NODE = 0.5
 # Where all energies are multiples of one number: how much less than it may still be better.
-_PART_OF_STEP = 0.999
+_PART_OF_STEP = 0.9375
 
 #: Bound, serial number, what is decided, where the relaxation of the parent was.
 _Node = tuple[float, int, NDArray[np.int8], NDArray[np.floating]]

@@ -25,8 +25,8 @@ from solvers.quadratic import Dense, Floats, LowRank, Sparse
 TOLERANCE = 1e-10
 
 _EPS = float(np.finfo(np.float64).eps)
-# Sums of integers are exact up to here.
-_EXACT = 2.0**53
+# Sums of integers up to here are exact, and a sixteenth of one is no matter of rounding.
+_EXACT = 2.0**48
 # Rows of a dense matrix looked at together.
 _ROWS = 256
 
@@ -170,7 +170,8 @@ def energy_step(problem: QuadraticProblem) -> float:
                 or (np.rint(scaled) != scaled).any()
             ):
                 break
-            divisor = int(np.gcd(np.gcd.reduce(scaled.astype(np.int64)), divisor))
+            if divisor != 1:
+                divisor = int(np.gcd(np.gcd.reduce(scaled.astype(np.int64)), divisor))
         else:
             return divisor / factor
     return 0.0
