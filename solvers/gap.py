@@ -64,7 +64,7 @@ def gap_between(problem: QuadraticProblem, energy: float, bound: float, error: f
     absolute = max(0.0, energy - bound) + error
     scale = max(0.0, mean_energy(problem) - bound)
     relative = absolute / scale if scale > 0.0 else float("inf")
-    nothing = absolute <= rounding(problem)
+    nothing = absolute <= _rounding_at_most(problem) and absolute <= rounding(problem)
     if nothing or relative <= TOLERANCE:
         step = energy_step(problem)
         if step > 0.0:
@@ -139,6 +139,16 @@ def magnitude(problem: QuadraticProblem) -> float:
 def rounding(problem: QuadraticProblem) -> float:
     """What a difference of two energies, or of an energy and a bound, can be off by rounding."""
     return 16.0 * (problem.num_variables + 64) * _EPS * magnitude(problem)
+
+
+def _rounding_at_most(problem: QuadraticProblem) -> float:
+    """`rounding` or more, from the Euclidean norm of Q, which takes one fast look at it."""
+    quadratic, n = problem.quadratic, problem.num_variables
+    if not isinstance(quadratic, Dense):
+        return float("inf")
+    flat = quadratic.matrix.ravel()
+    size = float(np.abs(problem.linear).sum()) + 0.5 * n * float(np.sqrt(flat @ flat))
+    return 16.0 * (n + 64) * _EPS * size if np.isfinite(size) else float("inf")
 
 
 def energy_step(problem: QuadraticProblem) -> float:

@@ -126,6 +126,22 @@ def without_choice(problem: QuadraticProblem) -> Presolved | None:
     return None if found.problem.num_variables else found
 
 
+def sign_bound(problem: QuadraticProblem) -> float:
+    """A lower bound of the energies, without the offset: every term at its least.
+
+    A coupling is shared by its two variables, half and half.
+
+    Example:
+        >>> sign_bound(QuadraticProblem([1.0, -3.0], [[0.0, -4.0], [-4.0, 0.0]])) <= -6.0
+        True
+    """
+    falls, _ = _sides(problem.quadratic)
+    linear = problem.linear + 0.5 * problem.quadratic.diagonal()
+    least = np.minimum(0.0, linear + 0.5 * falls)
+    error = (problem.num_variables + 16) * _EPS * (np.abs(linear).sum() - falls.sum())
+    return float(least.sum() - error)
+
+
 def _slack(problem: QuadraticProblem) -> float:
     """Enough for the error of every sum of coefficients in this module together."""
     return 0.0 if energy_step(problem) > 0.0 else 0.5 * rounding(problem)
@@ -270,7 +286,7 @@ def extreme(problem: QuadraticProblem) -> int:
     return power - power % 2 if abs(power) > _COMFORTABLE and power > _NONE else 0
 
 
-def _power(values: Floats) -> int:
+def _power(values: NDArray) -> int:
     largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     return int(np.frexp(largest)[1]) if largest > 0.0 else _NONE
 
