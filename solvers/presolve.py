@@ -226,7 +226,7 @@ def _sides(quadratic: Quadratic) -> tuple[Floats, Floats]:
         positive = np.asarray(quadratic.matrix.maximum(0.0).sum(axis=1)).ravel()
     else:
         matrix = quadratic.dense()
-        parts = [matrix[i : i + _ROWS] for i in range(0, len(matrix), _ROWS)]
+        parts = [matrix[i : i + _ROWS] for i in range(0, max(1, len(matrix)), _ROWS)]
         negative = np.concatenate([np.minimum(part, 0.0).sum(1) for part in parts])
         positive = np.concatenate([np.maximum(part, 0.0).sum(1) for part in parts])
     # A sum of one sign less one of its terms: 0 where that was the only one.

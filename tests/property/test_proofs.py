@@ -1,11 +1,10 @@
 """No proof is false and no bound above the optimum: many small problems against enumeration."""
 
-import numpy as np
 import pytest
+from odd_problems import check_answer, odd_problem, optimum_of
 
 from solvers.exact import Enumeration, Exact
 from solvers.relax import Relax
-from odd_problems import check_answer, odd_problem, optimum_of
 
 
 def checked(seeds):
