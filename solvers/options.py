@@ -34,6 +34,8 @@ Count = Annotated[int, Field(ge=1, le=2**62), _Number]
 Whole = Annotated[int, Field(ge=0, le=2**62), _Number]
 #: A whole number of at least 0, of any size.
 Seed = Annotated[int, Field(ge=0), _Number]
+#: Sweeps of one read: each has a temperature in memory. More are better spent on more reads.
+Sweeps = Annotated[int, Field(ge=1, le=1_000_000), _Number]
 #: How many threads; more than a machine can start is refused.
 Threads = Annotated[int, Field(ge=1, le=1024), _Number]
 #: Finite, at least 0.
