@@ -147,8 +147,11 @@ def _rounding_at_most(problem: QuadraticProblem) -> float:
     if not isinstance(quadratic, Dense):
         return float("inf")
     flat = quadratic.matrix.ravel()
-    size = float(np.abs(problem.linear).sum()) + 0.5 * n * float(np.sqrt(flat @ flat))
-    return 16.0 * (n + 64) * _EPS * size if np.isfinite(size) else float("inf")
+    squares = float(flat @ flat)
+    if not 1e-200 < squares < 1e200:
+        return float("inf")
+    size = float(np.abs(problem.linear).sum()) + 0.5 * n * float(np.sqrt(squares))
+    return 16.0 * (n + 64) * _EPS * size
 
 
 def energy_step(problem: QuadraticProblem) -> float:
