@@ -276,6 +276,17 @@ def newton_seconds(size: int) -> float:
     return 1e-6 + (size**3 / 3.0 + 20.0 * size**2) / _OPERATIONS_PER_SECOND
 
 
+def _step_seconds(quadratic: Quadratic, fractional: int) -> float:
+    """About how long a Newton step takes with the looks at the matrix that go with it."""
+    looks = 3.0 * pass_seconds(quadratic)
+    if isinstance(quadratic, Sparse):
+        return looks
+    if isinstance(quadratic, LowRank) and fractional > quadratic.rank:
+        # By an m x m system.
+        return looks + 3.0 * quadratic.rank**2 * fractional / _OPERATIONS_PER_SECOND
+    return looks + newton_seconds(fractional)
+
+
 class _Newton:
     """Proximal Newton on parts of a problem; carries what one part leaves to the next."""
 
@@ -301,14 +312,12 @@ class _Newton:
         centre, y = x[keep], x[keep]
         start = part.energy(inner, part.quadratic.product(inner)) - part.offset
         best = np.array([-np.inf, start, self.proximal_step, 0.0])
-        chunk = max(1, int(_SECONDS_PER_LOOK / newton_seconds(keep.size)))
+        chunk = max(1, int(_SECONDS_PER_LOOK / _step_seconds(part.quadratic, keep.size)))
         tolerance = self.tolerance * max(abs(start + part.offset), self.least)
         total = 0
         while total < _MAX_STEPS:
             fractional = int(((inner > 0.0) & (inner < 1.0)).sum())
-            if isinstance(part.quadratic, LowRank):
-                fractional = min(fractional, 2 * part.quadratic.rank)
-            if self.deadline.remaining <= newton_seconds(fractional):
+            if self.deadline.remaining <= chunk * _step_seconds(part.quadratic, fractional):
                 break
             taken = proximal_newton(
                 part.operator,

@@ -87,9 +87,10 @@ def mean_energy(problem: QuadraticProblem) -> float:
         6.0
     """
     n, quadratic = problem.num_variables, problem.quadratic
+    within = 0.0
     if problem.groups is None or problem.counts is None:
         p = np.full(n, 0.5)
-        within = 0.0
+        product = quadratic.product(p)
     else:
         sizes = problem.group_sizes
         share = problem.counts / np.maximum(sizes, 1)
@@ -97,8 +98,13 @@ def mean_energy(problem: QuadraticProblem) -> float:
         # What two of a group have less in common than independent ones.
         less = -share * (1.0 - share) / np.maximum(sizes - 1, 1)
         own = np.bincount(problem.groups, weights=quadratic.diagonal(), minlength=sizes.size)
-        within = float(less @ (_within_groups(problem) - own))
-    product = quadratic.product(p)
+        if sizes.size == 1:
+            # One look at the matrix serves both.
+            sums = quadratic.product(np.ones(n))
+            product, inside = share[0] * sums, np.array([sums.sum()])
+        else:
+            product, inside = quadratic.product(p), _within_groups(problem)
+        within = float(less @ (inside - own))
     diagonal = float(quadratic.diagonal() @ (p * (1.0 - p)))
     return float(problem.linear @ p + 0.5 * (p @ product + diagonal + within))
 
@@ -108,8 +114,6 @@ def _within_groups(problem: QuadraticProblem) -> Floats:
     quadratic, groups, sizes = problem.quadratic, problem.groups, problem.group_sizes
     assert groups is not None
     n, g = groups.size, sizes.size
-    if g == 1:
-        return np.array([quadratic.product(np.ones(n)).sum()])
     if isinstance(quadratic, LowRank):
         one_hot = sparse.csr_array((np.ones(n), (np.arange(n), groups)), shape=(n, g))
         return np.asarray((one_hot.T @ quadratic.factor.T) ** 2).sum(axis=1)

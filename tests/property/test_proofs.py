@@ -1,5 +1,6 @@
 """No proof is false and no bound above the optimum: many small problems against enumeration."""
 
+import dimod
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,7 +59,7 @@ def changed(problem, seed):
         problem.linear[order] * factor, matrix, problem.offset * factor + constant, groups, counts
     )
     if rng.random() < 0.5:
-        model = moved.to_bqm().change_vartype("SPIN", inplace=False)
+        model = moved.to_bqm().change_vartype(dimod.SPIN, inplace=False)
         moved = QuadraticProblem.from_bqm(model, cardinality=counts, groups=groups)
     return moved, np.argsort(order), factor
 
