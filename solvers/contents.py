@@ -55,7 +55,7 @@ PACKINGS = (
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds once it is unpacked.
+    """A file once it is unpacked.
 
     Attributes:
         name: the file's name without suffixes of packings, in small letters.

@@ -122,7 +122,7 @@ def write_problem(problem: QuadraticProblem, path: str | Path, format: str | Non
 def problem_bytes(
     problem: QuadraticProblem, name: str | Path = "problem.npz", format: str | None = None
 ) -> bytes:
-    """What a file of that name holds of ``problem``, see `write_problem`."""
+    """The bytes of a file of that name with ``problem`` in it, see `write_problem`."""
     path = Path(name)
     packing = next((one for one in PACKINGS if one.suffix == path.suffix.lower()), None)
     if packing is not None and packing.pack is None:

@@ -12,25 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
+from solvers import array_formats as arrays
+from solvers import evidence
 from solvers import model_formats as models
 from solvers import text_formats as texts
 from solvers.contents import Contents
 from solvers.errors import InvalidOptionError, InvalidProblemError
+from solvers.evidence import Evidence
 from solvers.problem import QuadraticProblem
-from solvers.qplib import CLASS, qplib_lines, read_qplib
-from solvers.text import Text, is_number
+from solvers.qplib import read_qplib
+from solvers.text import Text
 from solvers.text_formats import Parsed
-
-
-class Evidence(IntEnum):
-    """How much speaks for a format."""
-
-    NONE = 0
-    SHAPE = 1
-    SIGNATURE = 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Format:
     doubt: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """What `qprune formats --json` prints of it."""
+        """The record that `qprune formats --json` prints of it."""
         return {
             "name": self.name,
             "suffixes": list(self.suffixes),
@@ -92,9 +86,9 @@ def format_of(contents: Contents) -> Format:
     Raises:
         InvalidProblemError: no format fits, or more than one.
     """
-    evidence = {one.name: one.evidence(contents) for one in FORMATS}
-    signed = [one for one in FORMATS if evidence[one.name] is Evidence.SIGNATURE]
-    shaped = signed or [one for one in FORMATS if evidence[one.name]]
+    found = {one.name: one.evidence(contents) for one in FORMATS}
+    signed = [one for one in FORMATS if found[one.name] is Evidence.SIGNATURE]
+    shaped = signed or [one for one in FORMATS if found[one.name]]
     named = [one for one in FORMATS if re.match(one.names, contents.name)]
     named = named or [one for one in FORMATS if contents.suffix in one.suffixes]
     both = [one for one in shaped if one in named]
@@ -129,140 +123,9 @@ def _unknown(contents: Contents) -> str:
 
 
 def _header_hint(contents: Contents) -> str:
-    if contents.text is not None and _has_long_header(contents.text):
+    if contents.text is not None and evidence.has_long_header(contents.text):
         return "; its first line looks like a header of three numbers: keep the first two, 'n m'"
     return ""
-
-
-# -- evidence -------------------------------------------------------------------------------
-
-
-def _begins(magic: bytes) -> Callable[[Contents], Evidence]:
-    return lambda contents: Evidence.SIGNATURE if contents.data.startswith(magic) else Evidence.NONE
-
-
-def _shape(fits: Callable[[Text], bool]) -> Callable[[Contents], Evidence]:
-    def evidence(contents: Contents) -> Evidence:
-        text = contents.text
-        there = text is not None and text.rows and fits(text)
-        return Evidence.SHAPE if there else Evidence.NONE
-
-    return evidence
-
-
-def _numbers(text: Text, *lengths: int) -> bool:
-    """Whether the first data line is so many numbers."""
-    return len(text.fields[0]) in lengths and all(is_number(word) for word in text.fields[0])
-
-
-def _has_diagonal(text: Text, start: int) -> bool:
-    return any(len(row) > 1 and row[0] == row[1] for row in text.fields[start:])
-
-
-def _has_long_header(text: Text) -> bool:
-    """Whether the first of lines of three numbers could be a header ``n m kind``."""
-    rows = text.fields
-    if not rows or not _numbers(text, 3) or not all(word.isdigit() for word in rows[0]):
-        return False
-    if int(rows[0][1]) != len(rows) - 1:
-        return False
-    words = [word for row in rows[1:] for word in row[:2]]
-    return all(word.isdigit() and int(word) <= int(rows[0][0]) for word in words)
-
-
-def _is_offset_of_qs(text: Text) -> bool:
-    return any(
-        re.match(r"objectiveoffset\b|vars\s+non-zeros", words, re.IGNORECASE)
-        for _, words in text.comments
-    )
-
-
-def _coo(contents: Contents) -> Evidence:
-    text = contents.text
-    if text is None or not text.rows or not _numbers(text, 3):
-        return Evidence.NONE
-    if text.facts.spins is not None:
-        return Evidence.SIGNATURE
-    return Evidence.NONE if _has_long_header(text) else Evidence.SHAPE
-
-
-def _qubo(contents: Contents) -> Evidence:
-    text = contents.text
-    if text is None or not text.rows or text.fields[0][0].lower() != "p":
-        return Evidence.NONE
-    words = text.fields[0][1:2]
-    return Evidence.SIGNATURE if words == ["qubo"] else Evidence(len(words))
-
-
-def _matrix_of_pairs(text: Text) -> bool:
-    bare = len(text.fields) > 1 and all(len(row) == 2 for row in text.fields)
-    return _numbers(text, 1, 2) and not bare and not _is_offset_of_qs(text)
-
-
-def _rudy(contents: Contents) -> Evidence:
-    text = contents.text
-    if text is None or not text.rows or not _numbers(text, 2) or _is_offset_of_qs(text):
-        return Evidence.NONE
-    rows = text.fields[1:]
-    matrix = _has_diagonal(text, 1) or any("0" in row[:2] for row in rows)
-    # Without entries it is the same problem as OR-Library's, which .txt is rather.
-    matrix |= not rows and contents.suffix == ".txt"
-    return Evidence.NONE if matrix else Evidence.SHAPE
-
-
-def _edges(text: Text) -> bool:
-    # A loop is the reader's to refuse: left out here, a matrix would be the only one to fit.
-    return _numbers(text, 3) and not _has_long_header(text)
-
-
-def _qs(contents: Contents) -> Evidence:
-    text = contents.text
-    if text is None or not text.rows or not _numbers(text, 2):
-        return Evidence.NONE
-    if _is_offset_of_qs(text):
-        return Evidence.SIGNATURE
-    return Evidence.SHAPE if contents.suffix == ".qs" else Evidence.NONE
-
-
-def _qubist(contents: Contents) -> Evidence:
-    fits = _shape(lambda text: _numbers(text, 2))
-    return fits(contents) if contents.suffix in (".qh", ".qubist") else Evidence.NONE
-
-
-def _json(contents: Contents) -> Evidence:
-    content = contents.json
-    if content is None:
-        return Evidence.NONE
-    ours = content.get("type") == "BinaryQuadraticModel"
-    return Evidence.SIGNATURE if ours else Evidence.SHAPE
-
-
-def _bqpjson(contents: Contents) -> Evidence:
-    content = contents.json
-    ours = content is not None and "variable_domain" in content
-    return Evidence.SIGNATURE if ours else Evidence.NONE
-
-
-def _lp(contents: Contents) -> Evidence:
-    if contents.text is None:
-        return Evidence.NONE
-    words = models.lp_words(contents.text.whole[:10_000])
-    begins = bool(words) and words[0] in models.LP_SENSES
-    # Quantagonia's .qubo begins in the same way and is another format.
-    return Evidence.SIGNATURE if begins and contents.suffix != ".qubo" else Evidence.NONE
-
-
-def _qplib(contents: Contents) -> Evidence:
-    if contents.text is None:
-        return Evidence.NONE
-    words = [words[0] for _, words in qplib_lines(contents.text.whole[:10_000])][:3]
-    ours = len(words) == 3 and CLASS.fullmatch(words[1]) and words[2].lower() in models.LP_SENSES
-    return Evidence.SIGNATURE if ours else Evidence.NONE
-
-
-def _mtx(contents: Contents) -> Evidence:
-    ours = contents.data[:14].lower() == b"%%matrixmarket"
-    return Evidence.SIGNATURE if ours else Evidence.NONE
 
 
 # -- the registry ---------------------------------------------------------------------------
@@ -296,7 +159,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".coo",),
         contents="dimod's COO: lines 'i j value' from 0, each counted once; spins by a comment",
         sense=_MINIMISED,
-        evidence=_coo,
+        evidence=evidence.of_coo,
         read=_from_text(texts.read_coo),
         write=_to_text(texts.write_coo),
     ),
@@ -305,7 +168,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".qubo",),
         contents="qbsolv's: 'p qubo 0 maxNodes nNodes nCouplers', lines 'i j value' from 0",
         sense=_MINIMISED,
-        evidence=_qubo,
+        evidence=evidence.of_qubo,
         read=_from_text(texts.read_qubo),
         write=_to_text(texts.write_qubo),
     ),
@@ -314,7 +177,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".txt", ".qubo", ".sparse"),
         contents="OR-Library, gka, MQLib: 'n m', lines 'i j q' from 1; off the diagonal twice",
         sense="maximised by OR-Library and MQLib, minimised by Biq Mac; minimised unless asked",
-        evidence=_shape(_matrix_of_pairs),
+        evidence=evidence.has_shape(evidence.is_orlib),
         read=_from_text(texts.read_orlib),
         write=_to_text(texts.write_orlib),
         names=r"bqp|gka|be\d|p\d{4}[._]",
@@ -327,7 +190,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".gset", ".rud", ".rudy", ".mc", ".txt"),
         contents="MaxCut of G-set, Biq Mac, MQLib: 'n m', edges 'i j w' (or 'i j') from 1",
         sense=_CUT,
-        evidence=_rudy,
+        evidence=evidence.of_rudy,
         read=_from_text(texts.read_rudy),
         write=_to_text(texts.write_rudy),
         names=r"g\d|pm1[sd]_|p?w\d+_|t[23]g|torus",
@@ -337,7 +200,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".gset", ".rud", ".rudy", ".mc", ".edges"),
         contents="MaxCut of edges 'i j w' without a header; the nodes are those that occur",
         sense=_CUT,
-        evidence=_shape(_edges),
+        evidence=evidence.has_shape(evidence.is_edges),
         read=_from_text(texts.read_edges),
     ),
     Format(
@@ -345,7 +208,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".qs",),
         contents="QOBLIB's: '# ObjectiveOffset c', 'n m', lines as OR-Library's",
         sense=_MINIMISED,
-        evidence=_qs,
+        evidence=evidence.of_qs,
         read=_from_text(texts.read_qs),
         write=_to_text(texts.write_qs),
     ),
@@ -354,7 +217,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".qh", ".qubist"),
         contents="Qubist's: 'sites lines', lines 'i j value' of spins -1 and 1, from 0",
         sense=_MINIMISED,
-        evidence=_qubist,
+        evidence=evidence.of_qubist,
         read=_from_text(texts.read_qubist),
     ),
     Format(
@@ -362,9 +225,9 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".npz",),
         contents="E = d.x + 1/2 |U x|^2 (Fisher blocks), or Q for U; Q alone: E = x.Q.x",
         sense=_MINIMISED,
-        evidence=_begins(b"PK"),
-        read=models.read_npz,
-        write=models.write_npz,
+        evidence=evidence.begins_with(b"PK"),
+        read=arrays.read_npz,
+        write=arrays.write_npz,
         counts=True,
     ),
     Format(
@@ -372,23 +235,23 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".npy",),
         contents="a square matrix Q, one triangle or both: E = x.Q.x",
         sense=_MINIMISED,
-        evidence=_begins(models.NPY_MAGIC),
-        read=models.read_npy,
+        evidence=evidence.begins_with(arrays.NPY_MAGIC),
+        read=arrays.read_npy,
     ),
     Format(
         name="mtx",
         suffixes=(".mtx",),
         contents="Matrix Market: a square matrix Q, real or integer: E = x.Q.x",
         sense=_MINIMISED,
-        evidence=_mtx,
-        read=models.read_mtx,
+        evidence=evidence.of_mtx,
+        read=arrays.read_mtx,
     ),
     Format(
         name="bqm",
         suffixes=(".bqm",),
         contents="dimod's binary quadratic model",
         sense=_MINIMISED,
-        evidence=_begins(models.BQM_MAGIC),
+        evidence=evidence.begins_with(models.BQM_MAGIC),
         read=models.read_bqm,
         write=models.write_bqm,
     ),
@@ -397,7 +260,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".cqm",),
         contents="dimod's constrained quadratic model; constraints are exact counts",
         sense=_MINIMISED,
-        evidence=_begins(models.CQM_MAGIC),
+        evidence=evidence.begins_with(models.CQM_MAGIC),
         read=models.read_cqm,
         write=models.write_cqm,
         counts=True,
@@ -407,7 +270,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".json",),
         contents="dimod's binary quadratic model as JSON",
         sense=_MINIMISED,
-        evidence=_json,
+        evidence=evidence.of_bqm_json,
         read=models.read_bqm_json,
         write=models.write_bqm_json,
     ),
@@ -416,7 +279,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".json", ".bqpjson"),
         contents="bqp-json: scale, offset, linear_terms, quadratic_terms; spin or boolean",
         sense=_MINIMISED,
-        evidence=_bqpjson,
+        evidence=evidence.of_bqpjson,
         read=models.read_bqpjson,
     ),
     Format(
@@ -424,7 +287,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".lp",),
         contents="LP: binary variables, '[ ... ] / 2', constraints that are exact counts",
         sense=_IN_FILE,
-        evidence=_lp,
+        evidence=evidence.of_lp,
         read=models.read_lp,
         counts=True,
     ),
@@ -433,7 +296,7 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".qplib",),
         contents="QPLIB: classes ?BN, ?BB, and ?BL with exact counts; 1/2 x.Q.x + b.x + q",
         sense=_IN_FILE,
-        evidence=_qplib,
+        evidence=evidence.of_qplib,
         read=lambda contents: read_qplib(_text(contents).whole),
         counts=True,
     ),

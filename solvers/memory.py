@@ -24,7 +24,7 @@ def peak_memory() -> float:
     try:
         import resource
     except ImportError:  # Windows, which counts by itself.
-        return float(psutil.Process().memory_info().peak_wset)
+        return float(psutil.Process().memory_info().peak_wset)  # pyright: ignore[reportAttributeAccessIssue]
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

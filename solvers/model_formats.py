@@ -1,7 +1,7 @@
-"""Formats of whole models and of arrays: their readers and writers.
+"""Formats of whole models: their readers and writers.
 
-dimod's own files, LP files, bqp-json, NumPy's and Matrix Market's. A reader takes the `Contents` of
-a file and answers with a `Parsed` problem.
+dimod's own files, LP files and bqp-json. A reader takes the `Contents` of a file and answers with a
+`Parsed` problem.
 """
 
 from __future__ import annotations
@@ -9,27 +9,22 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import dimod
 import numpy as np
 from dimod.serialization.fileview import read_header
-from scipy import sparse
 
-from solvers.coefficients import from_matrix, from_spins, from_terms, labelled, scaled
+from solvers.coefficients import from_spins, from_terms, labelled, scaled
 from solvers.contents import Contents
 from solvers.errors import InvalidProblemError
-from solvers.memory import require_memory
+from solvers.guarded import run_apart
 from solvers.problem import QuadraticProblem
-from solvers.quadratic import Dense, LowRank, Sparse
 from solvers.text_formats import Parsed, Sense
 
 BQM_MAGIC = b"DIMODBQM"
 CQM_MAGIC = b"DIMODCQM"
-NPY_MAGIC = b"\x93NUMPY"
 #: First words of an LP file, in small letters.
 LP_SENSES = {
     **dict.fromkeys(("minimize", "minimise", "minimum", "min"), Sense.MINIMISE),
@@ -77,7 +72,7 @@ def read_cqm(contents: Contents) -> Parsed:
     """A CQM as `dimod.ConstrainedQuadraticModel.to_file` writes it; its constraints are counts."""
     # dimod's own reader trusts the indices in a file and would take this process with it.
     statement = "dimod.ConstrainedQuadraticModel.from_file(given)"
-    _in_another_process("import dimod", statement, contents.data)
+    run_apart("import dimod", statement, contents.data)
     cqm = dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(contents.data))
     return Parsed(_in_order(QuadraticProblem.from_cqm(cqm)))
 
@@ -96,29 +91,6 @@ def _in_order(problem: QuadraticProblem) -> QuadraticProblem:
         problem.counts[old],
         problem.labels,
     )
-
-
-def _in_another_process(
-    imports: str, statement: str, data: bytes
-) -> subprocess.CompletedProcess[bytes]:
-    """Run ``statement``, which reads ``given`` and may write to ``answer``, in another process.
-
-    Raises:
-        InvalidProblemError: the process did not survive it.
-    """
-    # What is printed below Python goes to the error output, apart from the answer.
-    program = (
-        f"import io, os, sys; {imports}\n"
-        "out = os.fdopen(os.dup(1), 'wb'); os.dup2(2, 1)\n"
-        "given = io.BytesIO(sys.stdin.buffer.read()); answer = io.BytesIO()\n"
-        f"{statement}\n"
-        "out.write(answer.getvalue()); out.flush()"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    if done.returncode < 0:
-        raise InvalidProblemError("its reader crashes on it: it is damaged")
-    return done
 
 
 def write_bqm(problem: QuadraticProblem) -> bytes:
@@ -238,7 +210,7 @@ def read_lp(contents: Contents) -> Parsed:
     # A byte-order mark is not for dimod's reader.
     data = ("" if text is None else text.whole).encode()
     statement = "answer.write(dimod.lp.loads(given.read().decode()).to_file().read())"
-    done = _in_another_process("import dimod, dimod.lp", statement, data)
+    done = run_apart("import dimod, dimod.lp", statement, data)
     if done.returncode or not done.stdout.startswith(CQM_MAGIC):
         raise InvalidProblemError(
             "dimod's LP reader does not take it; products stand in one bracket, '[ 2 x * y ] / 2', "
@@ -263,128 +235,3 @@ def read_lp(contents: Contents) -> Parsed:
 def lp_words(text: str) -> list[str]:
     """The words of an LP file without comments, in small letters."""
     return " ".join(line.partition("\\")[0] for line in text.splitlines()).lower().split()
-
-
-# -- arrays ---------------------------------------------------------------------------------
-
-
-def read_npz(contents: Contents) -> Parsed:
-    """``d`` and one of ``U`` (factor), ``Q`` (matrix) or ``data, indices, indptr`` (sparse).
-
-    E = offset + d.x + 1/2 x.Q.x, with U'U in place of Q. ``offset``, ``groups``, ``counts`` and
-    ``labels`` (JSON) are read where present. ``k``, the counts that a Fisher block is usually
-    solved for, and ``meta`` are not part of the problem.
-
-    Without ``d``: one square matrix Q of any name, or a matrix of `scipy.sparse.save_npz`; then
-    E = x.Q.x, plus ``offset`` where there is one.
-    """
-    _require_magic(contents, b"PK", ".npz")
-    with np.load(io.BytesIO(contents.data), allow_pickle=False) as arrays:
-        have = set(arrays.files)
-        if {"format", "shape", "data"} <= have:
-            matrix = sparse.load_npz(io.BytesIO(contents.data))
-            return Parsed(from_matrix(sparse.coo_array(matrix)))
-        (name, *others) = have - {"offset"} or {"offset"}
-        if not others and arrays[name].ndim == 2:
-            problem = from_matrix(arrays[name])
-            offset = float(arrays["offset"]) if "offset" in have else 0.0
-            return Parsed(problem.with_linear(problem.linear, offset))
-        if "d" not in have or not have & {"U", "Q", "data"}:
-            raise InvalidProblemError(
-                "an .npz problem has arrays d and U (or Q), or one square matrix alone; this has "
-                + ", ".join(sorted(have))
-            )
-        linear = arrays["d"].astype(np.float64)
-        quadratic: Any
-        if "U" in have:
-            quadratic = LowRank(arrays["U"].astype(np.float64))
-        elif "Q" in have:
-            quadratic = Dense(arrays["Q"])
-        else:
-            parts = (arrays["data"], arrays["indices"], arrays["indptr"])
-            quadratic = Sparse(sparse.csr_array(parts, shape=(linear.size, linear.size)))
-        labels = json.loads(str(arrays["labels"])) if "labels" in have else None
-        problem = QuadraticProblem(
-            linear,
-            quadratic,
-            float(arrays["offset"]) if "offset" in have else 0.0,
-            arrays["groups"] if "groups" in have else None,
-            arrays["counts"] if "counts" in have else None,
-            labels,
-        )
-        return Parsed(problem)
-
-
-def read_npy(contents: Contents) -> Parsed:
-    """A square matrix Q as `numpy.save` writes it, of one triangle or both; E = x.Q.x."""
-    _require_magic(contents, NPY_MAGIC, ".npy")
-    return Parsed(from_matrix(np.load(io.BytesIO(contents.data), allow_pickle=False)))
-
-
-def _require_magic(contents: Contents, magic: bytes, what: str) -> None:
-    """Refuse what is no such file: NumPy would take it for a pickle and advise to run it."""
-    if not contents.data.startswith(magic):
-        raise InvalidProblemError(f"it is no {what} file")
-
-
-def read_mtx(contents: Contents) -> Parsed:
-    """A square matrix Q in Matrix Market's format, through SciPy; E = x.Q.x."""
-    banner, sizes = _mtx_head(contents)
-    layout, field, symmetry = banner[2:5]
-    if field not in ("real", "integer", "double") or symmetry not in ("general", "symmetric"):
-        raise InvalidProblemError(
-            f"a {symmetry} matrix of {field} entries is no objective; real and integer ones are, "
-            "general and symmetric (a pattern is a graph: write its edges, see rudy)"
-        )
-    rows, columns, *entries = sizes
-    if rows != columns:
-        raise InvalidProblemError(f"a matrix of a problem is square; this is {rows} x {columns}")
-    number = rows * columns if layout == "array" else sum(entries)
-    require_memory(100.0 * (rows + number), f"a matrix of {rows} rows", "split it")
-    # SciPy's reader ends the process on some broken files.
-    done = _in_another_process(
-        "import scipy.io, scipy.sparse",
-        "scipy.sparse.save_npz(answer, scipy.sparse.coo_array(scipy.io.mmread(given)))",
-        contents.data,
-    )
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise InvalidProblemError(f"SciPy's reader does not take it: {''.join(reason)[:200]}")
-    return Parsed(from_matrix(sparse.load_npz(io.BytesIO(done.stdout))))
-
-
-def _mtx_head(contents: Contents) -> tuple[list[str], list[int]]:
-    """The words of the first line, and the numbers in the first one that is no comment."""
-    lines = ["", ""] if contents.text is None else contents.text.whole.splitlines()
-    banner = lines[0].lower().split()
-    sizes = next((line.split() for line in lines[1:] if line.strip()[:1] not in ("", "%")), [])
-    kinds = {"coordinate": 3, "array": 2}
-    if banner[:2] != ["%%matrixmarket", "matrix"] or len(banner) != 5 or banner[2] not in kinds:
-        raise InvalidProblemError(
-            "line 1: expected '%%MatrixMarket matrix coordinate real general' or the like"
-        )
-    if len(sizes) != kinds[banner[2]] or not all(w.isascii() and w.isdigit() for w in sizes):
-        raise InvalidProblemError(f"expected the sizes of the matrix, found {sizes[:5]}")
-    return banner, [int(word[:18]) for word in sizes]
-
-
-def write_npz(problem: QuadraticProblem) -> bytes:
-    """NumPy's file with all there is of the problem, see `read_npz`."""
-    arrays: dict[str, Any] = {"d": problem.linear, "offset": np.float64(problem.offset)}
-    quadratic = problem.quadratic
-    if isinstance(quadratic, LowRank):
-        arrays["U"] = quadratic.factor
-    elif isinstance(quadratic, Sparse):
-        matrix = quadratic.matrix
-        arrays |= {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
-    else:
-        arrays["Q"] = quadratic.dense()
-    if problem.counts is not None:
-        arrays |= {"groups": problem.groups, "counts": problem.counts, "k": problem.counts}
-    if problem.labels is not None:
-        if any(type(label) not in (int, str) for label in problem.labels):
-            raise InvalidProblemError("labels in an .npz file are whole numbers or text")
-        arrays["labels"] = np.array(json.dumps(problem.labels))
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()

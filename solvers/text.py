@@ -66,7 +66,7 @@ def decoded(data: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the comments of a file say: E = scale * (its terms + offset).
+    """Facts that the comments of a file state: E = scale * (its terms + offset).
 
     Attributes:
         spins: whether the variables are -1 and 1; None if nothing is said.
@@ -130,7 +130,7 @@ class Text:
 
     @cached_property
     def facts(self) -> Facts:
-        """What the comments say.
+        """The facts that the comments state.
 
         Raises:
             LineError: a constant or scale is no number or is given twice with two values, or
@@ -189,7 +189,7 @@ def number_of(word: str) -> float:
 
 
 def is_number(word: str) -> bool:
-    """Whether `number_of` takes the word."""
+    """True where `number_of` takes the word."""
     return _NUMBER.fullmatch(word) is not None
 
 

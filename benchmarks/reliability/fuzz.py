@@ -52,7 +52,7 @@ _WATCHED = (
     *("qprune.checkpoint", "qprune.fingerprint", "qprune.answers", "qprune.sparsity"),
     *("solvers.files", "solvers.formats", "solvers.problem", "solvers.quadratic"),
     *("solvers.contents", "solvers.text", "solvers.text_formats", "solvers.model_formats"),
-    *("solvers.qplib", "solvers.coefficients"),
+    *("solvers.qplib", "solvers.coefficients", "solvers.evidence", "solvers.array_formats"),
     *("solvers.study.storage", "solvers.study.instances", "solvers.study.checks"),
 )
 
