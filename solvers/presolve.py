@@ -256,7 +256,9 @@ def _alike(problem: QuadraticProblem) -> bool:
     quadratic, groups, n = problem.quadratic, problem.groups, problem.num_variables
     assert groups is not None
     if isinstance(quadratic, Sparse):
-        return np.count_nonzero(quadratic.matrix.data) == np.count_nonzero(quadratic.diagonal())
+        entries = np.count_nonzero(quadratic.matrix.data)
+        if entries < n * (n - 1):
+            return entries == np.count_nonzero(quadratic.diagonal())
     if n == 0 or (n > _FORMED and isinstance(quadratic, LowRank)):
         return False
     allowed = 0.0
