@@ -45,7 +45,7 @@ def test_a_block_is_solved_with_its_count(block, tmp_path):
     assert found["energy"] == pytest.approx(best)
     assert found["lower_bound"] <= best + 1e-9
     assert found["feasible"] is True
-    assert found["proved"] == (found["gap"] <= 1e-9)
+    assert found["proved"] == (found["gap"] <= 1e-10)
     assert found["cpu_seconds"] >= 0
     assert {"instance", "sampler", "seed", "counts", "num_variables"} <= found.keys()
     saved = json.loads(sample.read_text())
