@@ -181,7 +181,7 @@ def choose_branch(matrix, starts, counts, metric, x):
     most = -1.0
     column = np.empty(size)
     for a in range(size):
-        column[:] = 0.0
+        column.fill(0.0)
         column[a] = 1.0 / system[a, a]
         for b in range(a + 1, size):
             column[b] = -dot(system[b, a:b], column[a:b]) / system[b, b]

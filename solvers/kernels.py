@@ -75,24 +75,29 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def _compiler(**more: Any) -> Callable[[Any], Any]:
-    """A decorator that compiles, and keeps the result in a file where there is a place for it."""
+def compiler(**options: Any) -> Callable[[Any], Any]:
+    """A decorator that compiles, and keeps the result in a file where there is a place for it.
+
+    Args:
+        **options: of numba's ``njit``, beside those that all kernels have.
+    """
+    options = {**_OPTIONS, **options}
 
     def compiled(function: Any) -> Any:
         try:
-            return njit(**_OPTIONS, **more)(function)
+            return njit(**options)(function)
         except RuntimeError:
             # Neither the package's folder nor the user's can be written to.
-            return njit(**{**_OPTIONS, "cache": False}, **more)(function)
+            return njit(**{**options, "cache": False})(function)
 
     return compiled
 
 
 #: Compiles an inner loop.
-kernel = _compiler()
+kernel = compiler()
 
 #: Compiles a part of one, always inlined: a call with several arrays costs some 20 ns.
-part = _compiler(forceinline=True)
+part = compiler(forceinline=True)
 
 #: Quantiles of the unit exponential: a Metropolis threshold costs one table look-up, no log.
 EXPONENTIALS = -np.log((np.arange(4096) + 0.5) / 4096).astype(np.float32)

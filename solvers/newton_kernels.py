@@ -65,7 +65,7 @@ def _multiply_dense(matrix, v, out):
     if 2 * nonzero > v.size:
         np.dot(matrix, v, out)
         return
-    out[:] = 0.0
+    out.fill(0.0)
     for i in range(v.size):
         if v[i] != 0.0:
             add_multiple(matrix[i], v[i], out)
@@ -161,7 +161,7 @@ def add_damping(system, free, reference, damping):
 @kernel
 def spread(free, reference, solved, step):
     """The step of all variables from that of the non-references."""
-    step[:] = 0.0
+    step.fill(0.0)
     for a in range(free.size):
         step[free[a]] += solved[a]
         if reference[a] >= 0:
@@ -259,7 +259,7 @@ def solve_low_rank(reduced, free, reference, damping, right):
     factorise(system)
     back_solve(system, inner)
     plain = apply_inverse(free, reference, damping, right.reshape(1, right.size))
-    right[:] = plain[0] - np.dot(scaled.T, inner)
+    copy_into(right, plain[0] - np.dot(scaled.T, inner))
 
 
 @kernel
@@ -276,7 +276,7 @@ def largest_eigenvalue(matrix, scale, steps):
             return 0.0
         v /= scale.dtype.type(value)
         multiply(matrix, scale * v, out)
-        v[:] = scale * out
+        copy_into(v, scale * out)
     return np.sqrt(dot(v, v))
 
 
@@ -362,7 +362,7 @@ def proximal_newton(
     multiply(matrix, y, y_product)
     project(centre - width * (linear + y_product), width, starts, counts, shift, point)
     for taken in range(max_steps):
-        residual[:] = point - y
+        copy_into(residual, point - y)
         multiply(matrix, residual, moved)
         bound = lagrangian(linear + y_product, starts, counts, shift) - 0.5 * dot(y, y_product)
         if bound > best[0]:
@@ -390,7 +390,7 @@ def proximal_newton(
             continue
         best[3] += 1
         copy_into(change, moved)
-        step[:] = 0.0
+        step.fill(0.0)
         size = choose_references(point, starts, counts, free, reference)
         if size:
             newton_step(

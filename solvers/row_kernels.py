@@ -7,11 +7,12 @@ of consecutive inputs that swaps stay inside.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from solvers.kernels import compiler, copy_into
 
 # No NaN occurs (inputs are checked) and the order of a maximum does not matter, so LLVM may
 # vectorise the searches; sums keep their order.
-kernel = njit(cache=True, nogil=True, fastmath={"nnan", "nsz"}, error_model="numpy")
+kernel = compiler(fastmath={"nnan", "nsz"})
 
 
 @kernel
@@ -99,7 +100,7 @@ def _column(tableau, gram, kept, k):
     size = kept.size
     column = tableau[k].copy()
     if not kept[k]:
-        column[:size] = gram[k]
+        copy_into(column[:size], gram[k])
         for a in range(size):
             if kept[a]:
                 factor = gram[k, a]
@@ -286,7 +287,9 @@ def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, length, max_swa
     for outward in (True, False):
         kept_before = kept.copy()
         support = np.flatnonzero(kept)
-        rows = tableau[support]
+        rows = np.empty((support.size, tableau.shape[1]))
+        for a in range(support.size):
+            copy_into(rows[a], tableau[support[a]])
         entries = np.diag(tableau).copy()
         last = tableau[-1].copy()
         if _swing(tableau, gram, kept, diagonal, run, length, outward):
@@ -296,7 +299,8 @@ def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, length, max_swa
                 return True
         for a in range(kept.size):
             tableau[a, a] = entries[a]
-        tableau[support] = rows
-        tableau[-1] = last
-        kept[:] = kept_before
+        for a in range(support.size):
+            copy_into(tableau[support[a]], rows[a])
+        copy_into(tableau[-1], last)
+        copy_into(kept, kept_before)
     return False
