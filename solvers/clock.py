@@ -1,7 +1,8 @@
 """The end of one call of a sampler: a time limit, a wish to stop, and the clock that they share.
 
-The clock stands still while numba compiles or loads an inner loop, so that the first call after
-an installation has as much time to search as any other. How long that was is kept beside it.
+The clock stands still while numba compiles or loads an inner loop, or a process for a sampler
+starts, so that the first call has as much time to search as any other. How long that was is kept
+beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _WORTH_SAYING = 1.0
 
 
 class _Compiling(event.Listener):
-    """Seconds that this process has spent in numba's compiler, or loading what it compiled."""
+    """Seconds that this process has spent in numba's compiler, loading what it compiled, and the
+    like of `clock_stopped`.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,14 +49,19 @@ class _Compiling(event.Listener):
                 logger.info("compiling inner loops, once for each kind of problem")
             self._said = True
             return
+        self.begin()
+
+    def on_end(self, event: event.Event) -> None:
+        if event.kind != _COMPILE:
+            self.end()
+
+    def begin(self) -> None:
         with self._lock:
             if self._depth == 0:
                 self._since = time.perf_counter()
             self._depth += 1
 
-    def on_end(self, event: event.Event) -> None:
-        if event.kind == _COMPILE:
-            return
+    def end(self) -> None:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
@@ -68,11 +76,25 @@ for _kind in (_COMPILE, _LOCKED):
     event.register(_kind, _compiling)
 
 
+@contextmanager
+def clock_stopped() -> Iterator[None]:
+    """Meanwhile every clock in this process stands still: for what is done once, before a call."""
+    _compiling.begin()
+    try:
+        yield
+    finally:
+        _compiling.end()
+
+
 class Deadline:
     """When a call must end; ``None`` leaves it as long as it takes.
 
     Args:
         time_limit: seconds of wall time, not counting what numba compiles.
+
+    Attributes:
+        interrupted: whether the call is to end before its limit.
+        listens: whether Ctrl-C interrupts it, which Python lets only the main thread hear of.
 
     Raises:
         InvalidOptionError: the limit is negative or not a number.
@@ -87,6 +109,7 @@ class Deadline:
             raise InvalidOptionError(f"time_limit must be at least 0 seconds, not {time_limit!r}")
         self.time_limit = time_limit
         self.interrupted = False
+        self.listens = False
         self._kept_back = 0.0
         self._compiled_before = _compiling.seconds
         self._began = time.perf_counter()
@@ -142,7 +165,7 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
         yield deadline
     if time_limit is not None and deadline.compiled > _WORTH_SAYING:
         logger.warning(
-            "%.1f s went into compiling inner loops, once for this kind of problem; they are no "
+            "%.1f s went into compiling inner loops and starting processes, once; they are no "
             "part of the time limit",
             deadline.compiled,
         )
@@ -171,6 +194,7 @@ def _signals_to(deadline: Deadline) -> Iterator[None]:
             if before is signal.default_int_handler or isinstance(before, _Handler):
                 signal.signal(number, _Handler(deadline, before))
                 taken[number] = before
+    deadline.listens = signal.SIGINT in taken
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ class TimedSampler(CountingSampler):
             ProblemTooLargeError: the problem does not fit into memory, or into the sampler.
         """
         stamps = [time.perf_counter_ns()]
-        asked = read_options(type(self).__name__, self.Options, options)
+        asked = self._asked(options)
         given = given_states(problem, asked.initial_states)
         with running(asked.time_limit) as deadline:
             stamps.append(time.perf_counter_ns())
@@ -74,6 +74,10 @@ class TimedSampler(CountingSampler):
             info["interrupted"] = True
         bound = problem.offset + found.lower_bound
         return Solution(samples, problem.offset + energies, bound, info)
+
+    def _asked(self, options: Mapping[str, Any]) -> Any:
+        """The options as an object of `Options`."""
+        return read_options(type(self).__name__, self.Options, options)
 
     @abstractmethod
     def _search(
