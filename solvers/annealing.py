@@ -77,14 +77,14 @@ class SwapAnnealing(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
-        reduction = reduced(problem)
+        reduction = reduced(problem, deadline)
         given = reduction.restrict(given)
         problem = reduction.problem
         limits = Limits.of(asked, deadline)
         layout = Layout.of(problem, search_dtype(problem))
-        forms = forms_for(layout)
+        forms = forms_for(layout, deadline)
         state, random = next(starts(problem, asked.seed, given, 1))
-        quenched = _quenched(forms[-1], layout.sorted(state), random)
+        quenched = _quenched(forms[-1], layout.sorted(state), random, deadline)
         near = layout.unsorted(quenched)
 
         def temperatures(index: int) -> Floats:
@@ -145,8 +145,12 @@ def _crossing_start(temperatures: Floats) -> float:
     return float(temperatures[0] ** _REHEAT * temperatures[-1] ** (1 - _REHEAT))
 
 
-def _quenched(form: Form, x: np.ndarray, random: np.ndarray) -> np.ndarray:
+def _quenched(form: Form, x: np.ndarray, random: np.ndarray, deadline: Deadline) -> np.ndarray:
     """A state near a local minimum, by sweeps at temperature 0."""
     read = Read.start(x, random.copy())
-    form.anneal(read, form.kept(x), np.zeros(_QUENCH_SWEEPS))
+    kept = form.kept(x)
+    for _ in range(_QUENCH_SWEEPS):
+        if deadline.passed:
+            break
+        form.anneal(read, kept, np.zeros(1))
     return read.best

@@ -110,7 +110,8 @@ class Deadline:
         self.time_limit = time_limit
         self.interrupted = False
         self.listens = False
-        self._kept_back = 0.0
+        #: Seconds of the limit that are left for what comes after the search.
+        self.kept_back = 0.0
         self._compiled_before = _compiling.seconds
         self._began = time.perf_counter()
 
@@ -138,11 +139,7 @@ class Deadline:
             return 0.0
         if self.time_limit is None:
             return float("inf")
-        return max(0.0, self.time_limit - self._kept_back - self.elapsed)
-
-    def keep_back(self, seconds: float) -> None:
-        """Leave so many seconds of the limit for what comes after the search."""
-        self._kept_back = seconds
+        return max(0.0, self.time_limit - self.kept_back - self.elapsed)
 
     def interrupt(self) -> None:
         """End the call as soon as it looks; what it has found so far is its answer."""

@@ -133,7 +133,9 @@ class CountingComposite(AskingSampler, dimod.ComposedSampler):
         search = Search(with_matrix(problem), self._child, asked, given, deadline)
         began = deadline.elapsed
         problem.energy(np.zeros(problem.num_variables))
-        deadline.keep_back(_EVALUATIONS * (deadline.elapsed - began))
+        deadline.kept_back = max(
+            deadline.kept_back, _EVALUATIONS * (deadline.elapsed - began)
+        )
         try:
             self._rounds(search, asked)
         except ChargeRefusedError as refused:

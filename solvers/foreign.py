@@ -129,7 +129,7 @@ class ForeignSampler(dimod.Sampler):
         limit = self._checked(options).get("time_limit")
         with running(limit) as deadline:
             require_bqm(bqm)
-            deadline.keep_back(_EVALUATION * bqm.num_interactions)
+            deadline.kept_back = _EVALUATION * bqm.num_interactions
             require_finite(bqm)
             instead = None if limit is None else self._instead(bqm, options, deadline)
             answer = self.attempt(bqm, options, deadline)
@@ -171,7 +171,7 @@ class ForeignSampler(dimod.Sampler):
         labels = tuple(bqm.variables)
         plain = labels == tuple(range(len(labels)))
         model = bqm if plain else bqm.relabel_variables(_numbers(labels), inplace=False)
-        self.require_fit(model, asked)
+        self.require_room(model, asked)
         try:
             with ExitStack() as stack:
                 ask = self._asking(model, asked, deadline, stack)
@@ -201,7 +201,7 @@ class ForeignSampler(dimod.Sampler):
 
     # -- what a sampler may know about itself -------------------------------------------------
 
-    def require_fit(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         """Refuse what the sampler cannot do, before anything is allocated."""
 
     def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:

@@ -84,7 +84,7 @@ class Annealing(ForeignSampler):
         super().__init__(child, name=name)
         self._per_coupling = per_coupling
 
-    def require_fit(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         theirs = options.get("interrupt_function")
         if theirs is not None and not callable(theirs):
             raise InvalidOptionError(f"interrupt_function must be callable, not {theirs!r}")
@@ -133,7 +133,7 @@ class Annealing(ForeignSampler):
 class Steepest(ForeignSampler):
     """D-Wave's steepest descent: a read is short, and calls of many reads are made in several."""
 
-    def require_fit(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         _require_states(model, options)
 
     def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
@@ -161,7 +161,7 @@ class Tabu(ForeignSampler):
     MOVES_PER_VARIABLE = 200
     _FEWEST_MOVES = 10_000
 
-    def require_fit(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         size = float(model.num_variables)
         require_memory(
             32.0 * size * size,
@@ -211,7 +211,7 @@ class Tree(ForeignSampler):
     # Beyond these variables it may take long, and hears nothing meanwhile.
     _SMALL = 20
 
-    def require_fit(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         limit = self.child.properties["max_treewidth"]
         # A model has treewidth of at least its smallest degree; the library's own search for
         # an elimination order takes minutes on a dense model before it gives up.
@@ -233,7 +233,7 @@ class Tree(ForeignSampler):
         return model.num_variables > self._SMALL
 
     def run(self, bqm: dimod.BinaryQuadraticModel, options: Options) -> dimod.SampleSet:
-        self.require_fit(bqm, options)
+        self.require_room(bqm, options)
         try:
             return super().run(bqm, options)
         except ValueError as error:

@@ -201,7 +201,7 @@ def search(
                     break
             found = layout.unsorted(read.best)
             polished = found
-            if layout.has_matrix:
+            if polishing.has_matrix:
                 polished = descend(problem, found[None], polishing, deadline)[0]
             with lock:
                 energy = answers.add(index, state, found, polished)

@@ -14,9 +14,10 @@ from solvers.bounds import Relaxation, relax_convex
 from solvers.clock import Deadline
 from solvers.convexify import convexify
 from solvers.descent import descend
+from solvers.forms import LONGEST_GROUP
 from solvers.kernels import GUMBELS, random_states_for
 from solvers.kernels_flip import flip_metropolis
-from solvers.kernels_swap import swap_heat_bath
+from solvers.kernels_swap import arranged, swap_heat_bath, swap_metropolis
 from solvers.layout import Layout, search_dtype
 from solvers.options import Count, Positive, SamplerOptions, Whole
 from solvers.problem import Integers, QuadraticProblem
@@ -232,13 +233,16 @@ def _annealed(
     walk = (layout.matrix, field, layout.half, x)
     schedule = temperatures.astype(layout.dtype)
     scores = np.empty(max(1, x.size), layout.dtype)
+    places = arranged(x, layout.starts)
     step = max(1, _READS_PER_LOOK // (1 + x.size * x.size))
     for begin in range(0, schedule.size, step):
         if deadline.passed:
             break
-        part = schedule[begin : begin + step]
+        now = schedule[begin : begin + step]
         if layout.problem.groups is None:
-            flip_metropolis(*walk, part, random, best, tally)
+            flip_metropolis(*walk, now, random, best, tally)
+        elif x.size > LONGEST_GROUP:
+            swap_metropolis(*walk, layout.starts, now, random, best, tally)
         else:
-            swap_heat_bath(*walk, layout.starts, part, random, GUMBELS, best, tally, scores)
+            swap_heat_bath(*walk, layout.starts, places, now, random, GUMBELS, best, tally, scores)
     return layout.unsorted(best)

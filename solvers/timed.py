@@ -17,7 +17,7 @@ from solvers.sampler import CountingSampler, States, given_states, random_states
 from solvers.solution import Solution
 
 # What is left of a limit for evaluating the answer, in evaluations of one state.
-_EVALUATIONS_AFTER = 4.0
+_EVALUATIONS_AFTER = 5.0
 
 
 class TimedSampler(CountingSampler):
@@ -58,7 +58,12 @@ class TimedSampler(CountingSampler):
             # A constant must not change an answer, so that no search sees one.
             bare = problem.with_linear(problem.linear, 0.0) if problem.offset else problem
             first = None if asked.time_limit is None else _first(bare, asked, deadline)
-            found = self._search(bare, asked, given, deadline)
+            if first is not None and deadline.remaining < deadline.kept_back:
+                # Setting up a search would take longer than there is.
+                states = first if given is None else np.concatenate([first, given])
+                found = Solution.of(bare, states)
+            else:
+                found = self._search(bare, asked, given, deadline)
             stamps.append(time.perf_counter_ns())
             samples, energies = _with_first(bare, found, first)
             stamps.append(time.perf_counter_ns())
@@ -96,7 +101,7 @@ def _first(problem: QuadraticProblem, asked: SamplerOptions, deadline: Deadline)
     state = descend(problem, state, deadline=deadline)
     before = deadline.elapsed
     problem.energies(state)
-    deadline.keep_back(_EVALUATIONS_AFTER * (deadline.elapsed - before))
+    deadline.kept_back = _EVALUATIONS_AFTER * (deadline.elapsed - before)
     return state
 
 
