@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -33,9 +33,9 @@ from solvers.torch_batch import (
 )
 
 # Reads of one batch: their positions, and the multiplications of one step, bound it.
-_MOST_POSITIONS, _MOST_PRODUCTS = 1 << 22, 1 << 28
-# States that are evaluated when the time is over.
-_MOST_AFTERWARDS = 2
+_MOST_POSITIONS, _MOST_PRODUCTS = 1 << 22, 1 << 26
+# States of a batch that are evaluated when the time is over.
+_MOST_AFTERWARDS = 1
 
 
 class _Dynamics:
@@ -141,7 +141,7 @@ class Bifurcation(TimedSampler):
     over the pump stops, and what the positions stand for is the answer.
     """
 
-    Options: ClassVar[type[BifurcationOptions]] = BifurcationOptions
+    Options = BifurcationOptions
 
     def _search(
         self,
@@ -201,7 +201,9 @@ def _batches(problem: QuadraticProblem, num_reads: int | None) -> Iterator[int]:
 class _Found:
     """The states that trajectories ended in, descended as far as there is time."""
 
-    def __init__(self, problem: QuadraticProblem, num_reads: int | None, deadline: Deadline) -> None:
+    def __init__(
+        self, problem: QuadraticProblem, num_reads: int | None, deadline: Deadline
+    ) -> None:
         self._problem, self._deadline = problem, deadline
         self._answers = Answers(problem, num_reads)
         self._layout = Layout.of(problem)

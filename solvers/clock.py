@@ -27,9 +27,7 @@ _WORTH_SAYING = 1.0
 
 
 class _Compiling(event.Listener):
-    """Seconds that this process has spent in numba's compiler, loading what it compiled, and the
-    like of `clock_stopped`.
-    """
+    """Seconds in numba's compiler, in loading what it compiled, and inside `clock_stopped`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -18,17 +18,19 @@ from solvers.errors import ChargeRefusedError
 from solvers.foreign import INSTEAD, NOT_FINITE, ForeignSampler, refuse_unknown
 from solvers.options import Count, SamplerOptions, described, read_options
 from solvers.problem import Floats, QuadraticProblem
+from solvers.quadratic import Sparse
 from solvers.repair import repair
 from solvers.sampler import States, random_states
 from solvers.solution import Solution
 from solvers.strength import with_matrix
-from solvers.timed import TimedSampler
+from solvers.timed import EVALUATIONS_AFTER, TimedSampler
 
 # Seconds that making a model takes, per entry of the matrix.
-_MODEL = 1.5e-7
+_MODEL = 1e-7
 _SECONDS_AFTER_INTERRUPT = 0.4
 # Samples that are repaired and evaluated when the time is over, and evaluations it takes.
-_MOST_AFTERWARDS, _EVALUATIONS = 10, 8.0
+_MOST_AFTERWARDS, _EVALUATIONS = 4, 8.0
+_SECONDS_AFTERWARDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class CompositeOptions(ChildOptions):
 class AskingSampler(TimedSampler):
     """A sampler of ours that has the options of a child beside its own."""
 
-    Options: ClassVar[type[ChildOptions]] = ChildOptions
-    #: Options of `Options` that there are only where the child has them.
+    Options = ChildOptions
+    # Options of `Options` that there are only where the child has them.
     shared: ClassVar[frozenset[str]] = frozenset({"num_reads", "seed"})
 
     @property
@@ -96,7 +98,7 @@ class CountingComposite(AskingSampler, dimod.ComposedSampler):
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
     """
 
-    Options: ClassVar[type[CompositeOptions]] = CompositeOptions
+    Options = CompositeOptions
 
     def __init__(self, child: Any) -> None:
         self._child = child if isinstance(child, ForeignSampler) else ForeignSampler(child)
@@ -131,11 +133,6 @@ class CountingComposite(AskingSampler, dimod.ComposedSampler):
             ProblemTooLargeError: the model that the child needs does not fit into memory.
         """
         search = Search(with_matrix(problem), self._child, asked, given, deadline)
-        began = deadline.elapsed
-        problem.energy(np.zeros(problem.num_variables))
-        deadline.kept_back = max(
-            deadline.kept_back, _EVALUATIONS * (deadline.elapsed - began)
-        )
         try:
             self._rounds(search, asked)
         except ChargeRefusedError as refused:
@@ -185,6 +182,9 @@ class Search:
         self._feasible = 0
         self._senseless = 0
         self._learned: dict[str, Any] = {}
+        # With a limit, the base has measured what evaluating takes.
+        self._seconds = max(1e-5, deadline.kept_back / EVALUATIONS_AFTER)
+        deadline.kept_back = max(deadline.kept_back, _EVALUATIONS * self._seconds)
         if given is not None:
             self._keep(given)
 
@@ -194,16 +194,22 @@ class Search:
         return len(self.rounds) < self._asked.max_rounds and not self._deadline.passed
 
     def ask(
-        self, model: Callable[[], dimod.BinaryQuadraticModel], strength: float | tuple[float, ...]
+        self,
+        model: Callable[[], dimod.BinaryQuadraticModel],
+        strength: float | tuple[float, ...],
+        pairs: float = 0.0,
     ) -> float | None:
         """One round; returns the share of feasible samples before repair, None without any.
 
         Args:
             model: makes what the child is asked: over the labels, in the problem's order, binary.
             strength: for the record.
+            pairs: couplings that the model has beside those of the problem, at most.
         """
-        size, limited = self.problem.num_variables, self._deadline.time_limit is not None
-        if limited and _MODEL * size * size > self._deadline.remaining:
+        quadratic, size = self.problem.quadratic, float(self.problem.num_variables)
+        entries = quadratic.matrix.nnz if isinstance(quadratic, Sparse) else size * size
+        limited = self._deadline.time_limit is not None
+        if limited and _MODEL * (entries + pairs) > self._deadline.remaining:
             self._instead = "the time limit is shorter than making the sampler's model takes"
             return None
         self._model, self._strength = model(), strength
@@ -230,7 +236,7 @@ class Search:
         if self._deadline.time_limit is not None and self._deadline.passed:
             # What follows takes time; the best are enough.
             raw = raw[np.argsort(np.repeat(answer.record.energy, answer.record.num_occurrences))]
-            raw = raw[:_MOST_AFTERWARDS]
+            raw = raw[: _MOST_AFTERWARDS + int(_SECONDS_AFTERWARDS / self._seconds)]
         feasible = self.problem.feasible(raw)
         repaired = repair(self.problem, raw)
         best = answer.record.sample[int(np.argmin(answer.record.energy))]
@@ -264,15 +270,20 @@ class Search:
             info[NOT_FINITE] = self._senseless
         if not self._states:
             info[INSTEAD] = f"swap descent: {self._instead or 'nothing was asked'}"
-            self._keep(after_interrupt(self.problem, self._asked.seed))
+            self._keep(last_resort(self.problem, self._asked.seed, self._deadline))
         states, energies = np.concatenate(self._states), np.concatenate(self._energies)
         order = np.argsort(energies, kind="stable")
         return Solution(states[order].astype(np.int8), energies[order], info=info)
 
 
-def after_interrupt(problem: QuadraticProblem, seed: int | None) -> States:
-    """One state by swap descent, for an answer within a second, shape (1, n)."""
+def last_resort(problem: QuadraticProblem, seed: int | None, deadline: Deadline) -> States:
+    """One state where the child has found none, shape (1, n): by swap descent.
+
+    After a time limit it is only random: the base has the descended one.
+    """
     state = random_states(problem, 1, np.random.default_rng(seed))
+    if deadline.time_limit is not None and not deadline.interrupted:
+        return state
     return descend(problem, state, deadline=Deadline(_SECONDS_AFTER_INTERRUPT))
 
 

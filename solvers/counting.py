@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from solvers.clock import Deadline
-from solvers.composite import AskingSampler, ChildOptions, after_interrupt, options_for
+from solvers.composite import AskingSampler, ChildOptions, last_resort, options_for
 from solvers.errors import InvalidOptionError, UnknownOptionError
 from solvers.foreign import INSTEAD, ForeignSampler, option_names
 from solvers.penalty import CardinalityPenalty
@@ -68,7 +68,7 @@ class CountsByModel(AskingSampler):
         answer = self.child.attempt(problem.to_bqm(), options, deadline)
         if answer is None:
             info: dict[str, Any] = {INSTEAD: f"swap descent: {self.child.name} found nothing"}
-            states = [after_interrupt(problem, asked.seed)]
+            states = [last_resort(problem, asked.seed, deadline)]
         else:
             raw = np.asarray(answer.record.sample, dtype=np.int8)
             info = dict(answer.info) | {"repaired": float(1.0 - problem.feasible(raw).mean())}

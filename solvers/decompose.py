@@ -69,7 +69,7 @@ class Decompose(AskingSampler, dimod.ComposedSampler):
         12.5
     """
 
-    Options: ClassVar[type[DecomposeOptions]] = DecomposeOptions
+    Options = DecomposeOptions
     shared: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, child: Any = "sa", *, size: int | None = None) -> None:
@@ -148,9 +148,11 @@ class _Run:
         """Improve one state, shape (n,), in place, until two passes bring nothing."""
         idle, enough = 0, 2 if x.size > self.size else 1
         for index in range(self.max_passes):
+            if self.deadline.passed:
+                return
             improved = self._pass(x, promising=index % 2 == 0, totals=totals)
             idle = 0 if improved else idle + 1
-            if idle == enough or self.deadline.passed:
+            if idle == enough:
                 return
 
     def _pass(self, x: States, *, promising: bool, totals: dict[str, Any]) -> bool:

@@ -48,6 +48,8 @@ _SEED_LIMIT = 2**31
 _GRACE, _GRACE_OF_INTERRUPT = 0.02, 0.4
 # Seconds that making a problem of a model takes, and evaluating a state, per coupling.
 _CONVERSION, _EVALUATION = 4e-7, 1e-8
+# With less time than this no process is started.
+_WORTH_A_PROCESS = 0.03
 # The part of a time limit that may go into an answer for the case that the sampler finds none.
 _SHARE_OF_FALLBACK = 0.25
 _SECONDS_OF_FALLBACK = 0.4
@@ -172,6 +174,8 @@ class ForeignSampler(dimod.Sampler):
         plain = labels == tuple(range(len(labels)))
         model = bqm if plain else bqm.relabel_variables(_numbers(labels), inplace=False)
         self.require_room(model, asked)
+        if deadline.time_limit is not None:
+            asked |= self.hurried(model, asked)
         try:
             with ExitStack() as stack:
                 ask = self._asking(model, asked, deadline, stack)
@@ -225,6 +229,10 @@ class ForeignSampler(dimod.Sampler):
         if "time_limit" in self.theirs and deadline.time_limit is not None:
             return options | {"time_limit": deadline.remaining}
         return options
+
+    def hurried(self, model: dimod.BinaryQuadraticModel, options: Options) -> Options:
+        """Options that spare what would take long, where there is a time limit."""
+        return {}
 
     def learned(self, answer: dimod.SampleSet, options: Options) -> Options:
         """Options that spare later calls what the first has found out."""
@@ -327,7 +335,7 @@ class ForeignSampler(dimod.Sampler):
 
         if deadline.time_limit is None and not deadline.listens:
             return here
-        if deadline.passed or not self.apart(model, asked, deadline):
+        if deadline.remaining < _WORTH_A_PROCESS or not self.apart(model, asked, deadline):
             return on_thread
         processes = self._sent(asked)
         if processes is None:
@@ -347,7 +355,7 @@ class ForeignSampler(dimod.Sampler):
             nonlocal held
             if not held:
                 vectors = model.to_numpy_vectors(variable_order=range(model.num_variables))[:3]
-                worker.call("hold", vectors, model.vartype.name, deadline=deadline)
+                worker.call("hold", vectors, model.vartype, deadline=deadline)
                 held = True
             return worker.call("ask", options, deadline=deadline)
 
@@ -388,7 +396,7 @@ class _Held:
     def __init__(self, copy: bytes) -> None:
         self.sampler: ForeignSampler = pickle.loads(copy)
 
-    def hold(self, vectors: Any, vartype: str) -> None:
+    def hold(self, vectors: Any, vartype: dimod.Vartype) -> None:
         linear, (row, col, bias), offset = vectors
         size = len(linear)
         if 4 * len(bias) < size * size:
@@ -442,17 +450,18 @@ class _Collected:
         self._columns = {name: [column[best]] for name, column in joined.items()}
 
     def sampleset(self) -> dimod.SampleSet | None:
-        """The child's answer under the caller's labels, its own data kept; None if there is none."""
+        """The child's answer under the caller's labels, its own data kept, or None."""
         if not self._columns:
             return None
         self._joined(self._most)
-        columns = {name: parts[0] for name, parts in self._columns.items()}
+        columns: dict[str, Any] = {n: parts[0] for n, parts in self._columns.items()}
         senseless = {NOT_FINITE: 1} if self._senseless else {}
         return dimod.SampleSet.from_samples(
             (columns.pop("sample"), self._labels),
             vartype=self._bqm.vartype,
             info=self._info | senseless,
             sort_labels=False,
+            aggregate_samples=False,
             **columns,
         )
 

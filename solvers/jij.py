@@ -45,7 +45,9 @@ class OpenJij(ForeignSampler):
     def theirs(self) -> frozenset[str]:
         """The options; ``initial_states`` in place of ``initial_state``."""
         names = inspect.signature(self.child.sample).parameters.keys()
-        return (names - {"bqm", "initial_state", "reinitialize_state"}) | {"initial_states"}
+        return frozenset(names - {"bqm", "initial_state", "reinitialize_state"}) | {
+            "initial_states"
+        }
 
     def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
         return 1 + int(_LONG // self._seconds_per_read(model, options))

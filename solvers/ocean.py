@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import dimod
+import numpy as np
 
 from solvers.clock import Deadline
 from solvers.errors import InvalidOptionError, ProblemTooLargeError
@@ -20,13 +21,15 @@ _HOUR_IN_MS = 3_600_000
 _LONG_READ = 0.3
 # Entries of the states of one call: more reads are made in several.
 _MOST_ENTRIES = 1 << 26
+# From here on temperatures are chosen here where there is a time limit.
+_MANY_COUPLINGS = 30_000
 
 
 def simulated_annealing() -> Annealing:
     """Single-flip simulated annealing (`dwave.samplers.SimulatedAnnealingSampler`)."""
     from dwave.samplers import SimulatedAnnealingSampler
 
-    return Annealing(SimulatedAnnealingSampler(), name="sa", per_coupling=2e-9)
+    return Annealing(SimulatedAnnealingSampler(), name="sa", per_coupling=1e-9)
 
 
 def steepest_descent() -> Steepest:
@@ -40,21 +43,21 @@ def path_integral() -> Annealing:
     """Simulated quantum annealing (`dwave.samplers.PathIntegralAnnealingSampler`)."""
     from dwave.samplers import PathIntegralAnnealingSampler
 
-    return Annealing(PathIntegralAnnealingSampler(), name="path-integral", per_coupling=1e-7)
+    return Annealing(PathIntegralAnnealingSampler(), name="path-integral", per_coupling=2e-8)
 
 
 def rotor() -> Annealing:
     """Annealing of planar rotors (`dwave.samplers.RotorModelAnnealingSampler`)."""
     from dwave.samplers import RotorModelAnnealingSampler
 
-    return Annealing(RotorModelAnnealingSampler(), name="rotor", per_coupling=1e-8)
+    return Annealing(RotorModelAnnealingSampler(), name="rotor", per_coupling=2e-9)
 
 
 def neal() -> Annealing:
     """`neal.SimulatedAnnealingSampler`, today a shell over D-Wave's local annealer."""
     import neal
 
-    return Annealing(neal.SimulatedAnnealingSampler(), name="neal", per_coupling=2e-9)
+    return Annealing(neal.SimulatedAnnealingSampler(), name="neal", per_coupling=1e-9)
 
 
 def tabu() -> Tabu:
@@ -121,6 +124,13 @@ class Annealing(ForeignSampler):
             return deadline.remaining <= longest or (theirs is not None and theirs())
 
         return options | {"interrupt_function": ended}
+
+    def hurried(self, model: dimod.BinaryQuadraticModel, options: Options) -> Options:
+        # Their own choice of temperatures is a loop over all couplings in Python.
+        given = options.keys() & {"beta_range", "beta_schedule", "Hp_field", "Hd_field"}
+        if given or model.num_interactions < _MANY_COUPLINGS:
+            return {}
+        return {"beta_range": _beta_range(model)}
 
     def learned(self, answer: dimod.SampleSet, options: Options) -> Options:
         # Found by a loop over all couplings that does not depend on the seed.
@@ -243,6 +253,23 @@ class Tree(ForeignSampler):
                 f"tree: the model's treewidth exceeds the solver's limit of "
                 f"{self.child.properties['max_treewidth']}; use another sampler, or decompose"
             ) from error
+
+
+def _beta_range(model: dimod.BinaryQuadraticModel) -> list[float]:
+    """Inverse temperatures from where all spins are loose to where couplings hold.
+
+    By the root of the sum of squares of what acts on a spin: its field where neighbours are
+    random, and divided by the root of their number the size of one coupling.
+    """
+    vectors = model.to_numpy_vectors(variable_order=range(model.num_variables))
+    linear, (row, col, bias) = vectors[:2]
+    if model.vartype is dimod.BINARY:
+        sums = np.bincount(row, bias, linear.size) + np.bincount(col, bias, linear.size)
+        linear, bias = 0.5 * linear + 0.25 * sums, 0.25 * bias
+    squares = np.bincount(row, bias**2, linear.size) + np.bincount(col, bias**2, linear.size)
+    fields = np.sqrt(linear**2 + squares)
+    neighbours = 1.0 + 2.0 * bias.size / linear.size
+    return [0.2 / float(fields.max()), 4.0 * neighbours**0.5 / float(fields.mean())]
 
 
 def _require_states(model: dimod.BinaryQuadraticModel, options: Options) -> None:

@@ -6,8 +6,10 @@ Samplers of our own keep counts by their moves; these composites are for everyon
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from functools import partial
+from typing import Annotated
 
+import dimod
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -52,7 +54,7 @@ class CardinalityPenalty(CountingComposite):
         -3.0
     """
 
-    Options: ClassVar[type[PenaltyOptions]] = PenaltyOptions
+    Options = PenaltyOptions
 
     def _rounds(self, search: Search, asked: PenaltyOptions) -> None:
         problem = search.problem
@@ -62,13 +64,19 @@ class CardinalityPenalty(CountingComposite):
         bound = strength_bound(problem)
         search.info["bound"] = bound
         fixed = asked.strength
+        pairs = float(np.square(problem.group_sizes, dtype=np.float64).sum())
         current = min(first_strength(problem), bound) if fixed is None else fixed
         while search.goes_on:
-            feasible = search.ask(penalised(problem, current).to_bqm, current)
+            model = partial(_model, problem, current)
+            feasible = search.ask(model, current, pairs)
             enough = feasible is None or feasible > 0 or fixed is not None or current >= bound
             if enough:
                 return
             current = min(current * asked.growth, bound)
+
+
+def _model(problem: QuadraticProblem, strength: float) -> dimod.BinaryQuadraticModel:
+    return penalised(problem, strength).to_bqm()
 
 
 class LagrangeCardinality(CountingComposite):

@@ -16,8 +16,8 @@ from solvers.problem import Floats, QuadraticProblem
 from solvers.sampler import CountingSampler, States, given_states, random_states
 from solvers.solution import Solution
 
-# What is left of a limit for evaluating the answer, in evaluations of one state.
-_EVALUATIONS_AFTER = 5.0
+#: What is left of a limit for evaluating the answer, in evaluations of one state.
+EVALUATIONS_AFTER = 5.0
 
 
 class TimedSampler(CountingSampler):
@@ -101,7 +101,7 @@ def _first(problem: QuadraticProblem, asked: SamplerOptions, deadline: Deadline)
     state = descend(problem, state, deadline=deadline)
     before = deadline.elapsed
     problem.energies(state)
-    deadline.kept_back = _EVALUATIONS_AFTER * (deadline.elapsed - before)
+    deadline.kept_back = EVALUATIONS_AFTER * (deadline.elapsed - before)
     return state
 
 

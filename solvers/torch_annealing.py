@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ from solvers.torch_moves import Batch, Moves, moves_for
 _MOST_ENTRIES = {"cpu": 1 << 16}
 _MOST_ENTRIES_ELSEWHERE = 1 << 22
 # States of a batch that are evaluated when the time is over.
-_MOST_AFTERWARDS = 2
+_MOST_AFTERWARDS = 1
 # Batches with a time limit alone: so many of the first length, as many of twice that, and so on.
 _BATCHES_PER_LENGTH = 2
 
@@ -81,7 +81,7 @@ class TorchAnnealing(TimedSampler):
     A GPU and a CPU draw different numbers from a seed.
     """
 
-    Options: ClassVar[type[TorchAnnealingOptions]] = TorchAnnealingOptions
+    Options = TorchAnnealingOptions
 
     def _search(
         self,
@@ -108,7 +108,7 @@ class TorchAnnealing(TimedSampler):
         Raises:
             InvalidProblemError: sizes differ, or some have counts and some have none.
         """
-        asked = read_options(type(self).__name__, self.Options, options)
+        asked = read_options(type(self).__name__, TorchAnnealingOptions, options)
         if asked.initial_states is not None:
             raise InvalidOptionError("initial_states are of one problem; call sample_problem")
         began = time.perf_counter_ns()
@@ -189,13 +189,11 @@ def _batches(num_reads: int | None, most: int) -> Iterator[int]:
         done += reads
 
 
-def _keep(
-    problem: QuadraticProblem, answers: Answers, states: States, deadline: Deadline
-) -> None:
+def _keep(problem: QuadraticProblem, answers: Answers, states: States, deadline: Deadline) -> None:
     """Keep the reads, the best of them descended in float64."""
     if deadline.passed:
         states = states[:_MOST_AFTERWARDS]
-    best = int(problem.energies(states).argmin())
+    best = int(problem.energies(states).argmin()) if len(states) > 1 else 0
     states[best] = descend(problem, states[[best]], deadline=for_descent(deadline))[0]
     for state in states:
         answers.add(answers.begun, state)

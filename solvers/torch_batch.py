@@ -14,8 +14,8 @@ from solvers.memory import require_memory
 from solvers.problem import Floats, QuadraticProblem
 from solvers.quadratic import LowRank, Sparse
 
-# About ten milliseconds of work on a CPU.
-_ENTRIES_PER_LOOK = 1 << 22
+# Some milliseconds of work on a CPU.
+_ENTRIES_PER_LOOK = 1 << 20
 _SECONDS_AFTER_INTERRUPT = 0.2
 
 

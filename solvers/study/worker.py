@@ -25,7 +25,7 @@ _SECONDS_TO_START = 300.0
 _SECONDS_TO_END = 5.0
 # Between two looks at a limit, and at a deadline, which an interrupt moves.
 _SECONDS_PER_LOOK = 0.5
-_SECONDS_PER_LOOK_AT_DEADLINE = 0.02
+_SECONDS_PER_LOOK_AT_DEADLINE = 0.01
 
 
 class Worker:
@@ -104,6 +104,13 @@ class Worker:
         self._pipe.close()
         self._process = self._pipe = None
 
+    def _abandon(self) -> None:
+        """End the process without waiting until its memory is given back."""
+        self._process.kill()
+        threading.Thread(target=self._process.join, daemon=True).start()
+        self._pipe.close()
+        self._process = self._pipe = None
+
     def _start(self, deadline: Deadline | None = None) -> None:
         if multiprocessing.parent_process() is not None:
             raise StudyError(
@@ -135,7 +142,7 @@ class Worker:
         try:
             while not self._pipe.poll(_seconds_to_look(deadline)):
                 if deadline is not None and deadline.passed:
-                    self.stop()
+                    self._abandon()
                     raise WorkerDiedError("killed at its deadline", timed_out=True)
                 if limit is not None and self._elapsed(began, used) >= limit:
                     self.stop()

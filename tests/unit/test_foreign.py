@@ -80,7 +80,11 @@ def test_senseless_options_are_refused_before_the_call():
     for options, kind, message in (
         ({"beta": 1}, UnknownOptionError, "Answers has no option 'beta'; it has: init"),
         ({"num_reads": 0}, InvalidOptionError, "num_reads must be a whole number of at least 1"),
-        ({"time_limit": -1}, InvalidOptionError, "time_limit must be a finite number of at least 0"),
+        (
+            {"time_limit": -1},
+            InvalidOptionError,
+            "time_limit must be a finite number of at least 0",
+        ),
         ({"seed": -1}, InvalidOptionError, "seed must be a whole number of at least 0"),
         ({"seed": 0.5}, InvalidOptionError, "seed must be"),
         ({"initial_states": [[0, 1]]}, InvalidOptionError, "have 2 variables, the problem 3"),

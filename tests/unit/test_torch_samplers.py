@@ -262,9 +262,7 @@ def test_an_interrupt_ends_with_the_best_so_far(sampler):
     greedy = Greedy().sample_problem(problem, seed=0).energy
     sampler.sample_problem(problem, num_reads=1, seed=0)  # compiled
     with ctrl_c(2.0) as sent:
-        solution = sampler.sample_problem(
-            problem, seed=0, num_reads=10**7, initial_states=start
-        )
+        solution = sampler.sample_problem(problem, seed=0, num_reads=10**7, initial_states=start)
     assert time.monotonic() - sent[0] < 10
     assert solution.info["interrupted"] is True
     assert problem.feasible(solution.samples).all()
