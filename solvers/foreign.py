@@ -48,6 +48,9 @@ _SEED_LIMIT = 2**31
 _GRACE, _GRACE_OF_INTERRUPT = 0.02, 0.4
 # Seconds that making a problem of a model takes, and evaluating a state, per coupling.
 _CONVERSION, _EVALUATION = 4e-7, 1e-8
+# Seconds that sending a model to a process takes, per coupling.
+_SENDING = 1.5e-7
+_LARGE = 1_000_000
 # With less time than this no process is started.
 _WORTH_A_PROCESS = 0.03
 # The part of a time limit that may go into an answer for the case that the sampler finds none.
@@ -335,7 +338,11 @@ class ForeignSampler(dimod.Sampler):
 
         if deadline.time_limit is None and not deadline.listens:
             return here
-        if deadline.remaining < _WORTH_A_PROCESS or not self.apart(model, asked, deadline):
+        # What makes arrays of a large model holds Python's lock for a second, so that no other
+        # thread would see the deadline pass.
+        large = deadline.time_limit is not None and model.num_interactions > _LARGE
+        apart = large or self.apart(model, asked, deadline)
+        if deadline.remaining < _WORTH_A_PROCESS or not apart:
             return on_thread
         processes = self._sent(asked)
         if processes is None:
@@ -354,6 +361,8 @@ class ForeignSampler(dimod.Sampler):
         def in_process(options: Options, pace: float) -> Any:
             nonlocal held
             if not held:
+                if _SENDING * model.num_interactions > deadline.remaining:
+                    raise WorkerDiedError("no time to send the model", timed_out=True)
                 vectors = model.to_numpy_vectors(variable_order=range(model.num_variables))[:3]
                 worker.call("hold", vectors, model.vartype, deadline=deadline)
                 held = True
