@@ -15,7 +15,7 @@ from pydantic import Field
 from solvers.clock import Deadline
 from solvers.descent import descend
 from solvers.errors import ChargeRefusedError
-from solvers.foreign import INSTEAD, NOT_FINITE, ForeignSampler, refuse_unknown
+from solvers.foreign import INSTEAD, MOST_KEPT, NOT_FINITE, ForeignSampler, refuse_unknown
 from solvers.options import Count, SamplerOptions, described, read_options
 from solvers.problem import Floats, QuadraticProblem
 from solvers.quadratic import Sparse
@@ -233,10 +233,12 @@ class Search:
             return None
         raw = np.asarray(answer.record.sample, dtype=np.int8)
         raw = np.repeat(raw, answer.record.num_occurrences, axis=0)
-        if self._deadline.time_limit is not None and self._deadline.passed:
+        if self._deadline.time_limit is not None:
             # What follows takes time; the best are enough.
-            raw = raw[np.argsort(np.repeat(answer.record.energy, answer.record.num_occurrences))]
-            raw = raw[: _MOST_AFTERWARDS + int(_SECONDS_AFTERWARDS / self._seconds)]
+            most = _MOST_AFTERWARDS + int(_SECONDS_AFTERWARDS / self._seconds)
+            most = most if self._deadline.passed else max(most, MOST_KEPT)
+            order = np.argsort(np.repeat(answer.record.energy, answer.record.num_occurrences))
+            raw = raw[order[:most]]
         feasible = self.problem.feasible(raw)
         repaired = repair(self.problem, raw)
         best = answer.record.sample[int(np.argmin(answer.record.energy))]

@@ -19,8 +19,8 @@ from solvers.memory import require_memory
 _HOUR_IN_MS = 3_600_000
 # A read of more seconds than these ends too late for a clock or an interrupt.
 _LONG_READ = 0.3
-# Entries of the states of one call: more reads are made in several.
-_MOST_ENTRIES = 1 << 26
+# Seconds, about, and entries of the states of one call: more reads are made in several.
+_CALL, _MOST_ENTRIES = 1.0, 1 << 22
 # From here on temperatures are chosen here where there is a time limit.
 _MANY_COUPLINGS = 30_000
 
@@ -98,9 +98,11 @@ class Annealing(ForeignSampler):
     def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
         if options.get("initial_states_generator", "random") != "random":
             return None
-        if self._seconds_per_read(model, options) > _LONG_READ:
+        seconds = self._seconds_per_read(model, options)
+        if seconds > _LONG_READ:
             return 1
-        return max(1, _MOST_ENTRIES // model.num_variables)
+        # States are drawn before the first read, so that an interrupt may find none made.
+        return max(1, min(int(_CALL / seconds), _MOST_ENTRIES // model.num_variables))
 
     def apart(
         self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
@@ -110,7 +112,8 @@ class Annealing(ForeignSampler):
 
     def _seconds_per_read(self, model: dimod.BinaryQuadraticModel, options: Options) -> float:
         couplings = 2.0 * model.num_interactions + 10.0 * model.num_variables
-        return _number(options.get("num_sweeps"), 1000.0) * couplings * self._per_coupling
+        sweeps = max(1.0, _number(options.get("num_sweeps"), 1000.0))
+        return sweeps * couplings * self._per_coupling
 
     def clocked(self, options: Options, deadline: Deadline, seconds_per_read: float) -> Options:
         theirs = options.get("interrupt_function")
