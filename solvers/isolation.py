@@ -183,43 +183,36 @@ def on_a_thread(
     Raises:
         WorkerDiedError: the call was left behind.
     """
-    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    answers: list[tuple[bool, Any]] = []
+    # No queue: in CPython, one that a signal wakes at the end of its time waits for ever.
+    answered = threading.Event()
     context = contextvars.copy_context()
 
     def ask() -> None:
         try:
-            answers.put((True, context.run(call)))
+            answers.append((True, context.run(call)))
         except BaseException as error:
-            answers.put((False, error))
+            answers.append((False, error))
+        answered.set()
 
     # A daemon: what hangs must not keep the process from ending.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     try:
-        worked, value = _awaited(answers, deadline, grace)
+        while not deadline.passed and not answered.is_set():
+            answered.wait(min(deadline.remaining, _SECONDS_PER_LOOK))
+        if not answered.wait(grace()):
+            raise _LeftBehindError
     except BaseException:
         # CPython's way to interrupt a thread other than the main one.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_LeftBehindError)
         )
         raise
+    worked, value = answers[0]
     if not worked:
         raise value
     return value
-
-
-def _awaited(
-    answers: queue.SimpleQueue[tuple[bool, Any]], deadline: Deadline, grace: Callable[[], float]
-) -> tuple[bool, Any]:
-    while not deadline.passed:
-        try:
-            return answers.get(timeout=min(deadline.remaining, _SECONDS_PER_LOOK))
-        except queue.Empty:
-            continue
-    try:
-        return answers.get(timeout=grace())
-    except queue.Empty:
-        raise _LeftBehindError from None
 
 
 class _Served:

@@ -407,8 +407,8 @@ def check_offset(subject: Subject) -> None:
     """A constant, however large, changes no sample."""
     plain = indefinite_problem(12, 55, counts=5)
     moved = QuadraticProblem(plain.linear, plain.quadratic, 1e9, counts=5)
-    samples = [subject.solve(problem).samples for problem in (plain, moved)]
-    assert np.array_equal(*samples), "another answer with a constant added"
+    here, there = (subject.solve(problem).samples for problem in (plain, moved))
+    assert np.array_equal(here, there), "another answer with a constant added"
 
 
 def _refused(kind: type[Exception], call: Callable[[], Any]) -> str:
