@@ -23,6 +23,7 @@ from pydantic import Field
 from solvers.clock import Deadline, running
 from solvers.descent import descend
 from solvers.errors import InvalidOptionError, InvalidProblemError
+from solvers.memory import require_memory
 from solvers.options import Count, Positive, SamplerOptions, read_options
 from solvers.problem import QuadraticProblem
 from solvers.reads import Answers
@@ -145,6 +146,11 @@ def _solve(
         f"a batch of {len(problems)} problems of {size} variables x {most} reads",
         "pass fewer problems at a time",
         on,
+    )
+    require_memory(
+        32.0 * asked.num_sweeps * len(problems),
+        f"a schedule of {asked.num_sweeps} sweeps",
+        "ask for fewer",
     )
     answers = [Answers(problem, num_reads) for problem in problems]
     seeds = np.random.SeedSequence(asked.seed).spawn(len(problems))
