@@ -1,13 +1,18 @@
 """Binary quadratic problems with exact counts: problems, samplers, bounds. Knows no networks."""
 
-from solvers.ask import solve
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from solvers.files import read_problem, write_problem
-from solvers.penalty import CardinalityPenalty, LagrangeCardinality
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Dense, LowRank, Sparse
 from solvers.registry import SamplerEntry, get_sampler, list_samplers
 from solvers.sampler import CountingSampler
 from solvers.solution import Solution
+
+if TYPE_CHECKING:
+    from solvers.ask import solve
+    from solvers.penalty import CardinalityPenalty, LagrangeCardinality
 
 __all__ = [
     "CardinalityPenalty",
@@ -28,3 +33,17 @@ __all__ = [
 
 #: Lets `qprune` tell this package from a `solvers.py` of the user's own.
 QPRUNE_SOLVERS = True
+
+
+_LAZY = {
+    "CardinalityPenalty": "solvers.penalty",
+    "LagrangeCardinality": "solvers.penalty",
+    "solve": "solvers.ask",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs numba is imported when it is asked for."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from itertools import count
+from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from pydantic import Field
 
 from solvers.clock import Deadline
 from solvers.descent import descend
-from solvers.errors import InvalidOptionError
+from solvers.layout import Layout
+from solvers.options import Count, SamplerOptions
 from solvers.problem import QuadraticProblem
-from solvers.sampler import CountingSampler, States, checked_states, positive_int
+from solvers.reads import Answers
+from solvers.sampler import States, random_states
 from solvers.solution import Solution
+from solvers.timed import TimedSampler
 from solvers.torch_batch import (
+    Device,
+    TooLateError,
     checked_device,
+    for_descent,
     generator,
     largest_in_groups,
-    matrix_on,
     require_room,
     scale_of,
+    steps_per_look,
+    write_matrix,
 )
 
-# Steps between looks at the clock.
-_STEPS = 16
+# Reads of one batch: their positions, and the multiplications of one step, bound it.
+_MOST_POSITIONS, _MOST_PRODUCTS = 1 << 22, 1 << 26
+# States of a batch that are evaluated when the time is over.
+_MOST_AFTERWARDS = 1
 
 
 class _Dynamics:
@@ -41,23 +52,24 @@ class _Dynamics:
     """
 
     def __init__(
-        self, problem: QuadraticProblem, discrete: bool, time_step: float, device: torch.device
+        self,
+        problem: QuadraticProblem,
+        discrete: bool,
+        time_step: float,
+        device: torch.device,
+        deadline: Deadline,
     ) -> None:
         size = problem.num_variables
-        require_room(
-            8.0 * size * size,
-            f"the dense matrix of {size} variables",
-            "use a sampler for sparse problems, such as swap-anneal",
-            device,
-        )
         scale = scale_of(problem)
-        self.matrix = matrix_on(problem, scale, device)
+        self.matrix = torch.empty((size, size), device=device)
+        write_matrix(self.matrix, problem, scale, deadline)
         half = 0.5 * self.matrix.diagonal().clone()
         self.matrix.fill_diagonal_(0.0)
         linear = torch.from_numpy(problem.linear / scale).float().to(device) + half
         # E(s) = s.bias + 1/4 sum_{i<j} Q_ij s_i s_j + constant
         self.bias = 0.5 * linear + 0.25 * self.matrix.sum(-1)
-        spread = float((self.matrix.double() / 4).square().sum() / max(1, size * (size - 1))) ** 0.5
+        spread = 0.25 * float(torch.linalg.vector_norm(self.matrix))
+        spread /= max(1, size * (size - 1)) ** 0.5
         if spread == 0.0:
             spread = float(self.bias.abs().mean()) or 1.0
         self.strength = 0.5 / (spread * max(1, size) ** 0.5)
@@ -104,70 +116,128 @@ class _Dynamics:
         return sums.index_add_(1, self.groups, values)
 
 
-class Bifurcation(CountingSampler):
-    """Simulated bifurcation, ballistic or discrete, then swap descent."""
+class BifurcationOptions(SamplerOptions):
+    """Options of `Bifurcation`."""
 
-    options: ClassVar = {
-        "num_reads": "independent trajectories (default 16)",
-        "num_steps": "time steps (default 1000)",
-        "discrete": "True for the discrete variant, False (default) for the ballistic one",
-        "time_step": "dt (default 0.25)",
-        "seed": "seed of the starting positions",
-        "initial_states": "states near which reads start, shape (k, n); also descended as they are",
-        "time_limit": "seconds of wall time (default: none); the pump then stops early",
-        "device": 'torch device, "cpu" (default) or "cuda"',
-    }
+    num_reads: Count | None = Field(
+        default=None,
+        description="independent trajectories (default 16; with a time limit, as many as fit)",
+    )
+    num_steps: Count = Field(default=1000, description="time steps (default 1000)")
+    discrete: bool = Field(
+        default=False,
+        description="True for the discrete variant, False (default) for the ballistic one",
+    )
+    time_step: Annotated[float, Field(gt=0, lt=2)] = Field(
+        default=0.25, description="dt (default 0.25)"
+    )
+    device: Device = Field(default="cpu", description='torch device, "cpu" (default) or "cuda"')
 
-    def sample_problem(
+
+class Bifurcation(TimedSampler):
+    """Simulated bifurcation, ballistic or discrete, then swap descent.
+
+    Reads start near the given states, which are also descended as they are. Where the time is
+    over the pump stops, and what the positions stand for is the answer.
+    """
+
+    Options = BifurcationOptions
+
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 16,
-        num_steps: int = 1000,
-        discrete: bool = False,
-        time_step: float = 0.25,
-        seed: int | None = None,
-        initial_states: ArrayLike | None = None,
-        time_limit: float | None = None,
-        device: str = "cpu",
+        asked: BifurcationOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        num_reads = positive_int("num_reads", num_reads)
-        num_steps = positive_int("num_steps", num_steps)
-        if not 0 < time_step < 2:
-            raise InvalidOptionError(f"time_step must lie in (0, 2), not {time_step!r}")
-        limit = Deadline(time_limit)
-        given = checked_states(problem, initial_states)
-        on = checked_device(device)
-        random = generator(seed, on)
-        dynamics = _Dynamics(problem, discrete, time_step, on)
-        shape = (num_reads, problem.num_variables)
-        s, y = (0.2 * torch.rand(shape, generator=random, device=on) - 0.1 for _ in range(2))
-        if given is not None:
-            near = torch.from_numpy(given[:num_reads]).to(on).float()
-            s[: len(near)] += 0.5 * (2.0 * near - 1.0)
-        steps = _run(dynamics, s, y, num_steps, limit)
-        by_sign = (s > 0).cpu().numpy()
-        states = _binary(dynamics.spins(s))
-        if given is not None:
-            states = np.concatenate([states, given])
-        return Solution.of(
-            problem,
-            descend(problem, states),
-            info={"steps": steps, "feasible_by_sign": float(problem.feasible(by_sign).mean())},
+        size = problem.num_variables
+        on = checked_device(asked.device)
+        require_room(
+            8.0 * size * size,
+            f"the dense matrix of {size} variables",
+            "use a sampler for sparse problems, such as swap-anneal",
+            on,
         )
+        num_reads = asked.reads(16)
+        found = _Found(problem, num_reads, deadline)
+        if given is not None:
+            found.add(given)
+        random = generator(asked.seed, on)
+        done = steps = 0
+        try:
+            dynamics = _Dynamics(problem, asked.discrete, asked.time_step, on, deadline)
+            for batch in _batches(problem, num_reads):
+                if done and deadline.passed:
+                    break
+                s, y = (
+                    0.2 * torch.rand((batch, size), generator=random, device=on) - 0.1
+                    for _ in range(2)
+                )
+                if given is not None and done < len(given):
+                    near = torch.from_numpy(given[done : done + batch]).to(on).float()
+                    s[: len(near)] += 0.5 * (2.0 * near - 1.0)
+                steps += _run(dynamics, s, y, asked.num_steps, deadline)
+                found.by_sign(s)
+                found.add(_binary(dynamics.spins(s)))
+                done += batch
+        except TooLateError:
+            pass
+        return found.solution({"steps": steps}, asked.seed)
+
+
+def _batches(problem: QuadraticProblem, num_reads: int | None) -> Iterator[int]:
+    """Reads of each batch."""
+    size = max(1, problem.num_variables)
+    most = max(1, min(_MOST_POSITIONS // size, _MOST_PRODUCTS // size**2))
+    done = 0
+    for _ in count():
+        reads = min(16, most) if num_reads is None else min(most, num_reads - done)
+        if not reads:
+            return
+        yield reads
+        done += reads
+
+
+class _Found:
+    """The states that trajectories ended in, descended as far as there is time."""
+
+    def __init__(
+        self, problem: QuadraticProblem, num_reads: int | None, deadline: Deadline
+    ) -> None:
+        self._problem, self._deadline = problem, deadline
+        self._answers = Answers(problem, num_reads)
+        self._layout = Layout.of(problem)
+        self._feasible = self._signs = 0
+
+    def by_sign(self, s: torch.Tensor) -> None:
+        """Note how many positions have the exact counts by their signs alone."""
+        feasible = self._problem.feasible((s > 0).cpu().numpy())
+        self._feasible += int(feasible.sum())
+        self._signs += feasible.size
+
+    def add(self, states: States) -> None:
+        for index, state in enumerate(states):
+            if index >= _MOST_AFTERWARDS and self._deadline.passed:
+                return
+            until = for_descent(self._deadline)
+            descended = descend(self._problem, state[None], self._layout, until)
+            self._answers.add(self._answers.begun, descended[0])
+
+    def solution(self, info: dict[str, int], seed: int | None) -> Solution:
+        if not self._answers.begun:
+            self.add(random_states(self._problem, 1, np.random.default_rng(seed)))
+        share = self._feasible / max(1, self._signs)
+        return self._answers.solution({**info, "feasible_by_sign": share})
 
 
 def _run(
-    dynamics: _Dynamics, s: torch.Tensor, y: torch.Tensor, num_steps: int, limit: Deadline
+    dynamics: _Dynamics, s: torch.Tensor, y: torch.Tensor, num_steps: int, deadline: Deadline
 ) -> int:
-    step = 0
-    try:
-        for step in range(num_steps):
-            if step % _STEPS == 0 and limit.passed:
-                return step
-            dynamics.step(s, y, step / num_steps)
-    except KeyboardInterrupt:
-        return step  # what the positions stand for now is an answer
+    every = steps_per_look(s.numel() * (10.0 + 0.1 * s.shape[1]))
+    for step in range(num_steps):
+        if step % every == 0 and deadline.passed:
+            return step
+        dynamics.step(s, y, step / num_steps)
     return num_steps
 
 

@@ -1,7 +1,8 @@
 """The end of one call of a sampler: a time limit, a wish to stop, and the clock that they share.
 
-The clock stands still while numba compiles or loads an inner loop, so that the first call after
-an installation has as much time to search as any other. How long that was is kept beside it.
+The clock stands still while numba compiles or loads an inner loop, or a process for a sampler
+starts, so that the first call has as much time to search as any other. How long that was is kept
+beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _WORTH_SAYING = 1.0
 
 
 class Compiling:
-    """Seconds that this process has spent in numba's compiler, or loading what it compiled.
+    """Seconds in numba's compiler, in loading what it compiled, and inside `clock_stopped`.
 
     `solvers.kernels`, with which numba is imported, tells it when.
     """
@@ -42,14 +43,14 @@ class Compiling:
             return self._total + (time.perf_counter() - self._since if self._depth else 0.0)
 
     def began(self) -> None:
-        """One thread, or one more, is in the compiler."""
+        """One thread, or one more, does what the clock does not count."""
         with self._lock:
             if self._depth == 0:
                 self._since = time.perf_counter()
             self._depth += 1
 
     def ended(self) -> None:
-        """One thread has left it."""
+        """One thread is done with it."""
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
@@ -60,11 +61,25 @@ class Compiling:
 COMPILING = Compiling()
 
 
+@contextmanager
+def clock_stopped() -> Iterator[None]:
+    """Meanwhile every clock in this process stands still: for what is done once, before a call."""
+    COMPILING.began()
+    try:
+        yield
+    finally:
+        COMPILING.ended()
+
+
 class Deadline:
     """When a call must end; ``None`` leaves it as long as it takes.
 
     Args:
         time_limit: seconds of wall time, not counting what numba compiles.
+
+    Attributes:
+        interrupted: whether the call is to end before its limit.
+        listens: whether Ctrl-C interrupts it, which Python lets only the main thread hear of.
 
     Raises:
         InvalidOptionError: the limit is negative or not a number.
@@ -80,6 +95,7 @@ class Deadline:
         self.time_limit = time_limit
         self._interrupted = False
         self._whole: Deadline | None = None
+        self.listens = False
         #: Seconds of the limit that are left for what comes after the search.
         self.kept_back = 0.0
         self._compiled_before = COMPILING.seconds
@@ -145,7 +161,7 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
         yield deadline
     if time_limit is not None and deadline.compiled > _WORTH_SAYING:
         logger.warning(
-            "%.1f s went into compiling or loading inner loops, once in a process; they are no "
+            "%.1f s went into compiling inner loops and starting processes, once; they are no "
             "part of the time limit",
             deadline.compiled,
         )
@@ -174,6 +190,7 @@ def _signals_to(deadline: Deadline) -> Iterator[None]:
             if before is signal.default_int_handler or isinstance(before, _Handler):
                 signal.signal(number, _Handler(deadline, before))
                 taken[number] = before
+    deadline.listens = signal.SIGINT in taken
     try:
         yield
     finally:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import dimod
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from pydantic import Field
 
 from solvers.clock import Deadline
+from solvers.descent import descend
 from solvers.errors import ChargeRefusedError
-from solvers.foreign import NOT_FINITE, ForeignSampler, refuse_unknown
-from solvers.problem import QuadraticProblem
+from solvers.foreign import INSTEAD, MOST_KEPT, NOT_FINITE, ForeignSampler, refuse_unknown
+from solvers.options import Count, SamplerOptions, described, read_options
+from solvers.problem import Floats, QuadraticProblem
+from solvers.quadratic import Sparse
 from solvers.repair import repair
-from solvers.sampler import CountingSampler, States, checked_states, positive_int
+from solvers.sampler import States, random_states
 from solvers.solution import Solution
 from solvers.strength import with_matrix
+from solvers.timed import EVALUATIONS_AFTER, TimedSampler
+
+# Seconds that making a model takes, per entry of the matrix.
+_MODEL = 1e-7
+_SECONDS_AFTER_INTERRUPT = 0.4
+# Samples that are repaired and evaluated when the time is over, and evaluations it takes.
+_MOST_AFTERWARDS, _EVALUATIONS = 4, 8.0
+_SECONDS_AFTERWARDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -36,14 +48,57 @@ class Round:
     energy: float
 
 
-class CountingComposite(CountingSampler, dimod.ComposedSampler):
+class ChildOptions(SamplerOptions):
+    """Options of a sampler that asks another one."""
+
+    theirs: Mapping[str, Any] = Field(default={}, description="the options of the child")
+
+
+class CompositeOptions(ChildOptions):
+    """Options of `CountingComposite`."""
+
+    max_rounds: Count = Field(default=8, description="calls of the child at most (default 8)")
+
+
+class AskingSampler(TimedSampler):
+    """A sampler of ours that has the options of a child beside its own."""
+
+    Options = ChildOptions
+    # Options of `Options` that there are only where the child has them.
+    shared: ClassVar[frozenset[str]] = frozenset({"num_reads", "seed"})
+
+    @property
+    @abstractmethod
+    def _of_child(self) -> Mapping[str, str]:
+        """The child's options, a line of help each."""
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The sampler's own options, then the child's."""
+        own = {
+            name: line
+            for name, line in described(self.Options).items()
+            if name != "theirs" and (name not in self.shared or name in self._of_child)
+        }
+        return dict(self._of_child) | own
+
+    def _asked(self, options: Mapping[str, Any]) -> Any:
+        refuse_unknown(type(self).__name__, options, self.options)
+        own = self.Options.model_fields
+        theirs = {n: v for n, v in options.items() if n not in own and v is not None}
+        mine = {name: value for name, value in options.items() if name in own}
+        asked = read_options(type(self).__name__, self.Options, mine)
+        return asked.model_copy(update={"theirs": theirs})
+
+
+class CountingComposite(AskingSampler, dimod.ComposedSampler):
     """What both composites share: one child, rounds, repair, and the best of everything seen.
 
     Args:
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
     """
 
-    own_options: ClassVar[Mapping[str, str]] = {}
+    Options = CompositeOptions
 
     def __init__(self, child: Any) -> None:
         self._child = child if isinstance(child, ForeignSampler) else ForeignSampler(child)
@@ -54,125 +109,156 @@ class CountingComposite(CountingSampler, dimod.ComposedSampler):
         return [self._child]
 
     @property
-    def options(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The composite's own options, then the child's."""
-        theirs = dict.fromkeys(self._child.parameters, f"as in {self._child.name}")
-        return theirs | dict(self.own_options)
+    def _of_child(self) -> Mapping[str, str]:
+        return dict.fromkeys(self._child.parameters, f"as in {self._child.name}")
 
     @property
     def properties(self) -> dict[str, Any]:
         """What the composite can do; the child's under ``child``."""
         return {**super().properties, "child": self._child.properties}
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        max_rounds: int = 8,
-        time_limit: float | None = None,
-        initial_states: ArrayLike | None = None,
-        **options: Any,
+        asked: CompositeOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        """Solve with exact counts; see the class for ``options``.
+        """Rounds; a budget that is used up between them ends the search with the best so far.
 
-        An interrupt, and a budget that is used up between rounds, end the search with the best
-        so far; ``info`` then has ``interrupted``, or ``info["penalty"]`` has ``stopped``.
+        ``info["penalty"]`` then has ``stopped``.
 
         Raises:
-            UnknownOptionError: an option that neither the composite nor its child has.
-            InvalidOptionError: an option has a value that makes no sense.
             SamplerFailedError: the child raised, or its answer is not one.
             ProblemTooLargeError: the model that the child needs does not fit into memory.
         """
-        refuse_unknown(type(self).__name__, options, self.options)
-        limits = positive_int("max_rounds", max_rounds), Deadline(time_limit)
-        search = Search(with_matrix(problem), *limits)
-        given = checked_states(problem, initial_states)
-        if given is not None:
-            search.keep(given)
-        theirs = self._for_child(options, given, time_limit)
-        mine = {name: options[name] for name in options if name in self.own_options}
+        search = Search(with_matrix(problem), self._child, asked, given, deadline)
         try:
-            self._rounds(search, theirs, mine)
-        except KeyboardInterrupt:
-            if not search.states:
-                raise
-            search.interrupted = True
+            self._rounds(search, asked)
         except ChargeRefusedError as refused:
             if not search.rounds:
                 raise
             search.info["stopped"] = str(refused)
-        return search.solution(problem)
+        else:
+            search.use_time()
+        return search.solution()
 
     @abstractmethod
-    def _rounds(self, search: Search, theirs: dict[str, Any], mine: Mapping[str, Any]) -> None:
-        """Call the child with ``theirs``, through ``search``, until satisfied."""
-
-    def _for_child(
-        self, options: Mapping[str, Any], given: States | None, time_limit: float | None
-    ) -> dict[str, Any]:
-        takes = self._child.parameters
-        theirs = {name: value for name, value in options.items() if name not in self.own_options}
-        if given is not None and "initial_states" in takes:
-            theirs["initial_states"] = given
-        if time_limit is not None and "time_limit" in takes:
-            theirs["time_limit"] = time_limit
-        return theirs
+    def _rounds(self, search: Search, asked: Any) -> None:
+        """Call the child, through ``search``, until satisfied."""
 
 
 class Search:
-    """What the rounds of one solve have found so far."""
+    """What the rounds of one solve have found so far.
 
-    def __init__(self, problem: QuadraticProblem, max_rounds: int, deadline: Deadline) -> None:
+    Args:
+        problem: with counts or without.
+        child: the sampler to ask.
+        asked: options of the composite and of the child.
+        given: initial states, which compete.
+        deadline: of the whole search.
+    """
+
+    def __init__(
+        self,
+        problem: QuadraticProblem,
+        child: ForeignSampler,
+        asked: CompositeOptions,
+        given: States | None,
+        deadline: Deadline,
+    ) -> None:
         self.problem = problem
-        self.states: list[States] = []
         self.info: dict[str, Any] = {}
-        self.child_info: dict[str, Any] = {}
         self.rounds: list[Round] = []
         self.ones_of_last: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.interrupted = False
+        self._child, self._asked = child, asked
+        self._options = options_for(child, asked, given)
+        self._deadline = deadline
+        self._states: list[States] = []
+        self._energies: list[Floats] = []
+        self._child_info: dict[str, Any] = {}
+        self._instead = ""
         self._samples = 0
         self._feasible = 0
         self._senseless = 0
-        self._max_rounds = max_rounds
-        self._deadline = deadline
+        self._learned: dict[str, Any] = {}
+        # With a limit, the base has measured what evaluating takes.
+        self._seconds = max(1e-5, deadline.kept_back / EVALUATIONS_AFTER)
+        deadline.kept_back = max(deadline.kept_back, _EVALUATIONS * self._seconds)
+        if given is not None:
+            self._keep(given)
 
     @property
     def goes_on(self) -> bool:
-        """Whether another round may begin; the first always may."""
-        late = len(self.rounds) >= self._max_rounds or self._deadline.passed
-        return not self.rounds or not late
-
-    def keep(self, states: States) -> None:
-        """Let states that are already feasible compete."""
-        self.states.append(states)
+        """Whether another round may begin."""
+        return len(self.rounds) < self._asked.max_rounds and not self._deadline.passed
 
     def ask(
         self,
-        child: ForeignSampler,
-        bqm: dimod.BinaryQuadraticModel,
+        model: Callable[[], dimod.BinaryQuadraticModel],
         strength: float | tuple[float, ...],
-        options: dict[str, Any],
-    ) -> float:
-        """One round; returns the share of feasible samples before repair."""
-        # The model is over the labels, in the problem's order, and binary.
-        answer = child.sample(bqm, **options)
+        pairs: float = 0.0,
+    ) -> float | None:
+        """One round; returns the share of feasible samples before repair, None without any.
+
+        Args:
+            model: makes what the child is asked: over the labels, in the problem's order, binary.
+            strength: for the record.
+            pairs: couplings that the model has beside those of the problem, at most.
+        """
+        quadratic, size = self.problem.quadratic, float(self.problem.num_variables)
+        entries = quadratic.matrix.nnz if isinstance(quadratic, Sparse) else size * size
+        limited = self._deadline.time_limit is not None
+        if limited and _MODEL * (entries + pairs) > self._deadline.remaining:
+            self._instead = "the time limit is shorter than making the sampler's model takes"
+            return None
+        self._model, self._strength = model(), strength
+        return self._round(self._options, endless=False)
+
+    def use_time(self) -> None:
+        """Where time was given without a number of reads: the last model until it is over."""
+        asked, options = self._asked, self._options
+        if asked.time_limit is None or asked.num_reads is not None or not self.rounds:
+            return
+        if "seed" in options:
+            state = np.random.SeedSequence([options["seed"], len(self.rounds)]).generate_state(1)
+            options = options | {"seed": int(state[0])}
+        if self._child.repeats and not self._deadline.passed:
+            self._round(self._learned | options, endless=True)
+
+    def _round(self, options: dict[str, Any], *, endless: bool) -> float | None:
+        answer = self._child.attempt(self._model, options, self._deadline, endless=endless)
+        if answer is None:
+            self._instead = f"{self._child.name} found nothing in time"
+            return None
         raw = np.asarray(answer.record.sample, dtype=np.int8)
         raw = np.repeat(raw, answer.record.num_occurrences, axis=0)
+        if self._deadline.time_limit is not None:
+            # What follows takes time; the best are enough.
+            most = _MOST_AFTERWARDS + int(_SECONDS_AFTERWARDS / self._seconds)
+            most = most if self._deadline.passed else max(most, MOST_KEPT)
+            order = np.argsort(np.repeat(answer.record.energy, answer.record.num_occurrences))
+            raw = raw[order[:most]]
         feasible = self.problem.feasible(raw)
         repaired = repair(self.problem, raw)
-        best = raw[int(np.argmin(bqm.energies((raw, list(bqm.variables)))))]
+        best = answer.record.sample[int(np.argmin(answer.record.energy))]
         self.ones_of_last = _ones(self.problem, best)
-        self.keep(repaired)
+        energy = self._keep(repaired)
         self._samples += len(raw)
         self._feasible += int(feasible.sum())
-        energy = float(self.problem.energies(repaired).min())
-        self.rounds.append(Round(strength, float(feasible.mean()), energy))
-        self.child_info = dict(answer.info)
-        self._senseless += NOT_FINITE in self.child_info
+        self.rounds.append(Round(self._strength, float(feasible.mean()), energy))
+        self._child_info = dict(answer.info)
+        self._learned = self._child.learned(answer, options)
+        self._senseless += NOT_FINITE in answer.info
         return float(feasible.mean())
 
-    def solution(self, problem: QuadraticProblem) -> Solution:
+    def _keep(self, states: States) -> float:
+        energies = self.problem.energies(states)
+        self._states.append(states)
+        self._energies.append(energies)
+        return float(energies.min())
+
+    def solution(self) -> Solution:
         """Everything seen, best first, with what the rounds have to say."""
         feasible = self._feasible / max(1, self._samples)
         penalty = self.info | {
@@ -181,12 +267,39 @@ class Search:
             "repaired": 1.0 - feasible if self._samples else 0.0,
             "rounds": [asdict(one) for one in self.rounds],
         }
-        info: dict[str, Any] = {"penalty": penalty, "child": self.child_info}
-        if self.interrupted:
-            info["interrupted"] = True
+        info: dict[str, Any] = {"penalty": penalty, "child": self._child_info}
         if self._senseless:
             info[NOT_FINITE] = self._senseless
-        return Solution.of(problem, np.concatenate(self.states), info=info)
+        if not self._states:
+            info[INSTEAD] = f"swap descent: {self._instead or 'nothing was asked'}"
+            self._keep(last_resort(self.problem, self._asked.seed, self._deadline))
+        states, energies = np.concatenate(self._states), np.concatenate(self._energies)
+        order = np.argsort(energies, kind="stable")
+        return Solution(states[order].astype(np.int8), energies[order], info=info)
+
+
+def last_resort(problem: QuadraticProblem, seed: int | None, deadline: Deadline) -> States:
+    """One state where the child has found none, shape (1, n): by swap descent.
+
+    After a time limit it is only random: the base has the descended one.
+    """
+    state = random_states(problem, 1, np.random.default_rng(seed))
+    if deadline.time_limit is not None and not deadline.interrupted:
+        return state
+    return descend(problem, state, deadline=Deadline(_SECONDS_AFTER_INTERRUPT))
+
+
+def options_for(child: ForeignSampler, asked: ChildOptions, given: States | None) -> dict[str, Any]:
+    """What the child is asked: its own options, and the shared ones that it has."""
+    takes, options = child.theirs, dict(asked.theirs)
+    for name, value in (("num_reads", asked.num_reads), ("seed", asked.seed)):
+        if value is not None and name in takes:
+            options[name] = value
+    if given is not None and "initial_states" in takes:
+        options["initial_states"] = given
+    if asked.time_limit is not None and "time_limit" in takes:
+        options["time_limit"] = asked.time_limit
+    return options
 
 
 def _ones(problem: QuadraticProblem, x: NDArray[np.int8]) -> NDArray[np.int64]:

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from solvers.clock import Deadline
+from solvers.composite import AskingSampler, ChildOptions, last_resort, options_for
 from solvers.errors import InvalidOptionError, UnknownOptionError
-from solvers.foreign import ForeignSampler, option_names, refuse_unknown
+from solvers.foreign import INSTEAD, ForeignSampler, option_names
 from solvers.penalty import CardinalityPenalty
 from solvers.problem import QuadraticProblem
 from solvers.registry import find_entry, get_sampler
 from solvers.repair import repair
-from solvers.sampler import CountingSampler, checked_states
+from solvers.sampler import States
 from solvers.solution import Solution
 
 
@@ -33,7 +34,7 @@ class ProblemSampler(Protocol):
         ...
 
 
-class CountsByModel(CountingSampler):
+class CountsByModel(AskingSampler):
     """A third party's sampler that counts by ``sample(bqm, cardinality=..., groups=...)``.
 
     Its counts are checked: what does not fit is repaired, and ``info["repaired"]`` says how
@@ -47,35 +48,34 @@ class CountsByModel(CountingSampler):
         self.child = child if isinstance(child, ForeignSampler) else ForeignSampler(child)
 
     @property
-    def options(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The child's options."""
+    def _of_child(self) -> dict[str, str]:
         names = set(self.child.parameters) - {"cardinality", "groups"}
         return dict.fromkeys(sorted(names), f"as in {self.child.name}")
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        initial_states: ArrayLike | None = None,
-        **options: Any,
+        asked: ChildOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        refuse_unknown(self.child.name, options, self.options)
-        takes = self.child.parameters
-        given = checked_states(problem, initial_states)
-        if given is not None and "initial_states" in takes:
-            options["initial_states"] = given
+        options = options_for(self.child, asked, given)
         if problem.counts is not None:
             single = problem.num_groups == 1
             options["cardinality"] = int(problem.counts[0]) if single else problem.counts
             if not single:
                 options["groups"] = problem.groups
-        answer = self.child.sample(problem.to_bqm(), **options)
-        raw = np.asarray(answer.record.sample, dtype=np.int8)
-        states = repair(problem, raw)
+        answer = self.child.attempt(problem.to_bqm(), options, deadline)
+        if answer is None:
+            info: dict[str, Any] = {INSTEAD: f"swap descent: {self.child.name} found nothing"}
+            states = [last_resort(problem, asked.seed, deadline)]
+        else:
+            raw = np.asarray(answer.record.sample, dtype=np.int8)
+            info = dict(answer.info) | {"repaired": float(1.0 - problem.feasible(raw).mean())}
+            states = [repair(problem, raw)]
         if given is not None:
-            states = np.concatenate([states, given])
-        info = dict(answer.info) | {"repaired": float(1.0 - problem.feasible(raw).mean())}
-        return Solution.of(problem, states, info=info)
+            states.append(given)
+        return Solution.of(problem, np.concatenate(states), info=info)
 
 
 def counting(sampler: Any) -> ProblemSampler:

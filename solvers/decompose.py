@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any, ClassVar
 
 import dimod
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from pydantic import Field
 
 from solvers.clock import Deadline
+from solvers.composite import AskingSampler, ChildOptions
 from solvers.counting import ProblemSampler, counting
-from solvers.errors import ChargeRefusedError, InvalidOptionError
-from solvers.foreign import refuse_unknown, small_seed
+from solvers.errors import ChargeRefusedError, InvalidOptionError, WorkerDiedError
+from solvers.isolation import on_a_thread
+from solvers.options import Count
 from solvers.problem import QuadraticProblem
+from solvers.reads import Answers
 from solvers.repair import repair
 from solvers.restrict import restricted
-from solvers.sampler import CountingSampler, States, checked_states, positive_int, random_states
+from solvers.sampler import States, positive_int, random_states
 from solvers.solution import Solution
+from solvers.timed import TimedSampler
 
 Indices = NDArray[np.int64]
 
@@ -26,7 +33,20 @@ Indices = NDArray[np.int64]
 DEFAULT_SIZE = 64
 
 
-class Decompose(CountingSampler, dimod.ComposedSampler):
+class DecomposeOptions(ChildOptions):
+    """Options of `Decompose`."""
+
+    num_reads: Count | None = Field(
+        default=None,
+        description="runs, from the initial states first, random ones after (default 1; with a "
+        "time limit, as many as fit)",
+    )
+    max_passes: Count = Field(
+        default=20, description="passes over all variables at most (default 20)"
+    )
+
+
+class Decompose(AskingSampler, dimod.ComposedSampler):
     """Solves sub-blocks of a problem in turn, the rest held fixed, until none improves it.
 
     Every pass offers each variable once, in blocks that mix ones and zeros of the same group:
@@ -49,13 +69,8 @@ class Decompose(CountingSampler, dimod.ComposedSampler):
         12.5
     """
 
-    own_options: ClassVar[Mapping[str, str]] = {
-        "num_reads": "runs, from the initial states first, random ones after (default 1)",
-        "max_passes": "passes over all variables at most (default 20)",
-        "seed": "seed of the blocks, the random starts, and the child",
-        "time_limit": "seconds after which no further sub-block is begun",
-        "initial_states": "states to start from, shape (k, n)",
-    }
+    Options = DecomposeOptions
+    shared: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, child: Any = "sa", *, size: int | None = None) -> None:
         self._child = counting(child)
@@ -71,48 +86,45 @@ class Decompose(CountingSampler, dimod.ComposedSampler):
         return [self._child]
 
     @property
-    def options(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The composite's own options, then the child's."""
+    def _of_child(self) -> Mapping[str, str]:
         names = set(self._child.parameters) - {"cardinality", "groups"}
-        return dict.fromkeys(sorted(names), "as in the child") | dict(self.own_options)
+        return dict.fromkeys(sorted(names), "as in the child")
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 1,
-        max_passes: int = 20,
-        seed: int | None = None,
-        time_limit: float | None = None,
-        initial_states: ArrayLike | None = None,
-        **options: Any,
+        asked: DecomposeOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        refuse_unknown(type(self).__name__, options, self.options)
-        rng = np.random.default_rng(None if seed is None else small_seed(seed))
-        starts = _starts(problem, positive_int("num_reads", num_reads), initial_states, rng)
+        for_starts, for_blocks = np.random.SeedSequence(asked.seed).spawn(2)
         run = _Run(
             problem=problem,
             child=self._child,
             size=self.size,
-            rng=rng,
-            deadline=Deadline(time_limit),
-            max_passes=positive_int("max_passes", max_passes),
-            options=options,
+            rng=np.random.default_rng(for_blocks),
+            deadline=deadline,
+            max_passes=asked.max_passes,
+            options=asked.theirs,
         )
         totals: dict[str, Any] = {"blocks": 0, "improved": 0, "passes": 0}
-        info: dict[str, Any] = {"decompose": totals}
-        finished: list[States] = []
+        num_reads = asked.reads(1)
+        answers = Answers(problem, num_reads)
+        rng = np.random.default_rng(for_starts)
         try:
-            for start in starts:
-                finished.append(start)
-                run.descend(start, totals)
-        except KeyboardInterrupt:
-            info["interrupted"] = True
+            for index in count() if num_reads is None else range(num_reads):
+                if index and deadline.passed:
+                    break
+                start = _start(problem, index, given, rng)
+                try:
+                    run.descend(start, totals)
+                finally:
+                    answers.add(index, start)
         except ChargeRefusedError as refused:
             if totals["blocks"] == 1:
                 raise
             totals["stopped"] = str(refused)
-        return Solution.of(problem, np.array(finished), info=info)
+        return answers.solution({"decompose": totals})
 
 
 def decompose(child: Any, *, size: int | None = None) -> Decompose:
@@ -136,9 +148,11 @@ class _Run:
         """Improve one state, shape (n,), in place, until two passes bring nothing."""
         idle, enough = 0, 2 if x.size > self.size else 1
         for index in range(self.max_passes):
+            if self.deadline.passed:
+                return
             improved = self._pass(x, promising=index % 2 == 0, totals=totals)
             idle = 0 if improved else idle + 1
-            if idle == enough or self.deadline.passed:
+            if idle == enough:
                 return
 
     def _pass(self, x: States, *, promising: bool, totals: dict[str, Any]) -> bool:
@@ -162,15 +176,29 @@ class _Run:
             options["seed"] = int(self.rng.integers(2**31))
         if "initial_states" in self.child.parameters:
             options["initial_states"] = now[None, :]
-        found = self.child.sample_problem(part, **options)
-        if found.info.get("interrupted"):
-            # The child has answered with its best so far; the whole search is to end, too.
-            raise KeyboardInterrupt
+        found = self._asked(part, options)
+        if found is None:
+            return False
         before = part.energy(now)
         if not found.energy < before - 1e-12 * (1.0 + abs(before)):
             return False
         x[block] = found.sample
         return True
+
+    def _asked(self, part: QuadraticProblem, options: dict[str, Any]) -> Solution | None:
+        """The child's answer; None where it had not enough time."""
+        takes, deadline = self.child.parameters, self.deadline
+        if deadline.time_limit is not None and "time_limit" in takes:
+            options["time_limit"] = deadline.remaining
+            if "num_reads" in takes:
+                options.setdefault("num_reads", 1)
+        ask = partial(self.child.sample_problem, part, **options)
+        if isinstance(self.child, TimedSampler):
+            return ask()
+        try:
+            return on_a_thread(ask, deadline)
+        except WorkerDiedError:
+            return None
 
     def _blocks(self, x: States, *, promising: bool) -> Iterator[Indices]:
         order = self._order(x, promising=promising)
@@ -197,17 +225,12 @@ class _Run:
         return np.lexsort((place, shuffled[problem.groups]))
 
 
-def _starts(
-    problem: QuadraticProblem,
-    num_reads: int,
-    initial_states: ArrayLike | None,
-    rng: np.random.Generator,
+def _start(
+    problem: QuadraticProblem, index: int, given: States | None, rng: np.random.Generator
 ) -> States:
-    """One start per read: given ones, then one built greedily, then random ones, (reads, n)."""
-    given = checked_states(problem, initial_states)
-    starts = random_states(problem, num_reads, rng)
-    if given is not None:
-        starts[: len(given)] = given[:num_reads]
-    elif problem.counts is not None:
-        starts[0] = repair(problem, np.zeros(problem.num_variables))[0]
-    return starts
+    """Where a read begins, shape (n,): given states first, or one built greedily, then random."""
+    if given is not None and index < len(given):
+        return given[index].copy()
+    if given is None and index == 0 and problem.counts is not None:
+        return repair(problem, np.zeros(problem.num_variables))[0]
+    return random_states(problem, 1, rng)[0]

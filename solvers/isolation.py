@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextvars
+import ctypes
 import pickle
 import queue
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from solvers.clock import Deadline
 from solvers.errors import InvalidOptionError, StudyError, WorkerDiedError
 from solvers.problem import QuadraticProblem
 from solvers.solution import Solution
+
+if TYPE_CHECKING:
+    from solvers.study.worker import Worker
+
+# Between two looks at a deadline, which an interrupt moves.
+_SECONDS_PER_LOOK = 0.02
 
 
 class _ProblemSampler(Protocol):
@@ -19,6 +30,41 @@ class _ProblemSampler(Protocol):
     def parameters(self) -> Mapping[str, Any]: ...
 
     def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution: ...
+
+
+class Processes:
+    """Processes that hold a copy of one object each, lent one at a time and kept while idle.
+
+    They are started when there is none to lend, and ended with this object.
+
+    Args:
+        factory: makes the object there; see `solvers.study.worker.Worker`.
+        main: as there.
+    """
+
+    def __init__(self, factory: Callable[[], Any], *, main: bool = True) -> None:
+        self._factory, self._main = factory, main
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        weakref.finalize(self, _stop_all, self._idle)
+
+    @contextmanager
+    def lent(self) -> Iterator[Worker]:
+        """One of them, to be had back."""
+        from solvers.study.worker import Worker
+
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker = Worker(self._factory, main=self._main)
+        try:
+            yield worker
+        finally:
+            self._idle.put(worker)
+
+
+def _stop_all(idle: queue.SimpleQueue[Worker]) -> None:
+    while not idle.empty():
+        idle.get().stop()
 
 
 class Isolated:
@@ -51,7 +97,7 @@ class Isolated:
             ) from error
         self.child = child
         self._limit = time_limit
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._processes = Processes(partial(_Served, child))
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -64,28 +110,19 @@ class Isolated:
         Raises:
             WorkerDiedError: the process crashed, did not start, or was killed at the limit.
         """
-        worker = self._worker()
         try:
-            return worker.call("ask", problem, options, limit=self._limit)
+            with self._processes.lent() as worker:
+                return worker.call("ask", problem, options, limit=self._limit)
         except StudyError as error:
             # It failed to start, on a busy machine, or where a script lacks its main guard.
             raise WorkerDiedError(f"no process for the sampler: {error}") from error
-        finally:
-            self._idle.put(worker)
-
-    def _worker(self) -> Any:
-        from solvers.study.worker import Worker
-
-        try:
-            return self._idle.get_nowait()
-        except queue.Empty:
-            return Worker(partial(_Served, self.child))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"child": self.child, "_limit": self._limit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _idle=queue.SimpleQueue())
+        processes = Processes(partial(_Served, state["child"]))
+        self.__dict__.update(state, _processes=processes)
 
 
 class TimeLimited:
@@ -115,23 +152,67 @@ class TimeLimited:
         Raises:
             WorkerDiedError: there was none in time.
         """
-        answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-        def ask() -> None:
-            try:
-                answers.put((True, self.child.sample_problem(problem, **options)))
-            except BaseException as error:
-                answers.put((False, error))
-
-        # A daemon: what hangs must not keep the process from ending.
-        threading.Thread(target=ask, daemon=True).start()
         try:
-            worked, value = answers.get(timeout=self._limit)
-        except queue.Empty:
+            return on_a_thread(
+                partial(self.child.sample_problem, problem, **options), Deadline(self._limit)
+            )
+        except _LeftBehindError:
             raise WorkerDiedError(f"no answer within {self._limit:g} s", timed_out=True) from None
-        if not worked:
-            raise value
-        return value
+
+
+class _LeftBehindError(WorkerDiedError):
+    """Nobody waits for the call any more; also raised where it still runs, which ends it."""
+
+    def __init__(self) -> None:
+        super().__init__("left behind at its deadline", timed_out=True)
+
+
+def on_a_thread(
+    call: Callable[[], Any], deadline: Deadline, grace: Callable[[], float] = lambda: 0.0
+) -> Any:
+    """What ``call`` returns or raises, on a thread of its own that is not waited for for ever.
+
+    What is left behind ends with its next line of Python: an exception is raised there. Code
+    in C is not stopped by that; where it may take long, use a process.
+
+    Args:
+        call: takes no arguments.
+        deadline: when to wait no longer; also reached by an interrupt.
+        grace: seconds to wait after that, for what ends by itself.
+
+    Raises:
+        WorkerDiedError: the call was left behind.
+    """
+    answers: list[tuple[bool, Any]] = []
+    # No queue: in CPython, one that a signal wakes at the end of its time waits for ever.
+    answered = threading.Event()
+    context = contextvars.copy_context()
+
+    def ask() -> None:
+        try:
+            answers.append((True, context.run(call)))
+        except BaseException as error:
+            answers.append((False, error))
+        answered.set()
+
+    # A daemon: what hangs must not keep the process from ending.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        while not deadline.passed and not answered.is_set():
+            answered.wait(min(deadline.remaining, _SECONDS_PER_LOOK))
+        if not answered.wait(grace()):
+            raise _LeftBehindError
+    except BaseException:
+        # CPython's way to interrupt a thread other than the main one.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_LeftBehindError)
+        )
+        raise
+    worked, value = answers[0]
+    if not worked:
+        raise value
+    return value
 
 
 class _Served:

@@ -10,7 +10,13 @@ from typing import Any
 import dimod
 import numpy as np
 
-from solvers.foreign import ForeignSampler
+from solvers.clock import Deadline
+from solvers.foreign import ForeignSampler, Options
+
+# Seconds that a read takes per coupling before its first sweep, and in a sweep, about.
+_PER_COUPLING, _PER_SWEEP = 2e-5, 2e-9
+# Reads in one call take no longer than this; longer ones are made in a process.
+_LONG = 0.2
 
 
 def simulated_annealing() -> OpenJij:
@@ -36,13 +42,32 @@ class OpenJij(ForeignSampler):
     """
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """Keyword arguments of `sample`; ``initial_states`` in place of ``initial_state``."""
-        names = set(inspect.signature(self.child.sample).parameters)
-        names -= {"bqm", "initial_state", "reinitialize_state"}
-        return {name: [] for name in sorted(names | {"initial_states"})}
+    def theirs(self) -> frozenset[str]:
+        """The options; ``initial_states`` in place of ``initial_state``."""
+        names = inspect.signature(self.child.sample).parameters.keys()
+        return frozenset(names - {"bqm", "initial_state", "reinitialize_state"}) | {
+            "initial_states"
+        }
 
-    def run(self, bqm: dimod.BinaryQuadraticModel, options: dict[str, Any]) -> dimod.SampleSet:
+    def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
+        return 1 + int(_LONG // self._seconds_per_read(model, options))
+
+    def apart(
+        self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
+    ) -> bool:
+        # It hears nothing during a read.
+        limited = deadline.time_limit is not None
+        return limited or self._seconds_per_read(model, options) > _LONG
+
+    def _seconds_per_read(self, model: dimod.BinaryQuadraticModel, options: Options) -> float:
+        sweeps, slices = (
+            value if isinstance(value := options.get(name), int | float) else usual
+            for name, usual in (("num_sweeps", 1000), ("trotter", 4))
+        )
+        couplings = model.num_interactions + model.num_variables
+        return 1e-3 + couplings * (_PER_COUPLING + _PER_SWEEP * sweeps * slices)
+
+    def run(self, bqm: dimod.BinaryQuadraticModel, options: Options) -> dimod.SampleSet:
         options = dict(options)
         given = options.pop("initial_states", None)
         states = [] if given is None else np.asarray(given[0]).tolist()

@@ -5,49 +5,59 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import dimod
+import numpy as np
 
-from solvers.errors import ProblemTooLargeError
-from solvers.foreign import ForeignSampler
+from solvers.clock import Deadline
+from solvers.errors import InvalidOptionError, ProblemTooLargeError
+from solvers.foreign import ForeignSampler, Options
+from solvers.memory import require_memory
 
 _HOUR_IN_MS = 3_600_000
+# A read of more seconds than these ends too late for a clock or an interrupt.
+_LONG_READ = 0.3
+# Seconds, about, and entries of the states of one call: more reads are made in several.
+_CALL, _MOST_ENTRIES = 1.0, 1 << 22
+# From here on temperatures are chosen here where there is a time limit.
+_MANY_COUPLINGS = 30_000
 
 
-def simulated_annealing() -> ForeignSampler:
+def simulated_annealing() -> Annealing:
     """Single-flip simulated annealing (`dwave.samplers.SimulatedAnnealingSampler`)."""
     from dwave.samplers import SimulatedAnnealingSampler
 
-    return ForeignSampler(SimulatedAnnealingSampler(), name="sa")
+    return Annealing(SimulatedAnnealingSampler(), name="sa", per_coupling=1e-9)
 
 
-def steepest_descent() -> ForeignSampler:
+def steepest_descent() -> Steepest:
     """Single-flip steepest descent (`dwave.samplers.SteepestDescentSolver`)."""
     from dwave.samplers import SteepestDescentSolver
 
-    return ForeignSampler(SteepestDescentSolver(), name="steepest")
+    return Steepest(SteepestDescentSolver(), name="steepest")
 
 
-def path_integral() -> ForeignSampler:
+def path_integral() -> Annealing:
     """Simulated quantum annealing (`dwave.samplers.PathIntegralAnnealingSampler`)."""
     from dwave.samplers import PathIntegralAnnealingSampler
 
-    return ForeignSampler(PathIntegralAnnealingSampler(), name="path-integral")
+    return Annealing(PathIntegralAnnealingSampler(), name="path-integral", per_coupling=2e-8)
 
 
-def rotor() -> ForeignSampler:
+def rotor() -> Annealing:
     """Annealing of planar rotors (`dwave.samplers.RotorModelAnnealingSampler`)."""
     from dwave.samplers import RotorModelAnnealingSampler
 
-    return ForeignSampler(RotorModelAnnealingSampler(), name="rotor")
+    return Annealing(RotorModelAnnealingSampler(), name="rotor", per_coupling=2e-9)
 
 
-def neal() -> ForeignSampler:
+def neal() -> Annealing:
     """`neal.SimulatedAnnealingSampler`, today a shell over D-Wave's local annealer."""
     import neal
 
-    return ForeignSampler(neal.SimulatedAnnealingSampler(), name="neal")
+    return Annealing(neal.SimulatedAnnealingSampler(), name="neal", per_coupling=1e-9)
 
 
 def tabu() -> Tabu:
@@ -64,49 +74,214 @@ def tree() -> Tree:
     return Tree(TreeDecompositionSolver(), name="tree")
 
 
+class Annealing(ForeignSampler):
+    """One of D-Wave's annealers: after each read they ask whether to go on.
+
+    Args:
+        child: the sampler.
+        name: how errors call it.
+        per_coupling: seconds of a sweep per coupling at most, about.
+    """
+
+    def __init__(self, child: Any, *, name: str, per_coupling: float) -> None:
+        super().__init__(child, name=name)
+        self._per_coupling = per_coupling
+
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+        theirs = options.get("interrupt_function")
+        if theirs is not None and not callable(theirs):
+            raise InvalidOptionError(f"interrupt_function must be callable, not {theirs!r}")
+        sweeps = _number(options.get("num_sweeps"), 1000.0)
+        require_memory(32.0 * sweeps, f"a schedule of {sweeps:.3g} sweeps", "ask for fewer")
+        _require_states(model, options)
+
+    def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
+        if options.get("initial_states_generator", "random") != "random":
+            return None
+        seconds = self._seconds_per_read(model, options)
+        if seconds > _LONG_READ:
+            return 1
+        # States are drawn before the first read, so that an interrupt may find none made.
+        return max(1, min(int(_CALL / seconds), _MOST_ENTRIES // model.num_variables))
+
+    def apart(
+        self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
+    ) -> bool:
+        limited = deadline.time_limit is not None
+        return limited and self._seconds_per_read(model, options) > _LONG_READ
+
+    def _seconds_per_read(self, model: dimod.BinaryQuadraticModel, options: Options) -> float:
+        couplings = 2.0 * model.num_interactions + 10.0 * model.num_variables
+        sweeps = max(1.0, _number(options.get("num_sweeps"), 1000.0))
+        return sweeps * couplings * self._per_coupling
+
+    def clocked(self, options: Options, deadline: Deadline, seconds_per_read: float) -> Options:
+        theirs = options.get("interrupt_function")
+        longest, before = seconds_per_read, None
+
+        def ended() -> bool:
+            nonlocal longest, before
+            now = time.perf_counter()
+            longest = longest if before is None else max(longest, now - before)
+            before = now
+            return deadline.remaining <= longest or (theirs is not None and theirs())
+
+        return options | {"interrupt_function": ended}
+
+    def hurried(self, model: dimod.BinaryQuadraticModel, options: Options) -> Options:
+        # Their own choice of temperatures is a loop over all couplings in Python.
+        given = options.keys() & {"beta_range", "beta_schedule", "Hp_field", "Hd_field"}
+        if given or model.num_interactions < _MANY_COUPLINGS:
+            return {}
+        return {"beta_range": _beta_range(model)}
+
+    def learned(self, answer: dimod.SampleSet, options: Options) -> Options:
+        # Found by a loop over all couplings that does not depend on the seed.
+        chosen = answer.info.get("beta_range")
+        if chosen is None or options.keys() & {"beta_schedule", "Hp_field", "Hd_field"}:
+            return {}
+        return {"beta_range": [float(beta) for beta in chosen]}
+
+
+class Steepest(ForeignSampler):
+    """D-Wave's steepest descent: a read is short, and calls of many reads are made in several."""
+
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+        _require_states(model, options)
+
+    def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
+        if options.get("initial_states_generator", "random") != "random":
+            return None
+        # As long as a call takes before its first read, but at least some 50 ms.
+        size, couplings = model.num_variables, model.num_interactions
+        return int((0.05 + 4e-7 * couplings) // (1e-6 + 8e-9 * size * size)) + 1
+
+    def apart(
+        self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
+    ) -> bool:
+        return False
+
+
 class Tabu(ForeignSampler):
     """D-Wave's tabu search, deterministic for a seed.
 
     By itself it stops after 20 ms of wall clock, so that a seed means little. Here a read is
     one search of ``max(200 n, 10000)`` moves with one restart of a quarter of that, unless
-    ``timeout`` (ms) is given, which brings the clock back.
+    ``timeout`` (ms) is given, which brings the clock back; so does ``time_limit``.
     """
 
     #: Moves per variable of the first search; 0.1 s at n = 1024.
     MOVES_PER_VARIABLE = 200
+    _FEWEST_MOVES = 10_000
 
-    def run(self, bqm: dimod.BinaryQuadraticModel, options: dict[str, Any]) -> dimod.SampleSet:
-        if "timeout" not in options:
-            by_moves = {
-                "timeout": _HOUR_IN_MS,
-                "num_restarts": 1,
-                "coefficient_z_first": self.MOVES_PER_VARIABLE,
-                "coefficient_z_restart": self.MOVES_PER_VARIABLE // 4,
-                "lower_bound_z": 10_000,
-            }
-            options = by_moves | options
-        return super().run(bqm, options)
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
+        size = float(model.num_variables)
+        require_memory(
+            32.0 * size * size,
+            f"the dense matrices of {size:.0f} variables",
+            "use a sampler for sparse problems, such as sa or swap-tabu",
+        )
+        _require_states(model, options)
+
+    def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
+        if options.get("initial_states_generator", "random") != "random":
+            return None
+        if "timeout" in options:
+            return 1
+        size = model.num_variables
+        moves = max(self.MOVES_PER_VARIABLE * size, self._FEWEST_MOVES)
+        return 1 + int(0.05 // (2e-9 * moves * size))
+
+    def apart(
+        self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
+    ) -> bool:
+        return False
+
+    def clocked(self, options: Options, deadline: Deadline, seconds_per_read: float) -> Options:
+        if deadline.time_limit is None:
+            return options
+        # Whole milliseconds, of each read; what follows the search needs some, too.
+        left = int(1000.0 * deadline.remaining / _number(options.get("num_reads"), 1.0))
+        asked = _number(options.get("timeout"), float(_HOUR_IN_MS))
+        return self._by_moves(options) | {"timeout": int(max(1, min(asked, left)))}
+
+    def run(self, bqm: dimod.BinaryQuadraticModel, options: Options) -> dimod.SampleSet:
+        return super().run(bqm, options if "timeout" in options else self._by_moves(options))
+
+    def _by_moves(self, options: Options) -> Options:
+        return {
+            "timeout": _HOUR_IN_MS,
+            "num_restarts": 1,
+            "coefficient_z_first": self.MOVES_PER_VARIABLE,
+            "coefficient_z_restart": self.MOVES_PER_VARIABLE // 4,
+            "lower_bound_z": self._FEWEST_MOVES,
+        } | options
 
 
 class Tree(ForeignSampler):
     """D-Wave's tree decomposition: exact, for models of small treewidth only."""
 
-    def run(self, bqm: dimod.BinaryQuadraticModel, options: dict[str, Any]) -> dimod.SampleSet:
+    # Beyond these variables it may take long, and hears nothing meanwhile.
+    _SMALL = 20
+
+    def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         limit = self.child.properties["max_treewidth"]
         # A model has treewidth of at least its smallest degree; the library's own search for
         # an elimination order takes minutes on a dense model before it gives up.
-        smallest = min(int(bqm.degree(v)) for v in bqm.variables)
+        smallest = min(int(model.degree(v)) for v in model.variables)
         if smallest > limit:
             raise ProblemTooLargeError(
                 f"tree: the model's treewidth is at least {smallest}, the solver's limit is "
                 f"{limit}; use it for sparse models, or another sampler such as exact"
             )
+        _require_states(model, options)
+
+    @property
+    def repeats(self) -> bool:
+        return False
+
+    def apart(
+        self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
+    ) -> bool:
+        return model.num_variables > self._SMALL
+
+    def run(self, bqm: dimod.BinaryQuadraticModel, options: Options) -> dimod.SampleSet:
+        self.require_room(bqm, options)
         try:
             return super().run(bqm, options)
         except ValueError as error:
             if "treewidth" not in str(error):
                 raise
             raise ProblemTooLargeError(
-                f"tree: the model's treewidth exceeds the solver's limit of {limit}; "
-                "use another sampler, or decompose"
+                f"tree: the model's treewidth exceeds the solver's limit of "
+                f"{self.child.properties['max_treewidth']}; use another sampler, or decompose"
             ) from error
+
+
+def _beta_range(model: dimod.BinaryQuadraticModel) -> list[float]:
+    """Inverse temperatures from where all spins are loose to where couplings hold.
+
+    By the root of the sum of squares of what acts on a spin: its field where neighbours are
+    random, and divided by the root of their number the size of one coupling.
+    """
+    vectors = model.to_numpy_vectors(variable_order=range(model.num_variables))
+    linear, (row, col, bias) = vectors[:2]
+    if model.vartype is dimod.BINARY:
+        sums = np.bincount(row, bias, linear.size) + np.bincount(col, bias, linear.size)
+        linear, bias = 0.5 * linear + 0.25 * sums, 0.25 * bias
+    squares = np.bincount(row, bias**2, linear.size) + np.bincount(col, bias**2, linear.size)
+    fields = np.sqrt(linear**2 + squares)
+    neighbours = 1.0 + 2.0 * bias.size / linear.size
+    return [0.2 / float(fields.max()), 4.0 * neighbours**0.5 / float(fields.mean())]
+
+
+def _require_states(model: dimod.BinaryQuadraticModel, options: Options) -> None:
+    reads = _number(options.get("num_reads"), 1.0)
+    require_memory(
+        4.0 * reads * model.num_variables, f"an answer of {reads:.0f} reads", "ask for fewer"
+    )
+
+
+def _number(value: Any, otherwise: float) -> float:
+    """A number as it is; anything else is the sampler's to refuse."""
+    return float(value) if isinstance(value, int | float) else otherwise

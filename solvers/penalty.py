@@ -5,18 +5,31 @@ Samplers of our own keep counts by their moves; these composites are for everyon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Annotated
 
+import dimod
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from solvers.composite import CountingComposite, Search
-from solvers.errors import InvalidOptionError
+from solvers.composite import CompositeOptions, CountingComposite, Search
+from solvers.options import Positive
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Floats
 from solvers.strength import first_strength, marginal_costs, penalised, strength_bound
+
+
+class PenaltyOptions(CompositeOptions):
+    """Options of `CardinalityPenalty`."""
+
+    strength: Positive | None = Field(
+        default=None, description="penalty strength; None lets it be chosen and raised"
+    )
+    growth: Annotated[float, Field(gt=1, allow_inf_nan=False)] = Field(
+        default=4.0, description="factor from one round to the next (default 4)"
+    )
 
 
 class CardinalityPenalty(CountingComposite):
@@ -41,37 +54,29 @@ class CardinalityPenalty(CountingComposite):
         -3.0
     """
 
-    own_options: ClassVar[Mapping[str, str]] = {
-        "strength": "penalty strength; None lets it be chosen and raised",
-        "growth": "factor from one round to the next (default 4)",
-        "max_rounds": "calls of the child at most (default 8)",
-        "time_limit": "seconds after which no further round begins",
-        "initial_states": "states to start from, shape (k, n)",
-    }
+    Options = PenaltyOptions
 
-    def _rounds(self, search: Search, theirs: dict[str, Any], mine: Mapping[str, Any]) -> None:
+    def _rounds(self, search: Search, asked: PenaltyOptions) -> None:
         problem = search.problem
-        growth, fixed = mine.get("growth", 4.0), mine.get("strength")
-        _check(growth, fixed)
         if problem.counts is None:
-            search.ask(self._child, problem.to_bqm(), 0.0, theirs)
+            search.ask(problem.to_bqm, 0.0)
             return
         bound = strength_bound(problem)
         search.info["bound"] = bound
-        current = min(first_strength(problem), bound) if fixed is None else float(fixed)
+        fixed = asked.strength
+        pairs = float(np.square(problem.group_sizes, dtype=np.float64).sum())
+        current = min(first_strength(problem), bound) if fixed is None else fixed
         while search.goes_on:
-            bqm = penalised(problem, current).to_bqm()
-            feasible = search.ask(self._child, bqm, current, theirs)
-            if feasible > 0 or fixed is not None or current >= bound:
+            model = partial(_model, problem, current)
+            feasible = search.ask(model, current, pairs)
+            enough = feasible is None or feasible > 0 or fixed is not None or current >= bound
+            if enough:
                 return
-            current = min(current * growth, bound)
+            current = min(current * asked.growth, bound)
 
 
-def _check(growth: float, strength: float | None) -> None:
-    if not growth > 1:
-        raise InvalidOptionError(f"growth must be more than 1, not {growth!r}")
-    if strength is not None and not (strength > 0 and np.isfinite(strength)):
-        raise InvalidOptionError(f"strength must be a positive number, not {strength!r}")
+def _model(problem: QuadraticProblem, strength: float) -> dimod.BinaryQuadraticModel:
+    return penalised(problem, strength).to_bqm()
 
 
 class LagrangeCardinality(CountingComposite):
@@ -88,24 +93,17 @@ class LagrangeCardinality(CountingComposite):
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
     """
 
-    own_options: ClassVar[Mapping[str, str]] = {
-        "max_rounds": "calls of the child at most (default 8)",
-        "time_limit": "seconds after which no further round begins",
-        "initial_states": "states to start from, shape (k, n)",
-    }
-
-    def _rounds(self, search: Search, theirs: dict[str, Any], mine: Mapping[str, Any]) -> None:
+    def _rounds(self, search: Search, asked: CompositeOptions) -> None:
         problem = search.problem
         if problem.groups is None or problem.counts is None:
-            search.ask(self._child, problem.to_bqm(), (), theirs)
+            search.ask(problem.to_bqm, ())
             return
         bracket = _Bracket.around(problem)
         while search.goes_on:
             current = bracket.current
             shifted = problem.with_linear(problem.linear - current[problem.groups])
-            strength = tuple(current.tolist())
-            search.ask(self._child, shifted.to_bqm(), strength, theirs)
-            if (search.ones_of_last == problem.counts).all():
+            share = search.ask(shifted.to_bqm, tuple(current.tolist()))
+            if share is None or (search.ones_of_last == problem.counts).all():
                 return
             bracket = bracket.narrowed(search.ones_of_last - problem.counts)
 

@@ -15,14 +15,15 @@ import dimod
 import numpy as np
 
 from solvers.charges import Meter, redacted
+from solvers.clock import Deadline
 from solvers.errors import (
     InvalidOptionError,
     ProblemTooLargeError,
     SamplerFailedError,
     SolverError,
 )
-from solvers.foreign import ForeignSampler
-from solvers.problem import QuadraticProblem
+from solvers.foreign import ForeignSampler, require_finite
+from solvers.problem import QuadraticProblem, require_bqm
 from solvers.repair import repair
 from solvers.sampler import CountingSampler
 from solvers.solution import Solution
@@ -123,7 +124,7 @@ def _failed(meter: Meter, error: Exception, problem: Any) -> SamplerFailedError:
 
 
 class PaidSampler(ForeignSampler):
-    """A foreign sampler whose calls cost money.
+    """A foreign sampler whose calls cost money: each is waited for, as nothing stops its charge.
 
     Args:
         child: D-Wave's sampler.
@@ -133,6 +134,29 @@ class PaidSampler(ForeignSampler):
     def __init__(self, child: Any, meter: Meter) -> None:
         super().__init__(child, name=meter.name)
         self.meter = meter
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments of `sample`; a ``time_limit`` only where the backend has one."""
+        return {name: [] for name in sorted(self.theirs)}
+
+    def sample(self, bqm: dimod.BinaryQuadraticModel, **options: Any) -> dimod.SampleSet:
+        """One call, see `ForeignSampler.sample`; its ``time_limit`` is what it charges."""
+        require_bqm(bqm)
+        require_finite(bqm)
+        return self.attempt(bqm, options, Deadline())
+
+    def attempt(
+        self,
+        bqm: dimod.BinaryQuadraticModel,
+        options: Mapping[str, Any],
+        deadline: Deadline,
+        *,
+        endless: bool = True,
+    ) -> dimod.SampleSet:
+        answer = super().attempt(bqm, options, Deadline(), endless=False)
+        assert answer is not None
+        return answer
 
     def run(self, bqm: dimod.BinaryQuadraticModel, options: dict[str, Any]) -> dimod.SampleSet:
         try:

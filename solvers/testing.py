@@ -15,6 +15,9 @@ Checks of an ability run only where the sampler declares it: ``seed``, ``initial
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +32,9 @@ from solvers.foreign import option_names
 from solvers.problem import QuadraticProblem
 from solvers.registry import get_sampler
 from solvers.solution import Solution
+
+# Seconds that a call may take beyond its limit, or an interrupt, on a busy machine.
+_GENEROUS = 10.0
 
 
 @dataclass(frozen=True)
@@ -310,11 +316,99 @@ def check_num_reads(subject: Subject) -> None:
 
 
 def check_time_limit(subject: Subject) -> None:
-    """A negative limit makes no sense; one of zero still gives an answer with exact counts."""
+    """A negative limit makes no sense; one of zero, or of a moment, gives exact counts."""
     problem = convex_problem(12, 49, counts=5)
     _refused(ValueError, lambda: subject.solve(problem, time_limit=-1.0))
-    solution = subject.solve(problem, time_limit=0.0)
-    assert problem.feasible(solution.samples).all(), "wrong counts at a time limit of 0"
+    for limit in (0.0, 0.05):
+        solution = subject.solve(problem, time_limit=limit)
+        assert problem.feasible(solution.samples).all(), f"wrong counts at a limit of {limit} s"
+
+
+def check_time_is_kept(subject: Subject) -> None:
+    """However many reads are asked, a limit ends the call; starting a process is no part of it."""
+    problem = indefinite_problem(16, 50, counts=6)
+    more = {"num_reads": 10**5} if subject.has("num_reads") else {}
+    began = time.perf_counter()
+    solution = subject.solve(problem, time_limit=0.5, **more)
+    took = time.perf_counter() - began
+    timing = solution.info.get("timing", {})
+    took -= 1e-9 * timing.get("preprocessing_ns", 0)
+    assert took < _GENEROUS, f"{took:.1f} s for 0.5"
+    assert problem.feasible(solution.samples).all(), "wrong counts"
+
+
+def check_interrupt(subject: Subject) -> None:
+    """Ctrl-C gives the best so far, counts exact; asked of the main thread only."""
+    if not hasattr(signal, "pthread_kill"):
+        return
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    problem = indefinite_problem(16, 51, counts=6)
+    options = {"num_reads": 10**5, "time_limit": 10 * _GENEROUS}
+    timer = threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    began = time.perf_counter()
+    timer.start()
+    try:
+        solution = subject.solve(problem, **{n: v for n, v in options.items() if subject.has(n)})
+    finally:
+        timer.cancel()
+        timer.join()
+    took = time.perf_counter() - began
+    assert took < 5 * _GENEROUS, f"{took:.1f} s for an interrupt after 0.3"
+    assert problem.feasible(solution.samples).all(), "wrong counts"
+
+
+def check_initial_states_forms(subject: Subject) -> None:
+    """Initial states in every form that dimod has for samples, binary and as spins."""
+    problem = indefinite_problem(6, 52, counts=2)
+    labels = list("zyxwvu")
+    bqm = problem.to_bqm()
+    bqm.relabel_variables(dict(enumerate(labels)))
+    bits = np.array([1, 0, 0, 1, 0, 0])
+    state = dict(zip(labels, bits.tolist(), strict=True))
+    as_spins = {label: 2 * value - 1 for label, value in state.items()}
+    turned = (bits[None, ::-1].copy(), labels[::-1])
+    forms = {
+        "a dict": state,
+        "a list of dicts": [state, state],
+        "(array, labels)": turned,
+        "a SampleSet": dimod.SampleSet.from_samples([as_spins], "SPIN", energy=[0.0]),
+        "an array": bits,
+        "lists": [bits.tolist()],
+        "spins": 2 * bits - 1,
+    }
+    for model in (bqm, bqm.change_vartype(dimod.SPIN, inplace=False)):
+        for name, given in forms.items():
+            try:
+                answer = subject.sample(model, cardinality=2, initial_states=given)
+            except Exception as error:
+                raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
+            assert (
+                answer.record.energy.min()
+                <= model.energy(state if model.vartype is dimod.BINARY else as_spins) + 1e-9
+            ), f"{name}: worse than its start"
+
+
+def check_timing(subject: Subject) -> None:
+    """``info["timing"]`` has the nanoseconds of three parts; asked of samplers with a clock."""
+    timing = subject.solve(convex_problem(8, 53, counts=3)).info.get("timing", {})
+    for part in ("preprocessing_ns", "sampling_ns", "postprocessing_ns"):
+        assert timing.get(part, -1) >= 0, f"info['timing'] has no {part}"
+
+
+def check_negative_seed(subject: Subject) -> None:
+    """A negative seed is refused in one line."""
+    problem = convex_problem(5, 54, counts=2)
+    message = _refused(ValueError, lambda: subject.solve(problem, seed=-1))
+    assert "\n" not in message, "the message has more than one line"
+
+
+def check_offset(subject: Subject) -> None:
+    """A constant, however large, changes no sample."""
+    plain = indefinite_problem(12, 55, counts=5)
+    moved = QuadraticProblem(plain.linear, plain.quadratic, 1e9, counts=5)
+    here, there = (subject.solve(problem).samples for problem in (plain, moved))
+    assert np.array_equal(here, there), "another answer with a constant added"
 
 
 def _refused(kind: type[Exception], call: Callable[[], Any]) -> str:
@@ -341,4 +435,10 @@ CHECKS: tuple[tuple[Callable[[Subject], None], str], ...] = (
     (check_bad_problem, ""),
     (check_num_reads, "num_reads"),
     (check_time_limit, "time_limit"),
+    (check_time_is_kept, "time_limit"),
+    (check_interrupt, "time_limit"),
+    (check_initial_states_forms, "initial_states"),
+    (check_timing, "time_limit"),
+    (check_negative_seed, "seed"),
+    (check_offset, "seed"),
 )

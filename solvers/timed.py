@@ -17,8 +17,8 @@ from solvers.problem import QuadraticProblem
 from solvers.sampler import CountingSampler, States, given_states, random_states
 from solvers.solution import Solution
 
-# What is left of a limit for evaluating the answer, in evaluations of one state.
-_EVALUATIONS_AFTER = 5.0
+#: What is left of a limit for evaluating the answer, in evaluations of one state.
+EVALUATIONS_AFTER = 5.0
 
 
 class TimedSampler(CountingSampler):
@@ -52,7 +52,7 @@ class TimedSampler(CountingSampler):
             ProblemTooLargeError: the problem does not fit into memory, or into the sampler.
         """
         stamps = [time.perf_counter_ns()]
-        asked = read_options(type(self).__name__, self.Options, options)
+        asked = self._asked(options)
         given = given_states(problem, asked.starts)
         with running(asked.time_limit) as deadline:
             stamps.append(time.perf_counter_ns())
@@ -81,6 +81,10 @@ class TimedSampler(CountingSampler):
             info["interrupted"] = True
         return replace(found.shifted(problem.offset), info=info)
 
+    def _asked(self, options: Mapping[str, Any]) -> Any:
+        """The options as an object of `Options`."""
+        return read_options(type(self).__name__, self.Options, options)
+
     @abstractmethod
     def _search(
         self,
@@ -98,5 +102,5 @@ def _first(problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline) -
     state = descend(problem, state, deadline=deadline)
     before = deadline.elapsed
     problem.energies(state)
-    deadline.kept_back = _EVALUATIONS_AFTER * (deadline.elapsed - before)
+    deadline.kept_back = EVALUATIONS_AFTER * (deadline.elapsed - before)
     return state

@@ -10,47 +10,88 @@ flips are tested at once by Metropolis' rule and one of those that pass is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from pydantic import Field
 
-from solvers.clock import Deadline
+from solvers.clock import Deadline, running
 from solvers.descent import descend
-from solvers.errors import InvalidProblemError
+from solvers.errors import InvalidOptionError, InvalidProblemError
+from solvers.memory import require_memory
+from solvers.options import Count, Positive, SamplerOptions, read_options
 from solvers.problem import QuadraticProblem
-from solvers.sampler import CountingSampler, States, checked_states, positive_int, random_states
+from solvers.reads import Answers
+from solvers.sampler import States, random_states
 from solvers.solution import Solution
 from solvers.temperatures import temperatures_for
-from solvers.torch_batch import checked_device, generator, matrix_on, require_room, scale_of
+from solvers.timed import TimedSampler
+from solvers.torch_batch import (
+    Device,
+    TooLateError,
+    checked_device,
+    for_descent,
+    generator,
+    require_room,
+    scale_of,
+    write_matrix,
+)
 from solvers.torch_moves import Batch, Moves, moves_for
 
+# Bits of all states of one batch; more reads are made in several batches. A GPU needs many at
+# once to be busy.
+_MOST_ENTRIES = {"cpu": 1 << 16}
+_MOST_ENTRIES_ELSEWHERE = 1 << 22
+# States of a batch that are evaluated when the time is over.
+_MOST_AFTERWARDS = 1
+# Batches with a time limit alone: so many of the first length, as many of twice that, and so on.
+_BATCHES_PER_LENGTH = 2
 
-class TorchAnnealing(CountingSampler):
-    """Heat-bath swap annealing of many problems x many reads in one batch."""
 
-    options: ClassVar = {
-        "num_reads": "independent reads of each problem (default 8)",
-        "num_sweeps": "temperatures; a sweep moves as often as there are ones (default 100)",
-        "beta_range": "first and last inverse temperature (default: from the problem)",
-        "schedule": "geometric (default) or linear in temperature",
-        "seed": "seed of starts and moves; a GPU and a CPU draw different numbers from it",
-        "initial_states": "states that reads start from, shape (k, n)",
-        "time_limit": "seconds of wall time (default: none)",
-        "device": 'torch device, "cpu" (default) or "cuda"',
-    }
+class TorchAnnealingOptions(SamplerOptions):
+    """Options of `TorchAnnealing`."""
 
-    def sample_problem(
+    num_reads: Count | None = Field(
+        default=None,
+        description="independent reads of each problem (default 8; with a time limit, as many "
+        "as fit)",
+    )
+    num_sweeps: Count = Field(
+        default=100,
+        description="temperatures; a sweep moves as often as there are ones (default 100; more "
+        "and more with a time limit)",
+    )
+    beta_range: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="first and last inverse temperature (default: from the problem)",
+    )
+    schedule: Literal["geometric", "linear"] = Field(
+        default="geometric", description="temperatures in between: geometric (default) or linear"
+    )
+    device: Device = Field(default="cpu", description='torch device, "cpu" (default) or "cuda"')
+
+
+class TorchAnnealing(TimedSampler):
+    """Heat-bath swap annealing of many problems x many reads in one batch.
+
+    A GPU and a CPU draw different numbers from a seed.
+    """
+
+    Options = TorchAnnealingOptions
+
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        initial_states: ArrayLike | None = None,
-        **options: Any,
+        asked: TorchAnnealingOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        given = checked_states(problem, initial_states)
-        (solution,) = self._solve([problem], given, **options)
+        (solution,) = _solve([problem], given, asked, deadline)
         return solution
 
     def sample_problems(
@@ -68,50 +109,100 @@ class TorchAnnealing(CountingSampler):
         Raises:
             InvalidProblemError: sizes differ, or some have counts and some have none.
         """
-        return self._solve(list(problems), None, **options)
-
-    def _solve(
-        self,
-        problems: list[QuadraticProblem],
-        given: States | None,
-        *,
-        num_reads: int = 8,
-        num_sweeps: int = 100,
-        beta_range: Sequence[float] | None = None,
-        schedule: str = "geometric",
-        seed: int | None = None,
-        time_limit: float | None = None,
-        device: str = "cpu",
-    ) -> list[Solution]:
-        num_reads = positive_int("num_reads", num_reads)
-        num_sweeps = positive_int("num_sweeps", num_sweeps)
-        limit = Deadline(time_limit)
-        on = checked_device(device)
-        _check_alike(problems)
-        if not problems:
-            return []
-        size = problems[0].num_variables
-        require_room(
-            len(problems) * (4.0 * size * size + 40.0 * num_reads * size),
-            f"a batch of {len(problems)} problems of {size} variables x {num_reads} reads",
-            "pass fewer problems at a time, or fewer reads",
-            on,
-        )
-        start = _starts(problems, num_reads, seed, given)
-        batch = batch_of(problems, start, generator(seed, on), on)
-        moves = moves_for(batch, problems)
-        moves.sweep(None)  # to a state near a local minimum, whose barriers set temperatures
-        near = batch.states()[:, 0]
-        schedules = [
-            temperatures_for(problem, x, num_sweeps, beta_range, schedule)
-            for problem, x in zip(problems, near, strict=True)
-        ]
-        sweeps = _anneal(moves, np.array(schedules), batch, limit)
-        info = {"sweeps": sweeps, "moves": moves.made()}
+        asked = read_options(type(self).__name__, TorchAnnealingOptions, options)
+        if asked.initial_states is not None:
+            raise InvalidOptionError("initial_states are of one problem; call sample_problem")
+        began = time.perf_counter_ns()
+        with running(asked.time_limit) as deadline:
+            solutions = _solve(list(problems), None, asked, deadline)
+        more: dict[str, Any] = {"interrupted": True} if deadline.interrupted else {}
+        more["timing"] = {
+            "preprocessing_ns": 0,
+            "sampling_ns": time.perf_counter_ns() - began,
+            "postprocessing_ns": 0,
+        }
         return [
-            _answer(problem, states, given, info)
-            for problem, states in zip(problems, batch.states(), strict=True)
+            Solution(one.samples, one.energies, one.lower_bound, {**one.info, **more})
+            for one in solutions
         ]
+
+
+def _solve(
+    problems: list[QuadraticProblem],
+    given: States | None,
+    asked: TorchAnnealingOptions,
+    deadline: Deadline,
+) -> list[Solution]:
+    on = checked_device(asked.device)
+    _check_alike(problems)
+    if not problems:
+        return []
+    size, num_reads = problems[0].num_variables, asked.reads(8)
+    entries = _MOST_ENTRIES.get(on.type, _MOST_ENTRIES_ELSEWHERE)
+    most = max(1, entries // max(1, size * len(problems)))
+    most = min(most, 8 if num_reads is None else num_reads)
+    require_room(
+        len(problems) * (4.0 * size * size + 40.0 * most * size),
+        f"a batch of {len(problems)} problems of {size} variables x {most} reads",
+        "pass fewer problems at a time",
+        on,
+    )
+    require_memory(
+        32.0 * asked.num_sweeps * len(problems),
+        f"a schedule of {asked.num_sweeps} sweeps",
+        "ask for fewer",
+    )
+    answers = [Answers(problem, num_reads) for problem in problems]
+    seeds = np.random.SeedSequence(asked.seed).spawn(len(problems))
+    starts = [np.random.default_rng(own) for own in seeds]
+    random, sweeps, made, done = generator(asked.seed, on), 0, 0, 0
+    try:
+        matrices, scales = _matrices(problems, on, deadline)
+        for index, reads in enumerate(_batches(num_reads, most)):
+            if done and deadline.passed:
+                break
+            start = np.stack(
+                [random_states(p, reads, rng) for p, rng in zip(problems, starts, strict=True)]
+            )
+            if given is not None and done < len(given):
+                part = given[done : done + reads]
+                start[0, : len(part)] = part
+            batch = _batch(problems, matrices, scales, start, random)
+            moves = moves_for(batch, problems)
+            sweeps += _anneal(moves, batch, problems, asked, index, deadline)
+            made += moves.made()
+            for problem, found, states in zip(problems, answers, batch.states(), strict=True):
+                _keep(problem, found, states, deadline)
+            done += reads
+    except TooLateError:
+        for problem, found, rng in zip(problems, answers, starts, strict=True):
+            _keep(problem, found, random_states(problem, 1, rng), deadline)
+    if given is not None:
+        for state in given:
+            answers[0].add(answers[0].begun, state)
+    info = {"sweeps": sweeps, "moves": made}
+    return [found.solution(info) for found in answers]
+
+
+def _batches(num_reads: int | None, most: int) -> Iterator[int]:
+    """Reads of each batch."""
+    done = 0
+    for _ in count():
+        reads = most if num_reads is None else min(most, num_reads - done)
+        if not reads:
+            return
+        yield reads
+        done += reads
+
+
+def _keep(problem: QuadraticProblem, answers: Answers, states: States, deadline: Deadline) -> None:
+    """Keep the reads, the best of them descended in float64."""
+    if deadline.passed:
+        states = states[:_MOST_AFTERWARDS]
+    best = int(problem.energies(states).argmin()) if len(states) > 1 else 0
+    states[best] = descend(problem, states[[best]], deadline=for_descent(deadline))[0]
+    for state in states:
+        answers.add(answers.begun, state)
 
 
 def _check_alike(problems: list[QuadraticProblem]) -> None:
@@ -127,20 +218,16 @@ def _check_alike(problems: list[QuadraticProblem]) -> None:
             )
 
 
-def _starts(
-    problems: list[QuadraticProblem], num_reads: int, seed: int | None, given: States | None
-) -> States:
-    """Where reads begin, shape (problems, reads, n)."""
-    seeds = np.random.SeedSequence(seed).spawn(len(problems))
-    states = np.stack(
-        [
-            random_states(problem, num_reads, np.random.default_rng(own))
-            for problem, own in zip(problems, seeds, strict=True)
-        ]
-    )
-    if given is not None:
-        states[0, : len(given)] = given[:num_reads]
-    return states
+def _matrices(
+    problems: list[QuadraticProblem], device: torch.device, deadline: Deadline
+) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """Q of every problem, shape (problems, n, n), scaled, and what each was divided by."""
+    scales = np.array([scale_of(problem) for problem in problems])
+    size = problems[0].num_variables
+    matrices = torch.empty((len(problems), size, size), device=device)
+    for matrix, problem, scale in zip(matrices, problems, scales.tolist(), strict=True):
+        write_matrix(matrix, problem, scale, deadline)
+    return matrices, scales
 
 
 def batch_of(
@@ -148,14 +235,26 @@ def batch_of(
     states: States,
     random: torch.Generator,
     device: torch.device,
+    deadline: Deadline,
 ) -> Batch:
-    """Problems of equal size and their states, shape (problems, reads, n), on ``device``."""
-    scales = np.array([scale_of(problem) for problem in problems])
-    size = problems[0].num_variables
-    matrices = torch.empty((len(problems), size, size), device=device)
-    for matrix, problem, scale in zip(matrices, problems, scales.tolist(), strict=True):
-        matrix.copy_(matrix_on(problem, scale, device))
+    """Problems of equal size and their states, shape (problems, reads, n), on ``device``.
+
+    Raises:
+        TooLateError: the deadline passed before all were there.
+    """
+    matrices, scales = _matrices(problems, device, deadline)
+    return _batch(problems, matrices, scales, states, random)
+
+
+def _batch(
+    problems: list[QuadraticProblem],
+    matrices: torch.Tensor,
+    scales: NDArray[np.float64],
+    states: States,
+    random: torch.Generator,
+) -> Batch:
     linear = np.stack([problem.linear for problem in problems]) / scales[:, None]
+    device = matrices.device
     return Batch(
         matrices,
         torch.from_numpy(linear).float().to(device),
@@ -165,28 +264,39 @@ def batch_of(
     )
 
 
-def _anneal(moves: Moves, temperatures: NDArray[np.float64], batch: Batch, limit: Deadline) -> int:
-    """Sweep at every temperature, shape (problems, sweeps), then once more at zero."""
+def _anneal(
+    moves: Moves,
+    batch: Batch,
+    problems: list[QuadraticProblem],
+    asked: TorchAnnealingOptions,
+    index: int,
+    deadline: Deadline,
+) -> int:
+    """Sweep downhill, at every temperature, and downhill again; returns the sweeps in between."""
+    moves.sweep(None, deadline)  # to a state near a local minimum, whose barriers set temperatures
+    if deadline.passed:
+        return 0
+    near = batch.states()[:, 0]
+    temperatures = np.array(
+        [
+            temperatures_for(problem, x, _sweeps(asked, index), asked.beta_range, asked.schedule)
+            for problem, x in zip(problems, near, strict=True)
+        ]
+    )
     scaled = torch.from_numpy(temperatures / batch.scales[:, None]).float().to(batch.device)
     done = 0
-    try:
-        for at in scaled.T:
-            if limit.passed:
-                return done
-            moves.sweep(at)
-            done += 1
-        moves.sweep(None)
-    except KeyboardInterrupt:
-        pass  # the states are those of the last whole sweep
+    for at in scaled.T:
+        if deadline.passed:
+            return done
+        moves.sweep(at, deadline)
+        done += 1
+    moves.sweep(None, deadline)
     return done
 
 
-def _answer(
-    problem: QuadraticProblem, states: States, given: States | None, info: dict[str, Any]
-) -> Solution:
-    """The reads, the best of them descended in float64; the given states too."""
-    if given is not None:
-        states = np.concatenate([states, given])
-    best = int(problem.energies(states).argmin())
-    states[best] = descend(problem, states[best : best + 1])[0]
-    return Solution.of(problem, states, info=info)
+def _sweeps(asked: TorchAnnealingOptions, index: int) -> int:
+    """Sweeps of one batch: where reads have no end they grow, unless their number was given."""
+    endless = asked.time_limit is not None and asked.num_reads is None
+    if not endless or "num_sweeps" in asked.model_fields_set:
+        return asked.num_sweeps
+    return asked.num_sweeps << (index // _BATCHES_PER_LENGTH).bit_length()

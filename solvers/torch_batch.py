@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 
+from solvers.clock import Deadline
 from solvers.errors import InvalidOptionError, MissingPackageError
 from solvers.memory import require_memory
-from solvers.problem import QuadraticProblem
+from solvers.problem import Floats, QuadraticProblem
 from solvers.quadratic import LowRank, Sparse
 
+# Some milliseconds of work on a CPU.
+_ENTRIES_PER_LOOK = 1 << 20
+_SECONDS_AFTER_INTERRUPT = 0.2
 
-def checked_device(device: str) -> torch.device:
-    """``device`` as torch's.
+
+def _name(device: Any) -> Any:
+    return str(device) if isinstance(device, torch.device) else device
+
+
+#: The name of a torch device.
+Device = Annotated[str, BeforeValidator(_name)]
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """``device`` as torch's, tried with one number.
 
     Raises:
         InvalidOptionError: torch does not know it.
-        MissingPackageError: it is a CUDA device and there is none.
+        MissingPackageError: there is none here, or it holds no numbers.
     """
     try:
         known = torch.device(device)
@@ -24,6 +40,13 @@ def checked_device(device: str) -> torch.device:
         raise InvalidOptionError(f'device must be "cpu" or "cuda", not {device!r}') from error
     if known.type == "cuda" and not torch.cuda.is_available():
         raise MissingPackageError("torch finds no CUDA device here; pass device='cpu'")
+    try:
+        torch.zeros(1, device=known).item()
+    except Exception as error:  # Each backend has errors of its own.
+        why = " ".join(str(error).split())[:100]
+        raise MissingPackageError(
+            f"torch cannot compute on {str(known)!r} here; pass device='cpu' ({why})"
+        ) from error
     return known
 
 
@@ -50,13 +73,44 @@ def scale_of(problem: QuadraticProblem) -> float:
     return float(max(largest, np.abs(problem.linear).max(initial=0.0))) or 1.0
 
 
-def matrix_on(problem: QuadraticProblem, scale: float, device: torch.device) -> torch.Tensor:
-    """Q / scale in float32, shape (n, n)."""
+class TooLateError(Exception):
+    """A deadline passed before there was anything to search on."""
+
+
+def write_matrix(
+    matrix: torch.Tensor, problem: QuadraticProblem, scale: float, deadline: Deadline
+) -> None:
+    """Write Q / scale into a float32 tensor of shape (n, n), some rows at a time.
+
+    Raises:
+        TooLateError: the deadline passed meanwhile.
+    """
+    size = problem.num_variables
+    rows = max(1, _ENTRIES_PER_LOOK // max(1, size))
+    for start in range(0, size, rows):
+        if deadline.passed:
+            raise TooLateError
+        part = _rows(problem, start, start + rows) / scale
+        matrix[start : start + rows] = torch.from_numpy(part.astype(np.float32)).to(matrix.device)
+
+
+def _rows(problem: QuadraticProblem, start: int, stop: int) -> Floats:
     q = problem.quadratic
     if isinstance(q, LowRank):
-        factor = torch.from_numpy(q.factor / scale**0.5).to(device)
-        return (factor.T @ factor).float()
-    return torch.from_numpy(np.asarray(q.dense() / scale, dtype=np.float32)).to(device)
+        return q.factor[:, start:stop].T @ q.factor
+    if isinstance(q, Sparse):
+        return np.asarray(q.matrix[start:stop].toarray(), dtype=np.float64)
+    return q.dense()[start:stop]
+
+
+def for_descent(deadline: Deadline) -> Deadline:
+    """When a last descent must end: an interrupt leaves it a moment, a time limit does not."""
+    return Deadline(_SECONDS_AFTER_INTERRUPT) if deadline.interrupted else deadline
+
+
+def steps_per_look(entries: float) -> int:
+    """Steps between two looks at the clock, of a step that reads or writes so many numbers."""
+    return max(1, min(16, int(_ENTRIES_PER_LOOK // max(1.0, entries))))
 
 
 def largest_in_groups(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from solvers.clock import Deadline
 from solvers.problem import QuadraticProblem
 
 # The longest row that a GPU's registers hold well.
@@ -85,11 +86,12 @@ class Batch:
 class Moves(Protocol):
     """One kind of move."""
 
-    def sweep(self, temperatures: torch.Tensor | None) -> None:
-        """Move every replica as often as it has moves to offer.
+    def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
+        """Move every replica as often as it has moves to offer, or until the deadline.
 
         Args:
             temperatures: of each problem, shape (problems,), scaled; None moves only downhill.
+            deadline: when to stop.
         """
         ...
 
@@ -118,7 +120,7 @@ class Swaps:
         self.barred = torch.where(batch.x | (self.counts == 0)[:, None, None], torch.inf, 0.0)
         self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
-    def sweep(self, temperatures: torch.Tensor | None) -> None:
+    def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
         batch = self.batch
         if not self.steps:
             return
@@ -131,6 +133,8 @@ class Swaps:
         slots = batch.uniform(self.steps, batch.problems, batch.reads) * self.counts[:, None]
         slots = slots.long().clamp_(max=self.steps - 1)
         for slot, at in zip(slots, offsets, strict=True):
+            if deadline.passed:
+                break
             window = None if noise is None else noise[:, at : at + batch.size]
             self._step(offer, slot[..., None], beta, window)
         listed = torch.arange(self.steps, device=batch.device) < self.counts[:, None, None]
@@ -180,19 +184,23 @@ class Flips:
         self.batch = batch
         self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
-    def sweep(self, temperatures: torch.Tensor | None) -> None:
+    def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
         batch = self.batch
         if not batch.size:
             return
         sign = 1.0 - 2.0 * batch.x.float()
         if temperatures is None:
             for _ in range(batch.size):
+                if deadline.passed:
+                    break
                 cost = self._cost(sign)
                 self._flip(sign, cost, -DOWNHILL)
         else:
             draws = batch.exponential()
             accept, choose = batch.offsets(batch.size), batch.offsets(batch.size)
             for first, second in zip(accept, choose, strict=True):
+                if deadline.passed:
+                    break
                 allowed = draws[:, first : first + batch.size] * temperatures[:, None, None]
                 order = draws[:, second : second + batch.size] - FINITE
                 cost = torch.where(self._cost(sign) <= allowed, order, 0.0)

@@ -120,7 +120,7 @@ class Penalised:
     @property
     def takes(self) -> frozenset[str]:
         """Options of the child."""
-        return frozenset(self.child.parameters)
+        return self.child.theirs
 
     @property
     def settled(self) -> Mapping[str, Any]:

@@ -194,7 +194,7 @@ class Bench:
         if child is None:
             return Direct(sampler, problem, options)
         strength = options.get("strength")
-        mine = {n: v for n, v in options.items() if n in child.parameters}
+        mine = {n: v for n, v in options.items() if n in child.theirs}
         if problem.counts is not None and strength is None:
             if name not in self._strengths:
                 self._strengths[name] = penalty_strength(problem, zlib.crc32(name.encode()))

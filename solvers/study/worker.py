@@ -9,10 +9,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
+from solvers.clock import Deadline
 from solvers.errors import StudyError, WorkerDiedError
 
 # A process that waits uses no CPU time: it has this many times the limit by the wall clock.
@@ -20,6 +23,9 @@ _WALL_PER_CPU = 20.0
 # Starting Python and importing numpy, numba and dimod on a slow, busy machine.
 _SECONDS_TO_START = 300.0
 _SECONDS_TO_END = 5.0
+# Between two looks at a limit, and at a deadline, which an interrupt moves.
+_SECONDS_PER_LOOK = 0.5
+_SECONDS_PER_LOOK_AT_DEADLINE = 0.01
 
 
 class Worker:
@@ -30,6 +36,8 @@ class Worker:
         greet: called with the worker after each start, to send what the object must know.
         clock: what limits are measured by: "wall"; or "cpu", the CPU time of the process, so that
             other work on the machine ends nothing (Linux; by the wall elsewhere).
+        main: whether the process imports the main script, for what is defined there; a script
+            then needs its main guard.
 
     The process is spawned, so that threads and locks of this one do no harm there.
     """
@@ -39,8 +47,9 @@ class Worker:
         factory: Callable[[], Any],
         greet: Callable[[Worker], None] = lambda worker: None,
         clock: str = "wall",
+        main: bool = True,
     ) -> None:
-        self._factory, self._greet = factory, greet
+        self._factory, self._greet, self._main = factory, greet, main
         self._by_cpu = clock == "cpu" and sys.platform == "linux"
         self._process: Any = None
         self._pipe: Any = None
@@ -55,20 +64,26 @@ class Worker:
             self._process.join(_SECONDS_TO_END)
         self.stop()
 
-    def ensure(self) -> None:
-        """Start the process, if there is none."""
+    def ensure(self, deadline: Deadline | None = None) -> None:
+        """Start the process, if there is none; an interrupt of ``deadline`` ends that."""
         if self._process is None:
-            self._start()
+            self._start(deadline)
 
-    def call(self, method: str, *arguments: Any, limit: float | None = None) -> Any:
+    def call(
+        self,
+        method: str,
+        *arguments: Any,
+        limit: float | None = None,
+        deadline: Deadline | None = None,
+    ) -> Any:
         """What the object's method returns, or raises.
 
         Raises:
-            WorkerDiedError: the process died, or was killed after ``limit`` seconds; the next
-                call starts another.
+            WorkerDiedError: the process died, or was killed after ``limit`` seconds or when
+                ``deadline`` had passed; the next call starts another.
             StudyError: an argument cannot be sent.
         """
-        self.ensure()
+        self.ensure(deadline)
         try:
             self._pipe.send((method, arguments))
         except (BrokenPipeError, ConnectionResetError):
@@ -78,7 +93,7 @@ class Worker:
                 f"cannot be sent to the process that runs samplers: {error}; "
                 "define it in a module that can be imported, not in a notebook or a function"
             ) from error
-        return self._answer(limit)
+        return self._answer(limit, deadline)
 
     def stop(self) -> None:
         """End the process, if there is one."""
@@ -89,7 +104,14 @@ class Worker:
         self._pipe.close()
         self._process = self._pipe = None
 
-    def _start(self) -> None:
+    def _abandon(self) -> None:
+        """End the process without waiting until its memory is given back."""
+        self._process.kill()
+        threading.Thread(target=self._process.join, daemon=True).start()
+        self._pipe.close()
+        self._process = self._pipe = None
+
+    def _start(self, deadline: Deadline | None = None) -> None:
         if multiprocessing.parent_process() is not None:
             raise StudyError(
                 "a study was started while a worker process imported the main script; put "
@@ -98,21 +120,30 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._factory), daemon=True)
-        self._process.start()
+        if self._main:
+            self._process.start()
+        else:
+            with _without_main():
+                self._process.start()
         theirs.close()
         try:
-            self._answer(_SECONDS_TO_START)
+            self._answer(_SECONDS_TO_START, deadline)
         except WorkerDiedError as error:
+            if error.timed_out:
+                raise
             raise StudyError(
                 f"the process that runs samplers did not start: {error}; in a script, call "
                 "compare under: if __name__ == '__main__'"
             ) from error
         self._greet(self)
 
-    def _answer(self, limit: float | None) -> Any:
+    def _answer(self, limit: float | None, deadline: Deadline | None) -> Any:
         began, used = time.monotonic(), self._cpu_seconds()
         try:
-            while not self._pipe.poll(0.5):
+            while not self._pipe.poll(_seconds_to_look(deadline)):
+                if deadline is not None and deadline.passed:
+                    self._abandon()
+                    raise WorkerDiedError("killed at its deadline", timed_out=True)
                 if limit is not None and self._elapsed(began, used) >= limit:
                     self.stop()
                     raise WorkerDiedError(f"killed after {limit:g} s", timed_out=True)
@@ -148,13 +179,34 @@ class Worker:
         return WorkerDiedError(f"the process ended with exit code {code}")
 
 
+def _seconds_to_look(deadline: Deadline | None) -> float:
+    if deadline is None:
+        return _SECONDS_PER_LOOK
+    return min(deadline.remaining, _SECONDS_PER_LOOK_AT_DEADLINE)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main script from `multiprocessing`, which offers no way not to import it."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
     """The other process: make the object, then do as told until the pipe closes."""
     # An interrupt by hand is the parent's to handle; it ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        subject = factory()
+        try:
+            subject = factory()
+        except Exception as error:
+            pipe.send((False, _sendable(error)))
+            return
         pipe.send((True, None))
         while True:
             method, arguments = pipe.recv()
@@ -162,7 +214,10 @@ def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
                 answer = (True, getattr(subject, method)(*arguments))
             except Exception as error:
                 answer = (False, _sendable(error))
-            pipe.send(answer)
+            try:
+                pipe.send(answer)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                pipe.send((False, RuntimeError(f"the answer cannot be sent: {error}")))
     except (EOFError, OSError):
         return  # The parent is gone.
 

@@ -257,7 +257,7 @@ def test_a_process_of_its_own_may_hang_and_crash():
 
 
 def test_a_process_that_does_not_start_is_a_fault(monkeypatch):
-    def start(worker):
+    def start(worker, deadline=None):
         raise StudyError("killed after 300 s")
 
     monkeypatch.setattr("solvers.study.worker.Worker._start", start)

@@ -1,8 +1,12 @@
 """The border: what goes in is checked, what comes out too."""
 
+import multiprocessing
+import time
+
 import dimod
 import numpy as np
 import pytest
+from ctrl_c import ctrl_c
 
 from solvers import get_sampler
 from solvers.errors import (
@@ -80,12 +84,16 @@ def test_senseless_options_are_refused_before_the_call():
     for options, kind, message in (
         ({"beta": 1}, UnknownOptionError, "Answers has no option 'beta'; it has: init"),
         ({"num_reads": 0}, InvalidOptionError, "num_reads must be a whole number of at least 1"),
-        ({"time_limit": -1}, InvalidOptionError, "time_limit must be at least 0"),
+        (
+            {"time_limit": -1},
+            InvalidOptionError,
+            "time_limit must be a finite number of at least 0",
+        ),
         ({"seed": -1}, InvalidOptionError, "seed must be a whole number of at least 0"),
         ({"seed": 0.5}, InvalidOptionError, "seed must be"),
-        ({"initial_states": [[0, 1]]}, InvalidOptionError, "have 2 variables, the model 3"),
+        ({"initial_states": [[0, 1]]}, InvalidOptionError, "have 2 variables, the problem 3"),
         ({"initial_states": [[0, 1, 7]]}, InvalidOptionError, "must hold 0 and 1 only"),
-        ({"initial_states": {"a": 1, "b": 0}}, InvalidProblemError, "lack variable 'c'"),
+        ({"initial_states": {"a": 1, "b": 0}}, InvalidOptionError, "lack variable 'c'"),
     ):
         with pytest.raises(kind, match=message):
             sampler.sample(BQM, **options)
@@ -190,3 +198,125 @@ def test_openjij_makes_different_reads_and_leaves_the_global_generator_alone():
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
     again = sampler.sample(model(30), num_reads=8, num_sweeps=2, seed=4)
     assert np.array_equal(answer.record.sample, again.record.sample)
+
+
+# -- clocks and interrupts --------------------------------------------------------------------
+
+
+class Slow:
+    """Answers after a while, or never; seeds decide."""
+
+    parameters = {"seed": [], "num_reads": []}  # noqa: RUF012
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def sample(self, bqm, seed=0, num_reads=1):
+        time.sleep(self.seconds)
+        states = np.random.default_rng(seed).integers(0, 2, (num_reads, bqm.num_variables))
+        return dimod.SampleSet.from_samples_bqm((states, list(bqm.variables)), bqm.binary)
+
+
+def children():
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def test_what_never_answers_is_killed_and_swap_descent_answers():
+    before = children()
+    sampler = ForeignSampler(Slow(3600.0))
+    began = time.perf_counter()
+    answer = sampler.sample(model(12), time_limit=0.3)
+    took = time.perf_counter() - began - 1e-9 * answer.info["timing"]["preprocessing_ns"]
+    assert took < 60
+    assert answer.info["instead"] == "swap descent"
+    assert "interrupted" not in answer.info
+    lowest = dimod.ExactSolver().sample(model(12)).first.energy
+    assert answer.first.energy <= lowest + 0.5 * abs(lowest)
+    deadline = time.perf_counter() + 30
+    while children() - before and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    assert not children() - before
+
+
+def test_what_was_found_before_the_limit_is_kept():
+    answer = ForeignSampler(Slow(0.05)).sample(model(12), time_limit=1.5, seed=3)
+    assert "instead" not in answer.info
+    assert len(answer) >= 2
+    first = Slow(0).sample(model(12), seed=3)
+    assert answer.first.energy <= first.first.energy
+
+
+def test_what_cannot_be_sent_runs_on_a_thread_that_is_not_waited_for():
+    class Local(Slow):
+        pass
+
+    before = children()
+    answer = ForeignSampler(Local(0.05)).sample(model(12), time_limit=0.5, seed=3)
+    assert len(answer) >= 1
+    assert not children() - before
+
+
+@pytest.mark.parametrize("name", ["sa", "path-integral", "rotor", "steepest", "tabu", "neal"])
+def test_an_interrupt_gives_what_was_found(name):
+    sampler, bqm = get_sampler(name), model(60)
+    one = sampler.sample(bqm, num_reads=1, seed=5).first.energy
+    with ctrl_c(1.5) as sent:
+        answer = sampler.sample(bqm, num_reads=10**7, seed=5)
+    assert time.monotonic() - sent[0] < 20
+    assert answer.info["interrupted"] is True
+    assert "instead" not in answer.info
+    assert 10 < len(answer) < 10**7
+    assert answer.first.energy <= one + 1e-9
+
+
+def test_interrupted_before_anything_was_found():
+    with ctrl_c(0.5) as sent:
+        answer = ForeignSampler(Slow(3600.0)).sample(model(12))
+    assert time.monotonic() - sent[0] < 20
+    assert answer.info["interrupted"] is True
+    assert answer.info["instead"] == "swap descent"
+
+
+@pytest.mark.parametrize("name", ["sa", "steepest", "tabu", "openjij-sa"])
+def test_pieces_depend_on_the_seed_alone(name, monkeypatch):
+    sampler = get_sampler(name)
+    monkeypatch.setattr(type(sampler), "reads_at_once", lambda *args: 3)
+    calls = []
+    run = type(sampler).run
+    monkeypatch.setattr(
+        type(sampler),
+        "run",
+        lambda self, bqm, options: calls.append(options["seed"]) or run(self, bqm, options),
+    )
+    first, again = (sampler.sample(model(20), num_reads=8, seed=4, **{}) for _ in range(2))
+    assert len(first) == 8
+    assert len(set(calls[:3])) == 3
+    assert calls[:3] == calls[3:]
+    np.testing.assert_array_equal(first.record.sample, again.record.sample)
+
+
+def test_a_process_answers_as_this_one_does(monkeypatch):
+    sampler = get_sampler("sa")
+    here = sampler.sample(model(30), num_reads=3, seed=2, num_sweeps=50)
+    monkeypatch.setattr(type(sampler), "apart", lambda *args: True)
+    there = sampler.sample(model(30), num_reads=3, seed=2, num_sweeps=50, time_limit=600)
+    np.testing.assert_array_equal(here.record.sample, there.record.sample)
+    assert sampler._processes is not None
+
+
+def test_every_answer_has_its_timing():
+    for name in ("sa", "tabu", "steepest", "tree"):
+        for options in ({}, {"time_limit": 0.0}):
+            timing = get_sampler(name).sample(model(12), **options).info["timing"]
+            assert set(timing) >= {"preprocessing_ns", "sampling_ns", "postprocessing_ns"}
+
+
+def test_work_that_does_not_fit_is_refused_before_it_is_begun(monkeypatch):
+    monkeypatch.setattr("solvers.memory.available_memory", lambda: 1e6)
+    for name, options, message in (
+        ("sa", {"num_reads": 10**9}, "an answer of 1000000000 reads"),
+        ("sa", {"num_sweeps": 10**12}, "a schedule of 1e\\+12 sweeps"),
+        ("tabu", {}, "the dense matrices of 200 variables"),
+    ):
+        with pytest.raises(ProblemTooLargeError, match=message):
+            get_sampler(name).sample(model(200), **options)

@@ -1,9 +1,12 @@
 """Counts from samplers that cannot count."""
 
+import time
+
 import dimod
 import dimod.testing
 import numpy as np
 import pytest
+from ctrl_c import ctrl_c
 from scipy import sparse
 
 from solvers import CardinalityPenalty, LagrangeCardinality, QuadraticProblem, Sparse, get_sampler
@@ -147,33 +150,45 @@ def test_a_given_strength_is_used_once():
 
 def test_rounds_and_time_are_limited():
     problem = convex_problem(6, 1, counts=1)
-    for options, calls in (({"max_rounds": 2}, 2), ({"time_limit": 0.0}, 1)):
+    for options, calls in (({"max_rounds": 2}, 2), ({"time_limit": 0.0}, 0)):
         child = Stubborn(enough=99)
         solution = CardinalityPenalty(child).sample_problem(problem, growth=1.01, **options)
         assert child.calls == calls
         assert problem.feasible(solution.samples).all()
 
 
-def test_an_interrupted_solve_returns_the_best_so_far():
-    class Interrupted(Stubborn):
+@pytest.mark.parametrize("composite", [CardinalityPenalty, LagrangeCardinality])
+def test_an_interrupted_solve_returns_the_best_so_far(composite):
+    class Slow(Stubborn):
         def sample(self, bqm, num_reads=1):
-            if self.calls == 2:
-                raise KeyboardInterrupt
+            if self.calls >= 2:
+                time.sleep(20.0)
             return super().sample(bqm)
 
     problem = convex_problem(6, 1, counts=1)
-    solution = CardinalityPenalty(Interrupted(enough=99)).sample_problem(problem)
+    child = Slow(enough=99)
+    CardinalityPenalty(Stubborn(1)).sample_problem(problem)  # compiled
+    with ctrl_c(1.0) as sent:
+        solution = composite(child).sample_problem(problem)
+    assert time.monotonic() - sent[0] < 10
     assert solution.info["interrupted"] is True
+    assert len(solution.info["penalty"]["rounds"]) == 2
     assert problem.feasible(solution.samples).all()
 
-    class AtOnce(Stubborn):
-        def sample(self, bqm, num_reads=1):
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        CardinalityPenalty(AtOnce(1)).sample_problem(problem)
+def test_interrupted_before_anything_was_found_swap_descent_answers():
+    class Never(Stubborn):
+        def sample(self, bqm, num_reads=1):
+            time.sleep(20.0)
+
+    problem = convex_problem(6, 1, counts=1)
     start = repair(problem, np.zeros(6))
-    kept = CardinalityPenalty(AtOnce(1)).sample_problem(problem, initial_states=start)
+    with ctrl_c(0.5):
+        solution = CardinalityPenalty(Never(1)).sample_problem(problem)
+    assert solution.info["instead"] == "swap descent: Never found nothing in time"
+    assert problem.feasible(solution.samples).all()
+    with ctrl_c(0.5):
+        kept = CardinalityPenalty(Never(1)).sample_problem(problem, initial_states=start)
     assert kept.sample.tolist() == start[0].tolist()
 
 
@@ -220,8 +235,8 @@ def test_options_of_child_and_composite():
     assert {"strength", "growth", "num_sweeps", "seed", "cardinality"} <= set(sampler.parameters)
     for options, kind, message in (
         ({"nonsense": 1}, UnknownOptionError, "CardinalityPenalty has no option 'nonsense'"),
-        ({"strength": -1.0}, InvalidOptionError, "strength must be a positive number"),
-        ({"growth": 1.0}, InvalidOptionError, "growth must be more than 1"),
+        ({"strength": -1.0}, InvalidOptionError, "strength must be a finite number above 0"),
+        ({"growth": 1.0}, InvalidOptionError, "growth must be a finite number above 1"),
         ({"max_rounds": 0}, InvalidOptionError, "max_rounds"),
         ({"num_reads": 0}, InvalidOptionError, "num_reads"),
         ({"initial_states": [[1, 1, 1, 0, 0, 0]]}, InvalidOptionError, "exact counts"),
