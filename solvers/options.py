@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from solvers.errors import InvalidOptionError, UnknownOptionError
+from solvers.ranges import MAX_COUNT, MAX_SECONDS, MAX_THREADS, quoted, shown
 
 
 def _number(value: Any) -> Any:
@@ -29,17 +30,19 @@ def _not_nan(value: float) -> float:
 
 
 #: A whole number of at least 1.
-Count = Annotated[int, Field(ge=1, le=2**62), _Number]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT), _Number]
 #: A whole number of at least 0.
-Whole = Annotated[int, Field(ge=0, le=2**62), _Number]
+Whole = Annotated[int, Field(ge=0, le=MAX_COUNT), _Number]
 #: A whole number of at least 0, of any size.
 Seed = Annotated[int, Field(ge=0), _Number]
 #: Sweeps of one read: each has a temperature in memory. More are better spent on more reads.
 Sweeps = Annotated[int, Field(ge=1, le=1_000_000), _Number]
+#: The same where there may be none.
+SweepsIfAny = Annotated[int, Field(ge=0, le=1_000_000), _Number]
 #: How many threads; more than a machine can start is refused.
-Threads = Annotated[int, Field(ge=1, le=1024), _Number]
+Threads = Annotated[int, Field(ge=1, le=MAX_THREADS), _Number]
 #: Finite, at least 0.
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False), _Number]
 #: Finite or infinite, but a number.
 Energy = Annotated[float, _Number, AfterValidator(_not_nan)]
 #: At least 0, below 1.
@@ -132,10 +135,8 @@ def _explained(kind: type[TimedOptions], error: ValidationError) -> str:
     """The first of what is wrong, in one line with the range that is right."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
-    shown = repr(first["input"])
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
     allowed = _allowed(kind.model_json_schema()["properties"][name])
-    return f"{name} must be {allowed}, not {shown}"
+    return f"{name} must be {allowed}, not {quoted(first['input'])}"
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:
@@ -152,7 +153,7 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     kinds = {"integer": "a whole number", "number": "a finite number", "boolean": "true or false"}
     kinds |= {"string": "text", "array": "a sequence"}
     bounds = [
-        f"{words} {schema[bound]:g}"
+        f"{words} {shown(schema[bound])}"
         for bound, words in (
             ("minimum", "of at least"),
             ("exclusiveMinimum", "above"),

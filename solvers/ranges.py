@@ -91,13 +91,13 @@ def told(kind: Any, *more: Any) -> str:
     ends: list[str] = []
     for mark in (*_marks(kind), *more):
         if isinstance(mark, Gt):
-            ends.append(f"above {_shown(mark.gt)}")
+            ends.append(f"above {shown(mark.gt)}")
         elif isinstance(mark, Ge):
-            ends.append(f"at least {_shown(mark.ge)}")
+            ends.append(f"at least {shown(mark.ge)}")
         elif isinstance(mark, Lt):
-            ends.append(f"below {_shown(mark.lt)}")
+            ends.append(f"below {shown(mark.lt)}")
         elif isinstance(mark, Le):
-            ends.append(f"at most {_shown(mark.le)}")
+            ends.append(f"at most {shown(mark.le)}")
     if not ends:
         return ""
     if int in {kind, *_parts(kind)}:
@@ -132,5 +132,6 @@ def _marks(kind: Any) -> Iterator[Any]:
         yield from getattr(part, "metadata", ())
 
 
-def _shown(bound: Any) -> str:
+def shown(bound: Any) -> str:
+    """A bound as a message shows it."""
     return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"

@@ -20,7 +20,7 @@ from solvers.kernels import GUMBELS, random_states_for
 from solvers.kernels_flip import flip_metropolis
 from solvers.kernels_swap import arranged, swap_heat_bath, swap_metropolis
 from solvers.layout import Layout, search_dtype
-from solvers.options import Count, Positive, SamplerOptions, Whole
+from solvers.options import Count, Positive, SamplerOptions, SweepsIfAny
 from solvers.presolve import Presolved, extreme, times_power, without_choice
 from solvers.problem import Integers, QuadraticProblem
 from solvers.quadratic import Dense, Floats, Sparse
@@ -52,7 +52,7 @@ class RelaxOptions(SamplerOptions):
         description="anneals: from the rounded relaxation, then from random roundings "
         "(default 1; with a time limit, as many as fit)",
     )
-    num_sweeps: Whole = Field(
+    num_sweeps: SweepsIfAny = Field(
         default=200, description="sweeps of each (default 200; 0 for descent only)"
     )
     tolerance: Positive = Field(
