@@ -1,4 +1,4 @@
-"""The default sampler: convex relaxation, rounding, swap descent, a short warm annealing."""
+"""The default sampler of pruning: convex relaxation, rounding, descent, a short warm annealing."""
 
 from __future__ import annotations
 
