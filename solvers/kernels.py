@@ -81,14 +81,14 @@ def compiler(**options: Any) -> Callable[[Any], Any]:
     Args:
         **options: of numba's ``njit``, beside those that all kernels have.
     """
-    options = {**_OPTIONS, **options}
+    settings: Any = {**_OPTIONS, **options}
 
     def compiled(function: Any) -> Any:
         try:
-            return njit(**options)(function)
+            return njit(**settings)(function)
         except RuntimeError:
             # Neither the package's folder nor the user's can be written to.
-            return njit(**{**options, "cache": False})(function)
+            return njit(**settings | {"cache": False})(function)
 
     return compiled
 
