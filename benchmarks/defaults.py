@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python -m benchmarks.defaults --data DATA/qubo --output runs/defaults
         [--set choose] [--samplers relax swap-tabu] [--limits 0.1s 1s] [--repeats 1] [--seed 0]
 
-The problems of ``--set choose`` are those that the rule of `auto` was made from; those of ``--set
-report`` have other seeds and sizes, and other files of DATA. Our samplers are called with a time
-limit and a seed, as users call them; their clock is the CPU's, which other work on the machine
-does not use up. Samplers without a time limit are called with as many reads as fit. Runs go in a
-random order; stopped at any moment, the same command goes on. ``--table`` prints what is there.
+The problems of ``--set choose`` and ``larger`` are those that the rule of `auto` was made from;
+those of ``report`` have other seeds and sizes, and other files of DATA. Our samplers are called
+with a time limit and a seed, as users call them; their clock is the CPU's, which other work on
+the machine does not use up. Samplers without a time limit are called with as many reads as fit.
+Runs go in a random order; stopped at any moment, the same command goes on. ``--table`` prints
+what is there.
 """
 
 from __future__ import annotations
@@ -89,6 +90,26 @@ CHOOSE: tuple[Made, ...] = (
     ("features", {"total": 200, "count": 30, "seed": 1}),
     ("portfolio", {"assets": 100, "count": 20, "seed": 1}),
     ("portfolio", {"assets": 400, "count": 60, "seed": 1}),
+)
+#: Larger ones, and of middling density: where one sampler takes over from another.
+LARGER: tuple[Made, ...] = (
+    ("tour", {"cities": 16, "seed": 1}),
+    ("tour", {"cities": 20, "seed": 1}),
+    ("tour", {"cities": 25, "seed": 1}),
+    ("coloring", {"nodes": 100, "colors": 3, "edges": 225, "seed": 1}),
+    ("coloring", {"nodes": 120, "colors": 4, "edges": 520, "seed": 1}),
+    ("knapsack", {"items": 80, "seed": 1}),
+    ("knapsack", {"items": 150, "seed": 1}),
+    ("assignment", {"size": 12, "seed": 1}),
+    ("partition", {"numbers": 40, "digits": 7, "seed": 1}),
+    ("independent-set", {"nodes": 200, "percent": 5, "seed": 1}),
+    ("independent-set", {"nodes": 200, "percent": 20, "seed": 1}),
+    ("cut", {"nodes": 500, "density": 4, "low": -1, "high": 1, "seed": 1}),
+    ("cut", {"nodes": 400, "density": 20, "low": -10, "high": 10, "seed": 1}),
+    ("mean-field", {"spins": 400, "seed": 1}),
+    ("max-2sat", {"variables": 120, "clauses": 1500, "seed": 1}),
+    ("max-2sat", {"variables": 400, "clauses": 1400, "seed": 1}),
+    ("nae-3sat", {"variables": 300, "clauses": 600, "seed": 1}),
 )
 REPORT: tuple[Made, ...] = (
     ("tour", {"cities": 8, "seed": 101}),
@@ -179,7 +200,11 @@ REPORT_FILES: Files = {
     "fisher/syn-n1024-N256": (512,),
     "fisher/digits-n4096-N512-c0": (2048,),
 }
-SETS = {"choose": (CHOOSE, CHOOSE_FILES), "report": (REPORT, REPORT_FILES)}
+SETS: dict[str, tuple[tuple[Made, ...], Files]] = {
+    "choose": (CHOOSE, CHOOSE_FILES),
+    "larger": (LARGER, {}),
+    "report": (REPORT, REPORT_FILES),
+}
 
 
 def instances(data: Path, chosen: str) -> Iterator[Instance]:
