@@ -11,10 +11,11 @@ import typer
 
 from qprune.cli_compare import compare
 from qprune.cli_language import evaluate, hold, measure
-from qprune.cli_prune import INTERRUPTED, prune
+from qprune.cli_prune import prune
 from qprune.cli_run import check, resume, verify
 from qprune.cli_solvers import samplers, solve
 from qprune.errors import QpruneError
+from qprune.interrupt import INTERRUPTED
 from solvers.errors import SolverError
 
 #: Exit code where what was asked cannot be done.

@@ -13,15 +13,12 @@ from rich.table import Table
 from qprune.cli_options import parse_options
 from qprune.config import make_settings, merged
 from qprune.errors import ImpossibleRequestError
-from qprune.interrupt import interruptible
+from qprune.interrupt import INTERRUPTED, interruptible
 from qprune.ranks import joined, started_ranks
 
 if TYPE_CHECKING:
     from qprune.prune import Pruned
     from qprune.steps import Report
-
-#: Exit code of what was stopped by hand.
-INTERRUPTED = 130
 
 #: Options of the command that are no settings of a run.
 _NOT_SETTINGS = ("output", "config", "json", "sampler_option", "record_blocks", "target")

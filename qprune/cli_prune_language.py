@@ -13,7 +13,7 @@ from rich.table import Table
 
 from qprune.config import make_settings
 from qprune.errors import ImpossibleRequestError
-from qprune.interrupt import interruptible
+from qprune.interrupt import INTERRUPTED, interruptible
 from qprune.language.job import run_language_job
 from qprune.language.outcome import LanguageOutcome
 from qprune.language.settings import LanguageSettings
@@ -22,9 +22,6 @@ from qprune.progress import StagesBar, logged
 from qprune.records import strict_json
 from qprune.solve import BlockObserver
 from qprune.verify import trusted
-
-#: Exit code of what was stopped by hand.
-INTERRUPTED = 130
 
 
 def prune_language_model(

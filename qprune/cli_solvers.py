@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from qprune.cli_options import parse_options
+from qprune.interrupt import INTERRUPTED, terminable
+from qprune.progress import Waiting, logged
 
 if TYPE_CHECKING:
     from solvers import QuadraticProblem, SamplerEntry, Solution
-
-#: Relative gap below which an energy counts as proved optimal.
-PROVED_GAP = 1e-9
 
 
 def samplers(
@@ -56,7 +55,9 @@ def solve(
         typer.Argument(help=".npz, .qubo, .coo, OR-Library or G-set .txt(.gz), .bqm, .cqm, .json"),
     ],
     count: Annotated[int | None, typer.Option(help="how many variables are 1, exactly")] = None,
-    sampler: Annotated[str, typer.Option(help="a name that `qprune samplers` lists")] = "relax",
+    sampler: Annotated[
+        str, typer.Option(help="a name that `qprune samplers` lists; auto: what suits the problem")
+    ] = "auto",
     sampler_option: Annotated[
         list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
     ] = None,
@@ -78,33 +79,43 @@ def solve(
         sampler, parse_options(sampler_option or []), seed=seed, time_limit=time_limit
     )
     problem = read_problem(instance, count=count, maximize=maximize)
+    console = Console(stderr=True)
     began = time.process_time()
-    solution = chosen.sample_problem(problem, **options)
+    with terminable(), logged(console), Waiting(f"solving with {sampler}", console):
+        try:
+            solution = chosen.sample_problem(problem, **options)
+        except KeyboardInterrupt:
+            typer.echo("qprune: interrupted before anything was found", err=True)
+            raise typer.Exit(INTERRUPTED) from None
     seconds = time.process_time() - began
+    interrupted = bool(solution.info.get("interrupted", False))
     found = outcome(problem, solution) | {
         "instance": str(instance),
         "sampler": sampler,
         "seed": seed,
         "cpu_seconds": seconds,
+        "interrupted": interrupted,
     }
     if output is not None:
         output.write_text(strict_json(found | sample_record(problem, solution)) + "\n")
     if json:
         typer.echo(strict_json(found))
-        return
-    Console().print(outcome_table(found))
+    else:
+        Console().print(outcome_table(found))
+    if interrupted:
+        typer.echo("qprune: interrupted; this is the best found so far", err=True)
+        raise typer.Exit(INTERRUPTED)
 
 
 def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:
     """What was found and what is proved about it."""
-    proved = bool(solution.info.get("proved", False)) or solution.gap <= PROVED_GAP
     return {
         "num_variables": problem.num_variables,
         "counts": None if problem.counts is None else problem.counts.tolist(),
         "energy": solution.energy,
         "lower_bound": solution.lower_bound,
         "gap": solution.gap,
-        "proved": proved,
+        "proved": solution.proved,
         "feasible": bool(problem.feasible(solution.sample)[0]),
     }
 

@@ -11,7 +11,20 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
+#: Exit code of a command that was interrupted, as shells have it: 128 + SIGINT.
+INTERRUPTED = 130
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM is what Ctrl-C is: a `KeyboardInterrupt` to whoever does not take it over."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

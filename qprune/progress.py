@@ -39,7 +39,7 @@ def tracked(console: Console) -> Track:
 
 @contextmanager
 def logged(console: Console) -> Iterator[None]:
-    """Inside, what qprune logs is a line each on ``console``, above whatever bar is drawn there.
+    """Inside, what qprune and its solvers log is a line each on ``console``, above its bars.
 
     Warnings of tensors left dense are such lines, too.
     """
@@ -47,10 +47,11 @@ def logged(console: Console) -> Iterator[None]:
     handler: logging.Handler = logging.StreamHandler(console.file)
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
-    logger = logging.getLogger("qprune")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger, others = logging.getLogger("qprune"), logging.getLogger("solvers")
+    before = logger.level, others.level
+    for one in (logger, others):
+        one.addHandler(handler)
+        one.setLevel(logging.INFO)
     try:
         with warnings.catch_warnings():
             shown = warnings.showwarning
@@ -64,8 +65,9 @@ def logged(console: Console) -> Iterator[None]:
             warnings.showwarning = show
             yield
     finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
+        for one, level in zip((logger, others), before, strict=True):
+            one.setLevel(level)
+            one.removeHandler(handler)
 
 
 class _Bar:
@@ -100,6 +102,19 @@ class _Bar:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class Waiting(_Bar):
+    """Shows for how long one thing has been done.
+
+    Args:
+        what: is done, in a few words.
+        console: where to draw.
+    """
+
+    def __init__(self, what: str, console: Console) -> None:
+        super().__init__(console)
+        self._progress.update(self._task, description=what)
 
 
 class StagesBar(_Bar):

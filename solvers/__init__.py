@@ -1,5 +1,6 @@
 """Binary quadratic problems with exact counts: problems, samplers, bounds. Knows no networks."""
 
+from solvers.ask import solve
 from solvers.penalty import CardinalityPenalty, LagrangeCardinality
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Dense, LowRank, Sparse
@@ -19,6 +20,7 @@ __all__ = [
     "Sparse",
     "get_sampler",
     "list_samplers",
+    "solve",
 ]
 
 #: Lets `qprune` tell this package from a `solvers.py` of the user's own.

@@ -12,7 +12,7 @@ from solvers.clock import Deadline
 from solvers.elite import improve_with_restarts
 from solvers.forms import Form, cheapest, forms_for
 from solvers.layout import Layout, search_dtype
-from solvers.options import Count, Positive, Whole
+from solvers.options import Positive, Sweeps, Whole
 from solvers.problem import Floats, QuadraticProblem
 from solvers.reads import Limits, Read, ReadOptions, search, starts
 from solvers.reduction import reduced
@@ -32,12 +32,13 @@ _POOL_SIZE = 16
 _REHEAT = 0.9
 # Reads with a time limit alone: so many of the first length, as many of twice that, and so on.
 _READS_PER_LENGTH = 2
+_MOST_SWEEPS = 1_000_000
 
 
 class AnnealingOptions(ReadOptions):
     """Options of `SwapAnnealing`."""
 
-    num_sweeps: Count = Field(
+    num_sweeps: Sweeps = Field(
         default=1000,
         description="temperatures, one sweep each (default 1000; more and more with a time limit)",
     )
@@ -77,14 +78,14 @@ class SwapAnnealing(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
-        reduction = reduced(problem)
+        reduction = reduced(problem, deadline)
         given = reduction.restrict(given)
         problem = reduction.problem
         limits = Limits.of(asked, deadline)
         layout = Layout.of(problem, search_dtype(problem))
-        forms = forms_for(layout)
+        forms = forms_for(layout, deadline)
         state, random = next(starts(problem, asked.seed, given, 1))
-        quenched = _quenched(forms[-1], layout.sorted(state), random)
+        quenched = _quenched(forms[-1], layout.sorted(state), random, deadline)
         near = layout.unsorted(quenched)
 
         def temperatures(index: int) -> Floats:
@@ -118,7 +119,8 @@ def _sweeps(asked: AnnealingOptions, limits: Limits, index: int) -> int:
     """Sweeps of one read: where reads have no end they grow, unless their number was given."""
     if limits.num_reads is not None or "num_sweeps" in asked.model_fields_set:
         return asked.num_sweeps
-    return asked.num_sweeps << (index // _READS_PER_LENGTH).bit_length()
+    grown = asked.num_sweeps << (index // _READS_PER_LENGTH).bit_length()
+    return min(grown, _MOST_SWEEPS)
 
 
 def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Iterator[None]:
@@ -145,8 +147,12 @@ def _crossing_start(temperatures: Floats) -> float:
     return float(temperatures[0] ** _REHEAT * temperatures[-1] ** (1 - _REHEAT))
 
 
-def _quenched(form: Form, x: np.ndarray, random: np.ndarray) -> np.ndarray:
+def _quenched(form: Form, x: np.ndarray, random: np.ndarray, deadline: Deadline) -> np.ndarray:
     """A state near a local minimum, by sweeps at temperature 0."""
     read = Read.start(x, random.copy())
-    form.anneal(read, form.kept(x), np.zeros(_QUENCH_SWEEPS))
+    kept = form.kept(x)
+    for _ in range(_QUENCH_SWEEPS):
+        if deadline.passed:
+            break
+        form.anneal(read, kept, np.zeros(1))
     return read.best

@@ -22,7 +22,7 @@ from solvers.convex_kernels import linear_minimum, project
 from solvers.convexify import Convex, convexify
 from solvers.newton_kernels import accelerate, largest_eigenvalue, proximal_newton
 from solvers.problem import Integers, QuadraticProblem
-from solvers.quadratic import Floats, LowRank, Sparse
+from solvers.quadratic import Floats, LowRank, Quadratic, Sparse
 
 _EPS = float(np.finfo(np.float64).eps)
 # Up to this size Q is formed and all variables are worked on at once.
@@ -34,6 +34,15 @@ _WARM_UP = 80
 _FIRST_STEP = 40.0
 _MAX_STEPS = 1000
 _MAX_SETS = 20
+# Entries of a matrix read, and multiplications of a factorisation made, in a second; at least.
+_ENTRIES_PER_SECOND = 7e8
+_OPERATIONS_PER_SECOND = 6e9
+# A new look at the clock after about so long.
+_SECONDS_PER_LOOK = 0.03
+# Without the time for so many looks at the whole matrix, the bound is that of the centre.
+_FEWEST_PASSES = 20
+# A gap of this share of what random states are above the bound is none.
+_LEAST_SHARE = 1e-6
 # A variable at a bound is beyond doubt when ``_DOUBT`` diagonal Newton steps would not free it.
 _DOUBT = 20.0
 
@@ -52,6 +61,10 @@ class Tangent:
     bound: float
     vertex: NDArray[np.int8]
     reduced_costs: Floats
+
+    def open_below(self, energy: float) -> Integers:
+        """The variables in which a state of less ``energy`` may differ from ``vertex``."""
+        return np.flatnonzero(self.bound + self.reduced_costs < energy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,15 +116,12 @@ def rounding_slack(convex: Convex, y: Floats) -> float:
     """How far off by rounding a bound can be at y, or at any point smaller in every entry.
 
     |Q_ij| <= r_i r_j with r the root of the diagonal. With S = r.|y|, an entry of Q y is off by
-    at most (n + m) eps r_i S and every sum of them with y by that times S.
+    at most (n + m) eps r_i S and every sum of them with y by that times S. What Q lacks in being
+    positive semidefinite counts, too.
     """
     size = float(np.sqrt(np.maximum(convex.diagonal, 0.0)) @ np.abs(y))
     terms = size * size + float(np.abs(convex.linear).sum()) + abs(convex.offset)
-    slack = 4.0 * (y.size + 64) * _EPS * terms
-    if not isinstance(convex.quadratic, LowRank):
-        # How far from positive semidefinite `convexify` lets a matrix be.
-        slack += 1e-11 * float(convex.diagonal.max(initial=0.0)) * y.size
-    return slack
+    return 4.0 * (y.size + 64) * _EPS * terms + 0.5 * convex.missing * y.size
 
 
 def relax(
@@ -127,7 +137,7 @@ def relax(
         tolerance: relative gap between the energy of x and the bound at which to stop.
         deadline: when to stop regardless.
     """
-    return relax_convex(convexify(problem), tolerance=tolerance, deadline=deadline)
+    return relax_convex(convexify(problem, deadline), tolerance=tolerance, deadline=deadline)
 
 
 def relax_convex(
@@ -140,18 +150,26 @@ def relax_convex(
     by what the whole gradient contradicts until the whole gap is small.
     """
     deadline = deadline or Deadline(None)
+    look = pass_seconds(convex.quadratic)
     if convex.size <= _SMALL and not isinstance(convex.quadratic, Sparse):
         convex = convex.as_dense()
     metric = diagonal_metric(convex)
     # A rough answer needs only a rough start.
-    x, shift = _warm_up(convex, metric, _WARM_UP if tolerance < 0.1 else _WARM_UP // 4)
+    steps = _WARM_UP if tolerance < 0.1 else _WARM_UP // 4
+    if deadline.remaining > _FEWEST_PASSES * look:
+        x, shift = _warm_up(convex, metric, steps, deadline)
+    else:
+        x, shift = convex.centre(), np.zeros(convex.counts.size)
     product = convex.quadratic.product(x)
     energy = convex.energy(x, product)
     best = tangent_at(convex, x, product)
     members = np.zeros(convex.size, bool)
-    newton = _Newton(metric, shift, 0.5 * tolerance, deadline)
+    # Where the optimum is next to 0, so is no gap relative to it.
+    least = _LEAST_SHARE * max(0.0, _mean(convex) - best.bound)
+    newton = _Newton(metric, shift, 0.5 * tolerance, least, deadline)
     for _ in range(_MAX_SETS):
-        if energy - best.bound <= tolerance * abs(energy) or deadline.passed:
+        enough = energy - best.bound <= tolerance * max(abs(energy), least)
+        if enough or deadline.remaining <= 4.0 * look:
             break
         before = members.sum(), best.bound
         members |= _in_doubt(convex, metric, x, product, shift)
@@ -172,7 +190,27 @@ def diagonal_metric(convex: Convex) -> Floats:
     return diagonal + (1e-3 * float(diagonal.mean() if diagonal.size else 0.0) or 1.0)
 
 
-def _warm_up(convex: Convex, metric: Floats, steps: int) -> tuple[Floats, Floats]:
+def pass_seconds(quadratic: Quadratic) -> float:
+    """About how long it takes to read a matrix once, on a slow machine."""
+    if isinstance(quadratic, LowRank):
+        entries = 2 * quadratic.factor.size
+    elif isinstance(quadratic, Sparse):
+        entries = 4 * quadratic.matrix.nnz
+    else:
+        entries = quadratic.size**2
+    return 1e-5 + entries / _ENTRIES_PER_SECOND
+
+
+def _mean(convex: Convex) -> float:
+    """About the mean energy of random states: as if independent."""
+    p = convex.centre()
+    energy = convex.energy(p, convex.quadratic.product(p))
+    return energy + 0.5 * float(convex.diagonal @ (p * (1.0 - p)))
+
+
+def _warm_up(
+    convex: Convex, metric: Floats, steps: int, deadline: Deadline
+) -> tuple[Floats, Floats]:
     """(x, multipliers of the counts) after the accelerated steps."""
     real = np.float32 if convex.size > _SMALL and _fits_single(convex) else np.float64
     operator = _as(convex.operator, real)
@@ -181,17 +219,26 @@ def _warm_up(convex: Convex, metric: Floats, steps: int) -> tuple[Floats, Floats
     x = _as(convex.centre(), real)
     product = _as(convex.quadratic.product(convex.centre()), real)
     shift = np.zeros(convex.counts.size)
-    accelerate(
-        operator,
-        _as(convex.linear, real),
-        convex.starts,
-        convex.counts,
-        _as(width, real),
-        steps,
-        shift,
-        x,
-        product,
-    )
+    linear, width_as = _as(convex.linear, real), _as(width, real)
+    y, y_product, momentum = x.copy(), product.copy(), np.ones(1)
+    together = max(1, int(_SECONDS_PER_LOOK / pass_seconds(convex.quadratic)))
+    for first in range(0, steps, together):
+        if deadline.passed:
+            break
+        accelerate(
+            operator,
+            linear,
+            convex.starts,
+            convex.counts,
+            width_as,
+            min(together, steps - first),
+            shift,
+            x,
+            product,
+            y,
+            y_product,
+            momentum,
+        )
     # Single precision leaves the counts inexact; the entries between 0 and 1 make up for it.
     target = np.where(x <= 0.0, -1.0, np.where(x >= 1.0, 2.0, x)).astype(np.float64)
     exact = np.empty(convex.size)
@@ -223,12 +270,24 @@ def _in_doubt(
     return ~(((x == 0.0) & (pull < -1.0)) | ((x == 1.0) & (pull > 1.0)))
 
 
+def newton_seconds(size: int) -> float:
+    """About how long a Newton step on so many fractional variables takes, on a slow machine."""
+    return 1e-6 + (size**3 / 3.0 + 20.0 * size**2) / _OPERATIONS_PER_SECOND
+
+
 class _Newton:
     """Proximal Newton on parts of a problem; carries what one part leaves to the next."""
 
-    def __init__(self, metric: Floats, shift: Floats, tolerance: float, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        metric: Floats,
+        shift: Floats,
+        tolerance: float,
+        least: float,
+        deadline: Deadline,
+    ) -> None:
         self.metric, self.shift = metric, shift
-        self.tolerance, self.deadline = tolerance, deadline
+        self.tolerance, self.least, self.deadline = tolerance, least, deadline
         self.proximal_step = _FIRST_STEP
         self.steps = 0
 
@@ -241,17 +300,22 @@ class _Newton:
         centre, y = x[keep], x[keep]
         start = part.energy(inner, part.quadratic.product(inner)) - part.offset
         best = np.array([-np.inf, start, self.proximal_step, 0.0])
-        # A new look at the clock about every tenth of a second.
-        chunk = max(8, int(3e8 / (1.0 + keep.size**2)))
+        chunk = max(1, int(_SECONDS_PER_LOOK / newton_seconds(keep.size)))
+        tolerance = self.tolerance * max(abs(start + part.offset), self.least)
         total = 0
-        while not self.deadline.passed and total < _MAX_STEPS:
+        while total < _MAX_STEPS:
+            fractional = int(((inner > 0.0) & (inner < 1.0)).sum())
+            if isinstance(part.quadratic, LowRank):
+                fractional = min(fractional, 2 * part.quadratic.rank)
+            if self.deadline.remaining <= newton_seconds(fractional):
+                break
             taken = proximal_newton(
                 part.operator,
                 part.linear,
                 part.starts,
                 part.counts,
                 self.metric[keep],
-                self.tolerance * abs(start + part.offset),
+                tolerance,
                 np.inf,
                 chunk,
                 self.shift,

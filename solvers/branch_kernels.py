@@ -87,7 +87,9 @@ def gather(matrix, free):
 
 
 @kernel
-def bound_node(matrix, linear, starts, counts, metric, upper, slack, accuracy, state, x, sample):
+def bound_node(
+    matrix, linear, starts, counts, metric, upper, slack, accuracy, max_steps, state, x, sample
+):
     """Relax what is free, decide what its reduced costs allow, round, pick where to branch.
 
     Args:
@@ -99,6 +101,7 @@ def bound_node(matrix, linear, starts, counts, metric, upper, slack, accuracy, s
         upper: states of this energy or more are of no interest.
         slack: taken off every bound for rounding errors.
         accuracy: gap at which the relaxation is good enough.
+        max_steps: Newton steps at most.
         state: (n,), in and out.
         x: (n,) a fractional point to start from, in and out.
         sample: (n,) int8 where the rounded state goes.
@@ -129,7 +132,7 @@ def bound_node(matrix, linear, starts, counts, metric, upper, slack, accuracy, s
         metric[free],
         accuracy,
         upper - fixed + slack,
-        200,
+        max_steps,
         np.zeros(part_counts.size),
         point,
         point.copy(),
@@ -193,16 +196,17 @@ def choose_branch(matrix, starts, counts, metric, x):
 
 
 @kernel
-def enumerate_states(matrix, half, linear, groups, counts, low_bits, best):
-    """The least E over all states with exact counts, in Gray code order; ``best`` gets it.
+def enumerate_states(matrix, half, linear, groups, counts, low_bits, first, last, lowest, best):
+    """The least E over states with exact counts, in Gray code order; ``best`` gets its state.
 
-    ``half`` is half the diagonal. The last ``low_bits`` variables run through their code for
+    ``half`` is half the diagonal. The first ``low_bits`` variables run through their code for
     every value of the others, from fields computed afresh, so that rounding does not pile up.
+    These values are the bits of ``first`` up to ``last``, excluded. Returns ``lowest``, the least
+    E known before, or what is lower.
     """
     n = linear.size
-    lowest = np.inf
     x = np.zeros(n, np.int8)
-    for block in range(1 << (n - low_bits)):
+    for block in range(first, last):
         missing = counts.copy()
         energy = 0.0
         field = linear.copy()

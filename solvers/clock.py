@@ -86,8 +86,10 @@ class Deadline:
         if time_limit is not None and not time_limit >= 0:
             raise InvalidOptionError(f"time_limit must be at least 0 seconds, not {time_limit!r}")
         self.time_limit = time_limit
-        self.interrupted = False
-        self._kept_back = 0.0
+        self._interrupted = False
+        self._whole: Deadline | None = None
+        #: Seconds of the limit that are left for what comes after the search.
+        self.kept_back = 0.0
         self._compiled_before = _compiling.seconds
         self._began = time.perf_counter()
 
@@ -115,15 +117,24 @@ class Deadline:
             return 0.0
         if self.time_limit is None:
             return float("inf")
-        return max(0.0, self.time_limit - self._kept_back - self.elapsed)
+        return max(0.0, self.time_limit - self.kept_back - self.elapsed)
 
-    def keep_back(self, seconds: float) -> None:
-        """Leave so many seconds of the limit for what comes after the search."""
-        self._kept_back = seconds
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody wished the call to end."""
+        return self._interrupted or (self._whole is not None and self._whole.interrupted)
 
     def interrupt(self) -> None:
         """End the call as soon as it looks; what it has found so far is its answer."""
-        self.interrupted = True
+        self._interrupted = True
+
+    def part(self, share: float) -> Deadline:
+        """The deadline of a part of the call, to which ``share`` of the time left is given."""
+        if share == 1.0:
+            return self
+        part = Deadline(None if self.time_limit is None else share * self.remaining)
+        part._whole = self
+        return part
 
 
 @contextmanager
@@ -142,7 +153,7 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
         yield deadline
     if time_limit is not None and deadline.compiled > _WORTH_SAYING:
         logger.warning(
-            "%.1f s went into compiling inner loops, once for this kind of problem; they are no "
+            "%.1f s went into compiling or loading inner loops, once in a process; they are no "
             "part of the time limit",
             deadline.compiled,
         )

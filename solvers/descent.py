@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from solvers.clock import Deadline
 from solvers.kernels import GUMBELS
@@ -10,7 +11,6 @@ from solvers.kernels_flip import flip_descent
 from solvers.kernels_swap import swap_descent
 from solvers.layout import Layout
 from solvers.problem import QuadraticProblem
-from solvers.quadratic import Sparse
 from solvers.sampler import States
 
 # Numbers read between two looks at the clock: about ten milliseconds of descent.
@@ -29,42 +29,50 @@ def descend(
         problem: what to descend on.
         states: shape (reads, n), with exact counts.
         layout: the problem's layout, when the caller has it; otherwise one in float64 is made.
-        deadline: when to stop; what is not at the bottom then is returned as far as it is.
+        deadline: when to stop; what is not at the bottom then is returned as far as it is, all of
+            it where forming the matrix alone would take longer.
     """
     deadline = deadline or Deadline()
     layout = layout or Layout.of(problem)
+    if not layout.affords_matrix(deadline):
+        return states
     result = layout.sorted(states)
-    scores = np.empty(problem.num_variables, dtype=layout.dtype)
-    unused = np.zeros(4, dtype=np.uint64)
-    most = max(1, _READS_PER_LOOK // _reads_per_move(problem))
+    down = _flips if problem.groups is None else _swaps
     for x in result:
-        if deadline.passed:
+        if deadline.passed or not down(layout, x, deadline):
             break
-        field = layout.fields(x[None])[0]
-        made = most
-        while made == most and not deadline.passed:
-            if problem.groups is None:
-                made = flip_descent(layout.matrix, field, layout.half, x, most)
-            else:
-                made = swap_descent(
-                    layout.matrix,
-                    field,
-                    layout.half,
-                    x,
-                    layout.starts,
-                    unused,
-                    GUMBELS,
-                    scores,
-                    most,
-                )
     return layout.unsorted(result)
 
 
-def _reads_per_move(problem: QuadraticProblem) -> int:
-    """Numbers that a move reads or writes, about."""
-    n = problem.num_variables
-    row = n
-    if isinstance(problem.quadratic, Sparse):
-        row = problem.quadratic.matrix.nnz // max(1, n)
-    # A swap looks through its group, too.
-    return 100 + (2 * row if problem.groups is None else 4 * row + n)
+def _flips(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
+    """Descend by single flips, in place; whether the bottom was reached."""
+    field = layout.fields(x[None])[0]
+    most = max(1, _READS_PER_LOOK // (100 + 2 * layout.row_length))
+    while flip_descent(layout.matrix, field, layout.half, x, most) == most:
+        if deadline.passed:
+            return False
+    return True
+
+
+def _swaps(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
+    """Descend by swaps inside groups, in place; whether the bottom was reached."""
+    field = layout.fields(x[None])[0]
+    scores = np.empty(x.size, dtype=layout.dtype)
+    unused, cursor = np.zeros(4, dtype=np.uint64), np.zeros(3, dtype=np.int64)
+    most = max(1, _READS_PER_LOOK // (100 + 2 * x.size))
+    while cursor[2] < x.size:
+        if deadline.passed:
+            return False
+        swap_descent(
+            layout.matrix,
+            field,
+            layout.half,
+            x,
+            layout.starts,
+            unused,
+            GUMBELS,
+            scores,
+            most,
+            cursor,
+        )
+    return True

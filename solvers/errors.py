@@ -6,7 +6,7 @@ SolverError
 |   +-- UnknownOptionError (TypeError)   an option the sampler does not have
 +-- UnknownSamplerError (LookupError)    no sampler of that name
 +-- MissingPackageError (ImportError)    the sampler's package is not installed
-+-- ProblemTooLargeError (MemoryError)   needs more memory, or variables, than there are
++-- ProblemTooLargeError (ValueError)    needs more memory, or variables, than there are
 +-- SamplerFailedError (RuntimeError)    a foreign sampler raised or answered nonsense
 +-- ChargeRefusedError (RuntimeError)    a paid call was declined, or is past the budget
 +-- StudyError (ValueError)              a comparison of samplers that cannot be made as asked
@@ -44,8 +44,11 @@ class MissingPackageError(SolverError, ImportError):
     """The sampler's package is not installed; the message has the command that installs it."""
 
 
-class ProblemTooLargeError(SolverError, MemoryError):
-    """The problem does not fit; the message says what is needed and the way out."""
+class ProblemTooLargeError(SolverError, ValueError):
+    """The problem does not fit; the message says what is needed and the way out.
+
+    It is no `MemoryError`: to ask again, or for a smaller batch, is of no use.
+    """
 
 
 class ChargeRefusedError(SolverError, RuntimeError):

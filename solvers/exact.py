@@ -4,98 +4,158 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from pydantic import Field
 
-from solvers.bounds import Relaxation, diagonal_metric, relax_convex, rounding_slack
+from solvers.bounds import (
+    Relaxation,
+    diagonal_metric,
+    newton_seconds,
+    relax_convex,
+    rounding_slack,
+)
 from solvers.branch_kernels import bound_node, enumerate_states
 from solvers.clock import Deadline
 from solvers.convexify import Convex, convexify
 from solvers.descent import descend
-from solvers.errors import InvalidOptionError, ProblemTooLargeError
+from solvers.errors import ProblemTooLargeError
+from solvers.gap import energy_step, mean_energy, raised, rounding
+from solvers.options import Count, SamplerOptions, Share, TimedOptions
+from solvers.presolve import Presolved, extreme, presolved, times_power
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Floats
-from solvers.relax import Relax
-from solvers.sampler import CountingSampler, positive_int
+from solvers.relax import RelaxOptions, relax_and_round
+from solvers.sampler import States, random_states
 from solvers.solution import Solution
+from solvers.timed import TimedSampler
 
 _MOST_ENUMERATED = 24
 _LOW_BITS = 12
+# Blocks of 2^_LOW_BITS states between two looks at the clock.
+_BLOCKS_PER_LOOK = 32
 # Nodes explored best first for each one of a dive.
 _NODES_PER_DIVE = 4
 # Open nodes beyond this many bytes are explored depth first, which opens few new ones.
 _MEMORY = 1 << 30
+_BYTES_PER_NODE = 450
+# More undecided variables are not branched on: a node would take seconds, and decide nothing.
+_LARGEST_TREE = 1200
+# Newton steps of a node at most, and seconds that they may take.
+_MOST_STEPS = 200
+_SECONDS_PER_NODE = 0.5
+# Where all energies are multiples of one number: how much less than it may still be better.
+_PART_OF_STEP = 0.999
 
 #: Bound, serial number, what is decided, where the relaxation of the parent was.
 _Node = tuple[float, int, NDArray[np.int8], NDArray[np.floating]]
 
 
-class Exact(CountingSampler):
+class ExactOptions(SamplerOptions):
+    """Options of `Exact`."""
+
+    num_reads: Count | None = Field(
+        default=None, description="starts of the search for the first state (default 4)"
+    )
+    max_nodes: Count | None = Field(
+        default=None, description="nodes after which to stop (default: none)"
+    )
+    gap: Share = Field(
+        default=0.0,
+        description="relative gap at which to stop, see solvers.gap (default 0: at the optimum)",
+    )
+
+
+class Exact(TimedSampler):
     """Branch and bound on the convex relaxation, with reduced-cost fixing at every node.
 
-    `Relax` gives the first state. Nodes are explored best bound first, so that the lower bound
-    rises until it meets the best energy (``info["proved"]``) or a limit is reached. A relaxation
-    starts from its parent's point; the branching variable is the one both of whose values cost
-    most by the curvature of the face. Convex problems only prune well: others are made convex by
-    a diagonal shift (``info["convexified"]``).
+    What is decided without a search is taken out first (`solvers.presolve`). `Relax` gives the
+    first state. Nodes are explored best bound first, so that the lower bound rises until it meets
+    the best energy (``info["proved"]``) or a limit is reached. A relaxation starts from its
+    parent's point; the branching variable is the one both of whose values cost most by the
+    curvature of the face. Convex problems only prune well: others are made convex by a diagonal
+    shift (``info["convexified"]``). More than 1200 undecided variables are not branched on: the
+    answer is then that of `Relax`, with its bound.
 
     Example:
         >>> problem = QuadraticProblem([1.0, -1.0, 0.5], np.ones((3, 3)), counts=2)
         >>> solution = Exact().sample_problem(problem)
-        >>> solution.sample.tolist(), solution.info["proved"]
+        >>> solution.sample.tolist(), solution.proved
         ([0, 1, 1], True)
     """
 
-    options: ClassVar = {
-        "num_reads": "starts of the search for the first state (default 4)",
-        "seed": "seed of that search",
-        "initial_states": "states that it improves too, shape (k, n)",
-        "time_limit": "seconds after which the best state and bound so far are returned",
-        "max_nodes": "nodes after which to stop (default: none)",
-        "gap": "relative gap that counts as proved (default 1e-6)",
-    }
+    Options = ExactOptions
 
     @property
     def properties(self) -> dict[str, Any]:
         return {**super().properties, "bound": True}
 
-    def sample_problem(
+    def _search(
         self,
         problem: QuadraticProblem,
-        *,
-        num_reads: int = 4,
-        seed: int | None = None,
-        initial_states: ArrayLike | None = None,
-        time_limit: float | None = None,
-        max_nodes: int | None = None,
-        gap: float = 1e-6,
+        asked: ExactOptions,
+        given: States | None,
+        deadline: Deadline,
     ) -> Solution:
-        """Solve to the gap asked, or until a limit or an interrupt.
+        power = extreme(problem)
+        if power:
+            found = self._search(times_power(problem, -power), asked, given, deadline)
+            bound = float(np.ldexp(found.lower_bound, power))
+            return Solution.of(problem, found.samples, lower_bound=bound, info=found.info)
+        left = presolved(problem, deadline)
+        # As in `TimedSampler`: what has been decided must not blur what has not.
+        decided = left.problem.offset
+        part = left.problem.with_linear(left.problem.linear, 0.0)
+        reads = RelaxOptions(num_reads=asked.num_reads or 4, seed=asked.seed)
+        first = relax_and_round(part, reads, left.restrict(given), deadline)
+        search = _Search(part, first, _Goal.of(problem, decided, asked.gap))
+        search.start(deadline)
+        if search.undecided > _LARGEST_TREE:
+            search.sample(asked, deadline)
+        else:
+            search.run(deadline, asked.max_nodes)
+        return search.solution(problem, left, len(first.samples))
 
-        Raises:
-            InvalidOptionError: an option's value makes no sense; the message says which and why.
+
+@dataclass(frozen=True)
+class _Goal:
+    """When an energy is good enough, given the one found.
+
+    Attributes:
+        mean: of random states, without what was decided before the search.
+        rounding: differences that do not count.
+        step: that energies, what was decided included, are multiples of; 0 where none is known.
+        decided: what was decided.
+        gap: relative, that is asked.
+    """
+
+    mean: float
+    rounding: float
+    step: float
+    decided: float
+    gap: float
+
+    @classmethod
+    def of(cls, problem: QuadraticProblem, decided: float, gap: float) -> _Goal:
+        """For the whole ``problem``, ``decided`` being the offset of what is left of it."""
+        mean = mean_energy(problem) - decided
+        return cls(mean, rounding(problem), energy_step(problem), decided, gap)
+
+    def target(self, energy: float, slack: float) -> float:
+        """States of this energy or more need not be looked for.
+
+        Args:
+            energy: the best found.
+            slack: what bounds are off by.
         """
-        deadline = Deadline(time_limit)
-        most = None if max_nodes is None else positive_int("max_nodes", max_nodes)
-        if not gap >= 0:
-            raise InvalidOptionError(f"gap must be at least 0, not {gap!r}")
-        first = Relax().sample_problem(
-            problem,
-            num_reads=num_reads,
-            seed=seed,
-            initial_states=initial_states,
-            time_limit=deadline.remaining if time_limit is not None else None,
-        )
-        search = _Search(problem, first, gap)
-        try:
-            search.start(deadline)
-            search.run(deadline, most)
-        except KeyboardInterrupt:
-            search.interrupted = True
-        return search.solution()
+        # (E - B) / (M - B) = gap, solved for B.
+        wanted = energy - max(0.0, self.mean - energy) * self.gap / (1.0 - self.gap)
+        if self.step > 0.0:
+            return min(wanted, energy - _PART_OF_STEP * self.step)
+        return min(wanted, energy - max(0.5 * self.rounding, 2.0 * slack))
 
 
 @dataclass
@@ -104,9 +164,9 @@ class _Search:
 
     problem: QuadraticProblem
     first: Solution
-    gap: float
+    goal: _Goal
     nodes: int = 0
-    interrupted: bool = False
+    undecided: int = 0
     open: list[_Node] = field(default_factory=list)
     improved: list[NDArray[np.int8]] = field(default_factory=list)
 
@@ -119,67 +179,86 @@ class _Search:
     @property
     def target(self) -> float:
         """States of this energy or more need not be looked for."""
-        return self.energy - max(self.gap * abs(self.energy), 1e-300)
+        return self.goal.target(self.energy, 0.0 if self.core is None else self.core.slack)
 
     def start(self, deadline: Deadline) -> None:
         """Relax the whole problem accurately and cut it down to what is not decided."""
-        if self.problem.num_variables == 0 or self.bound >= self.target:
+        if self.problem.num_variables == 0:
+            self.bound = self.energy
+        if self.bound >= self.target or deadline.passed:
             return
-        relaxation = relax_convex(convexify(self.problem), tolerance=1e-6, deadline=deadline)
+        convex = convexify(self.problem, deadline)
+        relaxation = relax_convex(convex, tolerance=1e-6, deadline=deadline)
         self.bound = max(self.bound, relaxation.lower_bound)
-        self.core = _Core.of(relaxation, self.target)
+        keep = relaxation.tangent.open_below(self.target)
+        self.undecided = keep.size
+        if keep.size > _LARGEST_TREE:
+            return
+        self.core = _Core.of(relaxation, keep)
         state = np.full(self.core.keep.size, -1, np.int8)
         self.open = [self._node(self.bound, state, relaxation.x[self.core.keep])]
+
+    def sample(self, asked: ExactOptions, deadline: Deadline) -> None:
+        """Use the time that is left for better states."""
+        if asked.time_limit is None or asked.num_reads is not None or deadline.passed:
+            return
+        seed = None if asked.seed is None else asked.seed + 1
+        reads = RelaxOptions(seed=seed, time_limit=asked.time_limit)
+        found = relax_and_round(self.problem, reads, self.first.samples[:1], deadline)
+        self.bound = max(self.bound, found.lower_bound)
+        if found.energy < self.energy:
+            self.energy = found.energy
+            self.improved.append(found.sample)
 
     def run(self, deadline: Deadline, max_nodes: int | None) -> None:
         """Explore open nodes until none can hold a better state.
 
         Best bound first, but every so often down from there to the nearer value until nothing is
-        left: that finds good states, which rule out more than bounds do.
+        left: that finds good states, which rule out more than bounds do. Where memory is short
+        everything below a node is explored before the next.
         """
         dived = 0
         while self.open and self.open[0][0] < self.target:
-            dive = self.nodes >= _NODES_PER_DIVE * dived
+            full = len(self.open) * (_BYTES_PER_NODE + 5 * self.open[0][2].size) > _MEMORY
+            dive = full or self.nodes >= _NODES_PER_DIVE * dived
             before = self.nodes
-            node: _Node | None = self._pop()
-            while node is not None:
+            below = [heapq.heappop(self.open)]
+            while below:
                 if deadline.passed or self.nodes == max_nodes:
-                    heapq.heappush(self.open, node)
                     break
-                following = self._explore(node)
-                if following is not None and not dive:
-                    heapq.heappush(self.open, following)
-                node = following if dive else None
-            else:
-                dived += self.nodes - before if dive else 0
-                continue
-            break
+                children = self._explore(below.pop(), deadline)
+                if not dive:
+                    children, rest = [], children
+                elif full:
+                    rest = []
+                else:
+                    children, rest = children[-1:], children[:-1]
+                below += children
+                for node in rest:
+                    heapq.heappush(self.open, node)
+            for node in below:
+                heapq.heappush(self.open, node)
+            if below:
+                break
+            dived += self.nodes - before if dive else 0
         if self.open:
-            self.bound = max(self.bound, min(self.open)[0])
-        if not self.open or self.bound >= self.target:
+            self.bound = max(self.bound, self.open[0][0])
+        if self.core is not None and (not self.open or self.bound >= self.target):
             self.bound = max(self.bound, self.target)
 
     def _node(self, bound: float, state: NDArray[np.int8], x: NDArray[np.floating]) -> _Node:
         return bound, next(self.serial), state, x
 
-    def _pop(self) -> _Node:
-        size = self.problem.num_variables
-        if len(self.open) * 5 * size > _MEMORY:
-            newest = max(range(len(self.open)), key=lambda i: self.open[i][1])
-            self.open[newest], self.open[-1] = self.open[-1], self.open[newest]
-            node = self.open.pop()
-            heapq.heapify(self.open)
-            return node
-        return heapq.heappop(self.open)
-
-    def _explore(self, node: _Node) -> _Node | None:
-        """Bound one node; its farther child is left open, the nearer one returned."""
+    def _explore(self, node: _Node, deadline: Deadline) -> list[_Node]:
+        """Bound one node; its children, the nearer one last."""
         assert self.core is not None
         bound, _, state, x = node
         self.nodes += 1
         core = self.core
         x = x.astype(np.float64)
         sample = np.empty(state.size, np.int8)
+        seconds = min(_SECONDS_PER_NODE, deadline.remaining)
+        steps = min(_MOST_STEPS, int(seconds / newton_seconds(int((state < 0).sum()))))
         found, energy, branch = bound_node(
             core.matrix,
             core.convex.linear,
@@ -189,6 +268,7 @@ class _Search:
             self.target - core.convex.offset,
             core.slack,
             0.05 * (self.target - bound),
+            max(1, steps),
             state,
             x,
             sample,
@@ -197,13 +277,12 @@ class _Search:
         if energy + core.convex.offset < self.energy:
             self._improve(sample)
         if branch < 0 or bound >= self.target:
-            return None
+            return []
         near, far = state, state.copy()
         near[branch] = x[branch] > 0.5
         far[branch] = 1 - near[branch]
         single = x.astype(np.float32)
-        heapq.heappush(self.open, self._node(bound, far, single))
-        return self._node(bound, near, single)
+        return [self._node(bound, far, single), self._node(bound, near, single)]
 
     def _improve(self, sample: NDArray[np.int8]) -> None:
         assert self.core is not None
@@ -213,22 +292,28 @@ class _Search:
             self.energy = energy
             self.improved.append(whole)
 
-    def solution(self) -> Solution:
-        """The best states with the bound that holds now."""
+    def solution(self, problem: QuadraticProblem, left: Presolved, num_samples: int) -> Solution:
+        """The best states of the whole ``problem`` with the bound that holds now."""
         states = np.concatenate([self.first.samples, *(s[None] for s in self.improved)])
-        keep = np.argsort(self.problem.energies(states), kind="stable")[: len(self.first.samples)]
-        bound = min(self.bound, self.energy)
+        keep = np.argsort(self.problem.energies(states), kind="stable")[:num_samples]
+        states = left.lift(states[keep])
+        energies = problem.energies(states)
+        bound = raised(self.goal.decided + self.bound - left.slack, self.goal.step)
         info = {
-            "proved": bool(bound >= self.target),
             "nodes": self.nodes,
             "open": len(self.open),
-            "core": 0 if self.core is None else int(self.core.keep.size),
-            "root_bound": self.first.lower_bound,
+            "decided": problem.num_variables - self.problem.num_variables,
+            "core": self.undecided,
+            "root_bound": self.goal.decided + self.first.lower_bound - left.slack,
             "convexified": self.first.info["convexified"],
         }
-        if self.interrupted:
-            info["interrupted"] = True
-        return Solution.of(self.problem, states[keep], lower_bound=bound, info=info)
+        return Solution.of(
+            problem,
+            states,
+            energies=energies,
+            lower_bound=min(bound, float(energies.min())),
+            info=info,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,14 +339,14 @@ class _Core:
     slack: float
 
     @classmethod
-    def of(cls, relaxation: Relaxation, target: float) -> _Core:
-        """Fix what no state below ``target`` can differ in."""
+    def of(cls, relaxation: Relaxation, keep: NDArray[np.int64]) -> _Core:
+        """The part ``keep``; the others are as in the state that minimises the tangent."""
         whole, tangent = relaxation.convex, relaxation.tangent
-        keep = np.flatnonzero(tangent.bound + tangent.reduced_costs < target)
         fixed = tangent.vertex.astype(np.float64)
         convex = whole.restrict(keep, fixed, whole.quadratic.product(fixed))
         matrix = np.ascontiguousarray(convex.quadratic.dense())
-        slack = rounding_slack(replace(convex, offset=whole.offset), np.ones(keep.size))
+        # What is fixed is rounded, too.
+        slack = rounding_slack(whole, np.ones(whole.size))
         return cls(whole, convex, keep, tangent.vertex, matrix, diagonal_metric(convex), slack)
 
     def lift(self, sample: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -271,21 +356,22 @@ class _Core:
         return self.whole.unsorted(state)
 
 
-class Enumeration(CountingSampler):
+class Enumeration(TimedSampler):
     """Every state, for problems of at most 24 variables: the ground truth of the tests."""
 
-    options: ClassVar = {}
+    Options = TimedOptions
 
     @property
     def properties(self) -> dict[str, Any]:
         return {**super().properties, "bound": True}
 
-    def sample_problem(self, problem: QuadraticProblem) -> Solution:
-        """The optimum.
-
-        Raises:
-            ProblemTooLargeError: more than 24 variables.
-        """
+    def _search(
+        self,
+        problem: QuadraticProblem,
+        asked: TimedOptions,
+        given: States | None,
+        deadline: Deadline,
+    ) -> Solution:
         n = problem.num_variables
         if n > _MOST_ENUMERATED:
             raise ProblemTooLargeError(
@@ -293,16 +379,27 @@ class Enumeration(CountingSampler):
                 "use the sampler 'exact'"
             )
         matrix = np.ascontiguousarray(problem.quadratic.dense())
-        best = np.zeros(n, np.int8)
+        best = random_states(problem, 1, np.random.default_rng(0))[0]
         none = np.zeros(0, np.int64)
-        enumerate_states(
-            matrix,
-            0.5 * problem.quadratic.diagonal(),
-            problem.linear,
-            none if problem.groups is None else problem.groups,
-            none if problem.counts is None else problem.counts,
-            min(n, _LOW_BITS),
-            best,
-        )
-        solution = Solution.of(problem, best, info={"proved": True})
-        return replace(solution, lower_bound=solution.energy)
+        low_bits = min(n, _LOW_BITS)
+        lowest, blocks, first = np.inf, 1 << (n - low_bits), 0
+        while first < blocks and not deadline.passed:
+            last = min(first + _BLOCKS_PER_LOOK, blocks)
+            lowest = enumerate_states(
+                matrix,
+                0.5 * problem.quadratic.diagonal(),
+                problem.linear,
+                none if problem.groups is None else problem.groups,
+                none if problem.counts is None else problem.counts,
+                low_bits,
+                first,
+                last,
+                lowest,
+                best,
+            )
+            first = last
+        bound = -np.inf
+        if first == blocks:
+            # Sums in another order may be a little less.
+            bound = raised(problem.energy(best) - 0.25 * rounding(problem), energy_step(problem))
+        return Solution.of(problem, best, lower_bound=bound)

@@ -15,10 +15,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.clock import Deadline
 from solvers.kernels import GUMBELS
 from solvers.kernels_flip import flip_metropolis
 from solvers.kernels_lowrank import lowrank_flip_metropolis, lowrank_swap_metropolis
-from solvers.kernels_swap import swap_heat_bath, swap_metropolis
+from solvers.kernels_swap import arranged, swap_heat_bath, swap_metropolis
 from solvers.layout import Layout
 from solvers.quadratic import LowRank, Sparse
 from solvers.reads import Read
@@ -29,6 +30,8 @@ Reals = NDArray[np.floating]
 _CACHE_BYTES = 16e6
 # A row's heat bath moves about as often as one single proposal to every so many of its group.
 _GROUP_PER_PROPOSAL = 16
+#: Beyond this many variables a sweep over whole rows takes too long to be stopped in time.
+LONGEST_GROUP = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +174,7 @@ class SwapRows(SwapFields):
             self.layout.half,
             read.x,
             self.layout.starts,
+            arranged(read.x, self.layout.starts),
             temperatures,
             read.random,
             GUMBELS,
@@ -233,14 +237,20 @@ class FactorSwaps(FactorFlips):
         )
 
 
-def forms_for(layout: Layout) -> Sequence[Form]:
-    """The forms that fit the problem and memory."""
+def forms_for(layout: Layout, deadline: Deadline | None = None) -> Sequence[Form]:
+    """The forms that fit the problem, memory, and the time left."""
     counted = layout.problem.groups is not None
-    with_fields = [SwapFields(layout), SwapRows(layout)] if counted else [FlipFields(layout)]
+    with_fields: list[Form] = [SwapFields(layout)] if counted else [FlipFields(layout)]
+    if counted and layout.half.size <= LONGEST_GROUP:
+        with_fields.append(SwapRows(layout))
     if not isinstance(layout.problem.quadratic, LowRank):
         return with_fields
     with_factor = FactorSwaps(layout) if counted else FactorFlips(layout)
-    return [*with_fields, with_factor] if layout.has_matrix else [with_factor]
+    return (
+        [*with_fields, with_factor]
+        if layout.affords_matrix(deadline or Deadline())
+        else [with_factor]
+    )
 
 
 def cheapest(forms: Sequence[Form], acceptance: float) -> Form:

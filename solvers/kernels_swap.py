@@ -82,41 +82,42 @@ def swap_gain(matrix, field, half, x, i, j):
 
 
 @kernel
-def swap_descent(matrix, field, half, x, starts, random, noise, scores, max_swaps):
-    """Swaps inside groups until none improves E; returns the number made.
+def swap_descent(matrix, field, half, x, starts, random, noise, scores, most_rows, cursor):
+    """Swaps inside groups until none improves E, or ``most_rows`` were looked at.
 
-    Every variable of the rarer value in turn takes its best partner if that lowers E.
+    Every variable of the rarer value in turn takes its best partner if that lowers E. ``cursor``
+    is where a call ends and the next goes on: the variable, its group, and how many variables in
+    a row have had no better partner; pass zeros at first. At the end the last is n or more.
     ``scores`` is scratch, as long as the largest group, ``random`` and ``noise`` are not used.
     """
     real = field.dtype.type
     tolerance = real(1e-12) if field.itemsize == 8 else real(1e-6)
-    swaps = 0
-    improved = True
-    while improved and swaps < max_swaps:
-        improved = False
-        for g in range(starts.size - 1):
-            low, high = starts[g], starts[g + 1]
-            value = rarer_value(x, low, high)
-            for i in range(low, high):
-                if x[i] != value:
-                    continue
+    i, g, idle = cursor[0], cursor[1], cursor[2]
+    rows = 0
+    while idle < x.size and rows < most_rows:
+        low, high = starts[g], starts[g + 1]
+        value = rarer_value(x, low, high)
+        while i < high and idle < x.size and rows < most_rows:
+            idle += 1
+            if x[i] == value:
+                rows += 1
                 own = half[i] - field[i] if value == 1 else half[i] + field[i]
                 least = score_partners(
                     matrix, field, half, x, low, high, i, real(0.0), random, noise, scores
                 )
                 if least + own < -tolerance * (abs(own) + abs(field[i])):
-                    j = low + locate(scores[: high - low], least)
-                    swap(matrix, field, x, i, j)
-                    swaps += 1
-                    improved = True
-                    if swaps >= max_swaps:
-                        return swaps
-    return swaps
+                    swap(matrix, field, x, i, low + locate(scores[: high - low], least))
+                    idle = 0
+            i += 1
+        if i >= high:
+            g = (g + 1) % (starts.size - 1)
+            i = starts[g]
+    cursor[0], cursor[1], cursor[2] = i, g, idle
 
 
 @kernel
 def swap_heat_bath(
-    matrix, field, half, x, starts, temperatures, random, noise, best, tally, scores
+    matrix, field, half, x, starts, places, temperatures, random, noise, best, tally, scores
 ):
     """Anneal by heat-bath swaps, one sweep per temperature: the kernel for cold and warm starts.
 
@@ -129,6 +130,8 @@ def swap_heat_bath(
         half: half the diagonal.
         x: state, changed in place; counts stay exact.
         starts: group boundaries, (g + 1,) int64; one group is ``[0, n]``.
+        places: what `arranged` makes of x and starts, changed in place; carried on by a second
+            call with the same arrays.
         temperatures: one per sweep, in units of E, dtype of the matrix; 0 is a descent sweep.
         random: generator state, (4,) uint64, from `random_states_for`; advanced in place.
         noise: `GUMBELS`.
@@ -137,7 +140,7 @@ def swap_heat_bath(
             changes from the start; carried on by a second call with the same arrays.
         scores: scratch, as long as the largest group, dtype of the matrix.
     """
-    place, firsts = arranged(x, starts)
+    place, firsts = places
     energy, lowest, moves = tally[0], tally[1], tally[2]
     for temperature in temperatures:
         for g in range(starts.size - 1):
@@ -205,7 +208,7 @@ def swap_metropolis(matrix, field, half, x, starts, temperatures, random, best, 
     tally[0], tally[1], tally[2] = energy, lowest, moves
 
 
-@part
+@kernel
 def arranged(x, starts):
     """(variables of each group with those at 1 first, where those at 0 begin)."""
     place = np.empty(x.size, dtype=np.int64)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.clock import Deadline
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import LowRank, Quadratic, Sparse
 
@@ -16,6 +17,8 @@ from solvers.quadratic import LowRank, Quadratic, Sparse
 _MOST_BYTES = 4e9
 # Beyond this single precision could overflow or lose whole coefficients.
 _SINGLE_LIMIT = 1e15
+# Of one thread, at the least, when it forms a matrix.
+_MULTIPLICATIONS_PER_SECOND = 2e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,22 @@ class Layout:
         quadratic = self._quadratic
         assert isinstance(quadratic, LowRank)
         return np.ascontiguousarray(quadratic.factor.T, dtype=self.dtype)
+
+    def affords_matrix(self, deadline: Deadline) -> bool:
+        """Whether ``matrix`` is there, or can be formed with time left to work on it."""
+        quadratic = self.problem.quadratic
+        if not isinstance(quadratic, LowRank) or "matrix" in self.__dict__:
+            return True
+        seconds = quadratic.factor.size * quadratic.size / _MULTIPLICATIONS_PER_SECOND
+        return self.has_matrix and seconds < 0.5 * deadline.remaining
+
+    @property
+    def row_length(self) -> int:
+        """Entries of a row of the matrix, on average."""
+        quadratic = self.problem.quadratic
+        if isinstance(quadratic, Sparse):
+            return quadratic.matrix.nnz // max(1, quadratic.size)
+        return quadratic.size
 
     @property
     def has_matrix(self) -> bool:

@@ -281,24 +281,24 @@ def largest_eigenvalue(matrix, scale, steps):
 
 
 @kernel
-def accelerate(matrix, linear, starts, counts, width, iterations, shift, x, product):
+def accelerate(
+    matrix, linear, starts, counts, width, iterations, shift, x, product, y, y_product, momentum
+):
     """Accelerated projected gradient steps ``width`` (Beck and Teboulle 2009) on x, Q x.
 
-    Restarted when a step goes uphill (O'Donoghue and Candes 2015).
+    Restarted when a step goes uphill (O'Donoghue and Candes 2015). ``y``, ``y_product`` (x, Q x
+    at first) and ``momentum`` (1,) (1 at first) are what another call needs to go on.
     """
-    y = x.copy()
-    y_product = product.copy()
     new = np.empty_like(x)
     new_product = np.empty_like(x)
-    momentum = 1.0
     for _ in range(iterations):
         project(y - width * (linear + y_product), width, starts, counts, shift, new)
         multiply(matrix, new, new_product)
         if dot(y - new, new - x) > 0.0:
-            momentum = 1.0
-        following = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum * momentum))
-        share = linear.dtype.type((momentum - 1.0) / following)
-        momentum = following
+            momentum[0] = 1.0
+        following = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum[0] * momentum[0]))
+        share = linear.dtype.type((momentum[0] - 1.0) / following)
+        momentum[0] = following
         for i in range(x.size):
             y[i] = new[i] + share * (new[i] - x[i])
             y_product[i] = new_product[i] + share * (new_product[i] - product[i])

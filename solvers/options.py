@@ -34,20 +34,42 @@ Count = Annotated[int, Field(ge=1, le=2**62), _Number]
 Whole = Annotated[int, Field(ge=0, le=2**62), _Number]
 #: A whole number of at least 0, of any size.
 Seed = Annotated[int, Field(ge=0), _Number]
+#: Sweeps of one read: each has a temperature in memory. More are better spent on more reads.
+Sweeps = Annotated[int, Field(ge=1, le=1_000_000), _Number]
 #: How many threads; more than a machine can start is refused.
 Threads = Annotated[int, Field(ge=1, le=1024), _Number]
 #: Finite, at least 0.
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 #: Finite or infinite, but a number.
 Energy = Annotated[float, _Number, AfterValidator(_not_nan)]
+#: At least 0, below 1.
+Share = Annotated[float, Field(ge=0, lt=1), _Number]
 #: Finite, above 0.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 
 
-class SamplerOptions(BaseModel):
-    """Options that every sampler of ours has; a sampler's own are a subclass."""
+class TimedOptions(BaseModel):
+    """The option that every sampler of ours has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time_limit: Seconds | None = Field(
+        default=None, description="seconds of wall time after which the best so far is returned"
+    )
+
+    @property
+    def starts(self) -> Any:
+        """States that the caller has given, in any form; None without."""
+        return None
+
+    @property
+    def randomness(self) -> int | None:
+        """The seed of everything random; None without."""
+        return None
+
+
+class SamplerOptions(TimedOptions):
+    """Options that every sampler with something random has; a sampler's own are a subclass."""
 
     num_reads: Count | None = Field(
         default=None,
@@ -59,9 +81,14 @@ class SamplerOptions(BaseModel):
         description="states to start from: an array of shape (k, n), or anything that dimod "
         "takes as samples",
     )
-    time_limit: Seconds | None = Field(
-        default=None, description="seconds of wall time after which the best so far is returned"
-    )
+
+    @property
+    def starts(self) -> Any:
+        return self.initial_states
+
+    @property
+    def randomness(self) -> int | None:
+        return self.seed
 
     def reads(self, default: int) -> int | None:
         """How many reads are asked; None, with a time limit alone, is as many as fit."""
@@ -70,10 +97,10 @@ class SamplerOptions(BaseModel):
         return default if self.time_limit is None else None
 
 
-Asked = TypeVar("Asked", bound=SamplerOptions)
+Asked = TypeVar("Asked", bound=TimedOptions)
 
 
-def described(kind: type[SamplerOptions]) -> dict[str, str]:
+def described(kind: type[TimedOptions]) -> dict[str, str]:
     """Option name -> its line of help."""
     return {name: field.description or "" for name, field in kind.model_fields.items()}
 
@@ -101,7 +128,7 @@ def read_options(name: str, kind: type[Asked], options: Mapping[str, Any]) -> As
         raise InvalidOptionError(_explained(kind, error)) from None
 
 
-def _explained(kind: type[SamplerOptions], error: ValidationError) -> str:
+def _explained(kind: type[TimedOptions], error: ValidationError) -> str:
     """The first of what is wrong, in one line with the range that is right."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])

@@ -201,12 +201,17 @@ class QuadraticProblem:
                 model of another kind.
         """
         require_bqm(bqm)
-        spins = bqm.vartype is not dimod.BINARY
-        binary = bqm.change_vartype(dimod.BINARY, inplace=False) if spins else bqm
-        labels = tuple(binary.variables)
+        labels = tuple(bqm.variables)
         size = len(labels)
-        vectors = binary.to_numpy_vectors(variable_order=labels)
-        linear, (row, col, data), offset = vectors[:3]
+        given, (row, col, couplings), constant = bqm.to_numpy_vectors(variable_order=labels)[:3]
+        linear, data = np.asarray(given, np.float64), np.asarray(couplings, np.float64)
+        offset = float(constant)
+        if bqm.vartype is not dimod.BINARY:
+            # In float64, whatever the model's own type: s = 2 x - 1.
+            offset += float(data.sum() - linear.sum())
+            both, twice = np.concatenate([row, col]), np.concatenate([data, data])
+            linear = 2.0 * (linear - np.bincount(both, weights=twice, minlength=size))
+            data = 4.0 * data
         if isinstance(groups, Mapping):
             groups = _groups_by_label(labels, groups)
         coo = sparse.coo_array((data, (row, col)), shape=(size, size))
@@ -214,7 +219,7 @@ class QuadraticProblem:
         return cls(
             linear,
             dense_or_sparse(symmetric),
-            float(offset),
+            offset,
             groups=groups,
             counts=cardinality,
             labels=None if labels == tuple(range(size)) else labels,

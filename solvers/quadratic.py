@@ -123,7 +123,7 @@ class Dense:
         return self.matrix
 
     def restrict(self, indices: NDArray[np.integer]) -> Dense:
-        return Dense(self.matrix[np.ix_(indices, indices)])
+        return Dense.trusted(self.matrix[np.ix_(indices, indices)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,11 +117,13 @@ class Answers:
         found = sorted(self._found, key=lambda one: one[:2])[: self._most]
         samples = np.array([state for _, _, state in found], dtype=np.int8)
         info = {**info, "reads_begun": self.begun}
-        if samples.size * self.problem.num_variables <= _EVALUATED_AGAIN:
-            # All at once, as whoever checks them will: sums are rounded as they are grouped.
-            return Solution.of(self.problem, samples, lower_bound=lower_bound, info=info)
-        energies = np.array([energy for energy, _, _ in found])
-        return Solution(samples, energies, lower_bound, info)
+        energies = None
+        # All at once, as whoever checks them will: sums are rounded as they are grouped.
+        if samples.size * self.problem.num_variables > _EVALUATED_AGAIN:
+            energies = np.array([energy for energy, _, _ in found])
+        return Solution.of(
+            self.problem, samples, energies=energies, lower_bound=lower_bound, info=info
+        )
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def search(
                     break
             found = layout.unsorted(read.best)
             polished = found
-            if layout.has_matrix:
+            if polishing.has_matrix:
                 polished = descend(problem, found[None], polishing, deadline)[0]
             with lock:
                 energy = answers.add(index, state, found, polished)

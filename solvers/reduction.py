@@ -17,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from solvers.clock import Deadline
 from solvers.problem import Integers, QuadraticProblem
 from solvers.quadratic import Quadratic, Sparse
 from solvers.sampler import States
 from solvers.solution import Solution
 
 _MOST_COUPLINGS = 2
+_SHARE = 0.05
+# To eliminate, and to come back from, about.
+_SECONDS_PER_VARIABLE = 15e-6
 
 #: A variable, its linear term, and its couplings when it went: it is 1 where their sum is below 0.
 Elimination = tuple[int, float, dict[int, float]]
@@ -70,10 +74,15 @@ class Reduction:
         return Solution.of(self.original, self.lift(solution.samples), info=info)
 
 
-def reduced(problem: QuadraticProblem) -> Reduction:
-    """Eliminate what can be from a sparse problem without counts; others come back as they are."""
+def reduced(problem: QuadraticProblem, deadline: Deadline | None = None) -> Reduction:
+    """Eliminate what can be from a sparse problem without counts; others come back as they are.
+
+    So does one whose elimination would take more than a small part of the time left.
+    """
     everything = np.arange(problem.num_variables)
-    if problem.groups is None and _few_couplings(problem.quadratic):
+    left = float("inf") if deadline is None else _SHARE * deadline.remaining
+    in_time = _SECONDS_PER_VARIABLE * problem.num_variables <= left
+    if problem.groups is None and in_time and _few_couplings(problem.quadratic):
         assert isinstance(problem.quadratic, Sparse)
         graph = _Graph(problem, problem.quadratic.matrix)
         if graph.removable.size:

@@ -144,7 +144,8 @@ _PIP = {
 }
 
 BUILTIN: tuple[SamplerEntry, ...] = (
-    _ours("relax", "solvers.relax:Relax", "relaxation, rounding, descent (default)", bound=True),
+    _ours("auto", "solvers.auto:Auto", "the one that suits the problem", bound=True),
+    _ours("relax", "solvers.relax:Relax", "relaxation, rounding, descent", bound=True),
     _ours("exact", "solvers.exact:Exact", "branch and bound", bound=True),
     _ours(
         "enumerate",

@@ -10,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from solvers.bounds import Relaxation, relax_convex
+from solvers.bounds import Relaxation, pass_seconds, relax_convex
 from solvers.clock import Deadline
 from solvers.convexify import convexify
 from solvers.descent import descend
+from solvers.forms import LONGEST_GROUP
+from solvers.gap import gap_between
 from solvers.kernels import GUMBELS, random_states_for
 from solvers.kernels_flip import flip_metropolis
-from solvers.kernels_swap import swap_heat_bath
+from solvers.kernels_swap import arranged, swap_heat_bath, swap_metropolis
 from solvers.layout import Layout, search_dtype
 from solvers.options import Count, Positive, SamplerOptions, Whole
+from solvers.presolve import Presolved, extreme, times_power, without_choice
 from solvers.problem import Integers, QuadraticProblem
 from solvers.quadratic import Dense, Floats, Sparse
 from solvers.reads import Answers
@@ -35,6 +38,8 @@ _LARGEST_CORE = 2000
 # First temperature in units of the gap per fractional variable, and its ratio to the last.
 _HOT = 2.0
 _COOLING = 50.0
+# Without the time for so many looks at the matrix, nothing is relaxed.
+_FEWEST_PASSES = 16
 # Numbers read between two looks at the clock, about.
 _READS_PER_LOOK = 20_000_000
 
@@ -90,7 +95,15 @@ def relax_and_round(
     problem: QuadraticProblem, asked: RelaxOptions, given: States | None, deadline: Deadline
 ) -> Solution:
     """What `Relax` answers; ``given`` are its initial states, shape (k, n)."""
-    convex = convexify(problem)
+    power = extreme(problem)
+    if power:
+        found = relax_and_round(times_power(problem, -power), asked, given, deadline)
+        bound = float(np.ldexp(found.lower_bound, power))
+        return Solution.of(problem, found.samples, lower_bound=bound, info=found.info)
+    decided = without_choice(problem)
+    if decided is not None or deadline.remaining < _FEWEST_PASSES * pass_seconds(problem.quadratic):
+        return _at_once(problem, decided, asked, given)
+    convex = convexify(problem, deadline)
     relaxation = relax_convex(convex, tolerance=asked.tolerance, deadline=deadline)
     start = rounded(problem, convex.unsorted(relaxation.preference))
     candidates = start[None] if given is None else np.concatenate([start[None], given])
@@ -104,14 +117,35 @@ def relax_and_round(
     formed = _formed(problem, relaxation)
     num_reads = asked.reads(1)
     answers = Answers(problem, num_reads)
+    best = np.inf
     for index, state in enumerate(_improved(formed, relaxation, start, asked, deadline)):
-        answers.add(index, state)
+        energy = answers.add(index, state)
         if deadline.passed:
             break
+        if num_reads is None and energy < best:
+            best = energy
+            if gap_between(problem, best, relaxation.lower_bound).proved:
+                break
     # What is proved best needs no second read.
     while num_reads is not None and answers.begun < num_reads and not deadline.passed:
         answers.repeat()
     return answers.solution(info, relaxation.lower_bound)
+
+
+def _at_once(
+    problem: QuadraticProblem, decided: Presolved | None, asked: RelaxOptions, given: States | None
+) -> Solution:
+    """What needs no search, or leaves no time for one."""
+    info: dict[str, Any] = {"convexified": ""}
+    if decided is None:
+        states = rounded(problem, -problem.linear)[None] if given is None else given
+        best = states[[int(problem.energies(states).argmin())]]
+        return Solution.of(problem, best, info=info)
+    state = decided.lift(np.zeros((1, 0), np.int8))
+    bound = problem.energy(state[0]) - decided.slack
+    return Solution.of(
+        problem, np.repeat(state, asked.reads(1) or 1, axis=0), lower_bound=bound, info=info
+    )
 
 
 def _formed(problem: QuadraticProblem, relaxation: Relaxation) -> QuadraticProblem:
@@ -232,13 +266,16 @@ def _annealed(
     walk = (layout.matrix, field, layout.half, x)
     schedule = temperatures.astype(layout.dtype)
     scores = np.empty(max(1, x.size), layout.dtype)
+    places = arranged(x, layout.starts)
     step = max(1, _READS_PER_LOOK // (1 + x.size * x.size))
     for begin in range(0, schedule.size, step):
         if deadline.passed:
             break
-        part = schedule[begin : begin + step]
+        now = schedule[begin : begin + step]
         if layout.problem.groups is None:
-            flip_metropolis(*walk, part, random, best, tally)
+            flip_metropolis(*walk, now, random, best, tally)
+        elif x.size > LONGEST_GROUP:
+            swap_metropolis(*walk, layout.starts, now, random, best, tally)
         else:
-            swap_heat_bath(*walk, layout.starts, part, random, GUMBELS, best, tally, scores)
+            swap_heat_bath(*walk, layout.starts, places, now, random, GUMBELS, best, tally, scores)
     return layout.unsorted(best)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from solvers.clock import Deadline
 from solvers.errors import InvalidProblemError
 from solvers.row_kernels import exact_swap_row, oscillate_row
 from solvers.row_tableau import tableau_of
@@ -19,6 +20,11 @@ NO_MARGINALS: RowMarginals = (np.inf, 0, -np.inf, 0)
 
 # Ridges as shares of the mean diagonal, tried in order: float64 Gram matrices need the first.
 RIDGES = (1e-9, 1e-7, 1e-5, 1e-3)
+
+# Numbers of a tableau read between two looks at the clock.
+_READS_PER_LOOK = 3e7
+# Swaps, for each input, after which a tableau is held against its values.
+_SWAPS_BETWEEN_CHECKS = 4
 
 
 def regular(gram: Floats) -> Floats:
@@ -63,17 +69,128 @@ def settled_row(
     run: int,
     tolerance: float,
     depth: int,
+    deadline: Deadline,
 ) -> tuple[int, Floats, RowMarginals]:
     """Swap one row to its optimum, with oscillations up to ``depth``; ``kept`` changes in place.
+
+    Where kept inputs nearly depend on each other, pivots lose digits. What a tableau claims is
+    therefore held, now and then and at the end, against the values in it; one that has lost
+    touch is made again, and swaps that turn out not to have paid are undone.
+
+    Args:
+        gram: A, positive definite; see `regular`.
+        target: w0.
+        kept: the mask.
+        run: counts hold in every run of this many inputs.
+        tolerance: improvements of the objective smaller than this do not count.
+        depth: the longest oscillation.
+        deadline: when to stop.
 
     Returns:
         The number of swaps and swings made, the kept values (0 elsewhere), and `marginals_of`
         the result.
     """
-    pull = gram @ target
-    tableau = tableau_of(gram, pull, float(pull @ target), kept)
-    diagonal = np.diagonal(gram).copy()
-    moves = exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, np.iinfo(np.int64).max)
-    moves += oscillate_row(tableau, gram, kept, diagonal, run, tolerance, depth)
-    values = np.where(kept, tableau[-1, :-1], 0.0)
-    return moves, values, marginals_of(tableau, kept, diagonal)
+    row = _Row(gram, target, kept, run, tolerance)
+    length, settled = 2, False
+    while row.sound and not deadline.passed and not (settled and length > depth):
+        if not settled:
+            settled = row.swap() == 0
+        elif row.swing(length):
+            length = 2
+        else:
+            length *= 2
+    values = row.finished()
+    return row.moves, values, marginals_of(row.tableau, kept, row.diagonal)
+
+
+class _Row:
+    """One row, its tableau, and the best mask that its values have borne out.
+
+    Attributes:
+        tableau: as for `exact_swap_row`.
+        diagonal: of A.
+        moves: swaps and swings made.
+        sound: False once a tableau that was made again shows no progress.
+    """
+
+    def __init__(
+        self,
+        gram: Floats,
+        target: Floats,
+        kept: NDArray[np.bool_],
+        run: int,
+        tolerance: float,
+    ) -> None:
+        self._gram, self._target, self._kept = gram, target, kept
+        self._run, self._tolerance = run, tolerance
+        self._pull = gram @ target
+        self._energy = float(self._pull @ target)
+        self._together = max(1, int(_READS_PER_LOOK / (1.0 + kept.size**2)))
+        self.diagonal = np.diagonal(gram).copy()
+        self.moves, self._unchecked, self.sound = 0, 0, True
+        self._make()
+        self._best, self._least = kept.copy(), float(self.tableau[-1, -1])
+
+    def _make(self) -> None:
+        self.tableau = tableau_of(self._gram, self._pull, self._energy, self._kept)
+
+    def swap(self) -> int:
+        """Some swaps; how many, 0 where none improves."""
+        swaps = exact_swap_row(
+            self.tableau,
+            self._gram,
+            self._kept,
+            self.diagonal,
+            self._run,
+            self._tolerance,
+            self._together,
+        )
+        self._count(swaps)
+        return swaps if self.sound else 0
+
+    def swing(self, length: int) -> bool:
+        """An oscillation of so many inputs; whether it paid."""
+        paid = oscillate_row(
+            self.tableau,
+            self._gram,
+            self._kept,
+            self.diagonal,
+            self._run,
+            self._tolerance,
+            length,
+            _SWAPS_BETWEEN_CHECKS * self._kept.size,
+        )
+        self._count(int(paid), swaps=_SWAPS_BETWEEN_CHECKS)
+        return paid
+
+    def finished(self) -> Floats:
+        """The values of the best mask, which ``kept`` is then."""
+        self._check()
+        return self._values()
+
+    def _count(self, moves: int, swaps: int = 1) -> None:
+        self.moves += moves
+        self._unchecked += moves * swaps
+        if self._unchecked > _SWAPS_BETWEEN_CHECKS * self._kept.size:
+            self._check()
+
+    def _values(self) -> Floats:
+        return np.where(self._kept, self.tableau[-1, :-1], 0.0)
+
+    def _check(self) -> None:
+        """Hold the tableau against its values; make it again, or go back, where they differ."""
+        self._unchecked = 0
+        change = self._values() - self._target
+        claimed = float(self.tableau[-1, -1])
+        borne_out = abs(change @ self._gram @ change - claimed) <= (
+            2.0 * self._tolerance + 1e-3 * abs(claimed)
+        )
+        if not borne_out:
+            self._make()
+            claimed = float(self.tableau[-1, -1])
+        if claimed < self._least - 2.0 * self._tolerance or (self._kept == self._best).all():
+            self._best, self._least = self._kept.copy(), claimed
+            return
+        self.sound = False
+        self._kept[:] = self._best
+        self._make()

@@ -27,8 +27,10 @@ def _best(gains, low, high):
 
 
 @kernel
-def swap_row(gram, values, field, kept, curve, slope, cost, run, tolerance, max_swaps):
+def swap_row(gram, values, field, kept, curve, slope, cost, run, tolerance, max_swaps, at):
     """Swaps in one row, other values held, until none improves; returns the number made.
+
+    Fewer than ``max_swaps`` means that none improves; after as many, another call goes on.
 
     Restoring j at value t, once i is gone, changes the objective by t f + 1/2 t^2 A_jj with
     f = F_j - w_i A_ij. Both ways of choosing t are one expression,
@@ -49,14 +51,18 @@ def swap_row(gram, values, field, kept, curve, slope, cost, run, tolerance, max_
         run: swaps stay inside runs of this many inputs.
         tolerance: improvements smaller than this do not count.
         max_swaps: stop after this many.
+        at: int64, shape (1,), the input that is next, in and out; 0 at first.
     """
     size = values.size
     gains = np.empty(size)
     swaps = 0
     improved = True
     while improved and swaps < max_swaps:
-        improved = False
-        for i in range(size):
+        # A call that goes on comes from a swap, so that another sweep is due.
+        improved = at[0] > 0
+        first = at[0]
+        at[0] = 0
+        for i in range(first, size):
             if not kept[i]:
                 continue
             w = values[i]
@@ -82,6 +88,7 @@ def swap_row(gram, values, field, kept, curve, slope, cost, run, tolerance, max_
             swaps += 1
             improved = True
             if swaps >= max_swaps:
+                at[0] = i + 1
                 break
     return swaps
 
@@ -188,7 +195,8 @@ def exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, max_swaps):
                 best = loss - gains[j]
                 out = i
                 into = j
-        if out < 0:
+        # More than the objective itself can only be rounding's promise.
+        if out < 0 or tableau[size, size] + best < -2.0 * tolerance:
             break
         pivot(tableau, gram, kept, out)
         pivot(tableau, gram, kept, into)
@@ -258,12 +266,12 @@ def _swing(tableau, gram, kept, diagonal, run, depth, outward):
 
 
 @kernel
-def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, depth):
-    """Strategic oscillation of a row that no swap improves; returns the swings that paid.
+def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, length, max_swaps):
+    """One strategic oscillation of a row that no swap improves; whether it paid.
 
-    Adds the inputs that gain most, one after the other, then removes as many of the cheapest (and
-    the other way round), then swaps; what does not lower the objective is undone. Swings go
-    2, 4, ... up to ``depth`` inputs far, from 2 again after each that pays (Glover 1977).
+    Adds the ``length`` inputs that gain most, one after the other, then removes as many of the
+    cheapest, then swaps; if that does not pay, the other way round. What does not lower the
+    objective is undone (Glover 1977).
 
     Args:
         tableau: as for `exact_swap_row`, changed in place; so is ``kept``.
@@ -272,28 +280,23 @@ def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, depth):
         diagonal: the diagonal of A.
         run: counts hold in every run of this many inputs.
         tolerance: improvements of the objective smaller than this do not count.
-        depth: the longest swing; below 2 nothing is done.
+        length: how many inputs.
+        max_swaps: of the swaps after it.
     """
-    paid = 0
-    length = 2
-    while length <= depth:
-        improved = False
-        for outward in (True, False):
-            kept_before = kept.copy()
-            support = np.flatnonzero(kept)
-            rows = tableau[support]
-            entries = np.diag(tableau).copy()
-            last = tableau[-1].copy()
-            if _swing(tableau, gram, kept, diagonal, run, length, outward):
-                exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, 1 << 62)
-                improved = tableau[-1, -1] < last[-1] - 2.0 * tolerance
-            if improved:
-                paid += 1
-                break
-            for a in range(kept.size):
-                tableau[a, a] = entries[a]
-            tableau[support] = rows
-            tableau[-1] = last
-            kept[:] = kept_before
-        length = 2 if improved else 2 * length
-    return paid
+    for outward in (True, False):
+        kept_before = kept.copy()
+        support = np.flatnonzero(kept)
+        rows = tableau[support]
+        entries = np.diag(tableau).copy()
+        last = tableau[-1].copy()
+        if _swing(tableau, gram, kept, diagonal, run, length, outward):
+            exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, max_swaps)
+            # Twice an objective: one below 0 is what rounding has left of the tableau.
+            if -2.0 * tolerance <= tableau[-1, -1] < last[-1] - 2.0 * tolerance:
+                return True
+        for a in range(kept.size):
+            tableau[a, a] = entries[a]
+        tableau[support] = rows
+        tableau[-1] = last
+        kept[:] = kept_before
+    return False

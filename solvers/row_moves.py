@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solvers.arrays import Array, as_count, as_host, namespace
+from solvers.clock import Deadline
 from solvers.row_exact import NO_MARGINALS, regular, settled_row
 from solvers.row_kernels import swap_row
 from solvers.row_refit import refit, safe_inverse
@@ -37,7 +38,10 @@ Integers = NDArray[np.int64]
 # and in the float32 of a device.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-6}
 
-_NO_LIMIT = np.iinfo(np.int64).max
+# What rounding leaves of a row's energy, as a share of the sum of its terms' sizes.
+_ROUNDING = {"float64": 1e-15, "float32": 5e-7}
+# Numbers read between two looks at the clock.
+_READS_PER_LOOK = 1e8
 
 
 class Search(Protocol):
@@ -48,7 +52,7 @@ class Search(Protocol):
     #: A trade between rows has to gain more than this.
     threshold: float
 
-    def settle(self, rows: Integers) -> tuple[int, Integers]:
+    def settle(self, rows: Integers, deadline: Deadline) -> tuple[int, Integers]:
         """Swap in ``rows`` until none improves: the swaps made, and the rows to settle again."""
         ...
 
@@ -65,7 +69,11 @@ def tolerances(problem: RowProblem) -> Array:
     """The improvement of each row that does not count, shape (rows,)."""
     dtype = str(problem.targets.dtype).removeprefix("torch.")
     energy = ((problem.targets @ problem.gram) * problem.targets).sum(-1)
-    return 0.5 * TOLERANCE[dtype] * energy.clip(0.0, None)
+    terms = (abs(problem.targets) * problem.gram.diagonal() ** 0.5).sum(-1) ** 2
+    share = namespace(energy).maximum(
+        TOLERANCE[dtype] * energy.clip(0.0, None), _ROUNDING[dtype] * terms
+    )
+    return 0.5 * share
 
 
 def each_row(work: Callable[[int], int], rows: Integers, num_threads: int) -> Integers:
@@ -119,11 +127,12 @@ class HeldSearch:
         self._compensate = compensate
         self._threads = num_threads
 
-    def settle(self, rows: Integers) -> tuple[int, Integers]:
+    def settle(self, rows: Integers, deadline: Deadline) -> tuple[int, Integers]:
         if self._compensate:
             self._refit(rows)
-        swaps = self._swap(rows)
-        return int(swaps.sum()), rows[swaps > 0] if self._compensate else rows[:0]
+        swaps = self._swap(rows, deadline)
+        again = self._compensate or deadline.passed
+        return int(swaps.sum()), rows[swaps > 0] if again else rows[:0]
 
     def marginals(self) -> Marginals:
         xp = namespace(self.values)
@@ -156,23 +165,31 @@ class HeldSearch:
         self.values[at] = refit(gram, targets, self.mask[at], self.values[at])
         self.field[at] = (self.values[at] - targets) @ gram
 
-    def _swap(self, rows: Integers) -> Integers:
-        run = self.problem.budget.run(self.problem.num_inputs)
+    def _swap(self, rows: Integers, deadline: Deadline) -> Integers:
+        inputs = self.problem.num_inputs
+        run = self.problem.budget.run(inputs)
+        together = max(1, int(_READS_PER_LOOK / (1.0 + inputs * run)))
 
         def swap(row: int) -> int:
-            slope = self.restore.slope[row]
-            return swap_row(
-                self.problem.gram,
-                self.values[row],
-                self.field[row],
-                self.mask[row],
-                self.restore.curve,
-                slope,
-                np.where(self.mask[row], np.inf, 0.5 * slope * slope * self.diagonal),
-                run,
-                self.tolerance[row],
-                _NO_LIMIT,
-            )
+            slope, at = self.restore.slope[row], np.zeros(1, np.int64)
+            cost = np.where(self.mask[row], np.inf, 0.5 * slope * slope * self.diagonal)
+            swaps, made = 0, together
+            while made == together and not deadline.passed:
+                made = swap_row(
+                    self.problem.gram,
+                    self.values[row],
+                    self.field[row],
+                    self.mask[row],
+                    self.restore.curve,
+                    slope,
+                    cost,
+                    run,
+                    self.tolerance[row],
+                    together,
+                    at,
+                )
+                swaps += made
+            return swaps
 
         return each_row(swap, rows, self._threads)
 
@@ -193,10 +210,14 @@ class ExactSearch:
         self._depth = depth
         self._threads = num_threads
 
-    def settle(self, rows: Integers) -> tuple[int, Integers]:
+    def settle(self, rows: Integers, deadline: Deadline) -> tuple[int, Integers]:
         run = self.problem.budget.run(self.problem.num_inputs)
+        left: list[int] = []
 
         def settle_row(row: int) -> int:
+            if deadline.passed:
+                left.append(row)
+                return 0
             swaps, self.values[row], self._marginals[row] = settled_row(
                 self._gram,
                 self.problem.targets[row],
@@ -204,10 +225,12 @@ class ExactSearch:
                 run,
                 self.tolerance[row],
                 self._depth,
+                deadline,
             )
             return swaps
 
-        return int(each_row(settle_row, rows, self._threads).sum()), rows[:0]
+        swaps = int(each_row(settle_row, rows, self._threads).sum())
+        return swaps, np.array(sorted(left), dtype=np.int64)
 
     def marginals(self) -> Marginals:
         cost, prune, gain, restore = (

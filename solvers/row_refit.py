@@ -7,13 +7,16 @@ from solvers.arrays import Array, as_count, as_float, namespace
 # Residuals below this share of the start's do not count: rounding makes up the rest.
 CONVERGED = {"float64": 1e-12, "float32": 1e-9}
 
+# The inverse of anything smaller may overflow.
+SMALLEST = {"float64": 1e-300, "float32": 1e-36}
+
 # Converged rows are dropped from the products once fewer than this share are still live.
 SHRINK = 0.75
 
 
 def safe_inverse(diagonal: Array) -> Array:
-    """1 / diagonal, and 0 where the diagonal is 0 (an input that never fires)."""
-    positive = diagonal > 0
+    """1 / diagonal, and 0 where the diagonal is 0 (an input that never fires) or next to it."""
+    positive = diagonal > SMALLEST[str(diagonal.dtype).removeprefix("torch.")]
     xp = namespace(diagonal)
     ones = xp.ones_like(diagonal)
     return xp.where(positive, 1.0 / xp.where(positive, diagonal, ones), 0.0 * ones)

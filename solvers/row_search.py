@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.arrays import Array, as_host, is_tensor
-from solvers.clock import Deadline
+from solvers.clock import Deadline, running
 from solvers.errors import InvalidOptionError
 from solvers.row_moves import ExactSearch, HeldSearch, Search
 from solvers.row_refit import refit
@@ -46,7 +46,7 @@ def solve_rows(
             goes beyond the counts to leave a local optimum; 0 for swaps alone. Time grows with
             it, steadily better results too.
         max_rounds: rounds of swaps, trades and refit at most.
-        time_limit: seconds, checked between rounds. An interrupt, too, ends with the best so far.
+        time_limit: seconds. An interrupt, too, ends with the best so far.
         num_threads: the rows are shared among this many threads.
 
     Returns:
@@ -57,32 +57,42 @@ def solve_rows(
             sense.
     """
     max_rounds = positive_int("max_rounds", max_rounds)
-    limit = Deadline(time_limit)
     start_mask = problem.checked_mask(mask)
     start = problem.targets if values is None or not compensate else problem.checked_values(values)
     start = start * start_mask
-    if compensate:
-        start = refit(problem.gram, problem.targets, start_mask, start)
-    search = _search(problem, start_mask, start, compensate, exact, depth, num_threads)
+    with running(time_limit) as deadline:
+        if compensate:
+            start = refit(problem.gram, problem.targets, start_mask, start)
+        search = _search(problem, start_mask, start, compensate, exact, depth, num_threads)
+        return _improved(problem, start_mask, start, search, compensate, max_rounds, deadline)
+
+
+def _improved(
+    problem: RowProblem,
+    start_mask: Array,
+    start: Array,
+    search: Search,
+    compensate: bool,
+    max_rounds: int,
+    deadline: Deadline,
+) -> RowSolution:
+    """What ``search`` makes of the start; the start itself where rounding alone could tell."""
     swaps = trades = rounds = 0
     rows = np.arange(problem.num_rows)
-    try:
-        while rows.size and rounds < max_rounds and not limit.passed:
-            rounds += 1
-            made, rows = search.settle(rows)
-            swaps += made
-            # The last word is a row's own: every row ends where none of its swaps improves.
-            if problem.budget.trades and rounds < max_rounds:
-                traded = _trade(search, search.threshold)
-                trades += traded.size // 2
-                rows = np.union1d(rows, traded)
-    except KeyboardInterrupt:
-        pass  # counts hold at every moment, and the refit below mends the values
+    while rows.size and rounds < max_rounds and not deadline.passed:
+        rounds += 1
+        made, rows = search.settle(rows, deadline)
+        swaps += made
+        # The last word is a row's own: every row ends where none of its swaps improves.
+        if problem.budget.trades and rounds < max_rounds and not deadline.passed:
+            traded = _trade(search, search.threshold)
+            trades += traded.size // 2
+            rows = np.union1d(rows, traded)
     best = search.values
     if compensate:
         best = refit(problem.gram, problem.targets, search.mask, best)
     before, after = (as_host(problem.objectives(v)) for v in (start, best))
-    if not after.sum() <= before.sum():  # a start that rounding alone could worsen
+    if not after.sum() <= before.sum():
         return RowSolution(start_mask, start, before, before, 0, 0, rounds, not rows.size)
     return RowSolution(search.mask, best, after, before, swaps, trades, rounds, not rows.size)
 

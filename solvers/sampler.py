@@ -27,6 +27,8 @@ class CountingSampler(dimod.Sampler):
 
     #: Option name -> one line of help. Also what `parameters` lists.
     options: ClassVar[Mapping[str, str]] = {}
+    #: Reads where neither a number nor a time limit is given.
+    default_reads: ClassVar[int] = 1
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dimod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from solvers.gap import UNKNOWN, Gap, gap_between
 from solvers.problem import QuadraticProblem
+
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +24,16 @@ class Solution:
         samples: shape (reads, n), int8, one binary state a row.
         energies: shape (reads,), float64, computed from the problem, ascending.
         lower_bound: no feasible state has a lower energy; -inf when nothing is known.
-        info: what the sampler has to say (sweeps, swaps, proved, timings), JSON-friendly.
+        info: what the sampler has to say (sweeps, swaps, timings), JSON-friendly; has ``proved``
+            where there is a bound.
+        certified: the gap of the best state, computed without the offset; see `solvers.gap`.
     """
 
     samples: NDArray[np.int8]
     energies: NDArray[np.float64]
     lower_bound: float = -np.inf
     info: Mapping[str, Any] = field(default_factory=dict)
+    certified: Gap = UNKNOWN
 
     @classmethod
     def of(
@@ -35,14 +41,50 @@ class Solution:
         problem: QuadraticProblem,
         samples: ArrayLike,
         *,
+        energies: NDArray[np.float64] | None = None,
         lower_bound: float = -np.inf,
         info: Mapping[str, Any] | None = None,
     ) -> Solution:
-        """Order samples by the energy that the problem itself gives them (ties keep order)."""
+        """Order samples by the energy that the problem itself gives them (ties keep order).
+
+        Args:
+            problem: what they are states of.
+            samples: shape (reads, n) or (n,), with exact counts.
+            energies: those of the samples, where they are known; shape (reads,).
+            lower_bound: of the problem, offset included.
+            info: what the sampler has to say.
+        """
         states = np.atleast_2d(np.ascontiguousarray(samples, dtype=np.int8))
-        energies = problem.energies(states)
+        energies = problem.energies(states) if energies is None else energies
         order = np.argsort(energies, kind="stable")
-        return cls(states[order], energies[order], float(lower_bound), dict(info or {}))
+        found = cls(states[order], energies[order], float(lower_bound), dict(info or {}))
+        return found._judged(problem)
+
+    def _judged(self, problem: QuadraticProblem) -> Solution:
+        """The same with its gap."""
+        if not np.isfinite(self.lower_bound) or not len(self.samples):
+            return self
+        offset = problem.offset
+        energy = self.energy
+        if offset:
+            energy = float(problem.with_linear(problem.linear, 0.0).energies(self.samples[:1])[0])
+        # A bound that has been added to an offset has lost what that was rounded by.
+        lost = 2.0 * _EPS * max(abs(offset), abs(self.lower_bound)) if offset else 0.0
+        found = gap_between(problem, energy, self.lower_bound - offset, lost)
+        return replace(self, certified=found, info={**self.info, "proved": found.proved})
+
+    def joined(self, problem: QuadraticProblem, state: NDArray[np.int8]) -> Solution:
+        """The same with ``state``, shape (n,), for the worst sample if it beats the best."""
+        energy = problem.energy(state)
+        if energy >= self.energy:
+            return self
+        samples = np.concatenate([state[None], self.samples[:-1]])
+        energies = np.concatenate([[energy], self.energies[:-1]])
+        return replace(self, samples=samples, energies=energies)._judged(problem)
+
+    def shifted(self, offset: float) -> Solution:
+        """The solution of the same problem with ``offset`` added to every energy."""
+        return replace(self, energies=offset + self.energies, lower_bound=offset + self.lower_bound)
 
     @property
     def sample(self) -> NDArray[np.int8]:
@@ -56,22 +98,33 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """(energy - lower_bound) / max(|energy|, |lower_bound|): 0 is proved optimal."""
-        if not np.isfinite(self.lower_bound):
-            return float("inf")
-        difference = self.energy - self.lower_bound
-        scale = max(abs(self.energy), abs(self.lower_bound))
-        return 0.0 if difference <= 0 or scale == 0 else difference / scale
+        """The relative gap, see `solvers.gap`: 0 is optimal, infinite where there is no bound."""
+        return self.certified.relative
+
+    @property
+    def absolute_gap(self) -> float:
+        """The energy minus the lower bound."""
+        return self.certified.absolute
+
+    @property
+    def proved(self) -> bool:
+        """Whether the best state is proved optimal, to the tolerance of `solvers.gap`."""
+        return self.certified.proved
 
     def to_sampleset(
         self, labels: Sequence[Any], vartype: dimod.Vartype = dimod.BINARY
     ) -> dimod.SampleSet:
-        """As dimod's `SampleSet`; ``info`` gains ``lower_bound`` and ``gap``."""
+        """As dimod's `SampleSet`; ``info`` gains ``lower_bound``, ``gap`` and ``proved``."""
         states = self.samples if vartype is dimod.BINARY else 2 * self.samples - 1
         return dimod.SampleSet.from_samples(
             (states, list(labels)),
             energy=self.energies,
             vartype=vartype,
-            info={**self.info, "lower_bound": self.lower_bound, "gap": self.gap},
+            info={
+                **self.info,
+                "lower_bound": self.lower_bound,
+                "gap": self.gap,
+                "proved": self.proved,
+            },
             sort_labels=False,
         )

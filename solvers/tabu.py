@@ -71,13 +71,13 @@ class SwapTabu(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
-        reduction = reduced(problem)
+        reduction = reduced(problem, deadline)
         given = reduction.restrict(given)
         tenure = _checked_tenure(problem, reduction.problem.num_variables, asked.tenure)
         problem = reduction.problem
         limits = Limits.of(asked, deadline)
         moves = asked.num_iterations or _MOVES_PER_VARIABLE * max(1, problem.num_variables)
-        rule = _Tabu(Layout.of(problem, search_dtype(problem)), moves, tenure)
+        rule = _Tabu(Layout.of(problem, search_dtype(problem)), moves, tenure, deadline)
         solution = search(
             rule.layout,
             starts(problem, asked.seed, given, limits.num_reads),
@@ -123,11 +123,13 @@ class _Tabu:
         layout: the problem.
         num_iterations: moves of one search.
         tenure: least iterations that a moved variable rests.
+        deadline: of the whole search; one that cannot even form the matrix is not begun.
     """
 
     layout: Layout
     num_iterations: int
     tenure: int
+    deadline: Deadline
 
     @property
     def moves_per_step(self) -> int:
@@ -139,6 +141,8 @@ class _Tabu:
     def steps(self, read: Read, crossing: bool) -> Iterator[None]:
         """Improve the read; random states and crossings alike."""
         n = read.x.size
+        if not self.layout.affords_matrix(self.deadline):
+            return
         field = self.layout.fields(read.x[None])[0]
         scores = np.empty(n, dtype=self.layout.dtype)
         until = np.zeros(n, dtype=np.int32)

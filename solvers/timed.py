@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from solvers.clock import Deadline, running
 from solvers.descent import descend
-from solvers.options import SamplerOptions, described, read_options
-from solvers.problem import Floats, QuadraticProblem
+from solvers.options import SamplerOptions, TimedOptions, described, read_options
+from solvers.problem import QuadraticProblem
 from solvers.sampler import CountingSampler, States, given_states, random_states
 from solvers.solution import Solution
 
 # What is left of a limit for evaluating the answer, in evaluations of one state.
-_EVALUATIONS_AFTER = 4.0
+_EVALUATIONS_AFTER = 5.0
 
 
 class TimedSampler(CountingSampler):
@@ -31,7 +32,7 @@ class TimedSampler(CountingSampler):
     ``info["interrupted"]`` is true after an interrupt.
     """
 
-    Options: ClassVar[type[SamplerOptions]] = SamplerOptions
+    Options: ClassVar[type[TimedOptions]] = SamplerOptions
 
     @property
     def options(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -52,15 +53,21 @@ class TimedSampler(CountingSampler):
         """
         stamps = [time.perf_counter_ns()]
         asked = read_options(type(self).__name__, self.Options, options)
-        given = given_states(problem, asked.initial_states)
+        given = given_states(problem, asked.starts)
         with running(asked.time_limit) as deadline:
             stamps.append(time.perf_counter_ns())
             # A constant must not change an answer, so that no search sees one.
             bare = problem.with_linear(problem.linear, 0.0) if problem.offset else problem
             first = None if asked.time_limit is None else _first(bare, asked, deadline)
-            found = self._search(bare, asked, given, deadline)
+            if first is not None and deadline.remaining < deadline.kept_back:
+                # Setting up a search would take longer than there is.
+                states = first if given is None else np.concatenate([first, given])
+                found = Solution.of(bare, states)
+            else:
+                found = self._search(bare, asked, given, deadline)
             stamps.append(time.perf_counter_ns())
-            samples, energies = _with_first(bare, found, first)
+            if first is not None:
+                found = found.joined(bare, first[0])
             stamps.append(time.perf_counter_ns())
         compiled = int(1e9 * deadline.compiled)
         before, during, after = np.diff(stamps).tolist()
@@ -72,8 +79,7 @@ class TimedSampler(CountingSampler):
         info = {**found.info, "timing": timing}
         if deadline.interrupted:
             info["interrupted"] = True
-        bound = problem.offset + found.lower_bound
-        return Solution(samples, problem.offset + energies, bound, info)
+        return replace(found.shifted(problem.offset), info=info)
 
     @abstractmethod
     def _search(
@@ -86,23 +92,11 @@ class TimedSampler(CountingSampler):
         """Solve; ``asked`` is an object of the sampler's `Options`, ``given`` are its states."""
 
 
-def _first(problem: QuadraticProblem, asked: SamplerOptions, deadline: Deadline) -> States:
+def _first(problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline) -> States:
     """What `Greedy` answers for the same seed; the time of its evaluation is kept back."""
-    state = random_states(problem, 1, np.random.default_rng(asked.seed))
+    state = random_states(problem, 1, np.random.default_rng(asked.randomness))
     state = descend(problem, state, deadline=deadline)
     before = deadline.elapsed
     problem.energies(state)
-    deadline.keep_back(_EVALUATIONS_AFTER * (deadline.elapsed - before))
+    deadline.kept_back = _EVALUATIONS_AFTER * (deadline.elapsed - before)
     return state
-
-
-def _with_first(
-    problem: QuadraticProblem, found: Solution, first: States | None
-) -> tuple[States, Floats]:
-    """The samples and energies of ``found``; ``first`` is its worst where it beats its best."""
-    if first is not None:
-        energy = problem.energy(first[0])
-        if energy < found.energy:
-            samples = np.concatenate([first, found.samples[:-1]])
-            return samples, np.concatenate([[energy], found.energies[:-1]])
-    return found.samples, found.energies

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from solvers.clock import Deadline
 from solvers.row_moves import HeldSearch
 
 Integers = NDArray[np.int64]
@@ -23,6 +24,9 @@ FUSED_CANDIDATES = 16
 # Steps between looks at which rows are done (each look waits for the device).
 STEPS = 8
 
+# Steps at most, for each input.
+MOST_SWEEPS = 100
+
 
 class TorchSearch(HeldSearch):
     """`HeldSearch` for tensors: in each step every row makes the best swap of a few candidates.
@@ -32,10 +36,13 @@ class TorchSearch(HeldSearch):
     rows x candidates x run of A; a swap then takes two rows of A.
     """
 
-    def _swap(self, rows: Integers) -> Integers:
+    def _swap(self, rows: Integers, deadline: Deadline) -> Integers:
         at = torch.as_tensor(rows, device=self.values.device)
         state = _State(self, at)
-        while len(state.at):
+        # Every step of a row makes a swap or rules out a candidate.
+        left = MOST_SWEEPS * (1 + self.problem.num_inputs)
+        while len(state.at) and left > 0 and not deadline.passed:
+            left -= STEPS
             for _ in range(STEPS):
                 state.step()
             state.drop_done()

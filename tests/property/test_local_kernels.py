@@ -9,7 +9,7 @@ from solvers.descent import descend
 from solvers.kernels import GUMBELS, random_states_for
 from solvers.kernels_flip import flip_descent, flip_metropolis
 from solvers.kernels_lowrank import lowrank_flip_metropolis, lowrank_swap_metropolis
-from solvers.kernels_swap import swap_descent, swap_heat_bath, swap_metropolis
+from solvers.kernels_swap import arranged, swap_descent, swap_heat_bath, swap_metropolis
 from solvers.kernels_tabu import flip_tabu, swap_tabu
 from solvers.layout import Layout
 from solvers.sampler import random_states
@@ -35,7 +35,10 @@ def run_flip_tabu(layout, field, x, random, best, tally):
 
 def run_swap_descent(layout, field, x, random, best, tally):
     scores = np.empty(x.size, layout.dtype)
-    swap_descent(layout.matrix, field, layout.half, x, layout.starts, random, GUMBELS, scores, 1000)
+    swap_descent(
+        layout.matrix, field, layout.half, x, layout.starts, random, GUMBELS, scores, 10**6,
+        np.zeros(3, np.int64),
+    )  # fmt: skip
 
 
 def run_swap_metropolis(layout, field, x, random, best, tally):
@@ -49,8 +52,8 @@ def run_swap_heat_bath(layout, field, x, random, best, tally):
     temperatures = np.array(TEMPERATURES, layout.dtype)
     scores = np.empty(x.size, layout.dtype)
     swap_heat_bath(
-        layout.matrix, field, layout.half, x, layout.starts, temperatures, random, GUMBELS,
-        best, tally, scores,
+        layout.matrix, field, layout.half, x, layout.starts, arranged(x, layout.starts),
+        temperatures, random, GUMBELS, best, tally, scores,
     )  # fmt: skip
 
 
@@ -206,8 +209,8 @@ def test_heat_bath_samples_the_boltzmann_distribution():
     sweeps = np.full(20, 0.7)
     for _ in range(10_000):
         swap_heat_bath(
-            layout.matrix, field, layout.half, x, layout.starts, sweeps, random,
-            GUMBELS, best, tally, scores,
+            layout.matrix, field, layout.half, x, layout.starts, arranged(x, layout.starts),
+            sweeps, random, GUMBELS, best, tally, scores,
         )  # fmt: skip
         seen += x
     states = np.array([s for s in np.ndindex(*(2,) * 5) if sum(s) == 2])

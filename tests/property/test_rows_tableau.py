@@ -93,7 +93,8 @@ def test_the_kernel_keeps_the_field_and_counts_its_gain(seed, size, compensate):
     slope = np.zeros(size) if compensate else target
     cost = np.where(kept, np.inf, 0.5 * slope**2 * diagonal)
     count = kept.sum()
-    swaps = swap_row(gram, values, field, kept, curve, slope, cost, size, 1e-12, 1000)
+    at = np.zeros(1, np.int64)
+    swaps = swap_row(gram, values, field, kept, curve, slope, cost, size, 1e-12, 1000, at)
     after = 0.5 * (values - target) @ gram @ (values - target)
     assert kept.sum() == count
     assert after < before or (swaps == 0 and after == before)

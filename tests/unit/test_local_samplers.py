@@ -4,15 +4,18 @@ import time
 
 import numpy as np
 import pytest
+from interrupting import interrupt_after
 from scipy import sparse
 
 from solvers import Dense, LowRank, QuadraticProblem, Sparse
 from solvers.annealing import SwapAnnealing
+from solvers.descent import descend
 from solvers.elite import Pool
 from solvers.errors import InvalidOptionError
 from solvers.forms import FactorFlips, FactorSwaps, SwapFields, SwapRows, cheapest, forms_for
 from solvers.greedy import Greedy
 from solvers.layout import Layout
+from solvers.sampler import random_states
 from solvers.tabu import SwapTabu
 
 SAMPLERS = [
@@ -120,22 +123,20 @@ def test_time_limit_ends_the_search(sampler, options, counts):
 
 @pytest.mark.parametrize(("sampler", "options"), WALKERS)
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_an_interrupt_returns_the_best_so_far(monkeypatch, sampler, options, num_threads):
+def test_an_interrupt_returns_the_best_so_far(sampler, options, num_threads):
     problem = random_problem("dense", 0, n=100, counts=50)
-    calls = []
-
-    def interrupted(self):
-        calls.append(None)
-        if len(calls) > 3:
-            raise KeyboardInterrupt
-        return False
-
-    monkeypatch.setattr("solvers.sampler.Deadline.passed", property(interrupted))
-    solution = sampler.sample_problem(
-        problem, num_restarts=10**9, num_reads=4, seed=0, num_threads=num_threads
-    )
+    options = {**options, "num_restarts": 10**9, "seed": 0, "num_threads": num_threads}
+    sampler.sample_problem(problem, **options, time_limit=0.01)  # compiles
+    with interrupt_after(0.5) as sent:
+        solution = sampler.sample_problem(problem, num_reads=4, **options)
+        late = time.perf_counter() - sent[0]
+    assert late < 1.0
+    assert solution.info["interrupted"]
     assert problem.feasible(solution.samples).all()
-    assert len(solution.samples) < 5
+    assert 0 < len(solution.samples) < 5
+    # What half a second finds is at least as good as a few milliseconds' worth.
+    short = sampler.sample_problem(problem, **{**options, "num_restarts": 0})
+    assert solution.energy <= short.energy
 
 
 @pytest.mark.parametrize(("sampler", "options"), WALKERS)
@@ -212,3 +213,12 @@ def test_a_factor_too_wide_for_a_matrix_is_walked_alone(monkeypatch, counts):
     solution = SwapAnnealing().sample_problem(problem, num_reads=20, num_sweeps=100, seed=0)
     assert problem.feasible(solution.samples).all()
     assert solution.energy == pytest.approx(optimum(problem), abs=1e-6)
+
+
+def test_a_descent_in_pieces_ends_where_one_in_whole_does(monkeypatch):
+    problem = random_problem("dense", 3, n=60, groups=[0, 1, 2] * 20, counts=[7, 10, 0])
+    states = random_states(problem, 5, np.random.default_rng(0))
+    whole = descend(problem, states)
+    monkeypatch.setattr("solvers.descent._READS_PER_LOOK", 300)
+    assert np.array_equal(descend(problem, states), whole)
+    assert (problem.energies(whole) < problem.energies(states)).all()

@@ -1,0 +1,217 @@
+"""The default sampler of `qprune solve`: whichever the study of defaults found best.
+
+The rules are one table, `RULES`; the first that fits decides. Each names the families of
+``benchmarks/SOLVERS.md``, section "Defaults", that set it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from solvers.annealing import SwapAnnealing
+from solvers.clock import Deadline
+from solvers.exact import Enumeration, Exact
+from solvers.options import SamplerOptions, read_options
+from solvers.problem import QuadraticProblem
+from solvers.quadratic import Sparse
+from solvers.relax import Relax
+from solvers.sampler import States
+from solvers.solution import Solution
+from solvers.tabu import SwapTabu
+from solvers.timed import TimedSampler
+
+# Samples kept where several samplers have answered.
+_MOST_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the rules look at.
+
+    Attributes:
+        size: number of variables.
+        density: share of the pairs of variables that are coupled.
+        counts: whether there are exact counts.
+    """
+
+    size: int
+    density: float
+    counts: bool
+
+    @classmethod
+    def of(cls, problem: QuadraticProblem) -> Shape:
+        """The shape of ``problem``; one pass over it."""
+        size, quadratic = problem.num_variables, problem.quadratic
+        pairs = max(1, size * (size - 1))
+        if isinstance(quadratic, Sparse):
+            coupled = quadratic.matrix.nnz - np.count_nonzero(quadratic.diagonal())
+        elif size <= _COUNTED:
+            matrix = quadratic.dense()
+            coupled = np.count_nonzero(matrix) - np.count_nonzero(np.diagonal(matrix))
+        else:
+            coupled = pairs  # a large matrix that is not kept as a sparse one is full
+        return cls(size, coupled / pairs, problem.counts is not None)
+
+
+# Dense matrices up to this size are looked through for zeros.
+_COUNTED = 1000
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampler's part.
+
+    Attributes:
+        sampler: which.
+        share: of the time that is left when it begins; it starts from what is best by then.
+        options: where there is no time limit.
+    """
+
+    sampler: TimedSampler
+    share: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to do with problems of one shape.
+
+    Attributes:
+        when: the shape, in words.
+        fits: whether a problem has it.
+        steps: samplers in turn, until one has proved its answer or the time is over.
+        study: the families of the study that set the rule.
+    """
+
+    when: str
+    fits: Callable[[Shape], bool]
+    steps: tuple[Step, ...]
+    study: str
+
+
+_TABU = {"num_reads": 3, "num_restarts": 30}
+_ANNEAL = {"num_reads": 5}
+_PROOF = {"max_nodes": 5_000}
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "at most 16 variables",
+        lambda shape: shape.size <= 16,
+        (Step(Enumeration()),),
+        "every family: all states take a few milliseconds",
+    ),
+    Rule(
+        "exact counts, at most 100 variables",
+        lambda shape: shape.counts and shape.size <= 100,
+        (Step(Relax(), 0.3, {"num_reads": 10}), Step(Exact(), 1.0, _PROOF)),
+        "fisher n = 64, features: proved within 0.1 s",
+    ),
+    Rule(
+        "exact counts",
+        lambda shape: shape.counts,
+        (Step(Relax(), 1.0, {"num_reads": 10}),),
+        "fisher, features, portfolio: best of all at 1 s, swap moves 1 to 100 times further off",
+    ),
+    Rule(
+        "at most 64 variables",
+        lambda shape: shape.size <= 64,
+        (Step(SwapTabu(), 0.5, _TABU), Step(Exact(), 1.0, _PROOF)),
+        "tour, knapsack, assignment, coloring, mean-field: swap-tabu at 0.1 s; exact proves chains "
+        "and assignments, from a good state only",
+    ),
+    Rule(
+        "sparse: at most 7 % of the pairs coupled",
+        lambda shape: shape.density <= 0.07,
+        (Step(SwapAnnealing(), 1.0, _ANNEAL),),
+        "glass, torus, loops, processor, gset, sparse: swap-anneal best at 1 s on every one",
+    ),
+    Rule(
+        "in between: at most 30 % of the pairs coupled",
+        lambda shape: shape.density <= 0.30,
+        (Step(SwapTabu(), 0.5, _TABU), Step(SwapAnnealing(), 1.0, _ANNEAL)),
+        "orlib, cut, max-2sat: both reach the best at 0.1 s",
+    ),
+    Rule(
+        "dense",
+        lambda shape: True,
+        (Step(SwapTabu(), 1.0, _TABU),),
+        "tour, knapsack, cut, mean-field, orlib: swap-tabu alone reaches the best of each at 1 s",
+    ),
+)
+
+
+class Auto(TimedSampler):
+    """The sampler that suits the problem, by the table `RULES`; ``info["auto"]`` has the rule.
+
+    With a time limit all of it is used, unless the optimum is proved before. Without one the
+    number of sweeps is fixed, so that a seed gives one answer.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0, 0.5], np.ones((3, 3)), counts=2)
+        >>> solution = Auto().sample_problem(problem)
+        >>> solution.sample.tolist(), solution.proved, solution.info["auto"]["samplers"]
+        ([0, 1, 1], True, ['Enumeration'])
+    """
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        return {**super().properties, "bound": True}
+
+    def _search(
+        self,
+        problem: QuadraticProblem,
+        asked: SamplerOptions,
+        given: States | None,
+        deadline: Deadline,
+    ) -> Solution:
+        shape = Shape.of(problem)
+        rule = next(rule for rule in RULES if rule.fits(shape))
+        found: Solution | None = None
+        used: list[str] = []
+        for step in rule.steps:
+            if found is not None and (found.proved or deadline.passed):
+                break
+            start = given if found is None else found.samples[:1]
+            answer = _answer(step, problem, asked, start, deadline)
+            used.append(type(step.sampler).__name__)
+            found = answer if found is None else _both(problem, found, answer)
+        assert found is not None
+        auto = {"rule": rule.when, "samplers": used}
+        return Solution.of(
+            problem,
+            found.samples,
+            energies=found.energies,
+            lower_bound=found.lower_bound,
+            info={**found.info, "auto": auto},
+        )
+
+
+def _answer(
+    step: Step,
+    problem: QuadraticProblem,
+    asked: SamplerOptions,
+    start: States | None,
+    deadline: Deadline,
+) -> Solution:
+    """What one step answers."""
+    kind = step.sampler.Options
+    wanted = {"num_reads": asked.num_reads, "seed": asked.seed, "time_limit": asked.time_limit}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    options = (step.options if asked.time_limit is None else {}) | given
+    known = {name: value for name, value in options.items() if name in kind.model_fields}
+    own = read_options(type(step.sampler).__name__, kind, known)
+    return step.sampler._search(problem, own, start, deadline.part(step.share))
+
+
+def _both(problem: QuadraticProblem, one: Solution, other: Solution) -> Solution:
+    """The best samples and the higher bound of two answers."""
+    return Solution.of(
+        problem,
+        np.concatenate([one.samples, other.samples])[:_MOST_KEPT],
+        lower_bound=max(one.lower_bound, other.lower_bound),
+        info={**one.info, **other.info},
+    )

@@ -1,0 +1,273 @@
+"""What can be decided about a problem before any search: exactly, and in a few passes.
+
+Counts of 0 or n decide their groups. Without counts, a variable whose linear term outweighs all
+its couplings has its value (first-order persistency: Hammer and Hansen 1981, in Boros and Hammer,
+Discrete Applied Mathematics 123, 2002), and one with at most two couplings is eliminated. Where
+couplings do not tell the variables of a group apart, a problem with counts is one of sorting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.clock import Deadline
+from solvers.gap import energy_step, rounding
+from solvers.problem import Integers, QuadraticProblem
+from solvers.quadratic import Dense, Floats, LowRank, Quadratic, Sparse
+from solvers.reduction import reduced
+from solvers.restrict import restricted
+from solvers.sampler import States
+
+_EPS = float(np.finfo(np.float64).eps)
+# A low-rank matrix is formed up to this size.
+_FORMED = 2048
+# About what it takes to eliminate a variable, in seconds on a slow machine.
+_SECONDS_PER_VARIABLE = 1e-4
+_MOST_ROUNDS = 50
+# Powers of two that the largest coefficient may have before a problem is scaled.
+_COMFORTABLE = 200
+# That of a zero.
+_NONE = -10_000
+# Rows of a matrix looked at together.
+_ROWS = 256
+
+
+class _Step(Protocol):
+    def restrict(self, states: States | None) -> States | None: ...
+
+    def lift(self, states: States) -> States: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fixing:
+    """Variables that have their value.
+
+    Attributes:
+        state: shape (n,), int8; what it holds for ``kept`` does not matter.
+        kept: indices of the others.
+    """
+
+    state: NDArray[np.int8]
+    kept: Integers
+
+    def restrict(self, states: States | None) -> States | None:
+        """States of all variables as states of those kept."""
+        return None if states is None else np.ascontiguousarray(states[:, self.kept])
+
+    def lift(self, states: States) -> States:
+        """States of those kept as states of all."""
+        lifted = np.tile(self.state, (len(states), 1))
+        lifted[:, self.kept] = states
+        return lifted
+
+
+@dataclass(frozen=True, eq=False)
+class Presolved:
+    """What is left of a problem.
+
+    Attributes:
+        problem: has the same optimum, up to ``slack``; its offset holds what was decided.
+        slack: what rounding can have added to it.
+        steps: what was done.
+    """
+
+    problem: QuadraticProblem
+    slack: float = 0.0
+    steps: tuple[_Step, ...] = ()
+
+    def restrict(self, states: States | None) -> States | None:
+        """States of the whole problem as states of what is left."""
+        for step in self.steps:
+            states = step.restrict(states)
+        return states
+
+    def lift(self, states: States) -> States:
+        """States of what is left as states of the whole problem."""
+        for step in reversed(self.steps):
+            states = step.lift(states)
+        return states
+
+    def then(self, problem: QuadraticProblem, step: _Step, slack: float) -> Presolved:
+        """One step further."""
+        return Presolved(problem, max(self.slack, slack), (*self.steps, step))
+
+
+def presolved(problem: QuadraticProblem, deadline: Deadline | None = None) -> Presolved:
+    """Decide what can be, in the time there is."""
+    deadline = deadline or Deadline()
+    slack = _slack(problem)
+    found = _sorted_out(_forced(Presolved(problem)), slack)
+    for _ in range(_MOST_ROUNDS):
+        left = found.problem
+        if deadline.passed or left.num_variables == 0 or left.groups is not None:
+            break
+        found = _persistent(found, slack)
+        cost = _SECONDS_PER_VARIABLE * found.problem.num_variables
+        if cost < deadline.remaining:
+            smaller = reduced(found.problem)
+            if smaller.eliminated:
+                found = found.then(smaller.problem, smaller, slack)
+        if found.problem.num_variables == left.num_variables:
+            break
+    return found
+
+
+def without_choice(problem: QuadraticProblem) -> Presolved | None:
+    """`presolved` where counts, or sorting, already decide everything; else None."""
+    found = _sorted_out(_forced(Presolved(problem)), _slack(problem))
+    return None if found.problem.num_variables else found
+
+
+def _slack(problem: QuadraticProblem) -> float:
+    """Enough for the error of every sum of coefficients in this module together."""
+    return 0.0 if energy_step(problem) > 0.0 else 0.5 * rounding(problem)
+
+
+def _fixed(found: Presolved, state: NDArray[np.int8], kept: Integers, slack: float) -> Presolved:
+    part = restricted(found.problem, state, kept)
+    return found.then(part, Fixing(state, kept), slack)
+
+
+def _forced(found: Presolved) -> Presolved:
+    """Groups of which all or none are 1 are decided, and gone."""
+    problem = found.problem
+    if problem.groups is None or problem.counts is None:
+        return found
+    sizes, counts = problem.group_sizes, problem.counts
+    open_ = (counts > 0) & (counts < sizes)
+    if open_.all():
+        return found
+    state = (counts == sizes)[problem.groups].astype(np.int8)
+    kept = np.flatnonzero(open_[problem.groups])
+    part = restricted(problem.without_counts(), state, kept)
+    if kept.size:
+        names = (np.cumsum(open_) - 1)[problem.groups[kept]]
+        part = QuadraticProblem(part.linear, part.quadratic, part.offset, names, counts[open_])
+    return found.then(part, Fixing(state, kept), 0.0)
+
+
+def _persistent(found: Presolved, slack: float) -> Presolved:
+    """Fix what has its value whatever the others have."""
+    problem = found.problem
+    n = problem.num_variables
+    if isinstance(problem.quadratic, LowRank) and n > _FORMED:
+        return found
+    linear = problem.linear + 0.5 * problem.quadratic.diagonal()
+    falls, rises = _sides(problem.quadratic)
+    down, up = linear + falls, -(linear + rises)
+    zero = down >= 0.0
+    one = (up >= 0.0) & ~zero
+    if not (zero | one).any():
+        return found
+    error = 4.0 * (n + 64) * _EPS * (np.abs(linear) + rises - falls)
+    # Coefficients as given, all of one sign, are no matter of rounding.
+    given = not found.steps
+    doubtful = (zero & (down <= error) & ~(given & (falls == 0.0))) | (
+        one & (up <= error) & ~(given & (rises == 0.0))
+    )
+    return _fixed(
+        found, one.astype(np.int8), np.flatnonzero(~(zero | one)), slack * bool(doubtful.any())
+    )
+
+
+def _sides(quadratic: Quadratic) -> tuple[Floats, Floats]:
+    """The sum of the negative, and of the positive, couplings of each variable."""
+    diagonal = quadratic.diagonal()
+    if isinstance(quadratic, Sparse):
+        negative = np.asarray(quadratic.matrix.minimum(0.0).sum(axis=1)).ravel()
+        positive = np.asarray(quadratic.matrix.maximum(0.0).sum(axis=1)).ravel()
+    else:
+        matrix = quadratic.dense()
+        parts = [matrix[i : i + _ROWS] for i in range(0, len(matrix), _ROWS)]
+        negative = np.concatenate([np.minimum(part, 0.0).sum(1) for part in parts])
+        positive = np.concatenate([np.maximum(part, 0.0).sum(1) for part in parts])
+    # A sum of one sign less one of its terms: 0 where that was the only one.
+    falls = np.minimum(0.0, negative - np.minimum(diagonal, 0.0))
+    rises = np.maximum(0.0, positive - np.maximum(diagonal, 0.0))
+    return falls, rises
+
+
+def _sorted_out(found: Presolved, slack: float) -> Presolved:
+    """Decide everything by sorting where couplings are the same within and between groups."""
+    problem = found.problem
+    if problem.groups is None or problem.counts is None or not _alike(problem):
+        return found
+    cost = problem.linear + 0.5 * problem.quadratic.diagonal()
+    order = np.lexsort((cost, problem.groups))
+    group = problem.groups[order]
+    rank = np.arange(order.size) - (np.cumsum(problem.group_sizes) - problem.group_sizes)[group]
+    state = np.zeros(order.size, np.int8)
+    state[order[rank < problem.counts[group]]] = 1
+    decided = problem.without_counts()
+    part = restricted(decided, state, np.zeros(0, np.int64))
+    return found.then(part, Fixing(state, np.zeros(0, np.int64)), slack)
+
+
+def _alike(problem: QuadraticProblem) -> bool:
+    """Whether a coupling depends on the two groups alone, up to rounding."""
+    quadratic, groups, n = problem.quadratic, problem.groups, problem.num_variables
+    assert groups is not None
+    if isinstance(quadratic, Sparse):
+        return np.count_nonzero(quadratic.matrix.data) == np.count_nonzero(quadratic.diagonal())
+    if n == 0 or (n > _FORMED and isinstance(quadratic, LowRank)):
+        return False
+    allowed = 0.0
+    if isinstance(quadratic, LowRank):
+        allowed = 16.0 * quadratic.rank * _EPS * float(quadratic.diagonal().max())
+    # Seldom the case, and seen at once: two rows of one group that differ elsewhere.
+    i, j = np.flatnonzero(groups == groups[0])[:2]
+    difference = np.abs(quadratic.row(int(i)) - quadratic.row(int(j)))
+    if np.delete(difference, [i, j]).max(initial=0.0) > allowed:
+        return False
+    matrix = quadratic.dense()
+    starts = np.array([np.flatnonzero(groups == g)[:2] for g in range(problem.num_groups)])
+    # Every group has two variables at least: others have been decided.
+    between = matrix[np.ix_(starts[:, 0], starts[:, 1])][groups]
+    return all(
+        np.abs(np.delete(row - between[i][groups], i)).max(initial=0.0) <= allowed
+        for i, row in enumerate(matrix)
+    )
+
+
+def extreme(problem: QuadraticProblem) -> int:
+    """The power of two of the largest coefficient where squares might not be representable; or 0.
+
+    Times 2 to minus it, nothing but the scale changes: no digit that counts is lost.
+    """
+    power = max(_power(problem.linear), _largest_power(problem.quadratic))
+    return power - power % 2 if abs(power) > _COMFORTABLE and power > _NONE else 0
+
+
+def _power(values: Floats) -> int:
+    largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
+    return int(np.frexp(largest)[1]) if largest > 0.0 else _NONE
+
+
+def _largest_power(quadratic: Quadratic) -> int:
+    if isinstance(quadratic, LowRank):
+        return 2 * _power(quadratic.factor)
+    return _power(quadratic.matrix.data if isinstance(quadratic, Sparse) else quadratic.dense())
+
+
+def times_power(problem: QuadraticProblem, power: int) -> QuadraticProblem:
+    """The problem times 2^``power``, an even number; its offset, too."""
+    quadratic = problem.quadratic
+    if isinstance(quadratic, LowRank):
+        quadratic = LowRank(np.ldexp(quadratic.factor, power // 2))
+    elif isinstance(quadratic, Sparse):
+        matrix = quadratic.matrix.copy()
+        matrix.data = np.ldexp(matrix.data, power)
+        quadratic = Sparse(matrix)
+    else:
+        quadratic = Dense.trusted(np.ldexp(quadratic.dense(), power))
+    return QuadraticProblem(
+        np.ldexp(problem.linear, power),
+        quadratic,
+        float(np.ldexp(problem.offset, power)),
+        problem.groups,
+        problem.counts,
+    )
