@@ -35,7 +35,16 @@ from solvers.solution import Solution
 from solvers.study import Instance, compare, read_instances, read_study
 from solvers.study.compare import Study
 
-OURS = ("relax", "exact", "swap-tabu", "swap-anneal", "bifurcation", "torch-anneal", "greedy")
+OURS = (
+    "auto",
+    "relax",
+    "exact",
+    "swap-tabu",
+    "swap-anneal",
+    "bifurcation",
+    "torch-anneal",
+    "greedy",
+)
 PEERS = ("sa", "tabu", "steepest", "path-integral", "openjij-sa")
 #: A best-known energy is reached from this close, relative to it or 1.
 REACHED = 1e-6
@@ -247,7 +256,7 @@ class AsUsersCall(CountingSampler):
 
 def setting(name: str) -> tuple[str, Any, dict[str, Any]]:
     """A sampler as `compare` takes it."""
-    return (name, AsUsersCall(name) if name in ("auto", *OURS) else name, {})
+    return (name, AsUsersCall(name) if name in OURS else name, {})
 
 
 @dataclass(frozen=True)
