@@ -207,7 +207,6 @@ REPORT_FILES: Files = {
     "fisher/digits-n1024-N1024-c0": (512, 102),
     "fisher/syn-n64-N32": (32,),
     "fisher/syn-n1024-N256": (512,),
-    "fisher/digits-n4096-N512-c0": (2048,),
 }
 SETS: dict[str, tuple[tuple[Made, ...], Files]] = {
     "choose": (CHOOSE, CHOOSE_FILES),
@@ -237,7 +236,7 @@ class AsUsersCall(CountingSampler):
 
     options: ClassVar = {"time_limit": "CPU seconds", "seed": "of the sampler"}
     #: Without a limit: what warming up may take.
-    SHORT = 0.02
+    SHORT = 0.1
 
     def __init__(self, name: str) -> None:
         self.name = name
