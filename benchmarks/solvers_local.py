@@ -198,7 +198,8 @@ def best_known(data: Path) -> dict[str, float]:
 
 def load(data: Path, name: str) -> QuadraticProblem:
     folder = "gset" if name.startswith("G") else "orlib"
-    return read_problem(data / folder / f"{name}.txt.gz", maximize=name.startswith("bqp"))
+    maximize = None if folder == "gset" else name.startswith("bqp")
+    return read_problem(data / folder / f"{name}.txt.gz", maximize=maximize)
 
 
 def benchmark_best(data: Path, seeds: int, limit: float, only: str) -> None:

@@ -7,6 +7,21 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qprune.errors import ImpossibleRequestError, UnsupportedLayerError
+from solvers.legible import legible
+
+
+def refuse_unstorable(model: nn.Module) -> None:
+    """Refuse names that no file of weights can hold.
+
+    Raises:
+        ImpossibleRequestError: one has a lone surrogate, or is what safetensors keeps to itself.
+    """
+    for name in model.state_dict():
+        if name == "__metadata__" or any("\ud800" <= c <= "\udfff" for c in name):
+            raise ImpossibleRequestError(
+                f"the tensor {legible(name, 200)} has a name that cannot be written to a file of "
+                "weights; give it another name, or prune without an output folder"
+            )
 
 
 def refuse_wrapped(model: nn.Module) -> None:

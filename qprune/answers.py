@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qprune.folder import make_folder, write_whole
+from qprune.errors import RunFolderError
+from qprune.folder import half_written, make_folder, read_regular, remove, write_whole
 from qprune.records import read_json, strict_json
 from qprune.solve import Answer, Border
 from qprune.steps import Fault
@@ -34,7 +35,7 @@ class AnswerStore:
         """The answer of that key; None where there is none, or it does not fit ``problem``."""
         path = self.folder / f"{key}.json"
         try:
-            record = read_json(path.read_bytes())
+            record = read_json(read_regular(path))
             bits = np.frombuffer(bytes.fromhex(record["sample"]), dtype=np.uint8)
             sample = np.unpackbits(bits, count=problem.num_variables).astype(np.int8)
             if not problem.feasible(sample[None]).all() or record["sha256"] != _digest(record):
@@ -54,13 +55,31 @@ class AnswerStore:
             logger.warning("%s cannot be used (%s); the sampler is asked again", path, error)
             return None
 
+    @property
+    def half_written(self) -> list[Path]:
+        """What a killed process left of answers."""
+        return half_written(self.folder, ["*.json"])
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written; only under the run's lock.
+
+        Raises:
+            RunFolderError: it cannot be removed, or the folder is a file.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunFolderError(f"{self.folder} is no folder; move it away, then resume")
+        remove(self.half_written)
+
     def keep(self, key: str, answer: Answer) -> None:
         """Write an answer down, before anything is made of it.
 
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        make_folder(self.folder)
+        try:
+            make_folder(self.folder)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.folder}: {error.strerror}") from error
         record = {
             "sample": np.packbits(answer.sample.astype(np.uint8)).tobytes().hex(),
             "lower_bound": answer.lower_bound,

@@ -14,12 +14,15 @@ from qprune.errors import ImpossibleRequestError
 from qprune.findings import (
     Finding,
     Tensors,
+    kept_zeros_told,
     num_pruned,
     num_weights,
+    wrong_kept_zeros,
     wrong_steps,
     wrong_totals,
     wrong_zeros,
 )
+from qprune.folder import regular
 from qprune.language.check import check_language_run
 from qprune.language.settings import LanguageSettings
 from qprune.layers import Layer, Layers
@@ -42,7 +45,7 @@ def check_run(path: Path) -> Finding:
     if missing:
         return Finding((f"{missing[0]} is missing: the run did not finish, or it was removed",))
     try:
-        weights, mask = load_file(path / MODEL), load_file(path / MASK)
+        weights, mask = load_file(regular(path / MODEL)), load_file(regular(path / MASK))
     except (OSError, SafetensorError) as error:
         return Finding((f"{MODEL} or {MASK} cannot be read: {error}",))
     layers = _as_layers(saved.report.layers)
@@ -51,11 +54,13 @@ def check_run(path: Path) -> Finding:
         return Finding(misfits)
     lies = (
         *wrong_zeros(weights, mask),
+        *wrong_kept_zeros(weights, saved.report),
         *_wrong_counts(mask, saved, layers),
         *_wrong_structure(mask, saved, layers),
         *wrong_steps(path, saved.report),
     )
-    return Finding(lies, num_weights(mask), num_pruned(mask))
+    notes = tuple(kept_zeros_told(saved.report))
+    return Finding(lies, num_weights(mask), num_pruned(mask), notes)
 
 
 def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qprune.errors import RunFolderError
 from qprune.fingerprint import digest_of_tensors
-from qprune.folder import write_whole
+from qprune.folder import read_regular, refuse_irregular, remove, write_whole
 from qprune.records import read_json, step_from_json, strict_json
 from qprune.setting import State
 from qprune.steps import Step
@@ -45,6 +45,7 @@ class Snapshot:
         steps: the journal so far.
         seconds: wall time so far.
         cpu_seconds: process CPU time so far.
+        run: `Fingerprint.digest` of the run that it is of; empty in those of earlier versions.
     """
 
     progress: Progress
@@ -52,6 +53,7 @@ class Snapshot:
     steps: tuple[Step, ...]
     seconds: float
     cpu_seconds: float
+    run: str = ""
 
     def pack(self) -> bytes:
         """As one safetensors file that carries a digest of itself."""
@@ -72,6 +74,7 @@ class Snapshot:
             "size": progress.state.mask.numel(),
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
+            "run": self.run,
         }
         text = json.dumps(facts, sort_keys=True)
         return save(tensors, {"facts": text, "sha256": digest_of_facts(tensors, text)})
@@ -101,6 +104,7 @@ class Snapshot:
                 tuple(step_from_json(read_json(line)) for line in lines if line),
                 facts["seconds"],
                 facts["cpu_seconds"],
+                str(facts.get("run", "")),
             )
         except (SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
             raise RunFolderError(f"it cannot be read: {error}") from error
@@ -122,22 +126,32 @@ class Checkpoints:
         self._began = time.perf_counter()
         self._last = 0.0
 
-    def load(self) -> Snapshot | None:
+    def load(self, run: str | None = None) -> Snapshot | None:
         """The newest readable checkpoint; None if none was written yet.
 
+        Args:
+            run: `Fingerprint.digest` of the run that they must be of; None = of any.
+
         Raises:
-            RunFolderError: there are some, and none can be read.
+            RunFolderError: there are some and none can be read, one is no file, or one is of
+                another run.
         """
         newest, troubles = None, []
+        refuse_irregular(self._paths)
         for number, path in enumerate(self._paths):
             try:
-                found = Snapshot.unpack(path.read_bytes())
+                found = Snapshot.unpack(read_regular(path))
             except FileNotFoundError:
                 continue
-            except (OSError, RunFolderError) as error:
+            except OSError as error:
                 troubles.append(f"{path}: {error}")
                 logger.warning("%s; looking for the other one", troubles[-1])
                 continue
+            if run is not None and found.run != run:
+                raise RunFolderError(
+                    f"{path} is a checkpoint of another run than {path.parent} holds; put back "
+                    "its own, or start the run again in a new folder"
+                )
             if newest is None or found.seconds > newest.seconds:
                 newest, self._newest = found, number
         if newest is None and troubles:
@@ -164,9 +178,12 @@ class Checkpoints:
         self.spent += self._last
 
     def remove(self) -> None:
-        """Remove both: the run is over and saved."""
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        """Remove both: the run is over and saved.
+
+        Raises:
+            RunFolderError: one cannot be removed.
+        """
+        remove(self._paths)
 
 
 def _packed(name: str, state: State, known: State | None = None) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, cast
@@ -13,13 +14,20 @@ from qprune.cli_compare import compare
 from qprune.cli_language import evaluate, hold, measure
 from qprune.cli_prune import prune
 from qprune.cli_run import check, resume, verify
-from qprune.cli_solvers import samplers, solve
+from qprune.cli_solvers import formats, samplers, solve
 from qprune.errors import QpruneError
 from qprune.interrupt import INTERRUPTED
+from qprune.terminal import say, take_any_text
 from solvers.errors import SolverError
+from solvers.legible import legible
+from solvers.ranges import quoted
 
 #: Exit code where what was asked cannot be done.
 MISTAKE = 2
+# Nothing is meant by "" or --output=, and pathlib reads them as the folder one is in.
+_EMPTY = re.compile(r"(--[\w-]+=)?\s*")
+# Characters of one line; a value of thousands that was given is cut.
+_LONGEST_MISTAKE = 1000
 
 app = typer.Typer(
     name="qprune",
@@ -29,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (prune, resume, check, verify, evaluate, measure, hold, samplers, solve, compare):
+SOLVING = (samplers, formats, solve, compare)
+for command in (prune, resume, check, verify, evaluate, measure, hold, *SOLVING):
     app.command()(command)
 
 
@@ -44,13 +53,17 @@ def report(
     saved = read_run(folder)
     html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
     RunFolder(folder).write_page(html)
-    typer.echo(f"{folder / REPORT_HTML}")
+    say(f"{folder / REPORT_HTML}")
 
 
 def main() -> None:
     """Run the command line; mistakes of the user end in one line, never in a traceback."""
     # Factories of the user's own are imported from where the command runs.
     sys.path.append("")
+    take_any_text()
+    empty = next((n for n, part in enumerate(sys.argv) if n and _EMPTY.fullmatch(part)), None)
+    if empty is not None:
+        _fail(f"argument {empty} ({quoted(sys.argv[empty])}) is empty; give a value", MISTAKE)
     # UsageError: older typer takes click's, newer has its own.
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
     try:
@@ -61,12 +74,16 @@ def main() -> None:
         _fail("stopped", INTERRUPTED)
     except usage_error as error:
         _fail(error.format_message(), MISTAKE)
+    except OSError as error:
+        # Of a file that no command speaks of itself: a name too long, a full disk.
+        place = "" if error.filename is None else f"{legible(error.filename, 200)}: "
+        _fail(f"{place}{error.strerror or error}", MISTAKE)
 
 
 def _fail(message: str, code: int) -> None:
     rank = os.environ.get("RANK", "0")
     who = "qprune" if rank == "0" else f"qprune (rank {rank})"
-    typer.echo(f"{who}: " + " ".join(message.split()), err=True)
+    say(f"{who}: " + legible(" ".join(message.split()), _LONGEST_MISTAKE), err=True)
     sys.exit(code)
 
 

@@ -14,8 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qprune.cli_options import OptionValue, parse_options
+from qprune.cli_options import (
+    FormatOption,
+    OptionValue,
+    SenseOption,
+    inside,
+    not_a_pipe,
+    notes_on_files,
+    parse_options,
+)
 from qprune.errors import ImpossibleRequestError
+from qprune.terminal import say, terminal
+from solvers.legible import legible
+from solvers.ranges import Count, Repeats, Seconds, Seed, Threads
 
 if TYPE_CHECKING:
     from qprune.config import Settings
@@ -29,7 +40,7 @@ class StudyBar:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -54,13 +65,17 @@ class StudyBar:
     def __call__(self, row: Mapping[str, Any], done: int, total: int) -> None:
         """Show the row."""
         what = f"{row['sampler']} on {row.get('problem', row.get('model'))}"
-        self._progress.update(self._task, completed=done, total=total, description=what)
+        self._progress.update(
+            self._task, completed=done, total=total, description=legible(what, 120)
+        )
 
 
 def compare(
     problems: Annotated[
         list[Path] | None,
-        typer.Argument(help="files as for `qprune solve`, or folders of recorded blocks"),
+        typer.Argument(
+            callback=not_a_pipe, help="files as for `qprune solve`, or folders of recorded blocks"
+        ),
     ] = None,
     sampler: Annotated[
         list[str] | None,
@@ -74,7 +89,8 @@ def compare(
         typer.Option(help="fisher:n=256,samples=64,count=128,seed=0; uniform:...; ran:...; repeat"),
     ] = None,
     count: Annotated[
-        list[int] | None, typer.Option(help="how many variables are 1; one problem for each")
+        list[int] | None,
+        typer.Option(callback=inside(Count), help="how many variables are 1; one problem for each"),
     ] = None,
     prune: Annotated[
         Path | None,
@@ -89,20 +105,29 @@ def compare(
     data: Annotated[str | None, typer.Option(help="--prune: the same for its data")] = None,
     known: Annotated[
         Path | None,
-        typer.Option(help="CSV of best-known values: problem, energy, proved, bound"),
+        typer.Option(
+            callback=not_a_pipe, help="CSV of best-known values: problem, energy, proved, bound"
+        ),
     ] = None,
-    maximize: Annotated[
-        bool, typer.Option("--maximize", help="the files' objectives are maximised")
-    ] = False,
-    repeats: Annotated[int, typer.Option(help="runs that differ only in their seed")] = 3,
-    seed: Annotated[int, typer.Option(help="decides order and seeds")] = 0,
+    maximize: SenseOption = None,
+    format: FormatOption = None,
+    repeats: Annotated[
+        int, typer.Option(callback=inside(Repeats), help="runs that differ only in their seed")
+    ] = 3,
+    seed: Annotated[int, typer.Option(callback=inside(Seed), help="decides order and seeds")] = 0,
     time_limit: Annotated[
-        float | None, typer.Option(help="seconds after which a run is killed")
+        float | None,
+        typer.Option(callback=inside(Seconds), help="seconds after which a run is killed"),
     ] = None,
     prepare_limit: Annotated[
-        float, typer.Option(help="seconds for a sampler and a problem to be made ready")
+        float,
+        typer.Option(
+            callback=inside(Seconds), help="seconds for a sampler and a problem to be made ready"
+        ),
     ] = 600.0,
-    threads: Annotated[int, typer.Option(help="threads of each sampler")] = 1,
+    threads: Annotated[
+        int, typer.Option(callback=inside(Threads), help="threads of each sampler")
+    ] = 1,
     clock: Annotated[
         str, typer.Option(help="what measures seconds: wall; or cpu, on a shared machine")
     ] = "wall",
@@ -117,8 +142,11 @@ def compare(
     """Compare samplers with equal budgets, on problems or in a pruning run; failures are rows."""
     from qprune.records import strict_json
     from qprune.tracking import tracker
+    from solvers.study.report import require_packages
 
     settings = [parse_sampler(text) for text in sampler or ()]
+    if output is not None:
+        require_packages()  # Refused here, not after the last run.
     shared: dict[str, Any] = {
         "repeats": repeats,
         "seed": seed,
@@ -133,14 +161,16 @@ def compare(
         "--generate": generate,
         "--count": count,
         "--known": known,
-        "--maximize": maximize,
+        "--maximize": maximize is not None,
+        "--format": format,
     }
-    with StudyBar(Console(stderr=True)) as bar, tracker(track) as trackers:
+    with StudyBar(terminal(stderr=True)) as bar, tracker(track) as trackers:
         shared["observe"] = [bar, *trackers]
         if prune is None:
             if model or data:
                 raise ImpossibleRequestError("--model and --data go with --prune; leave them out")
-            instances = _instances(problems or (), generate or (), count or (), known, maximize)
+            reading = {"counts": count or (), "maximize": maximize, "format": format}
+            instances = _instances(problems or (), generate or (), known, reading)
             shared["prepare_limit"] = prepare_limit
             outcome = _on_problems(instances, settings, budget or (), shared)
         else:
@@ -150,9 +180,9 @@ def compare(
     if json:
         typer.echo(strict_json({"runs": outcome.runs, "samplers": outcome.summary}))
         return
-    Console().print(summary_table(outcome.summary))
+    terminal().print(summary_table(outcome.summary))
     if outcome.page is not None:
-        typer.echo(f"{outcome.page} shows the study; {output} holds its rows")
+        say(f"{outcome.page} shows the study; {output} holds its rows")
 
 
 @dataclass(frozen=True)
@@ -275,16 +305,16 @@ def _cell(value: Any) -> str:
 def _instances(
     paths: Sequence[Path],
     generators: Sequence[str],
-    counts: Sequence[int],
     known: Path | None,
-    maximize: bool,
+    reading: Mapping[str, Any],
 ) -> list[Any]:
     from solvers.study import generate, read_instances, read_known
 
     values = {} if known is None else read_known(known)
     found = [generate(spec) for spec in generators]
-    for path in paths:
-        found += read_instances(path, counts=counts, maximize=maximize, known=values)
+    with notes_on_files():
+        for path in paths:
+            found += read_instances(path, known=values, **reading)
     return found
 
 

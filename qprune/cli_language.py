@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from qprune.cli_options import inside
+from qprune.terminal import say, terminal
+from solvers.ranges import Number, Pair, Threads, Timings
 
 if TYPE_CHECKING:
     from qprune.measure import Measured
 
 Model = Annotated[str, typer.Argument(help="folder with config.json, or hf:ID")]
 Json = Annotated[bool, typer.Option("--json", help="print the outcome as JSON")]
-Threads = Annotated[int, typer.Option(min=1, help="threads of the arithmetic")]
+ThreadsOption = Annotated[
+    int, typer.Option(callback=inside(Threads), help="threads of the arithmetic")
+]
 
 
 def evaluate(
@@ -25,10 +30,17 @@ def evaluate(
         str | None, typer.Option(help="wikitext2:DIR, text:FILE or hf:NAME; its test split")
     ] = None,
     max_seq_length: Annotated[
-        int | None, typer.Option(help="tokens in a window; the model's own up to 2048 by default")
+        int | None,
+        typer.Option(
+            callback=inside(Pair),
+            help="tokens in a window; the model's own up to 2048 by default",
+        ),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="tokens between windows; smaller than a window overlaps")
+        int | None,
+        typer.Option(
+            callback=inside(Number), help="tokens between windows; smaller than a window overlaps"
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="also lm-eval's tasks, zero-shot, with commas between")
@@ -37,14 +49,17 @@ def evaluate(
         Path | None, typer.Option(help="lm-eval tasks of your own, as YAML files")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="at most so many examples of a task")
+        int | None,
+        typer.Option(callback=inside(Number), help="at most so many examples of a task"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="examples of a task run together")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(callback=inside(Number), help="examples of a task run together")
+    ] = 8,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto for the stored one")
     ] = "float32",
     device: Annotated[str, typer.Option(help="where to compute, as torch names it")] = "cpu",
-    threads: Threads = 1,
+    threads: ThreadsOption = 1,
     json: Json = False,
 ) -> None:
     """Perplexity of a language model on a text, and its accuracy on lm-eval's tasks."""
@@ -74,7 +89,7 @@ def evaluate(
                     data,
                     max_seq_length=max_seq_length,
                     stride=stride,
-                    track=tracked(Console(stderr=True)),
+                    track=tracked(terminal(stderr=True)),
                 )
             )
         if tasks is not None:
@@ -87,7 +102,7 @@ def evaluate(
                 batch_size=batch_size,
             )
     outcome["seconds"] = time.perf_counter() - began
-    typer.echo(strict_json(outcome)) if json else Console().print(_evaluation_table(outcome))
+    typer.echo(strict_json(outcome)) if json else terminal().print(_evaluation_table(outcome))
 
 
 def measure(
@@ -97,14 +112,19 @@ def measure(
         typer.Option(help="the dense model; by default the pruned one with its zeros filled"),
     ] = None,
     max_seq_length: Annotated[
-        int | None, typer.Option(help="tokens in the timed prompt; the model's own up to 2048")
+        int | None,
+        typer.Option(
+            callback=inside(Pair), help="tokens in the timed prompt; the model's own up to 2048"
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="timings of each model")] = 15,
+    rounds: Annotated[
+        int, typer.Option(callback=inside(Timings), help="timings of each model")
+    ] = 15,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto for the stored one")
     ] = "auto",
     device: Annotated[str, typer.Option(help="where to compute, as torch names it")] = "cpu",
-    threads: Threads = 1,
+    threads: ThreadsOption = 1,
     json: Json = False,
 ) -> None:
     """Size, memory and time of a pruned model on this machine, against the dense one."""
@@ -122,14 +142,14 @@ def measure(
             max_seq_length=max_seq_length,
             rounds=rounds,
             threads=threads,
-            track=tracked(Console(stderr=True)),
+            track=tracked(terminal(stderr=True)),
         )
     if json:
         typer.echo(strict_json(measured.to_json()))
         return
-    Console().print(_measured_table(measured))
+    terminal().print(_measured_table(measured))
     for verdict in measured.verdicts():
-        typer.echo(verdict)
+        say(verdict)
 
 
 def hold(
@@ -147,7 +167,7 @@ def hold(
     if json:
         typer.echo(strict_json(asdict(done)))
         return
-    typer.echo(
+    say(
         f"{output}: {done.num_pruned} of {done.num_weights} weights are exactly zero; "
         f"{done.num_filled} of them were not before"
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from qprune.cli_options import parse_options
@@ -15,6 +14,7 @@ from qprune.config import make_settings, merged
 from qprune.errors import ImpossibleRequestError
 from qprune.interrupt import INTERRUPTED, interruptible
 from qprune.ranks import joined, started_ranks
+from qprune.terminal import say, terminal
 
 if TYPE_CHECKING:
     from qprune.prune import Pruned
@@ -213,7 +213,7 @@ def prune(
     stopping = interruptible() if output else nullcontext(None)
     with joined() as ranks, stopping as stop:
         first = ranks.rank == 0
-        console = Console(stderr=True, quiet=not first)
+        console = terminal(stderr=True, quiet=not first)
         with logged(console), ProgressBar(settings.asked_sparsity, console) as bar:
             pruned = run_job(
                 settings,
@@ -226,7 +226,7 @@ def prune(
     if not first:
         return
     if blocks is not None:
-        typer.echo(str(blocks), err=True)
+        say(str(blocks), err=True)
     tell(pruned, output, json)
 
 
@@ -242,11 +242,11 @@ def tell(pruned: Pruned, output: Path | None, json: bool) -> None:
     if json:
         typer.echo(strict_json(summary(pruned)))
     else:
-        Console().print(outcome_table(pruned.report))
+        terminal().print(outcome_table(pruned.report))
         if output is not None:
-            typer.echo(f"{output / 'report.html'} shows the run; {output} holds the network")
+            say(f"{output / 'report.html'} shows the run; {output} holds the network")
     if pruned.report.stopped == "interrupted":
-        typer.echo(f"stopped by hand; `qprune resume {output}` goes on", err=True)
+        say(f"stopped by hand; `qprune resume {output}` goes on", err=True)
         raise typer.Exit(INTERRUPTED)
 
 

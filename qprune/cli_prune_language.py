@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from qprune.config import make_settings
@@ -21,6 +20,7 @@ from qprune.language.stages import Watch
 from qprune.progress import StagesBar, logged
 from qprune.records import strict_json
 from qprune.solve import BlockObserver
+from qprune.terminal import say, terminal
 from qprune.verify import trusted
 
 
@@ -51,7 +51,7 @@ def prune_language_model(
         )
     blocks = BlockFolder(record_blocks, settings.provenance)
     carry_out(settings, output, json, blocks=blocks)
-    typer.echo(str(blocks), err=True)
+    say(str(blocks), err=True)
 
 
 def carry_out(
@@ -68,7 +68,7 @@ def carry_out(
         QpruneError: see `run_language_job`.
         typer.Exit: the run was stopped by hand and can be resumed.
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     # Without a folder, or where there is no second stage, there is nothing to end in good order.
     ends_in_order = output is not None and settings.method == "qprune"
     with logged(console), interruptible() if ends_in_order else nullcontext(None) as stop:
@@ -84,11 +84,11 @@ def carry_out(
     if json:
         typer.echo(strict_json(outcome.summary()))
     else:
-        Console().print(_table(outcome))
+        terminal().print(_table(outcome))
         if output is not None:
-            typer.echo(f"{output} holds the model, its tokenizer and its mask")
+            say(f"{output} holds the model, its tokenizer and its mask")
     if outcome.report.stopped == "interrupted":
-        typer.echo(f"stopped by hand; `qprune resume {output}` goes on", err=True)
+        say(f"stopped by hand; `qprune resume {output}` goes on", err=True)
         raise typer.Exit(INTERRUPTED)
 
 

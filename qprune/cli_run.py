@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from qprune.cli_options import inside
 from qprune.cli_prune import tell
 from qprune.interrupt import interruptible
 from qprune.ranks import joined
+from qprune.terminal import say, terminal
+from solvers.ranges import Gigabytes, Seconds
 
 #: Exit code where a folder tells a lie.
 LIE = 1
@@ -27,10 +29,17 @@ def resume(
     model: OwnModel = None,
     data: OwnData = None,
     max_seconds: Annotated[
-        float | None, typer.Option(help="another limit for all of the run, time so far included")
+        float | None,
+        typer.Option(
+            callback=inside(Seconds),
+            help="another limit for all of the run, time so far included",
+        ),
     ] = None,
     max_memory: Annotated[
-        float | None, typer.Option(help="GB that the process may hold, as with prune")
+        float | None,
+        typer.Option(
+            callback=inside(Gigabytes), help="GB that the process may hold, as with prune"
+        ),
     ] = None,
     executor: Annotated[
         str | None, typer.Option(help="where blocks are solved from now on, as with prune")
@@ -41,19 +50,21 @@ def resume(
     from qprune.job import run_job
     from qprune.language.settings import LanguageSettings
     from qprune.progress import ProgressBar, logged
-    from qprune.run import RESUMABLE, read_settings, stopped_by
+    from qprune.run import RESUMABLE, read_settings, stopped_by, tidy
     from qprune.verify import trusted
 
     settings = read_settings(folder)
     trusted(settings, model, data)
     stopped = stopped_by(folder)
     if stopped not in RESUMABLE or (stopped == "max_seconds" and max_seconds is None):
+        tidy(folder)
+        _page_again(folder)
         more = "; --max-seconds gives it more time" if stopped == "max_seconds" else ""
-        typer.echo(f"{folder} is finished ({stopped}): there is nothing to go on with{more}")
+        say(f"{folder} is finished ({stopped}): there is nothing to go on with{more}")
         return
     others = {"max_seconds": max_seconds, "max_memory": max_memory, "executor": executor}
     given = {name: value for name, value in others.items() if value is not None}
-    settings = settings.model_copy(update=given)
+    settings = type(settings).model_validate(settings.model_dump() | given)
     if isinstance(settings, LanguageSettings):
         from qprune.cli_prune_language import carry_out
 
@@ -61,7 +72,7 @@ def resume(
         return
     with joined() as ranks, interruptible() as stop:
         first = ranks.rank == 0
-        console = Console(stderr=True, quiet=not first)
+        console = terminal(stderr=True, quiet=not first)
         with logged(console), ProgressBar(settings.asked_sparsity, console) as bar:
             pruned = run_job(
                 settings, folder, resume=True, observe=[bar], should_stop=stop, ranks=ranks
@@ -70,13 +81,26 @@ def resume(
         tell(pruned, folder, json)
 
 
+def _page_again(folder: Path) -> None:
+    """The report's page, where it was removed, or `qprune report` killed while it wrote one."""
+    from qprune.report import render_html
+    from qprune.run import REPORT_HTML, RunFolder, read_checksums, read_run
+
+    if REPORT_HTML not in read_checksums(folder) or not (folder / REPORT_HTML).exists():
+        saved = read_run(folder)
+        html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
+        RunFolder(folder).write_page(html)
+
+
 def check(folder: Folder) -> None:
     """Hold a run's files against each other: sparsity, structure, exact zeros, counts."""
     from qprune.check import check_run
 
     finding = check_run(folder)
+    for note in finding.notes:
+        typer.echo(f"{folder}: {note}", err=True)
     _refuse(folder, finding.lies)
-    typer.echo(
+    say(
         f"{folder}: {finding.num_pruned} of {finding.num_weights} targeted weights are exactly "
         "zero, as the mask, the counts and the report say"
     )
@@ -88,9 +112,9 @@ def verify(folder: Folder, model: OwnModel = None, data: OwnData = None) -> None
 
     verdict = verify_run(folder, model, data)
     for note in verdict.notes:
-        typer.echo(f"{folder}: {note}", err=True)
+        say(f"{folder}: {note}", err=True)
     _refuse(folder, verdict.finding.lies)
-    typer.echo(
+    say(
         f"{folder}: model, data, mask ({verdict.finding.num_pruned} of "
         f"{verdict.finding.num_weights} zero) and scores are what the folder says"
     )
@@ -98,6 +122,6 @@ def verify(folder: Folder, model: OwnModel = None, data: OwnData = None) -> None
 
 def _refuse(folder: Path, lies: tuple[str, ...]) -> None:
     for lie in lies:
-        typer.echo(f"{folder}: {lie}", err=True)
+        say(f"{folder}: {lie}", err=True)
     if lies:
         raise typer.Exit(LIE)

@@ -1,4 +1,4 @@
-"""`qprune samplers` and `qprune solve`: the optimisation side from the command line."""
+"""`qprune samplers`, `formats` and `solve`: the optimisation side from the command line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from qprune.cli_options import parse_options
+from qprune.cli_options import (
+    FormatOption,
+    SenseOption,
+    inside,
+    not_a_pipe,
+    parse_options,
+    require_place,
+    show_note,
+    write_file,
+)
 from qprune.interrupt import INTERRUPTED, terminable
 from qprune.progress import Waiting, logged
+from qprune.terminal import say, terminal
+from solvers.ranges import Count, Limit, Seed
 
 if TYPE_CHECKING:
     from solvers import QuadraticProblem, SamplerEntry, Solution
@@ -29,7 +40,7 @@ def samplers(
     if json:
         typer.echo(strict_json({"samplers": [entry.to_json() for entry in entries]}))
         return
-    Console().print(samplers_table(entries))
+    terminal().print(samplers_table(entries))
 
 
 def samplers_table(entries: tuple[SamplerEntry, ...]) -> Table:
@@ -49,37 +60,64 @@ def samplers_table(entries: tuple[SamplerEntry, ...]) -> Table:
     return table
 
 
+def formats(
+    json: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False,
+) -> None:
+    """List every format of problem files by name: suffixes, contents, which way it goes."""
+    from qprune.records import strict_json
+    from solvers.formats import FORMATS
+
+    if json:
+        typer.echo(strict_json({"formats": [one.to_json() for one in FORMATS]}))
+        return
+    table = Table(caption="read as they are or packed: .gz, .bz2, .xz, .zip; see docs/formats.md")
+    table.add_column("name", no_wrap=True)
+    for column in ("suffixes", "contents", "objective", "counts", "written"):
+        table.add_column(column, overflow="fold")
+    for one in FORMATS:
+        able = ("yes" if has else "-" for has in (one.counts, one.write is not None))
+        table.add_row(one.name, " ".join(one.suffixes), Text(one.contents), one.sense, *able)
+    terminal().print(table)
+
+
 def solve(
     instance: Annotated[
         Path,
-        typer.Argument(help=".npz, .qubo, .coo, OR-Library or G-set .txt(.gz), .bqm, .cqm, .json"),
+        typer.Argument(
+            callback=not_a_pipe, help="a problem in any format that `qprune formats` lists"
+        ),
     ],
-    count: Annotated[int | None, typer.Option(help="how many variables are 1, exactly")] = None,
+    count: Annotated[
+        int | None, typer.Option(callback=inside(Count), help="how many variables are 1, exactly")
+    ] = None,
     sampler: Annotated[
         str, typer.Option(help="a name that `qprune samplers` lists; auto: what suits the problem")
     ] = "auto",
     sampler_option: Annotated[
         list[str] | None, typer.Option(help="name=value for the sampler; may be repeated")
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="seconds")] = None,
-    seed: Annotated[int, typer.Option(help="decides everything random")] = 0,
-    maximize: Annotated[
-        bool,
-        typer.Option("--maximize", help="the file's objective is maximised: energy is minus it"),
-    ] = False,
+    time_limit: Annotated[
+        float | None, typer.Option(callback=inside(Limit), help="seconds")
+    ] = None,
+    seed: Annotated[int, typer.Option(callback=inside(Seed), help="decides everything random")] = 0,
+    maximize: SenseOption = None,
+    format: FormatOption = None,
     json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
     output: Annotated[Path | None, typer.Option(help="file for the sample, as JSON")] = None,
 ) -> None:
     """Solve a problem in a file: energy, lower bound, gap, whether proved."""
     from qprune.records import strict_json
     from solvers.counting import configured
-    from solvers.files import read_problem
+    from solvers.files import read_file
 
+    if output is not None:
+        require_place(output)
     chosen, options = configured(
         sampler, parse_options(sampler_option or []), seed=seed, time_limit=time_limit
     )
-    problem = read_problem(instance, count=count, maximize=maximize)
-    console = Console(stderr=True)
+    reading = read_file(instance, count, maximize, format)
+    problem = reading.problem
+    console = terminal(stderr=True)
     began = time.process_time()
     with terminable(), logged(console), Waiting(f"solving with {sampler}", console):
         try:
@@ -91,19 +129,23 @@ def solve(
     interrupted = bool(solution.info.get("interrupted", False))
     found = outcome(problem, solution) | {
         "instance": str(instance),
+        "format": reading.format.name,
+        "sense": reading.sense.value,
         "sampler": sampler,
         "seed": seed,
         "cpu_seconds": seconds,
         "interrupted": interrupted,
     }
+    for note in reading.notes:
+        show_note(note)
     if output is not None:
-        output.write_text(strict_json(found | sample_record(problem, solution)) + "\n")
+        write_file(output, strict_json(found | sample_record(problem, solution)) + "\n")
     if json:
         typer.echo(strict_json(found))
     else:
-        Console().print(outcome_table(found))
+        terminal().print(outcome_table(found))
     if interrupted:
-        typer.echo("qprune: interrupted; this is the best found so far", err=True)
+        say("qprune: interrupted; this is the best found so far", err=True)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -129,7 +171,8 @@ def sample_record(problem: QuadraticProblem, solution: Solution) -> dict[str, An
 def outcome_table(found: dict[str, Any]) -> Table:
     """The outcome, one line each."""
     table = Table(show_header=False)
-    for name in ("instance", "sampler", "num_variables", "counts", "energy", "lower_bound", "gap"):
+    names = ("instance", "format", "sense", "sampler", "num_variables", "counts")
+    for name in (*names, "energy", "lower_bound", "gap"):
         table.add_row(name, str(found[name]))
     for name in ("proved", "feasible"):
         table.add_row(name, "yes" if found[name] else "no")

@@ -18,8 +18,23 @@ from pydantic import (
 
 from qprune.cli_options import OptionValue
 from qprune.errors import ImpossibleRequestError
+from qprune.plain_yaml import read_plain_yaml
 from qprune.sparsity import KeepNofM, checked_sparsity
-from qprune.threads import DEFAULT_THREADS, MAX_THREADS
+from qprune.threads import DEFAULT_THREADS
+from solvers.ranges import (
+    NUMBER,
+    Count,
+    FurtherSteps,
+    Gigabytes,
+    Number,
+    Pair,
+    Seconds,
+    Seed,
+    Steps,
+    Threads,
+    quoted,
+    told,
+)
 from solvers.redaction import is_secret, without_secrets
 
 
@@ -38,8 +53,8 @@ class Asked(BaseModel):
 
     model: str
     data: str
-    sparsity: float | None = Field(default=None, ge=0, lt=1)
-    density: float | None = Field(default=None, gt=0, le=1)
+    sparsity: Annotated[float, NUMBER, Field(ge=0, lt=1)] | None = None
+    density: Annotated[float, NUMBER, Field(gt=0, le=1)] | None = None
     mask_structure: str | None = None
 
     @property
@@ -93,21 +108,21 @@ class Settings(Asked):
     curvature: str = "fisher"
     loss: Literal["dense", "cross-entropy", "mse", "bce"] = "dense"
     budget: Literal["global", "layer", "row"] = "global"
-    block_size: int | None = Field(default=None, ge=2)
-    num_blocks: int = Field(default=1, ge=1)
-    stages: int | None = Field(default=None, ge=1)
-    rounds: int | None = Field(default=None, ge=0)
-    final_rounds: int | None = Field(default=None, ge=0)
+    block_size: Pair | None = None
+    num_blocks: Number = 1
+    stages: Steps | None = None
+    rounds: FurtherSteps | None = None
+    final_rounds: FurtherSteps | None = None
     compensate: bool = True
     augment: bool = True
-    samples_per_step: int | None = Field(default=None, ge=1)
-    num_calibration_samples: int = Field(default=1000, ge=1)
-    max_seconds: float | None = Field(default=None, gt=0)
-    max_steps: int | None = Field(default=None, ge=0)
-    max_memory: float | None = Field(default=None, gt=0)
+    samples_per_step: Number | None = None
+    num_calibration_samples: Number = 1000
+    max_seconds: Seconds | None = None
+    max_steps: Count | None = None
+    max_memory: Gigabytes | None = None
     executor: str | None = None
-    seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=DEFAULT_THREADS, ge=1, le=MAX_THREADS)
+    seed: Seed = 0
+    threads: Threads = DEFAULT_THREADS
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +140,7 @@ def merged(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
     Raises:
         ImpossibleRequestError: the file cannot be read.
     """
-    values = _read_yaml(config) if config is not None else {}
+    values = _read_settings(config) if config is not None else {}
     return values | {name: value for name, value in given.items() if value is not None}
 
 
@@ -160,17 +175,17 @@ def make_settings(
     return settings
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ImpossibleRequestError(f"cannot read the configuration {path}: {reason}") from error
+def _read_settings(path: Path) -> dict[str, Any]:
+    values = read_plain_yaml(path)
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+    if not isinstance(values, dict):
         raise ImpossibleRequestError(f"{path} must hold 'name: value' lines, one setting each")
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    names = [name.replace("-", "_") for name in values]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ImpossibleRequestError(f"{path} sets {twice} twice, with a dash and without")
+    return dict(zip(names, values.values(), strict=True))
 
 
 def _explain(error: ValidationError, config: Path | None, kind: type[BaseModel]) -> str:
@@ -183,5 +198,8 @@ def _explain(error: ValidationError, config: Path | None, kind: type[BaseModel])
     if first["type"] == "extra_forbidden":
         known = ", ".join(kind.model_fields)
         return f"no setting named {name!r}; there are: {known}{where}"
+    field = kind.model_fields[name]
+    wanted = told(field.annotation, *field.metadata)
     message = first["msg"].removeprefix("Input ").replace("should be", "must be")
-    return f"{option} {message}, not {first['input']!r}{where}"
+    message = f"must be {wanted}" if wanted else message
+    return f"{option} {message}, not {quoted(first['input'])}{where}"

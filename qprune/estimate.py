@@ -13,6 +13,9 @@ from typing import Any
 
 from qprune.errors import ImpossibleRequestError
 
+# Seconds; estimates are rough, and of what is shorter somebody may mean it.
+_YEAR = 365 * 86400.0
+
 
 @dataclass(frozen=True)
 class Part:
@@ -152,6 +155,22 @@ def require_fit(needs: Estimate, available: float, asked: float | None = None) -
         f"{worst.what} ({in_bytes(worst.amount)}), and {in_bytes(room)} {whose}; {ways}"
         "raise max_memory (--max-memory) to run all the same"
     )
+
+
+def require_end(needs: Estimate) -> None:
+    """Refuse a run without an end that anybody waits for.
+
+    Raises:
+        ImpossibleRequestError: it would take more than a year; says what takes it, and what to do.
+    """
+    if needs.seconds > _YEAR:
+        remedies = [part.remedy for part in needs.time if part.remedy][:2]
+        ways = f"take {' or '.join(remedies)}, or " if remedies else ""
+        raise ImpossibleRequestError(
+            f"the run would take about {in_seconds(needs.seconds)}, most of it "
+            f"{needs.time[0].what}; {ways}fewer stages (--stages) or rounds (--rounds), or end it "
+            "by max_seconds (--max-seconds)"
+        )
 
 
 def in_bytes(number: float) -> str:

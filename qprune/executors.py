@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from qprune.errors import ImpossibleRequestError
 from qprune.parcels import Packer, unpacked
 from qprune.threads import limited_threads
+from solvers.ranges import MAX_THREADS, quoted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -161,8 +163,8 @@ def executor_named(spec: str | None) -> Iterator[Executor | None]:
         yield None
         return
     kind, _, rest = spec.partition(":")
-    if kind == "threads" and (not rest or (rest.isdigit() and int(rest) > 0)):
-        with ThreadPoolExecutor(int(rest) if rest else os.cpu_count()) as threads:
+    if kind == "threads":
+        with ThreadPoolExecutor(_number_of(rest, spec)) as threads:
             yield threads
     elif spec == "ray" or spec.startswith("ray://"):
         ray = RayExecutor(None if spec == "ray" else spec)
@@ -174,6 +176,17 @@ def executor_named(spec: str | None) -> Iterator[Executor | None]:
         raise ImpossibleRequestError(
             f"no executor named {spec!r}; there are: threads, threads:N, ray, ray://HOST:PORT"
         )
+
+
+def _number_of(threads: str, spec: str) -> int:
+    if not threads and spec == "threads":
+        return os.cpu_count() or 1
+    if not re.fullmatch("[0-9]{1,10}", threads) or not 1 <= int(threads) <= MAX_THREADS:
+        raise ImpossibleRequestError(
+            f"no executor named {quoted(spec)}: threads:N takes a whole number from 1 to "
+            f"{MAX_THREADS:,}"
+        )
+    return int(threads)
 
 
 def _ray() -> Any:

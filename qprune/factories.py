@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TypeVar
 
 from qprune.errors import ImpossibleRequestError
 
 T = TypeVar("T")
+
+# Dots, colons, slashes and spaces separate; a relative name has no package to be relative to.
+_SPEC = re.compile(r"[^\s.:/\\]+(\.[^\s.:/\\]+)*:[^\s.:/\\]+")
 
 #: What a name with a colon may begin with that is no module to import.
 _SOURCES = frozenset({"torchvision", "hf", "mnist", "cifar10", "wikitext2", "text"})
@@ -15,27 +19,32 @@ _SOURCES = frozenset({"torchvision", "hf", "mnist", "cifar10", "wikitext2", "tex
 
 def is_factory(spec: str) -> bool:
     """Whether ``spec`` would import code of the user's own."""
-    kind, colon, _ = spec.partition(":")
-    return bool(colon) and kind not in _SOURCES
+    return _SPEC.fullmatch(spec) is not None and spec.partition(":")[0] not in _SOURCES
 
 
 def call_factory(spec: str, kind: type[T]) -> T:
     """What the callable ``package.module:name`` returns, which must be a ``kind``.
 
     Raises:
-        ImpossibleRequestError: no such module or name, it raised, or returned something else.
+        ImpossibleRequestError: no such module or name, importing or calling it raised, or it
+            returned something else.
     """
+    if not is_factory(spec):
+        raise ImpossibleRequestError(
+            f"{spec!r} is not of the form package.module:factory, with the module's full name"
+        )
     module_name, _, attribute = spec.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:
+        reason = str(error) if isinstance(error, ImportError | AttributeError) else repr(error)
         raise ImpossibleRequestError(
-            f"cannot import {attribute!r} from {module_name!r} ({error}); "
+            f"cannot import {attribute!r} from {module_name!r} ({reason}); "
             "give an importable package.module:factory"
         ) from error
     try:
         made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImpossibleRequestError(
             f"{spec} raised {type(error).__name__}: {error}; it must run without arguments"
         ) from error

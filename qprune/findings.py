@@ -28,11 +28,13 @@ class Finding:
         lies: every contradiction in one line each; none in an honest folder.
         num_weights: targeted weights by the mask.
         num_pruned: how many of them the mask prunes.
+        notes: what the folder leaves open.
     """
 
     lies: tuple[str, ...]
     num_weights: int = 0
     num_pruned: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def num_weights(mask: Tensors) -> int:
@@ -55,6 +57,38 @@ def wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
             yield f"{name}: weights are NaN or infinite"
 
 
+def wrong_kept_zeros(weights: Tensors, report: Report) -> Iterator[str]:
+    """Numbers of zeros that are not the report's: a weight that the mask keeps has become zero."""
+    for record in report.layers:
+        # A language model's records are named by the parameters themselves.
+        name = record.parameter if record.parameter in weights else record.name
+        if record.num_zero is None or name not in weights:
+            continue
+        found = int((weights[name] == 0).sum())
+        if found != record.num_zero:
+            yield (
+                f"{name}: {found} weights are zero, {REPORT_JSON} says "
+                f"{record.num_zero}, {record.num_pruned} of them pruned: weights that the mask "
+                "keeps have changed"
+            )
+
+
+def kept_zeros_told(report: Report) -> Iterator[str]:
+    """What the report leaves open about weights that the mask keeps and that are zero."""
+    if any(record.num_zero is None for record in report.layers):
+        yield (
+            f"{REPORT_JSON} is of a version that did not count zeros: weights that the mask keeps "
+            "may have become zero"
+        )
+        return
+    kept = sum((record.num_zero or 0) - record.num_pruned for record in report.layers)
+    if kept:
+        yield (
+            f"{kept} weights that the mask keeps are zero, as many as {REPORT_JSON} says; which "
+            f"ones it does not say ({report.zeros_before} were zero before the run)"
+        )
+
+
 def wrong_totals(mask: Tensors, report: Report, asked: float) -> Iterator[str]:
     """Sparsities that the mask, or the request, does not have."""
     achieved = num_pruned(mask) / max(num_weights(mask), 1)
@@ -68,7 +102,7 @@ def wrong_steps(path: Path, report: Report) -> Iterator[str]:
     """A journal that is not the report's."""
     try:
         journal = read_steps(path)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{STEPS} cannot be read: {error}"
         return
     if len(journal) != len(report.steps):

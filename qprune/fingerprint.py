@@ -68,6 +68,13 @@ class Fingerprint:
         lines += _changed("version of ", self.code, other.code)
         return tuple(lines)
 
+    @property
+    def digest(self) -> str:
+        """sha256 of all that decides the run: what each of its checkpoints says of itself."""
+        told = self.to_json()
+        told["settings"] = {n: v for n, v in self.settings.items() if n not in _FREE}
+        return hashlib.sha256(strict_json(told, sort_keys=True).encode()).hexdigest()
+
     def to_json(self) -> dict[str, Any]:
         """A dict that `json.dumps` takes."""
         return asdict(self)

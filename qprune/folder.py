@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,6 +17,16 @@ from filelock import FileLock, Timeout
 from qprune.errors import RunFolderError
 
 LOCK = ".lock"
+
+# ``.NAME.PID.tmp``, as `write_whole` names what is not whole yet.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp", re.DOTALL)
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextmanager
@@ -21,8 +36,10 @@ def locked(folder: Path) -> Iterator[None]:
     The same thread may enter again.
 
     Raises:
-        RunFolderError: another process is in there, or the folder cannot be written.
+        RunFolderError: another process is in there, the folder cannot be written, or the lock was
+            lost inside (see `require_locked`).
     """
+    refuse_irregular([folder / LOCK])
     lock = FileLock(folder / LOCK, blocking=False, is_singleton=True)
     try:
         lock.acquire()
@@ -34,8 +51,95 @@ def locked(folder: Path) -> Iterator[None]:
         raise _unwritable(folder / LOCK, error) from error
     try:
         yield
+        require_locked(folder)
     finally:
-        lock.release()
+        # A descriptor that something else has closed cannot be closed again.
+        with suppress(OSError):
+            lock.release()
+
+
+def require_locked(folder: Path) -> None:
+    """Refuse to go on where the lock that this process holds on ``folder`` is gone.
+
+    Code of the user's own may have closed its descriptor, or removed its file: from then on
+    another process can work in the folder.
+
+    Raises:
+        RunFolderError: it is gone.
+    """
+    # A second descriptor gets the lock only where the first one has lost it.
+    probe = FileLock(folder / LOCK, blocking=False, is_singleton=False)
+    try:
+        probe.acquire()
+    except Timeout:
+        return
+    except OSError as error:
+        raise _unwritable(folder / LOCK, error) from error
+    probe.release()
+    raise RunFolderError(
+        f"the lock of {folder} is gone: code in this process, such as a sampler, has closed "
+        "descriptors that are not its own, or removed the file; mend that, then resume"
+    )
+
+
+def kind_of(path: Path) -> str | None:
+    """Words for what ``path`` is in the end; None where nothing is there or it is a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link that leads nowhere" if os.path.islink(path) else None  # noqa: PTH114
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def regular(path: Path) -> Path:
+    """``path``, if it ends in a regular file: opening it neither waits nor does anything.
+
+    For readers that want a path; others use `read_regular`.
+
+    Raises:
+        RunFolderError: a pipe, a directory, a device or a socket is in its place.
+        OSError: it cannot be opened.
+    """
+    os.close(_opened(path))
+    return path
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file, however many links lead to it.
+
+    Raises:
+        RunFolderError: a pipe, a directory, a device or a socket is in its place.
+        OSError: it cannot be read.
+    """
+    with os.fdopen(_opened(path), "rb") as file:
+        return file.read()
+
+
+def refuse_irregular(paths: Iterable[Path]) -> None:
+    """Refuse what is there and ends in no regular file.
+
+    Raises:
+        RunFolderError: names the first.
+    """
+    for path in paths:
+        kind = kind_of(path)
+        if kind is not None:
+            raise _irregular(path, kind)
+
+
+def _opened(path: Path) -> int:
+    # Not even opened, since with some devices that alone does something.
+    refuse_irregular([path])
+    # Between the two it may have become a pipe, whose opening would wait.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _irregular(path, "no regular file")
+    return handle
+
+
+def _irregular(path: Path, kind: str) -> RunFolderError:
+    return RunFolderError(f"{path} is {kind}, where a file is expected; move it away")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -48,7 +152,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        # A process of the same number may have been killed here before.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -82,8 +188,38 @@ def append_line(path: Path, line: str) -> None:
         RunFolderError: it cannot be written.
     """
     try:
+        refuse_irregular([path])
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files, those that are there.
+
+    Raises:
+        RunFolderError: one cannot be removed; a directory never is.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            kind = kind_of(path)
+            raise _irregular(path, kind) if kind else _unwritable(path, error) from error
+
+
+def flush_file(path: Path) -> None:
+    """Make what was appended to a file last.
+
+    Raises:
+        RunFolderError: the disk refuses.
+    """
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -99,10 +235,44 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written; only under the lock."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def half_written(folder: Path, names: Iterable[str]) -> list[Path]:
+    """What a killed `write_whole` left of files with these names, which may have wildcards."""
+    names = tuple(names)
+    found = []
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        ours = match is not None and any(fnmatchcase(match["name"], name) for name in names)
+        if ours and path.is_file() and not path.is_symlink():
+            found.append(path)
+    return sorted(found)
+
+
+def asides(folder: Path) -> list[Path]:
+    """Neighbours of ``folder`` that a killed process filled to take its place; see `aside_of`."""
+    pattern = re.compile(re.escape(f".{folder.absolute().name}.") + r"\d+\.aside", re.DOTALL)
+    found = folder.absolute().parent.glob(glob.escape(f".{folder.absolute().name}.") + "*.aside")
+    return sorted(path for path in found if pattern.fullmatch(path.name) and path.is_dir())
+
+
+def aside_of(folder: Path) -> Path:
+    """Where this process puts what will take its place in ``folder``."""
+    return folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.aside")
+
+
+def sweep(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed process left half written of ``names``, and beside ``folder``.
+
+    Nothing else, whatever it is called. Only under the lock.
+
+    Raises:
+        RunFolderError: it cannot be removed.
+    """
+    remove(half_written(folder, names))
+    for left in asides(folder):
+        try:
+            shutil.rmtree(left)
+        except OSError as error:
+            raise _unwritable(left, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> RunFolderError:

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qprune.errors import RunFolderError
+from qprune.folder import regular
 from qprune.records import read_json
 
 #: Where a pruned folder keeps its mask.
@@ -76,7 +77,7 @@ def read_mask(path: Path) -> dict[str, Tensor]:
         RunFolderError: there is no such file, or it holds no mask.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != FORMAT:

@@ -21,6 +21,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from qprune.records import ScorePoint
 from qprune.steps import LayerRecord, Step
+from solvers.legible import in_figure
+from solvers.study.looks import any_script
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c8c8c"
 PHASES: Mapping[str, str] = {
@@ -137,7 +139,7 @@ def layer_bars(layers: Sequence[LayerRecord], asked: float) -> str:
                 1.005, place, f"{kept:,} of {layer.num_weights:,} kept", va="center", fontsize=8.5
             )
         axes.axvline(asked, color=ORANGE, linestyle="--", label=f"asked overall, {asked:.4g}")
-        axes.set_yticks(places, [layer.name for layer in layers])
+        axes.set_yticks(places, [in_figure(layer.name) for layer in layers])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set(xlim=(0, 1), xlabel="sparsity")
@@ -170,13 +172,14 @@ def phase_bars(steps: Sequence[Step]) -> str:
     phases = list(dict.fromkeys([*PHASES, *(p for kind in spent.values() for p in kind)]))
     with rc_context(_STYLE):
         axes = _axes()
-        left = np.zeros(len(spent))
+        left, places = np.zeros(len(spent)), range(len(spent))
         for phase in phases:
             width = np.array([kind.get(phase, 0.0) for kind in spent.values()])
             if width.any():
                 color = PHASES.get(phase, GREY)
-                axes.barh(list(spent), width, left=left, color=color, label=phase, height=0.6)
+                axes.barh(places, width, left=left, color=color, label=in_figure(phase), height=0.6)
                 left += width
+        axes.set_yticks(places, [in_figure(kind) for kind in spent])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("seconds of wall time")
@@ -216,7 +219,7 @@ def _svg(figure: object, name: str) -> str:
     """The figure as an SVG element, the same for the same data."""
     assert isinstance(figure, Figure)
     target = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name}), any_script():
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
     text = target.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")

@@ -11,11 +11,17 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 
 from qprune.errors import LeftDenseWarning
 from qprune.layerwise import LayerOutcome
 from qprune.steps import Step
+from qprune.terminal import LegibleFormatter
+from solvers.legible import legible
+
+# Characters beside a bar: a long name would leave no room for it.
+_LONGEST_STATE = 120
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 """Goes through items while it shows how far it is: (items, what is done with them)."""
@@ -31,7 +37,11 @@ def tracked(console: Console) -> Track:
 
     def through(items: Sequence[Any], description: str) -> Iterable[Any]:
         return track(
-            items, description, console=console, transient=True, disable=not console.is_terminal
+            items,
+            escape(legible(description)),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
 
     return through
@@ -47,6 +57,7 @@ def logged(console: Console) -> Iterator[None]:
     handler: logging.Handler = logging.StreamHandler(console.file)
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
+    handler.setFormatter(LegibleFormatter())
     logger, others = logging.getLogger("qprune"), logging.getLogger("solvers")
     before = logger.level, others.level
     for one in (logger, others):
@@ -81,9 +92,9 @@ class _Bar:
     def __init__(self, console: Console, total: float | None = None) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -155,7 +166,11 @@ class StagesBar(_Bar):
 
     def _show(self, what: str, done: int | None, total: int | None, state: str) -> None:
         self._progress.update(
-            self._task, completed=done, total=total, description=what, state=state
+            self._task,
+            completed=done,
+            total=total,
+            description=legible(what),
+            state=legible(state, _LONGEST_STATE),
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.admission import refuse_wrapped
+from qprune.admission import refuse_unstorable, refuse_wrapped
 from qprune.augment import Augmentation
 from qprune.blocks import Boundary, Select
 from qprune.calibration import Calibration, as_calibration
@@ -27,7 +27,7 @@ from qprune.curvature import SketchedFisher
 from qprune.curvature.expansion import Curvature
 from qprune.derivable import derivable
 from qprune.errors import ImpossibleRequestError
-from qprune.estimate import Estimate, require_fit
+from qprune.estimate import Estimate, require_end, require_fit
 from qprune.faults import Care
 from qprune.fingerprint import digest_of_tensors, fingerprint_of, require_named
 from qprune.inputs import Call
@@ -232,6 +232,8 @@ def prune(
     watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
     ranks = ranks or ALONE
     refuse_wrapped(model)
+    if output_dir is not None or resume_from is not None:
+        refuse_unstorable(model)
     threads = checked_threads(threads)
     with ExitStack() as stack:
         stack.enter_context(ranks.watched())
@@ -303,7 +305,7 @@ def _stated(
     """What the run needs, logged and told.
 
     Raises:
-        ImpossibleRequestError: it does not fit, on some rank.
+        ImpossibleRequestError: it does not fit, on some rank, or does not end.
     """
 
     def own(*_: int) -> Estimate | None:
@@ -313,6 +315,8 @@ def _stated(
             if expect is not None:
                 expect(expected)
             require_fit(expected, available_memory(), plan.request.max_memory)
+            if plan.request.max_seconds is None and plan.request.max_steps is None:
+                require_end(expected)
         return expected
 
     return ranks.gather(own, range(ranks.size))[ranks.rank]
@@ -394,7 +398,8 @@ def _layer_records(setting: Setting, state: State) -> tuple[LayerRecord, ...]:
             tuple(layer.shape),
             layer.size,
             layer.size - int(kept.sum()),
-            num_zero=int((values == 0).sum()),
+            # As the model holds them, in which small ones may be zero.
+            num_zero=int((values.to(layer.parameter.dtype) == 0).sum()),
             parameter=layer.parameter_name,
             input_groups=layer.kind.layout.input_groups,
             gradients=layer.path.told if layer.path is not None else "",

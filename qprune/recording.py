@@ -12,13 +12,26 @@ from qprune.answers import AnswerStore
 from qprune.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.errors import RunFolderError
 from qprune.fingerprint import Fingerprint
-from qprune.folder import append_line, locked, make_folder, sweep, write_whole
+from qprune.folder import (
+    append_line,
+    flush_folder,
+    half_written,
+    locked,
+    make_folder,
+    read_regular,
+    refuse_irregular,
+    remove,
+    require_locked,
+    write_whole,
+)
 from qprune.records import strict_json
 from qprune.setting import Setting
 from qprune.steps import Step
 from qprune.walk import Progress
 
 FINGERPRINT, STEPS, ANSWERS = "fingerprint.json", "steps.jsonl", "answers"
+#: What a finished run has besides; `qprune.run` writes them, the report last of all files.
+REPORT_JSON, CHECKSUMS = "report.json", "checksums.sha256"
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +52,7 @@ class Recording:
         self._began = time.perf_counter(), time.process_time()
         self._before = 0.0, 0.0
         self._last: Snapshot | None = None
+        self._run = ""
 
     @property
     def answers(self) -> AnswerStore | None:
@@ -61,8 +75,13 @@ class Recording:
         return 0.0 if self._checkpoints is None else self._checkpoints.spent
 
     def note(self, step: Step) -> None:
-        """An observer: append the step to the journal on disk."""
+        """An observer: append the step to the journal on disk.
+
+        Raises:
+            RunFolderError: it cannot be written, or the folder is no longer locked.
+        """
         if self._folder is not None:
+            require_locked(self._folder)
             append_line(self._folder / STEPS, strict_json(step.to_json()))
 
     def begin(self, setting: Setting, present: Fingerprint | None) -> Progress:
@@ -73,13 +92,17 @@ class Recording:
             present: its fingerprint; not needed without a folder.
 
         Raises:
-            RunFolderError: the folder's run had another model, data, settings or code.
+            RunFolderError: the folder's run had another model, data, settings or code, its
+                checkpoints are of another run, or what tells so is missing.
         """
         if self._folder is None or self._checkpoints is None or present is None:
             return Progress.beginning(setting)
-        hold_fingerprint(self._folder, present)
-        sweep(self._folder)
-        snapshot = self._checkpoints.load()
+        self._run = hold_fingerprint(self._folder, present).digest
+        snapshot = self._checkpoints.load(self._run)
+        drop_outcome(self._folder)
+        remove(half_written(self._folder, (FINGERPRINT, STEPS, *CHECKPOINTS)))
+        if self.answers is not None:
+            self.answers.sweep()
         lines = [] if snapshot is None else [strict_json(s.to_json()) for s in snapshot.steps]
         write_whole(self._folder / STEPS, "".join(line + "\n" for line in lines).encode())
         if snapshot is None:
@@ -110,6 +133,7 @@ class Recording:
                 tuple(setting.journal.steps),
                 self.seconds,
                 self.cpu_seconds,
+                self._run,
             )
             self._checkpoints.offer(self._last)
 
@@ -163,20 +187,45 @@ def _refuse_another(folder: Path) -> None:
         )
 
 
-def hold_fingerprint(folder: Path, present: Fingerprint) -> None:
-    """Write the fingerprint, or refuse where the one there is another.
+def drop_outcome(folder: Path) -> None:
+    """Take away what says that the run in ``folder`` has ended, since it now goes on.
 
     Raises:
-        RunFolderError: it is another one, or cannot be read or written.
+        RunFolderError: it cannot be removed.
+    """
+    # First what makes the other count; see `qprune.run.RunFolder.finish`.
+    remove([folder / REPORT_JSON])
+    flush_folder(folder)
+    remove([folder / CHECKSUMS])
+
+
+def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
+    """The fingerprint that the run was started with; that of a new run is written.
+
+    Raises:
+        RunFolderError: it is another one, it is missing from a run that has begun, or it cannot be
+            read or written.
     """
     path = folder / FINGERPRINT
+    refuse_irregular([path])
     try:
-        found = Fingerprint.from_json(path.read_bytes())
+        found = Fingerprint.from_json(read_regular(path))
     except FileNotFoundError:
+        # Nothing of a run is written before its fingerprint.
+        begun = next((name for name in (STEPS, *CHECKPOINTS) if (folder / name).exists()), None)
+        if begun is not None:
+            raise RunFolderError(
+                f"{path} is missing, so that nobody can tell what {begun} beside it is of; put it "
+                "back, or start the run again in a new folder"
+            ) from None
         write_whole(path, strict_json(present.to_json(), indent=1).encode())
-        return
+        return present
     except RunFolderError as error:
         raise RunFolderError(f"{path}: {error}; start the run again") from error
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot read {path}: {error.strerror or error}; give rights, then resume"
+        ) from error
     changed = found.differences(present)
     if changed:
         raise RunFolderError(
@@ -189,3 +238,4 @@ def hold_fingerprint(folder: Path, present: Fingerprint) -> None:
             "(another processor or library); it goes on, but not to the same bytes",
             folder,
         )
+    return found

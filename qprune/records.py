@@ -42,13 +42,14 @@ class ScorePoint:
         return _valid(_POINT, values | {"score": score})
 
 
-def strict_json(value: Any, indent: int | None = None) -> str:
+def strict_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
     """``value`` as JSON for any parser and reader.
 
     NaN and infinities become null, huge integers text; secrets are left out (see
     `solvers.redaction`).
     """
-    return json.dumps(without_secrets(_finite(value)), allow_nan=False, indent=indent)
+    plain = without_secrets(_finite(value))
+    return json.dumps(plain, allow_nan=False, indent=indent, sort_keys=sort_keys)
 
 
 def read_json(text: str | bytes) -> Any:

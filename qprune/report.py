@@ -15,6 +15,7 @@ from qprune.estimate import in_bytes, in_seconds
 from qprune.metrics import correlation
 from qprune.records import ScorePoint
 from qprune.steps import BlockRecord, Report, Score, Step
+from solvers.legible import shown_on_page
 
 NOTHING, TIMES = "\u2013", "\u00d7"
 
@@ -48,6 +49,7 @@ def render_html(
         loader=PackageLoader("qprune"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=shown_on_page,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -18,6 +18,29 @@ from qprune.patterns import Pattern
 from qprune.scores import Pruner, Start
 from qprune.sparsity import Budget, KeepNofM
 from qprune.terms import Terms
+from solvers.ranges import (
+    MAX_STEPS,
+    Count,
+    FurtherSteps,
+    Number,
+    Pair,
+    Seed,
+    Steps,
+    checked,
+)
+
+_WHOLE_NUMBERS = {
+    "num_blocks": Number,
+    "seed": Seed,
+    "block_size": Pair,
+    "max_steps": Count,
+    "batch_size": Number,
+    "samples_per_step": Number,
+    "stages": Steps,
+    "rounds": FurtherSteps,
+    "final_rounds": FurtherSteps,
+}
+_ALWAYS_GIVEN = ("num_blocks", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +93,23 @@ class Request:
         }
 
     def effort(self, usual: Effort) -> Effort:
-        """The ``usual`` effort with what was asked in its place."""
+        """The ``usual`` effort with what was asked in its place.
+
+        Raises:
+            ImpossibleRequestError: it is more than can end.
+        """
         asked = {name: getattr(self, name) for name in ("stages", "rounds", "samples_per_step")}
         asked["final_rounds"] = self.final_rounds
         if self.final_rounds is None and self.rounds is not None:
             asked["final_rounds"] = 5 * self.rounds
-        return replace(usual, **{name: value for name, value in asked.items() if value is not None})
+        effort = replace(usual, **{n: value for n, value in asked.items() if value is not None})
+        expansions = (effort.stages - 1) * effort.rounds + effort.final_rounds
+        if expansions > MAX_STEPS:
+            raise ImpossibleRequestError(
+                f"{effort.stages:,} stages of {effort.rounds:,} rounds, {effort.final_rounds:,} in "
+                f"the last one, are {expansions:,} expansions; a run has at most {MAX_STEPS:,}"
+            )
+        return effort
 
     def check(self) -> None:
         """Refuse numbers that no run can be made of.
@@ -83,17 +117,14 @@ class Request:
         Raises:
             ImpossibleRequestError: names the argument, its value and what it may be.
         """
-        least = {"num_blocks": 1, "seed": 0}
-        optional = {"block_size": 2, "max_steps": 0, "batch_size": 1, "samples_per_step": 1}
-        optional |= {"stages": 1, "rounds": 0, "final_rounds": 0}
-        for name, low in (least | optional).items():
+        for name, kind in _WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if value is None and name in optional:
+            if value is None and name not in _ALWAYS_GIVEN:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ImpossibleRequestError(
-                    f"{name} must be a whole number of at least {low}, not {value!r}"
-                )
+            try:
+                checked(kind, value, name)
+            except ValueError as error:
+                raise ImpossibleRequestError(str(error)) from error
         if not 0 < self.accept_share < 1:
             raise ImpossibleRequestError(
                 f"accept_share must lie between 0 and 1, not {self.accept_share!r}"

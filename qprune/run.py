@@ -9,7 +9,11 @@
 - ``mask.safetensors``: one boolean tensor for each targeted weight, True = kept
 - ``report.json``: the whole report
 - ``report.html``: the same to look at
-- ``checksums.sha256``: of the files before, as `sha256sum --check` reads them
+- ``checksums.sha256``: of the files above, as `sha256sum --check` reads them
+
+A run is finished once ``report.json`` has got its name, in one step after all else was written:
+what a process killed before leaves is a run to be resumed, and after it checkpoints that the next
+`qprune resume` takes away. Only regular files are read, however many links lead to them.
 
 A language model's folder is what `save_pretrained` writes, with the mask at one bit a weight
 (`qprune.packed`), the card ``pruning.json``, and ``layers.jsonl`` with one line for every matrix
@@ -21,20 +25,35 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from qprune.answers import AnswerStore
 from qprune.checkpoint import CHECKPOINTS, Checkpoints
 from qprune.config import Asked, Settings
 from qprune.errors import RunFolderError
-from qprune.folder import LOCK, append_line, locked, make_folder, sweep, write_whole
+from qprune.folder import (
+    LOCK,
+    append_line,
+    asides,
+    flush_file,
+    half_written,
+    locked,
+    make_folder,
+    read_regular,
+    refuse_irregular,
+    regular,
+    remove,
+    sweep,
+    write_whole,
+)
 from qprune.language.settings import LanguageSettings
-from qprune.recording import FINGERPRINT, STEPS
+from qprune.plain_yaml import read_plain_yaml
+from qprune.recording import ANSWERS, CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.records import (
     ScorePoint,
     read_json,
@@ -53,16 +72,15 @@ CONFIG, SCORES, MODEL, MASK = (
     "model.safetensors",
     "mask.safetensors",
 )
-REPORT_JSON, REPORT_HTML, CHECKSUMS = "report.json", "report.html", "checksums.sha256"
-LAYERS = "layers.jsonl"
+REPORT_HTML, LAYERS = "report.html", "layers.jsonl"
 FILES = (
     *(CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK),
     *(REPORT_JSON, REPORT_HTML, CHECKSUMS),
 )
-# The page can be written again at any time.
-_SUMMED = (CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK, REPORT_JSON)
+#: All names that a run may write in its folder, but for what `save_pretrained` does.
+OURS = (*FILES, LAYERS, *CHECKPOINTS)
 # What a language model's folder has besides: weights in pieces, what loads them, what came out.
-_SUMMED_TOO = ("model-*.safetensors", "*.json", "tokenizer*", LAYERS)
+_LOADED = ("model*.safetensors", "*.json", "tokenizer*", LAYERS)
 # Settings of a run, of either kind; each knows how to be checked and written.
 RunSettings = Settings | LanguageSettings
 #: How a run ended that can go on.
@@ -118,37 +136,108 @@ class RunFolder:
         write_whole(self.path / MASK, save(packed))
         self.finish(report, scores, html)
 
-    def finish(self, report: Report, scores: tuple[ScorePoint, ...], html: str) -> None:
+    def finish(
+        self,
+        report: Report,
+        scores: tuple[ScorePoint, ...],
+        html: str,
+        beside: Iterable[str] = (),
+    ) -> None:
         """Write what tells of the outcome, once weights and mask are there.
 
-        ``report.json`` comes last: a folder that has it is finished, or can be resumed from it.
+        ``report.json`` gets its name last, when its checksum and all others are on the disk: a
+        folder that has both is finished, any other one can be resumed.
+
+        Args:
+            report: what happened.
+            scores: accuracy and loss on test data along the way.
+            html: the report's page.
+            beside: names of more files that the outcome consists of.
 
         Raises:
-            RunFolderError: the folder cannot be written.
+            RunFolderError: the folder cannot be written; the run can be resumed.
         """
         record = report.to_json() | {"scores": [point.to_json() for point in scores]}
+        told = strict_json(record, indent=1).encode()
         write_whole(self.path / SCORES, _lines(scores))
-        self.write_page(html)
-        write_whole(self.path / REPORT_JSON, strict_json(record, indent=1).encode())
-        write_whole(self.path / CHECKSUMS, checksums(self.path).encode())
+        write_whole(self.path / REPORT_HTML, _page(html))
+        sums = {REPORT_JSON: hashlib.sha256(told).hexdigest()}
+        for name in dict.fromkeys((*FILES, LAYERS, *beside)):
+            if name not in (REPORT_JSON, CHECKSUMS) and (self.path / name).is_file():
+                if name in (STEPS, LAYERS):
+                    flush_file(self.path / name)
+                sums[name] = sha256(self.path / name)
+        write_whole(self.path / CHECKSUMS, _told(sums))
+        write_whole(self.path / REPORT_JSON, told)
         if report.stopped not in RESUMABLE:
             Checkpoints(self.path).remove()
 
     def write_page(self, html: str) -> None:
-        """Write the report's page.
+        """Write the report's page again, and its checksum where the run has ended.
 
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        write_whole(self.path / REPORT_HTML, redacted(html).encode(errors="replace"))
+        page = _page(html)
+        if not ended(self.path):
+            # Perhaps under way, in another process that holds the lock.
+            write_whole(self.path / REPORT_HTML, page)
+            return
+        with locked(self.path):
+            sums = read_checksums(self.path)
+            digest = hashlib.sha256(page).hexdigest()
+            if sums.pop(REPORT_HTML, None) != digest:
+                # Meanwhile the page is in no checksum, rather than in a wrong one.
+                write_whole(self.path / CHECKSUMS, _told(sums))
+            write_whole(self.path / REPORT_HTML, page)
+            write_whole(self.path / CHECKSUMS, _told(sums | {REPORT_HTML: digest}))
 
 
-def checksums(folder: Path) -> str:
-    """One line ``sha256  name`` for each file that is there, as `sha256sum` writes them."""
-    names = [name for name in _SUMMED if (folder / name).is_file()]
-    more = {path.name for pattern in _SUMMED_TOO for path in folder.glob(pattern)}
-    names += sorted(more - {*names})
-    return "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+def ended(folder: Path) -> bool:
+    """Whether the run in ``folder`` has ended, with all that tells of it on the disk."""
+    return all((folder / name).is_file() for name in (REPORT_JSON, CHECKSUMS))
+
+
+def summed(folder: Path, *, loaded: bool) -> set[str]:
+    """Names that must have a checksum.
+
+    Args:
+        folder: of a run that has ended.
+        loaded: whether a model's files lie in it, any of which may be read with it.
+    """
+    names = {*FILES} - {CHECKSUMS}
+    if not loaded:
+        return names
+    # Its weights may lie in several files.
+    found = {path.name for pattern in _LOADED for path in folder.glob(pattern)}
+    return names - {MODEL} | found
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """sha256 by name of file, as ``checksums.sha256`` tells it.
+
+    Raises:
+        RunFolderError: it is not there, or says something else.
+    """
+    path = folder / CHECKSUMS
+    try:
+        lines = read_regular(path).decode().splitlines()
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    parts = [line.partition("  ") for line in lines]
+    odd = [name for digest, _, name in parts if not digest or Path(name).name != name or not name]
+    if odd:
+        raise RunFolderError(f"{path} holds a line that is no checksum of a file in the folder")
+    return {name: digest for digest, _, name in parts}
+
+
+def _told(sums: Mapping[str, str]) -> bytes:
+    """The lines of `sha256sum`, in the order of names."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+
+
+def _page(html: str) -> bytes:
+    return redacted(html).encode(errors="replace")
 
 
 @contextmanager
@@ -158,13 +247,18 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
     Raises:
         RunFolderError: it holds another run, is a file, or cannot be written.
     """
-    held = [name for name in FILES if (path / name).exists()]
+    try:
+        held = [name for name in FILES if (path / name).exists()]
+        existed = path.exists()
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot use the output folder {path}: {error.strerror}; choose another --output"
+        ) from error
     if held:
         raise RunFolderError(
             f"{path} holds another run ({held[0]} is there); `qprune resume` goes on with it; "
             "else choose another --output, or remove that folder"
         )
-    existed = path.exists()
     try:
         make_folder(path)
     except OSError as error:
@@ -172,32 +266,62 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
             f"cannot write the output folder {path}: {error.strerror}; choose another --output"
         ) from error
     with locked(path):
+        sweep(path, OURS)
         write_whole(path / CONFIG, settings.to_yaml().encode())
         try:
             yield RunFolder(path)
         except BaseException:
             if not _began(path):
-                for name in (CONFIG, FINGERPRINT, STEPS, SCORES, LAYERS, *CHECKPOINTS, LOCK):
-                    (path / name).unlink(missing_ok=True)
-                if not existed:
-                    path.rmdir()
+                # Not what it failed by, which is worth more than tidiness.
+                with suppress(OSError):
+                    sweep(path, OURS)
+                    remove(path / name for name in (*OURS, LOCK))
+                    if not existed:
+                        path.rmdir()
             raise
 
 
 @contextmanager
 def resumed_folder(path: Path) -> Iterator[RunFolder]:
-    """The folder of a run that goes on; its outcome so far no longer counts.
+    """The folder of a run that goes on; its outcome so far counts until its fingerprint fits.
 
     Raises:
-        RunFolderError: another process works in it, or it cannot be written.
+        RunFolderError: another process works in it, it cannot be written, or something that is no
+            file is in a file's place.
     """
+    refuse_irregular(path / name for name in OURS)
     with locked(path):
-        sweep(path)
-        for name in (CHECKSUMS, REPORT_JSON):
-            (path / name).unlink(missing_ok=True)
-        # Flushes the folder, too.
-        write_whole(path / SCORES, _lines(read_scores(path)))
+        sweep(path, OURS)
+        whole = _lines(read_scores(path))
+        if (path / SCORES).is_file() and read_regular(path / SCORES) != whole:
+            # Without a last line that a kill cut off.
+            write_whole(path / SCORES, whole)
         yield RunFolder(path)
+
+
+def tidy(path: Path) -> None:
+    """Take away what a process killed at the very end of a run left in its folder.
+
+    Raises:
+        RunFolderError: that cannot be removed, or a file of the run is missing.
+    """
+    refuse_irregular(path / name for name in OURS)
+    # The page can be written again.
+    needed = {*read_checksums(path)} - {REPORT_HTML}
+    missing = sorted(name for name in needed if not (path / name).is_file())
+    if missing:
+        raise RunFolderError(
+            f"{path} is finished, but its {missing[0]} is missing; put it back, or start the run "
+            "again in a new folder"
+        )
+    over = () if stopped_by(path) in RESUMABLE else CHECKPOINTS
+    left = [path / name for name in over if (path / name).exists()]
+    answers = AnswerStore(path / ANSWERS)
+    if left or half_written(path, OURS) or asides(path) or answers.half_written:
+        with locked(path):
+            remove(left)
+            sweep(path, OURS)
+            answers.sweep()
 
 
 def read_run(path: Path) -> Saved:
@@ -209,7 +333,7 @@ def read_run(path: Path) -> Saved:
     settings = read_settings(path)
     try:
         if (path / REPORT_JSON).exists():
-            record = read_json((path / REPORT_JSON).read_bytes())
+            record = read_json(read_regular(path / REPORT_JSON))
             scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
             return Saved(settings, report_from_json(record), scores)
         return Saved(settings, _unfinished(settings, read_steps(path)), read_scores(path))
@@ -218,13 +342,16 @@ def read_run(path: Path) -> Saved:
 
 
 def stopped_by(path: Path) -> str:
-    """How the run in ``path`` ended; "unfinished" where it did not.
+    """How the run in ``path`` ended; "unfinished" where it did not, or not to the end.
 
     Raises:
         RunFolderError: its report cannot be read.
     """
+    refuse_irregular([path / REPORT_JSON, path / CHECKSUMS])
+    if not ended(path):
+        return "unfinished"
     try:
-        return str(read_json((path / REPORT_JSON).read_bytes())["stopped"])
+        return str(read_json(read_regular(path / REPORT_JSON))["stopped"])
     except FileNotFoundError:
         return "unfinished"
     except _UNREADABLE as error:
@@ -237,12 +364,15 @@ def read_settings(path: Path) -> RunSettings:
     Raises:
         RunFolderError: no run is there, or its settings cannot be read.
     """
-    if not (path / CONFIG).is_file():
-        raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
+    refuse_irregular(path / name for name in OURS)
     try:
-        values = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        values = read_plain_yaml(path / CONFIG)
         # Only language models are pruned by one of several methods.
         return LanguageSettings(**values) if "method" in values else Settings(**values)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunFolderError(
+            f"{path} holds no run: {CONFIG} is missing; give a prune's --output"
+        ) from error
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 
@@ -258,11 +388,21 @@ def read_steps(path: Path) -> tuple[Step, ...]:
 
 
 def read_scores(path: Path) -> tuple[ScorePoint, ...]:
-    """The scores along the way, up to the first line that is none; nothing hangs on them."""
-    if not (path / SCORES).exists():
+    """The scores along the way, up to the first line that is none; nothing hangs on them.
+
+    Raises:
+        RunFolderError: they cannot be read at all, or are no file.
+    """
+    try:
+        lines = read_regular(path / SCORES).split(b"\n")[:-1]
+    except FileNotFoundError:
         return ()
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path / SCORES}: {error.strerror or error}") from error
     points = []
-    for number, line in enumerate((path / SCORES).read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(lines, 1):
         try:
             points.append(ScorePoint.from_json(read_json(line)))
         except _UNREADABLE as error:
@@ -276,13 +416,10 @@ def _lines(points: Iterable[ScorePoint]) -> bytes:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return read_regular(path).decode().split("\n")[:-1]
 
 
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
-    yaml.YAMLError,
-)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _unreadable(path: Path, error: BaseException) -> RunFolderError:
@@ -295,9 +432,19 @@ def _began(path: Path) -> bool:
     return (path / STEPS).exists() and (path / STEPS).stat().st_size > 0
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path) -> str:
+    """Digest of a regular file.
+
+    Raises:
+        RunFolderError: it cannot be read, or is something else.
+    """
+    try:
+        with regular(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _unfinished(settings: RunSettings, steps: tuple[Step, ...]) -> Report:

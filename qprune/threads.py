@@ -9,12 +9,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from qprune.errors import ImpossibleRequestError
+from solvers.ranges import Threads, checked
 
 #: Threads of a run where nothing is said, in Python and on the command line. One: cores are often
 #: shared with others, and every further thread holds a batch of its own.
 DEFAULT_THREADS = 1
-#: More than this is a mistake.
-MAX_THREADS = 1024
 
 
 def checked_threads(threads: int | None) -> int:
@@ -29,11 +28,10 @@ def checked_threads(threads: int | None) -> int:
     """
     if threads is None:
         return DEFAULT_THREADS
-    if isinstance(threads, bool) or not isinstance(threads, int):
-        raise ImpossibleRequestError(f"threads must be a whole number or None, not {threads!r}")
-    if not 1 <= threads <= MAX_THREADS:
-        raise ImpossibleRequestError(f"threads must lie in 1..{MAX_THREADS}, not {threads}")
-    return threads
+    try:
+        return checked(Threads, threads, "threads")
+    except ValueError as error:
+        raise ImpossibleRequestError(str(error)) from error
 
 
 @contextmanager

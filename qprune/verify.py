@@ -19,10 +19,21 @@ from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.factories import is_factory
 from qprune.findings import Finding, wrong_score
 from qprune.fingerprint import Fingerprint, code_versions, digest_of_data, digest_of_model
+from qprune.folder import read_regular, regular
 from qprune.language.settings import LanguageSettings
 from qprune.language.verify import wrong_language_world
 from qprune.recording import FINGERPRINT
-from qprune.run import CHECKSUMS, MASK, MODEL, Saved, checksums, read_run
+from qprune.run import (
+    CHECKSUMS,
+    MASK,
+    MODEL,
+    REPORT_HTML,
+    Saved,
+    read_checksums,
+    read_run,
+    sha256,
+    summed,
+)
 from qprune.threads import limited_threads
 from qprune.zoo import load_model
 
@@ -78,25 +89,26 @@ def verify_run(path: Path, model: str | None = None, data: str | None = None) ->
     if finding.lies:
         return Verdict(finding)
     with limited_threads(saved.settings.threads):
-        lies = (*_wrong_sums(path), *_wrong_world(path, saved))
-    return Verdict(Finding(lies, finding.num_weights, finding.num_pruned), tuple(_other_code(path)))
+        lies = (*_wrong_sums(path, saved), *_wrong_world(path, saved))
+    notes = (*finding.notes, *_other_code(path))
+    return Verdict(Finding(lies, finding.num_weights, finding.num_pruned), notes)
 
 
-def _wrong_sums(path: Path) -> Iterator[str]:
+def _wrong_sums(path: Path, saved: Saved) -> Iterator[str]:
     try:
-        told = (path / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        yield f"{CHECKSUMS} cannot be read: {error}"
+        told = read_checksums(path)
+    except RunFolderError as error:
+        yield str(error)
         return
-    present = checksums(path).splitlines()
-    for line in sorted(set(told) - set(present)):
-        yield f"{_summed(line)} is not the file that {CHECKSUMS} was made of"
-    for name in sorted(set(map(_summed, present)) - set(map(_summed, told))):
-        yield f"{name} is not in {CHECKSUMS}"
-
-
-def _summed(line: str) -> str:
-    return line.partition("  ")[2] or line
+    for name in sorted(told):
+        if not (path / name).exists():
+            yield f"{name} is missing, of which {CHECKSUMS} tells"
+        elif sha256(path / name) != told[name]:
+            yield f"{name} is not the file that {CHECKSUMS} was made of"
+    for name in sorted(summed(path, loaded=isinstance(saved.settings, LanguageSettings)) - {*told}):
+        # Earlier versions left the page out.
+        way_out = "; `qprune report` writes both" if name == REPORT_HTML else ""
+        yield f"{name} is not in {CHECKSUMS}{way_out}"
 
 
 def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
@@ -117,7 +129,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
     if not settings.compensate:
         yield from _moved(path, network)
     try:
-        network.load_state_dict(load_file(path / MODEL))
+        network.load_state_dict(load_file(regular(path / MODEL)))
     except (RuntimeError, SafetensorError) as error:
         yield f"{MODEL} does not fit the model: {' '.join(str(error).split())}"
         return
@@ -126,7 +138,8 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
 
 def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
     """Kept weights, or others, that differ from the dense ones though none were to move."""
-    pruned, mask, original = load_file(path / MODEL), load_file(path / MASK), dense.state_dict()
+    pruned, mask = load_file(regular(path / MODEL)), load_file(regular(path / MASK))
+    original = dense.state_dict()
     for name, tensor in pruned.items():
         kept = mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
         if name in original and not torch.equal(tensor[kept], original[name][kept]):
@@ -135,7 +148,9 @@ def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
 
 def _fingerprint(path: Path) -> Fingerprint:
     try:
-        return Fingerprint.from_json((path / FINGERPRINT).read_bytes())
+        return Fingerprint.from_json(read_regular(path / FINGERPRINT))
+    except RunFolderError:
+        raise
     except OSError as error:
         raise RunFolderError(f"cannot read {path / FINGERPRINT}: {error.strerror}") from error
 

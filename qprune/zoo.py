@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from qprune.datasets import load_data
 from qprune.errors import ImpossibleRequestError
 from qprune.factories import call_factory
+from qprune.folder import regular
 from qprune.networks import MLP, ResNet20, initialise
 from qprune.threads import limited_threads
 
@@ -120,7 +121,7 @@ def _torchvision(name: str, *, pretrained: bool) -> nn.Module:
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     try:
-        state = load_file(path)
+        state = load_file(regular(path))
     except (OSError, SafetensorError) as error:
         raise ImpossibleRequestError(
             f"cannot read {path} ({error}); --weights takes a safetensors file"

@@ -1,6 +1,7 @@
 """Binary quadratic problems with exact counts: problems, samplers, bounds. Knows no networks."""
 
 from solvers.ask import solve
+from solvers.files import read_problem, write_problem
 from solvers.penalty import CardinalityPenalty, LagrangeCardinality
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Dense, LowRank, Sparse
@@ -20,7 +21,9 @@ __all__ = [
     "Sparse",
     "get_sampler",
     "list_samplers",
+    "read_problem",
     "solve",
+    "write_problem",
 ]
 
 #: Lets `qprune` tell this package from a `solvers.py` of the user's own.

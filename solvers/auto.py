@@ -201,7 +201,7 @@ def _answer(
     kind = step.sampler.Options
     wanted = {"num_reads": asked.num_reads, "seed": asked.seed, "time_limit": asked.time_limit}
     given = {name: value for name, value in wanted.items() if value is not None}
-    options = (step.options if asked.time_limit is None else {}) | given
+    options = {**(step.options if asked.time_limit is None else {}), **given}
     known = {name: value for name, value in options.items() if name in kind.model_fields}
     own = read_options(type(step.sampler).__name__, kind, known)
     return step.sampler._search(problem, own, start, deadline.part(step.share))

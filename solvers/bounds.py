@@ -116,12 +116,13 @@ def rounding_slack(convex: Convex, y: Floats) -> float:
     """How far off by rounding a bound can be at y, or at any point smaller in every entry.
 
     |Q_ij| <= r_i r_j with r the root of the diagonal. With S = r.|y|, an entry of Q y is off by
-    at most (n + m) eps r_i S and every sum of them with y by that times S. What Q lacks in being
-    positive semidefinite counts, too.
+    at most (n + m) eps r_i S (m the rank of a low-rank Q) and every sum of them with y by that
+    times S. What Q lacks in being positive semidefinite counts, too.
     """
     size = float(np.sqrt(np.maximum(convex.diagonal, 0.0)) @ np.abs(y))
     terms = size * size + float(np.abs(convex.linear).sum()) + abs(convex.offset)
-    return 4.0 * (y.size + 64) * _EPS * terms + 0.5 * convex.missing * y.size
+    rank = convex.quadratic.rank if isinstance(convex.quadratic, LowRank) else 0
+    return 4.0 * (y.size + rank + 16) * _EPS * terms + 0.5 * convex.missing * y.size
 
 
 def relax(
@@ -275,6 +276,17 @@ def newton_seconds(size: int) -> float:
     return 1e-6 + (size**3 / 3.0 + 20.0 * size**2) / _OPERATIONS_PER_SECOND
 
 
+def _step_seconds(quadratic: Quadratic, fractional: int) -> float:
+    """About how long a Newton step takes with the looks at the matrix that go with it."""
+    looks = 3.0 * pass_seconds(quadratic)
+    if isinstance(quadratic, Sparse):
+        return looks
+    if isinstance(quadratic, LowRank) and fractional > quadratic.rank:
+        # By an m x m system.
+        return looks + 3.0 * quadratic.rank**2 * fractional / _OPERATIONS_PER_SECOND
+    return looks + newton_seconds(fractional)
+
+
 class _Newton:
     """Proximal Newton on parts of a problem; carries what one part leaves to the next."""
 
@@ -300,14 +312,12 @@ class _Newton:
         centre, y = x[keep], x[keep]
         start = part.energy(inner, part.quadratic.product(inner)) - part.offset
         best = np.array([-np.inf, start, self.proximal_step, 0.0])
-        chunk = max(1, int(_SECONDS_PER_LOOK / newton_seconds(keep.size)))
+        chunk = max(1, int(_SECONDS_PER_LOOK / _step_seconds(part.quadratic, keep.size)))
         tolerance = self.tolerance * max(abs(start + part.offset), self.least)
         total = 0
         while total < _MAX_STEPS:
             fractional = int(((inner > 0.0) & (inner < 1.0)).sum())
-            if isinstance(part.quadratic, LowRank):
-                fractional = min(fractional, 2 * part.quadratic.rank)
-            if self.deadline.remaining <= newton_seconds(fractional):
+            if self.deadline.remaining <= chunk * _step_seconds(part.quadratic, fractional):
                 break
             taken = proximal_newton(
                 part.operator,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from solvers.convex_kernels import linear_minimum, project
-from solvers.kernels import kernel
+from solvers.kernels import copy_into, kernel
 from solvers.newton_kernels import (
     add_damping,
     add_multiple,
@@ -113,7 +113,7 @@ def bound_node(
         return np.inf, np.inf, -1
     free, part_starts, part_counts = free_part(state, starts, counts)
     field, fixed = fixed_field(matrix, linear, state)
-    sample[:] = state
+    copy_into(sample, state)
     if free.size == 0:
         return fixed - slack, fixed, -1
     part = gather(matrix, free)
@@ -230,5 +230,5 @@ def enumerate_states(matrix, half, linear, groups, counts, low_bits, first, last
                     missing[groups[i]] -= np.int64(sign)
             if energy < lowest and not missing.any():
                 lowest = energy
-                best[:] = x
+                copy_into(best, x)
     return lowest

@@ -10,12 +10,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
-
-from numba.core import event
 
 from solvers.errors import InvalidOptionError
 
@@ -25,47 +23,41 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WORTH_SAYING = 1.0
 
 
-class _Compiling(event.Listener):
-    """Seconds that this process has spent in numba's compiler, or loading what it compiled."""
+class Compiling:
+    """Seconds that this process has spent in numba's compiler, or loading what it compiled.
+
+    `solvers.kernels`, with which numba is imported, tells it when.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._depth = 0
         self._since = 0.0
         self._total = 0.0
-        self._said = False
 
     @property
     def seconds(self) -> float:
+        """All of them, up to now."""
         with self._lock:
             return self._total + (time.perf_counter() - self._since if self._depth else 0.0)
 
-    def on_start(self, event: event.Event) -> None:
-        if event.kind == _COMPILE:
-            if not self._said:
-                logger.info("compiling inner loops, once for each kind of problem")
-            self._said = True
-            return
+    def began(self) -> None:
+        """One thread, or one more, is in the compiler."""
         with self._lock:
             if self._depth == 0:
                 self._since = time.perf_counter()
             self._depth += 1
 
-    def on_end(self, event: event.Event) -> None:
-        if event.kind == _COMPILE:
-            return
+    def ended(self) -> None:
+        """One thread has left it."""
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
                 self._total += time.perf_counter() - self._since
 
 
-_COMPILE, _LOCKED = "numba:compile", "numba:compiler_lock"
-# One for the process, and the first in numba's list: that changes while compilers run in several
-# threads, and whoever stands behind others can be left out.
-_compiling = _Compiling()
-for _kind in (_COMPILE, _LOCKED):
-    event.register(_kind, _compiling)
+#: Of this process: numba has one compiler, and one lock around it.
+COMPILING = Compiling()
 
 
 class Deadline:
@@ -90,13 +82,13 @@ class Deadline:
         self._whole: Deadline | None = None
         #: Seconds of the limit that are left for what comes after the search.
         self.kept_back = 0.0
-        self._compiled_before = _compiling.seconds
+        self._compiled_before = COMPILING.seconds
         self._began = time.perf_counter()
 
     @property
     def compiled(self) -> float:
         """Seconds that went into compiling since the call began."""
-        return _compiling.seconds - self._compiled_before
+        return COMPILING.seconds - self._compiled_before
 
     @property
     def elapsed(self) -> float:
@@ -162,7 +154,7 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
 class _Handler:
     """What a signal does while a call runs."""
 
-    def __init__(self, deadline: Deadline, before: Callable[..., Any]) -> None:
+    def __init__(self, deadline: Deadline, before: Any) -> None:
         self.deadline = deadline
         self.before = before
 

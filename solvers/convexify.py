@@ -161,8 +161,9 @@ def convexify(problem: QuadraticProblem, deadline: Deadline | None = None) -> Co
         lacking = np.maximum(0.0, _row_sums(quadratic) - np.abs(diagonal) - diagonal)
         missing = 4.0 * n * _EPS * float(diagonal.max())
         if lacking.any():
-            # What rounding lets a Cholesky factorisation succeed on (Demmel 1989).
-            missing = 2.0 * n * (n + 1) * _EPS * float(np.abs(diagonal).max())
+            # A Cholesky factorisation succeeds on a matrix within (n + 1) eps / 2 tr Q of Q
+            # (Higham, Accuracy and Stability of Numerical Algorithms, theorem 10.3).
+            missing = (n + 1) * _EPS * float(np.maximum(diagonal, 0.0).sum())
             if not _positive(quadratic, diagonal, missing, deadline):
                 shift = _least_shift(quadratic, lacking, deadline)
                 quadratic = _shifted(quadratic, shift)
@@ -177,7 +178,7 @@ def convexify(problem: QuadraticProblem, deadline: Deadline | None = None) -> Co
         counts,
         order=order,
         method=method,
-        missing=2.0 * missing,
+        missing=1.5 * missing,
     )
 
 

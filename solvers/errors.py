@@ -25,6 +25,10 @@ class InvalidProblemError(SolverError, ValueError):
     """The problem as given has no meaning: what is wrong, where, and what to pass instead."""
 
 
+class FileWarning(UserWarning):
+    """A file leaves open something that changes its problem; says how it was taken."""
+
+
 class InvalidOptionError(SolverError, ValueError):
     """An option has a value that no sampler can work with."""
 

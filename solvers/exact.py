@@ -15,6 +15,7 @@ from solvers.bounds import (
     Relaxation,
     diagonal_metric,
     newton_seconds,
+    pass_seconds,
     relax_convex,
     rounding_slack,
 )
@@ -28,7 +29,7 @@ from solvers.options import Count, SamplerOptions, Share, TimedOptions
 from solvers.presolve import Presolved, extreme, presolved, times_power
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Floats
-from solvers.relax import RelaxOptions, relax_and_round
+from solvers.relax import FEWEST_PASSES, RelaxOptions, relax_and_round
 from solvers.sampler import States, random_states
 from solvers.solution import Solution
 from solvers.timed import TimedSampler
@@ -48,7 +49,7 @@ _LARGEST_TREE = 1200
 _MOST_STEPS = 200
 _SECONDS_PER_NODE = 0.5
 # Where all energies are multiples of one number: how much less than it may still be better.
-_PART_OF_STEP = 0.999
+_PART_OF_STEP = 0.9375
 
 #: Bound, serial number, what is decided, where the relaxation of the parent was.
 _Node = tuple[float, int, NDArray[np.int8], NDArray[np.floating]]
@@ -100,6 +101,9 @@ class Exact(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
+        reads = RelaxOptions(num_reads=asked.num_reads or 4, seed=asked.seed)
+        if deadline.remaining < FEWEST_PASSES * pass_seconds(problem.quadratic):
+            return relax_and_round(problem, reads, given, deadline)
         power = extreme(problem)
         if power:
             found = self._search(times_power(problem, -power), asked, given, deadline)
@@ -109,9 +113,9 @@ class Exact(TimedSampler):
         # As in `TimedSampler`: what has been decided must not blur what has not.
         decided = left.problem.offset
         part = left.problem.with_linear(left.problem.linear, 0.0)
-        reads = RelaxOptions(num_reads=asked.num_reads or 4, seed=asked.seed)
+        goal = _Goal.of(problem, decided, asked.gap)
         first = relax_and_round(part, reads, left.restrict(given), deadline)
-        search = _Search(part, first, _Goal.of(problem, decided, asked.gap))
+        search = _Search(part, first, goal)
         search.start(deadline)
         if search.undecided > _LARGEST_TREE:
             search.sample(asked, deadline)

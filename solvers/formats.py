@@ -1,255 +1,303 @@
-"""Text formats of binary quadratic problems: how their lines become coefficients, and back.
+"""The formats of problem files, by name, and the rule by which a file's is found.
 
-Every reader takes the lines of a file and answers with a problem; line numbers in errors count
-from 1. `solvers.files` decides which reader a file gets.
+`FORMATS` lists them; docs/formats.md explains them. A file's format is found in three steps. One
+that leaves a signature (magic bytes, a line ``p qubo``, keys of JSON) is known by it. Lists of
+numbers look alike, so among the formats whose shape fits, the file's name decides: first by how a
+public family is called (``G1.txt``), then by its suffix. Where that leaves two, or contradicts the
+shape, the file is refused with the names of both.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
-
-from solvers.errors import InvalidProblemError
-from solvers.memory import require_memory
+from solvers import array_formats as arrays
+from solvers import evidence
+from solvers import model_formats as models
+from solvers import text_formats as texts
+from solvers.contents import Contents
+from solvers.errors import InvalidOptionError, InvalidProblemError
+from solvers.evidence import Evidence
 from solvers.problem import QuadraticProblem
-from solvers.quadratic import Dense, Floats, Sparse, dense_or_sparse
-
-Indices = NDArray[np.int64]
-
-
-class LineError(InvalidProblemError):
-    """A line that cannot be understood; `solvers.files` puts the file's name before it."""
-
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
+from solvers.qplib import read_qplib
+from solvers.text import Text
+from solvers.text_formats import Parsed
 
 
-def read_coo(lines: Sequence[str]) -> QuadraticProblem:
-    """Lines ``i j value``: E = sum of value x_i x_j, i = j for the linear part, repeats add up.
+@dataclass(frozen=True)
+class Format:
+    """A format of problem files.
 
-    Two dialects: dimod's COO (comments ``#``, with ``# vartype=SPIN`` for spins; the variables
-    are those that occur) and qbsolv's ``.qubo`` (comments ``c``, a line ``p qubo 0 nodes ...``;
-    the variables are 0..nodes-1). ``offset=value`` in a comment is the offset.
+    Attributes:
+        name: what ``--format`` and ``format=`` take.
+        suffixes: of files that usually hold it.
+        contents: one line about what is in it.
+        sense: what its publishers do with the objective.
+        evidence: what in a file speaks for it.
+        read: the problem in a file of it.
+        write: the bytes of a file of it; None if it is only read.
+        counts: whether it holds exact counts.
+        names: pattern of the names of public files in it, without a folder, in small letters.
+        doubt: sentence for those who say neither ``maximize`` nor ``minimize``.
     """
-    numbers = [k for k, line in enumerate(lines) if line[:1] not in ("#", "c", "p", "")]
-    comments = " ".join(line for line in lines if line[:1] in ("#", "c"))
-    row, col, value = triples(lines, numbers)
-    declared = _declared_nodes(lines)
-    seen = np.arange(declared) if declared is not None else np.unique(np.concatenate([row, col]))
-    where = np.searchsorted(seen, np.concatenate([row, col]))
-    if declared is not None:
-        _check_range(row, col, 0, declared - 1, numbers)
-    problem = from_terms(seen.size, where[: row.size], where[row.size :], value)
-    problem = problem if _is_range(seen) else _labelled(problem, seen.tolist())
-    offset = re.search(r"offset=(\S+)", comments)
-    problem = problem.with_linear(problem.linear, float(offset[1]) if offset else 0.0)
-    return _from_spins(problem) if "vartype=SPIN" in comments else problem
+
+    name: str
+    suffixes: tuple[str, ...]
+    contents: str
+    sense: str
+    evidence: Callable[[Contents], Evidence]
+    read: Callable[[Contents], Parsed]
+    write: Callable[[QuadraticProblem], bytes] | None = None
+    counts: bool = False
+    names: str = "(?!)"
+    doubt: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that `qprune formats --json` prints of it."""
+        return {
+            "name": self.name,
+            "suffixes": list(self.suffixes),
+            "contents": self.contents,
+            "sense": self.sense,
+            "counts": self.counts,
+            "written": self.write is not None,
+        }
 
 
-def read_orlib(lines: Sequence[str]) -> QuadraticProblem:
-    """OR-Library: ``n m``, then m lines ``i j q``, 1-based, of a symmetric matrix.
-
-    E = x.q.x, so an off-diagonal entry counts twice. (J. E. Beasley, OR-Library, ``bqp``.)
-    """
-    size, row, col, value = _counted_triples(lines)
-    return from_terms(size, row, col, np.where(row == col, value, 2.0 * value))
-
-
-def read_gset(lines: Sequence[str]) -> QuadraticProblem:
-    """G-set: ``n m``, then m edges ``i j w`` (or ``i j``, weight 1), 1-based.
-
-    E = -cut(x) = -sum of w (x_i + x_j - 2 x_i x_j).
-    """
-    size, row, col, value = _counted_triples(lines)
-    linear = -np.bincount(row, value, size) - np.bincount(col, value, size)
-    problem = from_terms(size, row, col, 2.0 * value)
-    return problem.with_linear(problem.linear + linear)
-
-
-def write_coo(problem: QuadraticProblem) -> Iterator[str]:
-    """COO as dimod writes it; every variable has a diagonal line, so that none is lost."""
-    yield "# vartype=BINARY"
-    yield from _offset_line("#", problem)
-    for i, j, value in _terms(problem):
-        yield f"{i} {j} {value!r}"
-
-
-def write_qubo(problem: QuadraticProblem) -> Iterator[str]:
-    """The ``.qubo`` of qbsolv."""
-    terms = list(_terms(problem))
-    couplers = sum(i != j for i, j, _ in terms)
-    yield from _offset_line("c", problem)
-    yield f"p qubo 0 {problem.num_variables} {problem.num_variables} {couplers}"
-    for i, j, value in terms:
-        yield f"{i} {j} {value!r}"
-
-
-def write_orlib(problem: QuadraticProblem) -> Iterator[str]:
-    """OR-Library's format; the offset must be 0."""
-    if problem.offset:
-        raise InvalidProblemError("an OR-Library file has no place for an offset; write .coo")
-    terms = [(i, j, value) for i, j, value in _terms(problem) if value]
-    yield f"{problem.num_variables} {len(terms)}"
-    for i, j, value in terms:
-        yield f"{i + 1} {j + 1} {value if i == j else 0.5 * value!r}"
-
-
-def write_gset(problem: QuadraticProblem) -> Iterator[str]:
-    """G-set's format, for problems that are a MaxCut."""
-    terms = list(_terms(problem))
-    edges = [(i, j, 0.5 * value) for i, j, value in terms if i != j and value]
-    degree = np.zeros(problem.num_variables)
-    for i, j, weight in edges:
-        degree[i] += weight
-        degree[j] += weight
-    own = np.array([value for i, j, value in terms if i == j])
-    scale = max(1.0, float(np.abs(degree).max(initial=0.0)))
-    if problem.offset or not np.allclose(own, -degree, rtol=0.0, atol=1e-9 * scale):
-        raise InvalidProblemError("the problem is not a MaxCut; write .coo or .npz")
-    yield f"{problem.num_variables} {len(edges)}"
-    for i, j, weight in edges:
-        yield f"{i + 1} {j + 1} {int(weight) if weight == int(weight) else repr(weight)}"
-
-
-def triples(
-    lines: Sequence[str], numbers: Sequence[int], *, weight: float | None = None
-) -> tuple[Indices, Indices, Floats]:
-    """The lines ``numbers`` (from 0) as i, j, value; a missing value is ``weight``, if given.
+def get_format(name: str) -> Format:
+    """The format of that name.
 
     Raises:
-        LineError: a line is not two whole numbers and a finite one.
+        InvalidOptionError: there is none; the message lists those there are.
     """
-    rows = [lines[k].split() for k in numbers]
-    if weight is not None:
-        rows = [[*fields, str(weight)] if len(fields) == 2 else fields for fields in rows]
-    for number, fields in zip(numbers, rows, strict=True):
-        if not _is_triple(fields):
-            raise LineError(number + 1, f"expected 'i j value', found {lines[number]!r}")
-    table = np.array(rows, dtype=np.float64).reshape(len(rows), 3)
-    indices = table[:, :2].astype(np.int64)
-    return indices[:, 0], indices[:, 1], np.ascontiguousarray(table[:, 2])
+    for one in FORMATS:
+        if one.name == name:
+            return one
+    known = ", ".join(one.name for one in FORMATS)
+    raise InvalidOptionError(f"no format is called {name!r}; there are {known}")
 
 
-def from_terms(size: int, row: Indices, col: Indices, value: Floats) -> QuadraticProblem:
-    """The problem E = sum of value x_row x_col; repeats add up, equal indices are linear.
+def format_of(contents: Contents) -> Format:
+    """The format of a file, by the rule above.
 
     Raises:
-        ProblemTooLargeError: ``size`` alone does not fit into memory.
+        InvalidProblemError: no format fits, or more than one.
     """
-    require_memory(64.0 * size + 100.0 * value.size, f"a problem of {size} variables", "split it")
-    own = row == col
-    linear = np.bincount(row[own], value[own], size)
-    upper = sparse.coo_array((value[~own], (row[~own], col[~own])), shape=(size, size))
-    return QuadraticProblem(linear, dense_or_sparse(sparse.csr_array(upper + upper.T)))
+    found = {one.name: one.evidence(contents) for one in FORMATS}
+    signed = [one for one in FORMATS if found[one.name] is Evidence.SIGNATURE]
+    shaped = signed or [one for one in FORMATS if found[one.name]]
+    named = [one for one in FORMATS if re.match(one.names, contents.name)]
+    named = named or [one for one in FORMATS if contents.suffix in one.suffixes]
+    both = [one for one in shaped if one in named]
+    if len(both) == 1 or (len(shaped) == 1 and (signed or not named)):
+        return (both or shaped)[0]
+    if not shaped and len(named) == 1:
+        return named[0]  # its reader says what is wrong
+    if shaped:
+        raise InvalidProblemError(_doubt(contents, both or shaped, named))
+    raise InvalidProblemError(_unknown(contents))
 
 
-def _is_triple(fields: Sequence[str]) -> bool:
-    try:
-        i, j, value = fields
-        return int(i) >= 0 and int(j) >= 0 and math.isfinite(float(value))
-    except ValueError:
-        return False
+def _doubt(contents: Contents, shaped: list[Format], named: list[Format]) -> str:
+    said = " or ".join(one.name for one in shaped)
+    generic = contents.suffix == ".txt" and len(named) > 1
+    if named and not generic and not any(one in named for one in shaped):
+        said += f" by its lines and {' or '.join(one.name for one in named)} by its name"
+    first = shaped[0].name
+    hint = _header_hint(contents)
+    return f"it could be {said}; say which, as in --format {first} (format={first!r}){hint}"
 
 
-def _counted_triples(lines: Sequence[str]) -> tuple[int, Indices, Indices, Floats]:
-    """Size n and the 0-based triples of a file that starts with ``n m``."""
-    numbers = [k for k, line in enumerate(lines) if line]
-    size, wanted = header(lines)
-    row, col, value = triples(lines, numbers[1:], weight=1.0)
-    if row.size != wanted:
-        raise LineError(numbers[0] + 1, f"promises {wanted} entries, the file has {row.size}")
-    _check_range(row, col, 1, size, numbers[1:])
-    pairs = np.minimum(row, col) * (size + 1) + np.maximum(row, col)
-    first = np.unique(pairs, return_index=True)[1]
-    if first.size != pairs.size:
-        twice = int(np.setdiff1d(np.arange(pairs.size), first)[0])
-        raise LineError(
-            numbers[1 + twice] + 1, f"entry {row[twice]} {col[twice]} occurs a second time"
-        )
-    return size, row - 1, col - 1, value
+def _unknown(contents: Contents) -> str:
+    known = ", ".join(one.name for one in FORMATS)
+    if contents.text is None:
+        return f"neither text nor any known binary format; there are {known}"
+    rows = contents.text.fields
+    first = f"; its first line is {contents.text.shown(0)}" if rows else "; it has comments only"
+    if len(rows) > 1 and all(len(row) == len(rows) for row in rows):
+        first += ", and it is square: a matrix? save it as .npy"
+    return f"in no known format{first}{_header_hint(contents)}; there are {known}"
 
 
-def header(lines: Sequence[str]) -> tuple[int, int]:
-    """The first line ``n m`` that is not blank.
-
-    Raises:
-        LineError: it is something else.
-    """
-    number, line = next((k, line) for k, line in enumerate(lines) if line)
-    fields = line.split()
-    if len(fields) == 1:
-        raise LineError(
-            number + 1,
-            f"one number {line!r}: a collection of instances? keep one, from its line 'n m' on",
-        )
-    if len(fields) != 2 or not all(field.isdigit() for field in fields):
-        raise LineError(number + 1, f"expected 'n m', found {line!r}")
-    return int(fields[0]), int(fields[1])
+def _header_hint(contents: Contents) -> str:
+    if contents.text is not None and evidence.has_long_header(contents.text):
+        return "; its first line looks like a header of three numbers: keep the first two, 'n m'"
+    return ""
 
 
-def _check_range(row: Indices, col: Indices, low: int, high: int, numbers: Sequence[int]) -> None:
-    outside = (np.minimum(row, col) < low) | (np.maximum(row, col) > high)
-    if outside.any():
-        bad = int(np.flatnonzero(outside)[0])
-        raise LineError(
-            numbers[bad] + 1, f"index {row[bad]} or {col[bad]} is outside {low}..{high}"
-        )
+# -- the registry ---------------------------------------------------------------------------
 
 
-def _declared_nodes(lines: Sequence[str]) -> int | None:
-    for number, line in enumerate(lines):
-        if line.startswith("p"):
-            fields = line.split()
-            if len(fields) < 4 or fields[1] != "qubo" or not fields[3].isdigit():
-                raise LineError(number + 1, f"expected 'p qubo 0 nodes ...', found {line!r}")
-            return int(fields[3])
-    return None
+def _from_text(read: Callable[[Text], Parsed]) -> Callable[[Contents], Parsed]:
+    return lambda contents: read(_text(contents))
 
 
-def _is_range(seen: Indices) -> bool:
-    return bool((seen == np.arange(seen.size)).all())
+def _text(contents: Contents) -> Text:
+    if contents.text is None:
+        raise InvalidProblemError("it is no text")
+    if not contents.text.rows:
+        raise InvalidProblemError("it has no lines but comments")
+    return contents.text
 
 
-def _labelled(problem: QuadraticProblem, labels: Sequence[int]) -> QuadraticProblem:
-    return QuadraticProblem(problem.linear, problem.quadratic, problem.offset, labels=labels)
+def _to_text(
+    lines: Callable[[QuadraticProblem], Iterator[str]],
+) -> Callable[[QuadraticProblem], bytes]:
+    return lambda problem: "".join(f"{line}\n" for line in lines(problem)).encode()
 
 
-def _from_spins(problem: QuadraticProblem) -> QuadraticProblem:
-    """The problem whose coefficients were those of spins s = 2x - 1, over x."""
-    h, J = problem.linear, problem.quadratic
-    pulled = J.product(np.ones(problem.num_variables))
-    quadratic = Sparse(4.0 * J.matrix) if isinstance(J, Sparse) else Dense(4.0 * J.dense())
-    offset = problem.offset - h.sum() + 0.5 * pulled.sum()
-    return QuadraticProblem(2.0 * h - 2.0 * pulled, quadratic, offset, labels=problem.labels)
+_MINIMISED = "minimised"
+_IN_FILE = "as the file says"
+_CUT = "maximised: E = -cut"
 
-
-def _offset_line(comment: str, problem: QuadraticProblem) -> Iterator[str]:
-    if problem.offset:
-        yield f"{comment} offset={problem.offset!r}"
-
-
-def _terms(problem: QuadraticProblem) -> Iterator[tuple[int, int, float]]:
-    """All (i, i, linear) and the non-zero (i, j, coupling), i < j, as plain numbers."""
-    if problem.labels is not None and any(type(label) is not int for label in problem.labels):
-        raise InvalidProblemError("a text format has whole numbers as labels; write .bqm instead")
-    if problem.counts is not None:
-        raise InvalidProblemError(
-            "a text format has no place for counts; write .npz or .cqm, or problem.without_counts()"
-        )
-    names = [int(label) for label in problem.variables]  # pyright: ignore[reportArgumentType]
-    linear = problem.linear + 0.5 * problem.quadratic.diagonal()
-    yield from zip(names, names, linear.tolist(), strict=True)
-    if isinstance(problem.quadratic, Sparse):
-        upper = sparse.coo_array(sparse.triu(problem.quadratic.matrix, k=1))
-        entries = zip(upper.row.tolist(), upper.col.tolist(), upper.data.tolist(), strict=True)
-    else:
-        matrix = problem.quadratic.dense()
-        row, col = np.nonzero(np.triu(matrix, k=1))
-        entries = zip(row.tolist(), col.tolist(), matrix[row, col].tolist(), strict=True)
-    for i, j, value in entries:
-        yield names[i], names[j], value
+FORMATS: tuple[Format, ...] = (
+    Format(
+        name="coo",
+        suffixes=(".coo",),
+        contents="dimod's COO: lines 'i j value' from 0, each counted once; spins by a comment",
+        sense=_MINIMISED,
+        evidence=evidence.of_coo,
+        read=_from_text(texts.read_coo),
+        write=_to_text(texts.write_coo),
+    ),
+    Format(
+        name="qubo",
+        suffixes=(".qubo",),
+        contents="qbsolv's: 'p qubo 0 maxNodes nNodes nCouplers', lines 'i j value' from 0",
+        sense=_MINIMISED,
+        evidence=evidence.of_qubo,
+        read=_from_text(texts.read_qubo),
+        write=_to_text(texts.write_qubo),
+    ),
+    Format(
+        name="orlib",
+        suffixes=(".txt", ".qubo", ".sparse"),
+        contents="OR-Library, gka, MQLib: 'n m', lines 'i j q' from 1; off the diagonal twice",
+        sense="maximised by OR-Library and MQLib, minimised by Biq Mac; minimised unless asked",
+        evidence=evidence.has_shape(evidence.is_orlib),
+        read=_from_text(texts.read_orlib),
+        write=_to_text(texts.write_orlib),
+        names=r"bqp|gka|be\d|p\d{4}[._]",
+        doubt="read as OR-Library's format, of variables 0 and 1 (spins: --format qubist), which "
+        "does not say its sense: OR-Library and MQLib maximise x.q.x, Biq Mac minimises it; it is "
+        "minimised here",
+    ),
+    Format(
+        name="rudy",
+        suffixes=(".gset", ".rud", ".rudy", ".mc", ".txt"),
+        contents="MaxCut of G-set, Biq Mac, MQLib: 'n m', edges 'i j w' (or 'i j') from 1",
+        sense=_CUT,
+        evidence=evidence.of_rudy,
+        read=_from_text(texts.read_rudy),
+        write=_to_text(texts.write_rudy),
+        names=r"g\d|pm1[sd]_|p?w\d+_|t[23]g|torus",
+    ),
+    Format(
+        name="edges",
+        suffixes=(".gset", ".rud", ".rudy", ".mc", ".edges"),
+        contents="MaxCut of edges 'i j w' without a header; the nodes are those that occur",
+        sense=_CUT,
+        evidence=evidence.has_shape(evidence.is_edges),
+        read=_from_text(texts.read_edges),
+    ),
+    Format(
+        name="qs",
+        suffixes=(".qs",),
+        contents="QOBLIB's: '# ObjectiveOffset c', 'n m', lines as OR-Library's",
+        sense=_MINIMISED,
+        evidence=evidence.of_qs,
+        read=_from_text(texts.read_qs),
+        write=_to_text(texts.write_qs),
+    ),
+    Format(
+        name="qubist",
+        suffixes=(".qh", ".qubist"),
+        contents="Qubist's: 'sites lines', lines 'i j value' of spins -1 and 1, from 0",
+        sense=_MINIMISED,
+        evidence=evidence.of_qubist,
+        read=_from_text(texts.read_qubist),
+    ),
+    Format(
+        name="npz",
+        suffixes=(".npz",),
+        contents="E = d.x + 1/2 |U x|^2 (Fisher blocks), or Q for U; Q alone: E = x.Q.x",
+        sense=_MINIMISED,
+        evidence=evidence.begins_with(b"PK"),
+        read=arrays.read_npz,
+        write=arrays.write_npz,
+        counts=True,
+    ),
+    Format(
+        name="npy",
+        suffixes=(".npy",),
+        contents="a square matrix Q, one triangle or both: E = x.Q.x",
+        sense=_MINIMISED,
+        evidence=evidence.begins_with(arrays.NPY_MAGIC),
+        read=arrays.read_npy,
+    ),
+    Format(
+        name="mtx",
+        suffixes=(".mtx",),
+        contents="Matrix Market: a square matrix Q, real or integer: E = x.Q.x",
+        sense=_MINIMISED,
+        evidence=evidence.of_mtx,
+        read=arrays.read_mtx,
+    ),
+    Format(
+        name="bqm",
+        suffixes=(".bqm",),
+        contents="dimod's binary quadratic model",
+        sense=_MINIMISED,
+        evidence=evidence.begins_with(models.BQM_MAGIC),
+        read=models.read_bqm,
+        write=models.write_bqm,
+    ),
+    Format(
+        name="cqm",
+        suffixes=(".cqm",),
+        contents="dimod's constrained quadratic model; constraints are exact counts",
+        sense=_MINIMISED,
+        evidence=evidence.begins_with(models.CQM_MAGIC),
+        read=models.read_cqm,
+        write=models.write_cqm,
+        counts=True,
+    ),
+    Format(
+        name="bqm-json",
+        suffixes=(".json",),
+        contents="dimod's binary quadratic model as JSON",
+        sense=_MINIMISED,
+        evidence=evidence.of_bqm_json,
+        read=models.read_bqm_json,
+        write=models.write_bqm_json,
+    ),
+    Format(
+        name="bqpjson",
+        suffixes=(".json", ".bqpjson"),
+        contents="bqp-json: scale, offset, linear_terms, quadratic_terms; spin or boolean",
+        sense=_MINIMISED,
+        evidence=evidence.of_bqpjson,
+        read=models.read_bqpjson,
+    ),
+    Format(
+        name="lp",
+        suffixes=(".lp",),
+        contents="LP: binary variables, '[ ... ] / 2', constraints that are exact counts",
+        sense=_IN_FILE,
+        evidence=evidence.of_lp,
+        read=models.read_lp,
+        counts=True,
+    ),
+    Format(
+        name="qplib",
+        suffixes=(".qplib",),
+        contents="QPLIB: classes ?BN, ?BB, and ?BL with exact counts; 1/2 x.Q.x + b.x + q",
+        sense=_IN_FILE,
+        evidence=evidence.of_qplib,
+        read=lambda contents: read_qplib(_text(contents).whole),
+        counts=True,
+    ),
+)

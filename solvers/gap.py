@@ -25,8 +25,8 @@ from solvers.quadratic import Dense, Floats, LowRank, Sparse
 TOLERANCE = 1e-10
 
 _EPS = float(np.finfo(np.float64).eps)
-# Sums of integers are exact up to here.
-_EXACT = 2.0**53
+# Sums of integers up to here are exact, and a sixteenth of one is no matter of rounding.
+_EXACT = 2.0**48
 # Rows of a dense matrix looked at together.
 _ROWS = 256
 
@@ -64,7 +64,7 @@ def gap_between(problem: QuadraticProblem, energy: float, bound: float, error: f
     absolute = max(0.0, energy - bound) + error
     scale = max(0.0, mean_energy(problem) - bound)
     relative = absolute / scale if scale > 0.0 else float("inf")
-    nothing = absolute <= rounding(problem)
+    nothing = absolute <= _rounding_at_most(problem) and absolute <= rounding(problem)
     if nothing or relative <= TOLERANCE:
         step = energy_step(problem)
         if step > 0.0:
@@ -87,9 +87,10 @@ def mean_energy(problem: QuadraticProblem) -> float:
         6.0
     """
     n, quadratic = problem.num_variables, problem.quadratic
+    within = 0.0
     if problem.groups is None or problem.counts is None:
         p = np.full(n, 0.5)
-        within = 0.0
+        product = quadratic.product(p)
     else:
         sizes = problem.group_sizes
         share = problem.counts / np.maximum(sizes, 1)
@@ -97,8 +98,13 @@ def mean_energy(problem: QuadraticProblem) -> float:
         # What two of a group have less in common than independent ones.
         less = -share * (1.0 - share) / np.maximum(sizes - 1, 1)
         own = np.bincount(problem.groups, weights=quadratic.diagonal(), minlength=sizes.size)
-        within = float(less @ (_within_groups(problem) - own))
-    product = quadratic.product(p)
+        if sizes.size == 1:
+            # One look at the matrix serves both.
+            sums = quadratic.product(np.ones(n))
+            product, inside = share[0] * sums, np.array([sums.sum()])
+        else:
+            product, inside = quadratic.product(p), _within_groups(problem)
+        within = float(less @ (inside - own))
     diagonal = float(quadratic.diagonal() @ (p * (1.0 - p)))
     return float(problem.linear @ p + 0.5 * (p @ product + diagonal + within))
 
@@ -108,8 +114,6 @@ def _within_groups(problem: QuadraticProblem) -> Floats:
     quadratic, groups, sizes = problem.quadratic, problem.groups, problem.group_sizes
     assert groups is not None
     n, g = groups.size, sizes.size
-    if g == 1:
-        return np.array([quadratic.product(np.ones(n)).sum()])
     if isinstance(quadratic, LowRank):
         one_hot = sparse.csr_array((np.ones(n), (np.arange(n), groups)), shape=(n, g))
         return np.asarray((one_hot.T @ quadratic.factor.T) ** 2).sum(axis=1)
@@ -141,6 +145,19 @@ def rounding(problem: QuadraticProblem) -> float:
     return 16.0 * (problem.num_variables + 64) * _EPS * magnitude(problem)
 
 
+def _rounding_at_most(problem: QuadraticProblem) -> float:
+    """`rounding` or more, from the Euclidean norm of Q, which takes one fast look at it."""
+    quadratic, n = problem.quadratic, problem.num_variables
+    if not isinstance(quadratic, Dense):
+        return float("inf")
+    flat = quadratic.matrix.ravel()
+    squares = float(flat @ flat)
+    if not 1e-200 < squares < 1e200:
+        return float("inf")
+    size = float(np.abs(problem.linear).sum()) + 0.5 * n * float(np.sqrt(squares))
+    return 16.0 * (n + 64) * _EPS * size
+
+
 def energy_step(problem: QuadraticProblem) -> float:
     """A number that all energies, bare of the offset, are multiples of; 0 where none is known.
 
@@ -170,7 +187,8 @@ def energy_step(problem: QuadraticProblem) -> float:
                 or (np.rint(scaled) != scaled).any()
             ):
                 break
-            divisor = int(np.gcd(np.gcd.reduce(scaled.astype(np.int64)), divisor))
+            if divisor != 1:
+                divisor = int(np.gcd(np.gcd.reduce(scaled.astype(np.int64)), divisor))
         else:
             return divisor / factor
     return 0.0

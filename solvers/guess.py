@@ -17,7 +17,7 @@ from solvers.timed import TimedSampler
 class RandomOptions(SamplerOptions):
     """Options of `Random`."""
 
-    num_reads: Count = Field(default=1, description="how many states (default 1)")
+    num_reads: Count | None = Field(default=None, description="how many states (default 1)")
 
 
 class Random(TimedSampler):
@@ -38,8 +38,9 @@ class Random(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
-        answers, rng = Answers(problem, asked.num_reads), np.random.default_rng(asked.seed)
-        for index in range(asked.num_reads):
+        num_reads = asked.num_reads or 1
+        answers, rng = Answers(problem, num_reads), np.random.default_rng(asked.seed)
+        for index in range(num_reads):
             if index and deadline.passed:
                 break
             state = random_states(problem, 1, rng)[0]

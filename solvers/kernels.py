@@ -21,13 +21,50 @@ Names used throughout:
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import event
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
+
+from solvers.clock import COMPILING
+
+logger = logging.getLogger(__name__)
+
+
+class _Watch(event.Listener):
+    """Tells the clock when numba compiles, or loads what it has compiled."""
+
+    def on_start(self, event: event.Event) -> None:
+        COMPILING.began()
+
+    def on_end(self, event: event.Event) -> None:
+        COMPILING.ended()
+
+
+class _Announcement(event.Listener):
+    """Says once that numba compiles: that takes seconds."""
+
+    said = False
+
+    def on_start(self, event: event.Event) -> None:
+        if not self.said:
+            logger.info("compiling inner loops, once for each kind of problem")
+        self.said = True
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+# The first in numba's list: that changes while compilers run in several threads, and whoever
+# stands behind others can be left out.
+event.register("numba:compiler_lock", _Watch())
+event.register("numba:compile", _Announcement())
 
 # Reductions over floats vectorise only when their order is free and NaN is ruled out.
 _OPTIONS: dict[str, Any] = {
@@ -37,11 +74,25 @@ _OPTIONS: dict[str, Any] = {
     "fastmath": {"nnan", "nsz", "reassoc", "contract"},
 }
 
+
+def _compiler(**more: Any) -> Callable[[Any], Any]:
+    """A decorator that compiles, and keeps the result in a file where there is a place for it."""
+
+    def compiled(function: Any) -> Any:
+        try:
+            return njit(**_OPTIONS, **more)(function)
+        except RuntimeError:
+            # Neither the package's folder nor the user's can be written to.
+            return njit(**{**_OPTIONS, "cache": False}, **more)(function)
+
+    return compiled
+
+
 #: Compiles an inner loop.
-kernel = njit(**_OPTIONS)
+kernel = _compiler()
 
 #: Compiles a part of one, always inlined: a call with several arrays costs some 20 ns.
-part = njit(forceinline=True, **_OPTIONS)
+part = _compiler(forceinline=True)
 
 #: Quantiles of the unit exponential: a Metropolis threshold costs one table look-up, no log.
 EXPONENTIALS = -np.log((np.arange(4096) + 0.5) / 4096).astype(np.float32)
@@ -78,6 +129,13 @@ def next_random(random):
     d = (d << np.uint64(45)) | (d >> np.uint64(19))
     random[0], random[1], random[2], random[3] = a, b, c, d
     return result
+
+
+@part
+def copy_into(target, source):
+    """``target[:] = source``, element by element: numba takes seconds to compile the other."""
+    for t in range(target.size):
+        target[t] = source[t]
 
 
 @part

@@ -5,7 +5,7 @@ The names of the arguments are those of `solvers.kernels`.
 
 from __future__ import annotations
 
-from solvers.kernels import EXPONENTIALS, add_row, exponential, kernel, next_random, part
+from solvers.kernels import EXPONENTIALS, add_row, copy_into, exponential, kernel, next_random, part
 
 HIGHEST = EXPONENTIALS[0]
 
@@ -67,11 +67,11 @@ def flip_metropolis(matrix, field, half, x, temperatures, random, best, tally):
             ):
                 if gain > 0 and energy < lowest:
                     lowest = energy
-                    best[:] = x
+                    copy_into(best, x)
                 flip(matrix, field, x, i)
                 energy += gain
                 moves += 1
     if energy < lowest:
         lowest = energy
-        best[:] = x
+        copy_into(best, x)
     tally[0], tally[1], tally[2] = energy, lowest, moves

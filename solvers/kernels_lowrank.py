@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from solvers.kernels import below, exponential, kernel, next_random, part
+from solvers.kernels import below, copy_into, exponential, kernel, next_random, part
 from solvers.kernels_swap import arranged
 
 
@@ -79,7 +79,7 @@ def lowrank_swap_metropolis(
                 if gain < temperature * exponential(bits):
                     if gain > 0 and energy < lowest:
                         lowest = energy
-                        best[:] = x
+                        copy_into(best, x)
                     for t in range(projection.size):
                         projection[t] += steps[t]
                     x[out], x[into] = 0, 1
@@ -88,7 +88,7 @@ def lowrank_swap_metropolis(
                     moves += 1
     if energy < lowest:
         lowest = energy
-        best[:] = x
+        copy_into(best, x)
     tally[0], tally[1], tally[2] = energy, lowest, moves
 
 
@@ -104,12 +104,12 @@ def lowrank_flip_metropolis(factor, linear, half, projection, x, temperatures, r
             if gain < temperature * exponential(next_random(random)):
                 if gain > 0 and energy < lowest:
                     lowest = energy
-                    best[:] = x
+                    copy_into(best, x)
                 push(factor, projection, i, sign)
                 x[i] = 1 - x[i]
                 energy += gain
                 moves += 1
     if energy < lowest:
         lowest = energy
-        best[:] = x
+        copy_into(best, x)
     tally[0], tally[1], tally[2] = energy, lowest, moves

@@ -14,6 +14,7 @@ from solvers.kernels import (
     SEGMENT,
     add_rows,
     below,
+    copy_into,
     entry,
     exponential,
     kernel,
@@ -158,7 +159,7 @@ def swap_heat_bath(
                     gain = swap_gain(matrix, field, half, x, i, j)
                     if gain > 0 and energy < lowest:
                         lowest = energy
-                        best[:] = x
+                        copy_into(best, x)
                     swap(matrix, field, x, i, j)
                     # The list of the rarer value moves on; that of the other is not read here.
                     place[p] = j
@@ -166,7 +167,7 @@ def swap_heat_bath(
                     moves += 1
     if energy < lowest:
         lowest = energy
-        best[:] = x
+        copy_into(best, x)
     tally[0], tally[1], tally[2] = energy, lowest, moves
 
 
@@ -197,14 +198,14 @@ def swap_metropolis(matrix, field, half, x, starts, temperatures, random, best, 
                 if gain < temperature * exponential(bits):
                     if gain > 0 and energy < lowest:
                         lowest = energy
-                        best[:] = x
+                        copy_into(best, x)
                     swap(matrix, field, x, i, j)
                     place[p], place[q] = j, i
                     energy += gain
                     moves += 1
     if energy < lowest:
         lowest = energy
-        best[:] = x
+        copy_into(best, x)
     tally[0], tally[1], tally[2] = energy, lowest, moves
 
 

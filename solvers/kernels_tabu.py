@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from solvers.kernels import GUMBELS, below, kernel, locate, next_random, part, smaller
+from solvers.kernels import GUMBELS, below, copy_into, kernel, locate, next_random, part, smaller
 from solvers.kernels_flip import flip
 from solvers.kernels_swap import score_partners, swap
 
@@ -74,7 +74,7 @@ def flip_tabu(
             i = locate_from(scores, least, random)
         if least >= 0 and energy < lowest:
             lowest = energy
-            best[:] = x
+            copy_into(best, x)
         flip(matrix, field, x, i)
         energy += least
         until[i] = iteration + tenure + below(next_random(random), spread)
@@ -83,7 +83,7 @@ def flip_tabu(
             break
     if energy < lowest:
         lowest = energy
-        best[:] = x
+        copy_into(best, x)
     tally[0], tally[1] = energy, lowest
 
 
@@ -162,7 +162,7 @@ def swap_tabu(
         if best_i >= 0:
             if best_gain >= 0 and energy < lowest:
                 lowest = energy
-                best[:] = x
+                copy_into(best, x)
             swap(matrix, field, x, best_i, best_j)
             energy += best_gain
             for moved in (best_i, best_j):
@@ -172,5 +172,5 @@ def swap_tabu(
                 break
     if energy < lowest:
         lowest = energy
-        best[:] = x
+        copy_into(best, x)
     tally[0], tally[1] = energy, lowest

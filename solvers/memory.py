@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,10 @@ def available_memory() -> float:
 
 def peak_memory() -> float:
     """The most bytes that this process has held in memory so far."""
+    try:
+        import resource
+    except ImportError:  # Windows, which counts by itself.
+        return float(psutil.Process().memory_info().peak_wset)  # pyright: ignore[reportAttributeAccessIssue]
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import overload
 
 from solvers.convex_kernels import lagrangian, project
-from solvers.kernels import kernel
+from solvers.kernels import copy_into, kernel
 
 
 def multiply(matrix, v, out):
@@ -367,11 +367,11 @@ def proximal_newton(
         bound = lagrangian(linear + y_product, starts, counts, shift) - 0.5 * dot(y, y_product)
         if bound > best[0]:
             best[0] = bound
-            best_y[:] = y
+            copy_into(best_y, y)
         energy = dot(point, linear) + 0.5 * (dot(point, y_product) + dot(point, moved))
         if energy < best[1]:
             best[1] = energy
-            x[:] = point
+            copy_into(x, point)
         if best[1] - best[0] <= tolerance or best[0] >= cutoff:
             return taken
         distance = dot(residual, moved)
@@ -382,14 +382,14 @@ def proximal_newton(
             best[2] *= 3.0 if best[3] <= 3 else (1.0 if best[3] <= 8 else 0.5)
             best[3] = 0
             width = real(best[2]) / metric
-            centre[:] = point
-            y[:] = point
+            copy_into(centre, point)
+            copy_into(y, point)
             # Afresh, so that rounding errors do not pile up.
             multiply(matrix, y, y_product)
             project(centre - width * (linear + y_product), width, starts, counts, shift, point)
             continue
         best[3] += 1
-        change[:] = moved
+        copy_into(change, moved)
         step[:] = 0.0
         size = choose_references(point, starts, counts, free, reference)
         if size:

@@ -8,11 +8,14 @@ couplings do not tell the variables of a group apart, a problem with counts is o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from solvers.clock import Deadline
 from solvers.gap import energy_step, rounding
@@ -99,8 +102,9 @@ class Presolved:
 def presolved(problem: QuadraticProblem, deadline: Deadline | None = None) -> Presolved:
     """Decide what can be, in the time there is."""
     deadline = deadline or Deadline()
-    slack = _slack(problem)
+    slack = cache(lambda: _slack(problem))
     found = _sorted_out(_forced(Presolved(problem)), slack)
+    found = replace(found, problem=_without_rivals(found.problem))
     for _ in range(_MOST_ROUNDS):
         left = found.problem
         if deadline.passed or left.num_variables == 0 or left.groups is not None:
@@ -110,7 +114,7 @@ def presolved(problem: QuadraticProblem, deadline: Deadline | None = None) -> Pr
         if cost < deadline.remaining:
             smaller = reduced(found.problem)
             if smaller.eliminated:
-                found = found.then(smaller.problem, smaller, slack)
+                found = found.then(smaller.problem, smaller, slack())
         if found.problem.num_variables == left.num_variables:
             break
     return found
@@ -118,13 +122,50 @@ def presolved(problem: QuadraticProblem, deadline: Deadline | None = None) -> Pr
 
 def without_choice(problem: QuadraticProblem) -> Presolved | None:
     """`presolved` where counts, or sorting, already decide everything; else None."""
-    found = _sorted_out(_forced(Presolved(problem)), _slack(problem))
+    found = _sorted_out(_forced(Presolved(problem)), lambda: _slack(problem))
     return None if found.problem.num_variables else found
+
+
+def sign_bound(problem: QuadraticProblem) -> float:
+    """A lower bound of the energies, without the offset: every term at its least.
+
+    A coupling is shared by its two variables, half and half.
+
+    Example:
+        >>> sign_bound(QuadraticProblem([1.0, -3.0], [[0.0, -4.0], [-4.0, 0.0]])) <= -6.0
+        True
+    """
+    falls, _ = _sides(problem.quadratic)
+    linear = problem.linear + 0.5 * problem.quadratic.diagonal()
+    least = np.minimum(0.0, linear + 0.5 * falls)
+    error = (problem.num_variables + 16) * _EPS * (np.abs(linear).sum() - falls.sum())
+    return float(least.sum() - error)
 
 
 def _slack(problem: QuadraticProblem) -> float:
     """Enough for the error of every sum of coefficients in this module together."""
     return 0.0 if energy_step(problem) > 0.0 else 0.5 * rounding(problem)
+
+
+def _without_rivals(problem: QuadraticProblem) -> QuadraticProblem:
+    """The same without the couplings inside groups of which one is 1: no state has both ends."""
+    quadratic, groups, counts = problem.quadratic, problem.groups, problem.counts
+    if groups is None or counts is None or not (counts == 1).any():
+        return problem
+    single = counts == 1
+    if isinstance(quadratic, Sparse):
+        entries = sparse.coo_array(quadratic.matrix)
+        row, column = entries.row, entries.col
+        keep = (row == column) | (groups[row] != groups[column]) | ~single[groups[row]]
+        kept = sparse.coo_array((entries.data[keep], (row[keep], column[keep])), entries.shape)
+        quadratic = Sparse(sparse.csr_array(kept))
+    elif isinstance(quadratic, Dense):
+        matrix = quadratic.matrix.copy()
+        for group in np.flatnonzero(single):
+            members = np.flatnonzero(groups == group)
+            matrix[np.ix_(members, members)] = np.diag(matrix[members, members])
+        quadratic = Dense.trusted(matrix)
+    return QuadraticProblem(problem.linear, quadratic, problem.offset, groups, counts)
 
 
 def _fixed(found: Presolved, state: NDArray[np.int8], kept: Integers, slack: float) -> Presolved:
@@ -150,7 +191,7 @@ def _forced(found: Presolved) -> Presolved:
     return found.then(part, Fixing(state, kept), 0.0)
 
 
-def _persistent(found: Presolved, slack: float) -> Presolved:
+def _persistent(found: Presolved, slack: Callable[[], float]) -> Presolved:
     """Fix what has its value whatever the others have."""
     problem = found.problem
     n = problem.num_variables
@@ -170,7 +211,10 @@ def _persistent(found: Presolved, slack: float) -> Presolved:
         one & (up <= error) & ~(given & (rises == 0.0))
     )
     return _fixed(
-        found, one.astype(np.int8), np.flatnonzero(~(zero | one)), slack * bool(doubtful.any())
+        found,
+        one.astype(np.int8),
+        np.flatnonzero(~(zero | one)),
+        slack() if doubtful.any() else 0.0,
     )
 
 
@@ -182,7 +226,7 @@ def _sides(quadratic: Quadratic) -> tuple[Floats, Floats]:
         positive = np.asarray(quadratic.matrix.maximum(0.0).sum(axis=1)).ravel()
     else:
         matrix = quadratic.dense()
-        parts = [matrix[i : i + _ROWS] for i in range(0, len(matrix), _ROWS)]
+        parts = [matrix[i : i + _ROWS] for i in range(0, max(1, len(matrix)), _ROWS)]
         negative = np.concatenate([np.minimum(part, 0.0).sum(1) for part in parts])
         positive = np.concatenate([np.maximum(part, 0.0).sum(1) for part in parts])
     # A sum of one sign less one of its terms: 0 where that was the only one.
@@ -191,7 +235,7 @@ def _sides(quadratic: Quadratic) -> tuple[Floats, Floats]:
     return falls, rises
 
 
-def _sorted_out(found: Presolved, slack: float) -> Presolved:
+def _sorted_out(found: Presolved, slack: Callable[[], float]) -> Presolved:
     """Decide everything by sorting where couplings are the same within and between groups."""
     problem = found.problem
     if problem.groups is None or problem.counts is None or not _alike(problem):
@@ -204,7 +248,7 @@ def _sorted_out(found: Presolved, slack: float) -> Presolved:
     state[order[rank < problem.counts[group]]] = 1
     decided = problem.without_counts()
     part = restricted(decided, state, np.zeros(0, np.int64))
-    return found.then(part, Fixing(state, np.zeros(0, np.int64)), slack)
+    return found.then(part, Fixing(state, np.zeros(0, np.int64)), slack())
 
 
 def _alike(problem: QuadraticProblem) -> bool:
@@ -212,7 +256,9 @@ def _alike(problem: QuadraticProblem) -> bool:
     quadratic, groups, n = problem.quadratic, problem.groups, problem.num_variables
     assert groups is not None
     if isinstance(quadratic, Sparse):
-        return np.count_nonzero(quadratic.matrix.data) == np.count_nonzero(quadratic.diagonal())
+        entries = np.count_nonzero(quadratic.matrix.data)
+        if entries < n * (n - 1):
+            return entries == np.count_nonzero(quadratic.diagonal())
     if n == 0 or (n > _FORMED and isinstance(quadratic, LowRank)):
         return False
     allowed = 0.0
@@ -242,7 +288,7 @@ def extreme(problem: QuadraticProblem) -> int:
     return power - power % 2 if abs(power) > _COMFORTABLE and power > _NONE else 0
 
 
-def _power(values: Floats) -> int:
+def _power(values: NDArray) -> int:
     largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     return int(np.frexp(largest)[1]) if largest > 0.0 else _NONE
 

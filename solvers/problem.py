@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import dimod
@@ -245,12 +246,16 @@ class QuadraticProblem:
 
     @classmethod
     def from_cqm(cls, cqm: dimod.ConstrainedQuadraticModel) -> QuadraticProblem:
-        """The problem of a CQM whose constraints are exact counts over disjoint sets.
+        """The problem of a CQM whose hard constraints are exact counts over disjoint sets.
+
+        A soft constraint adds its weight times its violation, or times that squared, as dimod
+        defines it, to the energy, where that is quadratic: ``a.x == b`` with the quadratic
+        penalty, and all of at most two variables.
 
         Raises:
-            InvalidProblemError: a variable is not binary, a constraint is not
-                ``sum of variables == count``, two constraints share a variable, or a variable
-                is in no constraint while others are.
+            InvalidProblemError: a variable is not binary, a hard constraint is not
+                ``sum of variables == count``, two of them share a variable, or a variable
+                is in none while others are; or a soft constraint costs something else.
         """
         others = [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]
         if others:
@@ -266,6 +271,9 @@ class QuadraticProblem:
         groups: dict[Hashable, int] = {}
         counts: list[int] = []
         for label, constraint in cqm.constraints.items():
+            if constraint.lhs.is_soft():
+                _add_penalty(objective, label, constraint)
+                continue
             counts.append(_count_of(label, constraint, groups, len(counts)))
         if not counts:
             return cls.from_bqm(objective)
@@ -298,6 +306,34 @@ def _count_of(label: Any, constraint: Any, groups: dict[Hashable, int], group: i
         if groups.setdefault(v, group) != group:
             raise InvalidProblemError(f"variable {v!r} is in two constraints; groups are disjoint")
     return int(count)
+
+
+def _add_penalty(objective: dimod.BinaryQuadraticModel, label: Any, constraint: Any) -> None:
+    """Add what a soft CQM constraint costs: weight times its violation, or that squared."""
+    lhs, sense = constraint.lhs, constraint.sense
+    power = 2 if lhs.penalty() == "quadratic" else 1
+    if sense is Sense.Eq and power == 2 and lhs.is_linear():
+        terms = [(v, lhs.get_linear(v)) for v in lhs.variables]
+        objective.add_linear_equality_constraint(
+            terms, lagrange_multiplier=lhs.weight(), constant=lhs.offset - constraint.rhs
+        )
+        return
+    if len(lhs.variables) > 2:
+        raise InvalidProblemError(
+            f"soft constraint {label!r} is no linear equality with a quadratic penalty, and its "
+            "cost is quadratic only of two variables; make it hard, or write it as an objective"
+        )
+
+    def cost(*ones: Hashable) -> float:
+        over = float(lhs.energy({v: int(v in ones) for v in lhs.variables}) - constraint.rhs)
+        violation = {Sense.Eq: abs(over), Sense.Le: max(over, 0.0), Sense.Ge: max(-over, 0.0)}
+        return lhs.weight() * violation[sense] ** power
+
+    objective.offset += cost()
+    for v in lhs.variables:
+        objective.add_linear(v, cost(v) - cost())
+    for u, v in combinations(lhs.variables, 2):
+        objective.add_quadratic(u, v, cost(u, v) - cost(u) - cost(v) + cost())
 
 
 def _finite_vector(linear: ArrayLike) -> Floats:

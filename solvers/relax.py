@@ -38,8 +38,8 @@ _LARGEST_CORE = 2000
 # First temperature in units of the gap per fractional variable, and its ratio to the last.
 _HOT = 2.0
 _COOLING = 50.0
-# Without the time for so many looks at the matrix, nothing is relaxed.
-_FEWEST_PASSES = 16
+#: Without the time for so many looks at the matrix, nothing is relaxed.
+FEWEST_PASSES = 16
 # Numbers read between two looks at the clock, about.
 _READS_PER_LOOK = 20_000_000
 
@@ -101,7 +101,7 @@ def relax_and_round(
         bound = float(np.ldexp(found.lower_bound, power))
         return Solution.of(problem, found.samples, lower_bound=bound, info=found.info)
     decided = without_choice(problem)
-    if decided is not None or deadline.remaining < _FEWEST_PASSES * pass_seconds(problem.quadratic):
+    if decided is not None or deadline.remaining < FEWEST_PASSES * pass_seconds(problem.quadratic):
         return _at_once(problem, decided, asked, given)
     convex = convexify(problem, deadline)
     relaxation = relax_convex(convex, tolerance=asked.tolerance, deadline=deadline)

@@ -1,28 +1,43 @@
 """Roof duality: a lower bound for any binary quadratic problem, and variables it decides.
 
 Computed by ``dwave.preprocessing`` as a maximum flow (Hammer, Hansen and Simeone, Math.
-Programming 28, 1984; Boros, Hammer and Tavares, RUTCOR Research Report 10-2006). It needs no
-convexity; for convex pruning blocks the relaxation's bound is far better.
+Programming 28, 1984; Boros, Hammer and Tavares, RUTCOR Research Report 10-2006), in a process of
+its own. It needs no convexity; for convex pruning blocks the relaxation's bound is far better.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import math
+import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import dimod
 import numpy as np
+from scipy import sparse
 
+from solvers.clock import Deadline, running
 from solvers.counting import counting
+from solvers.errors import MissingPackageError
 from solvers.foreign import refuse_unknown
+from solvers.gap import rounding
 from solvers.memory import require_memory
+from solvers.presolve import sign_bound
 from solvers.problem import QuadraticProblem
-from solvers.quadratic import Sparse
+from solvers.quadratic import Floats, Sparse
 from solvers.restrict import restricted
-from solvers.sampler import CountingSampler, checked_states
+from solvers.sampler import CountingSampler, given_states
 from solvers.solution import Solution
 from solvers.strength import marginal_costs
+
+_PROGRAM = Path(__file__).with_name("roof_process.py")
+_SECONDS_PER_LOOK = 0.02
 
 
 @dataclass(frozen=True)
@@ -31,58 +46,152 @@ class RoofDual:
 
     Attributes:
         lower_bound: no (feasible) state has a lower energy.
-        fixed: index -> value that some optimal state has, for all of them together; empty for
-            a problem with counts, where persistency does not hold.
+        fixed: index -> value in every optimal state; empty for a problem with counts, where
+            persistency does not hold.
+        failed: why there was no flow; the bound is then what signs alone prove. "" where there
+            was one.
     """
 
     lower_bound: float
-    fixed: Mapping[int, int]
+    fixed: Mapping[int, int] = field(default_factory=dict)
+    failed: str = ""
 
 
-def roof_dual(problem: QuadraticProblem) -> RoofDual:
+def roof_dual(problem: QuadraticProblem, deadline: Deadline | None = None) -> RoofDual:
     """The roof dual of ``problem``.
 
-    With counts the bound is the better of two Lagrangians: without multipliers, and with the
-    marginal costs of a greedy state as multipliers.
+    Variables are fixed only where a second flow bears it out: where no state gets worse when they
+    are given their values. With counts the bound is the better of two Lagrangians: without
+    multipliers, and with the marginal costs of a greedy state as multipliers.
+
+    Args:
+        problem: with or without counts.
+        deadline: a flow that has not ended by then is ended.
 
     Raises:
         MissingPackageError: ``dwave-preprocessing`` is not installed.
         ProblemTooLargeError: the flow network does not fit into memory.
     """
+    deadline = deadline or Deadline()
+    if find_spec("dwave.preprocessing") is None:
+        raise MissingPackageError(
+            "roof duality needs dwave-preprocessing: pip install dwave-preprocessing"
+        )
+    model = _Model.of(problem)
     if problem.groups is None or problem.counts is None:
-        bound, fixed = _flow(problem)
-        return RoofDual(bound, fixed)
-    multipliers = marginal_costs(problem)
-    shifted = problem.with_linear(
-        problem.linear - multipliers[problem.groups],
-        problem.offset + float(multipliers @ problem.counts),
-    )
-    return RoofDual(max(_flow(problem)[0], _flow(shifted)[0]), {})
+        dual = _flow(model, deadline)
+        if dual.fixed and not _borne_out(model, dual.fixed, deadline):
+            dual = replace(dual, fixed={})
+    else:
+        multipliers = marginal_costs(problem)
+        moved = replace(model, linear=model.linear - multipliers[problem.groups])
+        constant = float(multipliers @ problem.counts)
+        plain, other = _flow(model, deadline), _flow(moved, deadline)
+        error = 4.0 * float(np.finfo(np.float64).eps) * float(np.abs(multipliers) @ problem.counts)
+        bound = max(plain.lower_bound, other.lower_bound + constant - error)
+        dual = RoofDual(bound, failed=plain.failed or other.failed)
+    bound = max(dual.lower_bound, sign_bound(problem))
+    return replace(dual, lower_bound=problem.offset + bound)
 
 
-def _flow(problem: QuadraticProblem) -> tuple[float, dict[int, int]]:
-    if not problem.num_variables:
-        return problem.offset, {}
-    from dwave.preprocessing import roof_duality
+@dataclass(frozen=True)
+class _Model:
+    """A BINARY model without an offset; ``row`` < ``column``."""
 
-    quadratic = problem.quadratic
-    size = float(problem.num_variables)
-    entries = quadratic.matrix.nnz if isinstance(quadratic, Sparse) else size * size
-    require_memory(150.0 * entries, f"roof duality on {size:.0f} variables", "use decompose")
-    plain = QuadraticProblem(problem.linear, quadratic, problem.offset)
-    bqm = plain.to_bqm()
-    bound, fixed = roof_duality(bqm, strict=False)
-    # The flow is exact on coefficients rounded to 61 bits; sums of them are not.
-    vectors = bqm.to_numpy_vectors()
-    total = np.abs(vectors[0]).sum() + np.abs(vectors[1][2]).sum() + abs(problem.offset)
-    slack = 16.0 * float(np.finfo(np.float64).eps * total)
-    return float(bound) - slack, {int(i): int(value) for i, value in fixed.items()}
+    linear: Floats
+    row: np.ndarray
+    column: np.ndarray
+    coupling: Floats
+
+    @classmethod
+    def of(cls, problem: QuadraticProblem) -> _Model:
+        quadratic = problem.quadratic
+        n = problem.num_variables
+        entries = float(quadratic.matrix.nnz if isinstance(quadratic, Sparse) else n * n)
+        require_memory(150.0 * entries, f"roof duality on {n} variables", "use decompose")
+        linear = problem.linear + 0.5 * quadratic.diagonal()
+        matrix = quadratic.matrix if isinstance(quadratic, Sparse) else quadratic.dense()
+        upper: Any = sparse.coo_array(sparse.triu(sparse.coo_array(matrix), k=1))
+        return cls(linear, upper.row, upper.col, upper.data)
+
+    @property
+    def error(self) -> float:
+        """What sums of the coefficients are off by; the flow itself rounds them to 61 bits."""
+        total = float(np.abs(self.linear).sum() + np.abs(self.coupling).sum())
+        return (16.0 + self.linear.size) * float(np.finfo(np.float64).eps) * total
+
+
+def _flow(model: _Model, deadline: Deadline) -> RoofDual:
+    """Bound and strict persistencies; what the process could not do is in ``failed``."""
+    if not model.linear.size:
+        return RoofDual(0.0)
+    if deadline.passed:
+        return RoofDual(-math.inf, failed="no time was left for it")
+    sent = io.BytesIO()
+    np.savez(sent, **vars(model))
+    # -P: the folder of `solvers` must not hide modules of others.
+    command = [sys.executable, "-P", str(_PROGRAM)]
+    # A session of its own: an interrupt by hand is this process's to handle.
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        given: bytes | None = sent.getvalue()
+        try:
+            while True:
+                try:
+                    told, _ = process.communicate(given, timeout=_SECONDS_PER_LOOK)
+                    break
+                except subprocess.TimeoutExpired:
+                    # What is not sent yet is sent by the next call, which takes no input.
+                    given = None
+                    if deadline.passed:
+                        return RoofDual(-math.inf, failed="it did not end in time")
+        finally:
+            process.kill()
+    if process.returncode:
+        return RoofDual(-math.inf, failed=f"its process ended with {process.returncode}")
+    found = json.loads(told)
+    bound = float(found["bound"]) - model.error
+    if not math.isfinite(bound):
+        return RoofDual(-math.inf, failed="its bound is not finite")
+    return RoofDual(bound, {int(i): value for i, value in found["fixed"].items()})
+
+
+def _borne_out(model: _Model, fixed: Mapping[int, int], deadline: Deadline) -> bool:
+    """Whether no state gets worse when ``fixed`` have their values, as another flow proves.
+
+    With z = 1 where a fixed variable does not have its value, the energy less that with the
+    values is a quadratic form of z and the others, each of its terms with a factor z. Its roof
+    dual must be 0.
+    """
+    n = model.linear.size
+    value = np.zeros(n)
+    inside = np.zeros(n, bool)
+    inside[list(fixed)] = True
+    value[list(fixed)] = list(fixed.values())
+    # x_i = value_i + sign_i z_i of the fixed ones.
+    sign = np.where(inside, 1.0 - 2.0 * value, 0.0)
+    linear = sign * model.linear
+    row, column, coupling = model.row, model.column, model.coupling
+    both, one = inside[row] & inside[column], inside[row] ^ inside[column]
+    # c x_i x_j less c v_i v_j: c (v_j s_i z_i + v_i s_j z_j + s_i s_j z_i z_j).
+    for i, j in ((row, column), (column, row)):
+        linear += np.bincount(i[both], (coupling * sign[i] * value[j])[both], minlength=n)
+    product = np.where(both, sign[row] * sign[column], np.where(one, sign[row] + sign[column], 0.0))
+    kept = product != 0.0
+    change = _Model(linear, row[kept], column[kept], (coupling * product)[kept])
+    return _flow(change, deadline).lower_bound >= -2.0 * (change.error + model.error)
 
 
 class RoofDuality(CountingSampler, dimod.ComposedSampler):
     """Fixes what roof duality decides and leaves the rest to another sampler.
 
-    A problem with counts goes to the child whole, and gets the bound only.
+    A problem with counts goes to the child whole, and gets the bound only. Where there is no
+    roof dual, for lack of time or because its process failed, ``info["roof_failed"]`` says why.
 
     Args:
         child: a sampler for the rest: a name, a class or an object.
@@ -114,19 +223,44 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
         return {**super().properties, "bound": True}
 
     def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
+        """The child's answer, with what roof duality knows.
+
+        Raises:
+            UnknownOptionError: an option that the child does not have.
+            InvalidOptionError: an option's value makes no sense.
+            MissingPackageError: ``dwave-preprocessing`` is not installed.
+            ProblemTooLargeError: the flow network does not fit into memory.
+        """
         refuse_unknown(type(self).__name__, options, self.options)
-        given = checked_states(problem, options.get("initial_states"))
-        dual = roof_dual(problem)
+        given = given_states(problem, options.get("initial_states"))
+        with running(options.get("time_limit")) as deadline:
+            bare = problem.with_linear(problem.linear, 0.0)
+            found = self._sampled(bare, given, options, deadline)
+        if deadline.interrupted:
+            found = replace(found, info={**found.info, "interrupted": True})
+        return found.shifted(problem.offset)
+
+    def _sampled(
+        self, problem: QuadraticProblem, given: Any, options: dict[str, Any], deadline: Deadline
+    ) -> Solution:
+        dual = roof_dual(problem, deadline)
         x = np.zeros(problem.num_variables, dtype=np.int8)
         for index, value in dual.fixed.items():
             x[index] = value
         free = np.array([i for i in range(x.size) if i not in dual.fixed], dtype=np.int64)
         if given is not None:
             options["initial_states"] = given[:, free]
+        if deadline.time_limit is not None:
+            options["time_limit"] = deadline.remaining
         part = restricted(problem, x, free) if dual.fixed else problem
         found = self._child.sample_problem(part, **options)
         states = np.tile(x, (len(found.samples), 1))
         states[:, free] = found.samples
-        bound = max(dual.lower_bound, found.lower_bound)
+        bound = dual.lower_bound
+        if np.isfinite(found.lower_bound):
+            error = rounding(problem) / 4.0 if dual.fixed else 0.0
+            bound = max(bound, found.lower_bound - error)
         info = dict(found.info) | {"fixed": len(dual.fixed), "roof_dual": dual.lower_bound}
+        if dual.failed:
+            info["roof_failed"] = dual.failed
         return Solution.of(problem, states, lower_bound=bound, info=info)

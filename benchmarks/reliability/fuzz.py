@@ -16,7 +16,9 @@ place and kept with its input. Exit code 1 if there was one.
 from __future__ import annotations
 
 import argparse
+import bz2
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -30,8 +32,10 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,6 +51,8 @@ _WATCHED = (
     *("qprune.config", "qprune.records", "qprune.run", "qprune.check", "qprune.packed"),
     *("qprune.checkpoint", "qprune.fingerprint", "qprune.answers", "qprune.sparsity"),
     *("solvers.files", "solvers.formats", "solvers.problem", "solvers.quadratic"),
+    *("solvers.contents", "solvers.text", "solvers.text_formats", "solvers.model_formats"),
+    *("solvers.qplib", "solvers.coefficients", "solvers.evidence", "solvers.array_formats"),
     *("solvers.study.storage", "solvers.study.instances", "solvers.study.checks"),
 )
 
@@ -65,6 +71,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     from qprune.report import render_html
     from qprune.run import read_run, read_scores, stopped_by
     from solvers.files import read_problem
+    from solvers.formats import FORMATS
     from solvers.study.compare import read_study
     from solvers.study.instances import read_instances, read_known
 
@@ -148,6 +155,12 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
         "problem": lambda data: read_problem(placed(data, "problem")),
         "problem txt": lambda data: read_problem(placed(data, "problem.txt")),
         "problem gset": lambda data: read_problem(placed(data, "g1.gset")),
+        **{
+            f"problem as {one.name}": partial(
+                lambda name, data: read_problem(placed(data, "asked"), format=name), one.name
+            )
+            for one in FORMATS
+        },
     }
 
 
@@ -242,6 +255,50 @@ def make_seeds(folder: Path) -> None:
     write_problem(plain, folder / "problem txt" / "plain.txt")
     write_problem(plain, folder / "problem txt" / "plain.txt.gz")
     (folder / "problem gset" / "g").write_text("4 3\n1 2 1\n2 3 -1\n1 4 2\n")
+    _make_problems(folder, plain)
+
+
+#: A small file of each format that is only read.
+_ONLY_READ: dict[str, bytes] = {
+    "edges": b"1 2 1\n2 3 -1\n# three\n1 4 2.5D0\n",
+    "qubist": b"6 4\n1 1 1.3\n5 5 -0.7\n1 3 -0.2\n1 5 1.5\n",
+    "mtx": b"%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 5\n1 2 -12\n",
+    "bqpjson": json.dumps(
+        {
+            "variable_ids": [2, 4],
+            "variable_domain": "spin",
+            "scale": 2.0,
+            "offset": 1.0,
+            "linear_terms": [{"id": 2, "coeff": 1.3}],
+            "quadratic_terms": [{"id_tail": 2, "id_head": 4, "coeff": -0.2}],
+        }
+    ).encode(),
+    "lp": b"Maximize\n obj: 2 a - 3 b + [ 4 a * b ] / 2\nst\n c: a + b = 1\nBinary\n a b\nEnd\n",
+    "qplib": b"N\nQBL\nminimize\n3\n1\n1\n2 1 -3\n1.0\n0\n0.5\n3\n1 1 1\n1 2 1\n1 3 1\n1e30\n"
+    b"2\n0\n2\n0\n",
+}
+
+
+def _make_problems(folder: Path, plain: Any) -> None:
+    """A file of each format, packed and not, for the parser of that format and for all."""
+    import numpy as np
+
+    from solvers import QuadraticProblem
+    from solvers.files import problem_bytes
+    from solvers.formats import FORMATS
+
+    pull = np.array([[0.0, 2.0], [2.0, 0.0]])
+    cut = QuadraticProblem([-1.0, -1.0], pull)
+    matrix = io.BytesIO()
+    np.save(matrix, pull)
+    only_read = _ONLY_READ | {"npy": matrix.getvalue()}
+    for one in FORMATS:
+        given = cut if one.name == "rudy" else plain
+        whole = only_read.get(one.name) or problem_bytes(given, "x", one.name)
+        (folder / f"problem as {one.name}").mkdir()
+        (folder / f"problem as {one.name}" / "0").write_bytes(whole)
+        packed = gzip.compress(whole) if one.name != "coo" else bz2.compress(whole)
+        (folder / f"problem as {one.name}" / "1").write_bytes(packed)
 
 
 def _make_checkpoints(folder: Path) -> None:
@@ -438,6 +495,7 @@ def hunt(names: Sequence[str], given: argparse.Namespace, seeds: Path) -> None:
     """Feed parsers for a while; does not return where atheris is there."""
     resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     atheris = _atheris()
     watching = contextlib.nullcontext()
     if atheris is not None:

@@ -8,6 +8,7 @@
   there is room, it must give weights and mask, byte for byte, of a run that was never stopped.
 - The same on a real disk that is too small (a tmpfs of some sizes; as root on Linux), and with a
   limit to the size of files (RLIMIT_FSIZE).
+- The same where rights are taken away in the middle: removing and making folders fail, too.
 - A read-only folder: what only reads works, what writes is refused in one line.
 - A changed byte, at positions drawn from every file of a stopped run: `resume` must end in one
   line, or in the bytes of a run that was never stopped; from every file of a finished one:
@@ -21,7 +22,6 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import os
 import random
 import resource
 import shutil
@@ -33,8 +33,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import torch
 from rich.console import Console
@@ -42,6 +40,7 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 
 import qprune.job
+from benchmarks.reliability.file_steps import CHANGING, WRITING, FileSteps, failing
 from qprune.check import check_run
 from qprune.checkpoint import Checkpoints
 from qprune.config import Settings
@@ -127,86 +126,33 @@ def outcome(folder: Path) -> tuple[bytes, ...]:
 # -- a full disk ------------------------------------------------------------------------------
 
 
-class FullDisk:
-    """Inside, the ``at``-th call that writes below ``folder`` fails, and all after it.
-
-    Attributes:
-        calls: how many there were.
-    """
-
-    def __init__(self, folder: Path, at: int | None) -> None:
-        self._folder, self._at, self.calls = str(folder), at, 0
-
-    def spend(self) -> None:
-        """One call more; raises where the disk is full by now."""
-        self.calls += 1
-        if self._at is not None and self.calls >= self._at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    @contextmanager
-    def __call__(self) -> Iterator[FullDisk]:
-        opened, synced, renamed = Path.open, os.fsync, Path.replace
-
-        def open_(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
-            if "r" in mode or not str(path).startswith(self._folder):
-                return opened(path, mode, *rest, **named)
-            self.spend()
-            return _Leaking(opened(path, mode, *rest, **named), self)
-
-        def fsync(handle: int) -> None:
-            self.spend()
-            synced(handle)
-
-        def replace(path: Path, target: Path) -> Path:
-            self.spend()
-            return renamed(path, target)
-
-        with (
-            mock.patch.object(Path, "open", open_),
-            mock.patch.object(os, "fsync", fsync),
-            mock.patch.object(Path, "replace", replace),
-        ):
-            yield self
-
-
-class _Leaking:
-    """A file of which, on a full disk, the first half gets through."""
-
-    def __init__(self, file: Any, disk: FullDisk) -> None:
-        self._file, self._disk = file, disk
-
-    def write(self, content: Any) -> int:
-        try:
-            self._disk.spend()
-        except OSError:
-            self._file.write(content[: len(content) // 2])
-            raise
-        return self._file.write(content)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> _Leaking:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-
 def full_disk(drill: Drill, every: int, report: Progress) -> str:
-    """Every call that writes fails in turn."""
-    with FullDisk(drill.scratch / "counted", None)() as disk:
+    """Every call that writes fails in turn, as on a disk without room."""
+    return _fail_in_turn(drill, every, report, "full", errno.ENOSPC, WRITING)
+
+
+def without_rights(drill: Drill, every: int, report: Progress) -> str:
+    """Every call that changes anything fails in turn, as where rights are taken away."""
+    return _fail_in_turn(drill, every, report, "without rights", errno.EACCES, CHANGING)
+
+
+def _fail_in_turn(
+    drill: Drill, every: int, report: Progress, how: str, error: int, kinds: tuple[str, ...]
+) -> str:
+    counted = FileSteps(drill.scratch / "counted", kinds=kinds)
+    with counted():
         run_job(drill.settings, drill.scratch / "counted")
-    places = range(1, disk.calls + 1, every)
-    for at in report.track(places, description="full disk"):
-        folder = drill.scratch / "full"
-        with FullDisk(folder, at)():
+    shutil.rmtree(drill.scratch / "counted")
+    places = range(1, len(counted.taken) + 1, every)
+    for at in report.track(places, description=how):
+        folder = drill.scratch / "failing"
+        with FileSteps(folder, failing(at, error), kinds)():
             drill.attempt(
-                f"full at call {at}", lambda folder=folder: run_job(drill.settings, folder)
+                f"{how} at call {at}", lambda folder=folder: run_job(drill.settings, folder)
             )
-        drill.goes_on(f"full at call {at}", folder)
+        drill.goes_on(f"{how} at call {at}", folder)
         shutil.rmtree(folder)
-    return f"{len(places)} of {disk.calls} writing calls failed in turn"
+    return f"{how}: {len(places)} of {len(counted.taken)} calls failed in turn"
 
 
 def small_files(drill: Drill, report: Progress, sizes: Sequence[int] = _SIZES) -> str:
@@ -315,7 +261,7 @@ def changed_bytes(drill: Drill, positions: int, rng: random.Random, report: Prog
             if folder is drill.stopped:
                 resumed(drill, copy, what)
             else:
-                read_again(drill, copy, name, what)
+                read_again(drill, copy, what)
         report.advance(task)
     return f"{positions} changed bytes in {len(files)} files"
 
@@ -350,15 +296,14 @@ def resumed(drill: Drill, folder: Path, what: str) -> None:
         drill.same(what, folder)
 
 
-def read_again(drill: Drill, folder: Path, name: str, what: str) -> None:
+def read_again(drill: Drill, folder: Path, what: str) -> None:
     """`qprune report`, `check` and `verify` of a finished run in which a byte has changed."""
     lies: list[str] = []
     drill.attempt(f"{what}: report", lambda: drill.page(folder))
     drill.attempt(f"{what}: check", lambda: check_run(folder))
     if drill.attempt(f"{what}: verify", lambda: lies.extend(verify_run(folder).finding.lies)):
         drill.counts["named by verify"] += bool(lies)
-        # The page is made anew from the rest, and is no part of what is vouched for.
-        if not lies and name != REPORT_HTML:
+        if not lies:
             drill.wrong.append(f"{what}: verify finds nothing")
 
 
@@ -379,6 +324,7 @@ def main() -> None:
         drill = Drill(Path(scratch))
         for told in (
             lambda: full_disk(drill, given.every, report),
+            lambda: without_rights(drill, given.every, report),
             lambda: small_files(drill, report),
             lambda: small_disks(drill, report),
             lambda: changed_bytes(drill, given.positions, rng, report),

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from qprune.errors import RunFolderError
+from qprune.folder import read_regular
 from qprune.language.models import HUB
 from qprune.records import read_json
 from qprune.steps import LayerRecord, Score
@@ -156,7 +157,7 @@ class Card:
             RunFolderError: there is none, or it cannot be read.
         """
         try:
-            record = read_json((folder / CARD_JSON).read_bytes())
+            record = read_json(read_regular(folder / CARD_JSON))
             del record["achieved_sparsity"]
             return TypeAdapter(cls).validate_python(record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -232,9 +233,12 @@ class Card:
         ]
 
 
-def layer_records(mask: Mapping[str, Tensor]) -> tuple[LayerRecord, ...]:
-    """One record for each masked tensor, in the mask's order."""
+def layer_records(
+    mask: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+) -> tuple[LayerRecord, ...]:
+    """One record for each masked tensor, in the mask's order; with ``weights``, of zeros too."""
+    zeros = {name: int((weights[name] == 0).sum()) for name in mask} if weights else {}
     return tuple(
-        LayerRecord(name, tuple(kept.shape), kept.numel(), int((~kept).sum()))
+        LayerRecord(name, tuple(kept.shape), kept.numel(), int((~kept).sum()), zeros.get(name))
         for name, kept in mask.items()
     )

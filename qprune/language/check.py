@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from qprune.errors import QpruneError
 from qprune.findings import (
     Finding,
     Tensors,
+    kept_zeros_told,
     num_pruned,
     num_weights,
+    wrong_kept_zeros,
     wrong_steps,
     wrong_totals,
     wrong_zeros,
@@ -55,12 +58,13 @@ def check_language_run(path: Path, settings: LanguageSettings, report: Report) -
         return Finding(misfits)
     lies = (
         *wrong_zeros(weights, mask),
+        *wrong_kept_zeros(weights, report),
         *_wrong_records(mask, report, card),
         *wrong_totals(mask, report, settings.asked_sparsity),
         *_wrong_counts(mask, settings, matrices, card.method),
         *wrong_steps(path, report),
     )
-    return Finding(lies, num_weights(mask), num_pruned(mask))
+    return Finding(lies, num_weights(mask), num_pruned(mask), tuple(kept_zeros_told(report)))
 
 
 def _misfits(weights: Tensors, mask: Tensors) -> Iterator[str]:
@@ -83,7 +87,7 @@ def _wrong_records(mask: Tensors, report: Report, card: Card) -> Iterator[str]:
     for file, told in ((REPORT_JSON, report.layers), (CARD_JSON, card.layers)):
         for record in told:
             own = found.get(record.name)
-            if record != own:
+            if replace(record, num_zero=None) != own:
                 yield f"{record.name}: {file} says {_words(record)}, the mask {_words(own)}"
         if len(told) != len(found):
             yield f"{file} tells of {len(told)} tensors, the mask of {len(found)}"

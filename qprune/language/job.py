@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,11 +12,12 @@ import torch
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.folder import LOCK, half_written
 from qprune.language.card import Card, Quality, layer_records
 from qprune.language.heads import Subject, head_of, targeted
 from qprune.language.models import load_checkpoint, load_pretrained, stored_dtype
 from qprune.language.outcome import LanguageOutcome, matrix_records
-from qprune.language.save import save_model, sweep_asides
+from qprune.language.save import save_model
 from qprune.language.settings import LanguageSettings
 from qprune.language.stages import (
     UNWATCHED,
@@ -29,9 +29,10 @@ from qprune.language.stages import (
 )
 from qprune.progress import Track, untracked
 from qprune.report import render_html
-from qprune.run import RunFolder, resumed_folder, run_folder
+from qprune.run import OURS, RunFolder, resumed_folder, run_folder
 from qprune.solve import Border
 from qprune.threads import limited_threads
+from solvers.memory import peak_memory
 
 
 def load_subject(settings: LanguageSettings) -> Subject:
@@ -132,15 +133,28 @@ def _refuse(settings: LanguageSettings) -> None:
 def _folder(output: Path, settings: LanguageSettings, resume: bool) -> Iterator[RunFolder]:
     if resume:
         with resumed_folder(output) as folder:
-            sweep_asides(output)
             yield folder
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not _is_free(output):
         raise RunFolderError(
             f"{output} is not empty; choose another --output (`qprune resume` goes on with a run)"
         )
     with run_folder(output, settings) as folder:
         yield folder
+
+
+def _is_free(output: Path) -> bool:
+    """Whether nothing is there but what a run left that was killed before it had begun."""
+    try:
+        return {*output.iterdir()} <= {output / LOCK, *half_written(output, OURS)}
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot use {output}: {error.strerror}; choose another --output"
+        ) from error
 
 
 def _left(settings: LanguageSettings, spent: float) -> float | None:
@@ -156,6 +170,8 @@ def _outcome(
 ) -> LanguageOutcome:
     dense, pruned = scores
     blocks = targeted(subject.model, settings)
+    weights = dict(subject.model.named_parameters(remove_duplicate=False))
+    report = replace(work.report, layers=layer_records(work.mask, weights))
     card = Card(
         base_model=settings.model,
         method=work.method,
@@ -172,7 +188,7 @@ def _outcome(
         model=subject.model,
         mask=work.mask,
         card=card,
-        report=replace(work.report, dense=dense and dense.score, final=pruned and pruned.score),
+        report=replace(report, dense=dense and dense.score, final=pruned and pruned.score),
         matrices=matrix_records([m for inside in blocks for m in inside], work.mask, work.layers),
         seconds=time.perf_counter() - began[0],
         cpu_seconds=time.process_time() - began[1],
@@ -187,7 +203,7 @@ def _save(
     outcome: LanguageOutcome,
     dtype: torch.dtype,
 ) -> None:
-    save_model(
+    written = save_model(
         folder.path,
         outcome.model,
         outcome.mask,
@@ -196,7 +212,8 @@ def _save(
         card=outcome.card,
         dtype=dtype,
     )
-    folder.finish(outcome.report, (), render_html(outcome.report, title=settings.title))
+    html = render_html(outcome.report, title=settings.title)
+    folder.finish(outcome.report, (), html, written)
 
 
 @torch.no_grad()
@@ -210,4 +227,4 @@ def _round_to(model: nn.Module, dtype: torch.dtype) -> None:
 def _peak_memory(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(peak_memory())

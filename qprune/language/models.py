@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError
+from qprune.folder import kind_of
 from qprune.language.classes import chosen_class
 from qprune.language.folders import (
     is_checkpoint,
@@ -233,6 +234,12 @@ def _location(source: str) -> str:
     path = Path(source)
     if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
         raise ImpossibleRequestError(f"there is no folder {source}")
+    # Opening a pipe waits for a writer; folders of a hub's cache are full of links to files.
+    for inside in sorted(path.iterdir()) if path.is_dir() else ():
+        if inside.exists() and not inside.is_dir() and kind_of(inside):
+            raise ImpossibleRequestError(
+                f"{inside} is {kind_of(inside)}, where a file is expected; move it away"
+            )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ImpossibleRequestError(
             f"{source} has no config.json; pass a folder that save_pretrained wrote"

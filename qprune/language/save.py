@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
-from qprune.folder import flush_folder
+from qprune.folder import aside_of, flush_folder
 from qprune.language.card import CARD, CARD_JSON, Card
 from qprune.language.models import bars_on_terminals_only
 from qprune.packed import MASK_FILE, packed_bytes
@@ -34,7 +34,7 @@ def save_model(
     beside: Iterable[Path] = (),
     card: Card | None = None,
     dtype: torch.dtype | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Write a transformers model with exact zeros, its tokenizer, packed mask and card.
 
     Everything is written aside, flushed to the disk, and only then takes the place of what the
@@ -51,6 +51,9 @@ def save_model(
         card: what was asked and achieved, for people (README.md) and programs.
         dtype: what to store the floating-point parameters in, by default as they are; those that
             the architecture keeps in float32 stay so.
+
+    Returns:
+        The names of the files written.
 
     Raises:
         ImpossibleRequestError: not a transformers model, or the mask is not the model's.
@@ -72,6 +75,7 @@ def save_model(
         if card is not None:
             (aside / CARD).write_text(redacted(card.to_markdown()), encoding="utf-8")
             (aside / CARD_JSON).write_text(strict_json(card.to_json(), indent=1), encoding="utf-8")
+        return tuple(sorted(path.name for path in aside.iterdir() if path.is_file()))
 
 
 @contextmanager
@@ -81,7 +85,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
     Raises:
         RunFolderError: the disk is full, or cannot be written; ``folder`` is as it was.
     """
-    aside = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.aside")
+    aside = aside_of(folder)
     try:
         aside.mkdir(parents=True)
         yield aside
@@ -96,12 +100,6 @@ def written_aside(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def sweep_asides(folder: Path) -> None:
-    """Remove what a killed process left beside ``folder``; only while nobody else writes it."""
-    for left in folder.absolute().parent.glob(f".{folder.absolute().name}.*.aside"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _publish(aside: Path, folder: Path) -> None:
@@ -120,7 +118,7 @@ def _publish(aside: Path, folder: Path) -> None:
 
 
 def _flush(file: Path) -> None:
-    with file.open("rb") as handle:
+    with file.open("rb+") as handle:  # Windows flushes only what may be written.
         os.fsync(handle.fileno())
 
 

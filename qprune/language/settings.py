@@ -9,7 +9,8 @@ from pydantic import Field
 from qprune.cli_options import OptionValue
 from qprune.config import Asked, Names
 from qprune.errors import ImpossibleRequestError
-from qprune.threads import DEFAULT_THREADS, MAX_THREADS
+from qprune.threads import DEFAULT_THREADS
+from solvers.ranges import FurtherSteps, Gigabytes, Number, Pair, Seconds, Seed, Threads
 
 # What only method qprune has a use for.
 _ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds", "executor")
@@ -25,23 +26,23 @@ class LanguageSettings(Asked):
     compensate: bool = True
     sampler: str | None = None
     sampler_options: dict[str, OptionValue] = Field(default_factory=dict)
-    stage2_steps: int | None = Field(default=None, ge=0)
-    rounds: int | None = Field(default=None, ge=0)
-    block_size: int | None = Field(default=None, ge=2)
-    num_blocks: int | None = Field(default=None, ge=1)
+    stage2_steps: FurtherSteps | None = None
+    rounds: FurtherSteps | None = None
+    block_size: Pair | None = None
+    num_blocks: Number | None = None
     augment: bool = True
-    num_calibration_samples: int = Field(default=128, ge=1)
-    max_seq_length: int | None = Field(default=None, ge=2)
+    num_calibration_samples: Number = 128
+    max_seq_length: Pair | None = None
     normalization: str | None = None
-    max_seconds: float | None = Field(default=None, gt=0)
-    max_memory: float | None = Field(default=None, gt=0)
+    max_seconds: Seconds | None = None
+    max_memory: Gigabytes | None = None
     executor: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     device: str = "cpu"
     offload: str = "cpu"
     evaluate: bool = True
-    seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=DEFAULT_THREADS, ge=1, le=MAX_THREADS)
+    seed: Seed = 0
+    threads: Threads = DEFAULT_THREADS
 
     def check(self) -> None:
         """Refuse what the method has no use for, rather than leave it out unsaid.

@@ -26,7 +26,7 @@ from qprune.fingerprint import (
     digest_of_tensors,
     plain_settings,
 )
-from qprune.folder import append_line, write_whole
+from qprune.folder import append_line, read_regular, write_whole
 from qprune.inputs import mapped
 from qprune.language.card import layer_records
 from qprune.language.classes import IMAGES
@@ -42,7 +42,7 @@ from qprune.layerwise.needs import state_layerwise
 from qprune.layerwise.store import stores
 from qprune.layerwise.walk import evaluating
 from qprune.prune import prune
-from qprune.recording import STEPS, hold_fingerprint
+from qprune.recording import STEPS, drop_outcome, hold_fingerprint
 from qprune.records import read_json, strict_json
 from qprune.run import LAYERS
 from qprune.solve import BlockObserver
@@ -308,6 +308,7 @@ def _one_stage(
 ) -> Work:
     if place is not None:
         hold_fingerprint(place.path, _fingerprint(settings, subject))
+        drop_outcome(place.path)
         write_whole(place.path / STEPS, b"")
     method, name = chosen_method(settings)
     needs = state_layerwise(
@@ -411,7 +412,7 @@ def read_layers(path: Path) -> Sequence[LayerOutcome]:
     if not (path / LAYERS).is_file():
         return ()
     try:
-        lines = (path / LAYERS).read_text(encoding="utf-8").split("\n")[:-1]
+        lines = read_regular(path / LAYERS).decode().split("\n")[:-1]
         records = [read_json(line) for line in lines]
         return [LayerOutcome(**record | {"shape": tuple(record["shape"])}) for record in records]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,11 +12,12 @@ from qprune.config import Settings
 from qprune.study.bench import REFERENCE, PruningBench
 from qprune.study.trial import SettingsTrial, Trial
 from solvers.errors import StudyError, WorkerDiedError
+from solvers.ranges import MAX_SEED
 from solvers.study.bench import SamplerSetting
 from solvers.study.budgets import CLOCKS, Budget
 from solvers.study.compare import checked_budgets
 from solvers.study.machine import now, session
-from solvers.study.plan import Run, checked_settings, ordered_runs, refusals
+from solvers.study.plan import Run, checked_settings, ordered_runs, refusals, require_in_range
 from solvers.study.storage import STUDY, StudyFolder, read_record, read_rows
 from solvers.study.worker import Worker
 
@@ -128,11 +129,7 @@ def compare_pruning(
     """
     trial = SettingsTrial(trial) if isinstance(trial, Settings) else trial
     settings, allowed = checked_settings(samplers), checked_budgets(budgets)
-    if repeats < 1 or threads < 1 or not time_limit > 0:
-        raise StudyError(
-            "repeats and threads must be at least 1 and time_limit more than 0, not "
-            f"{repeats}, {threads} and {time_limit:g}"
-        )
+    require_in_range(repeats=repeats, seed=seed, threads=threads, time_limit=time_limit)
     if clock not in CLOCKS:
         raise StudyError(f"the clock is one of {', '.join(CLOCKS)}, not {clock!r}")
     refused = refusals(settings, allowed)
@@ -171,7 +168,7 @@ def compare_pruning(
             if run.key in done:
                 continue
             setting = by_label[run.label]
-            row = _blank(run, setting, seed + run.repeat)
+            row = _blank(run, setting, (seed + run.repeat) % (MAX_SEED + 1))
             reason = refused.get((run.label, run.budget.kind))
             if reason:
                 row |= {"status": "incompatible", "reason": reason}

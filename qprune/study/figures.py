@@ -19,6 +19,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from solvers.legible import in_figure
 from solvers.study.looks import STYLE, WIDTH, Look, legend_below, new_figure
 
 Looks = Mapping[str, Look]
@@ -54,7 +55,7 @@ def accuracy_by_sampler(rows: pd.DataFrame, cells: pd.DataFrame, looks: Looks) -
             if len(values):
                 told = "dense" if name == "dense" else "first pass alone"
                 axes.axvline(values.mean(), color="#4d4d4d", lw=1.0, ls=style, label=told)
-        axes.set_yticks(range(len(cells)), list(cells.label))
+        axes.set_yticks(range(len(cells)), [in_figure(label) for label in cells.label])
         axes.invert_yaxis()
         axes.set(xlabel="test accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -126,7 +127,7 @@ def predicted_against_real(points: pd.DataFrame, looks: Looks) -> Figure:
             axes.set_visible(False)
         for axes, name in zip(panels, shown, strict=False):
             _agreement(axes, points[points.sampler == name], looks[name])
-            axes.set_title(name)
+            axes.set_title(in_figure(name))
         figure.supxlabel("predicted change of the loss, nats", fontsize=9)
         figure.supylabel("real change of the loss, nats", fontsize=9)
         return figure

@@ -6,9 +6,12 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
+
+from pydantic import Field
 
 from solvers.errors import StudyError
+from solvers.ranges import MAX_SECONDS, NUMBER, Number, checked, quoted
 
 #: Options that count sweeps (moves or steps per variable).
 SWEEP_OPTIONS = ("num_sweeps", "num_steps")
@@ -39,6 +42,12 @@ Clock = Callable[[], float]
 
 #: By wall, as users wait; or by CPU, which other work on the machine does not use up.
 CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+#: The least time that a sampler can be given, seconds: clocks and calls take part of it.
+LEAST_SECONDS = 1e-3
+_BudgetSeconds = Annotated[
+    float, NUMBER, Field(ge=LEAST_SECONDS, le=MAX_SECONDS, allow_inf_nan=False)
+]
+_EXAMPLES = "like 0.5s, 100reads or 1000sweeps"
 # A sampler that computes elsewhere uses hardly any CPU time: its run ends by the wall clock.
 _WALL_PER_CPU = 20.0
 
@@ -65,6 +74,14 @@ class Budget(Protocol):
         ...
 
 
+def _require(budget: Budget, kind: Any) -> None:
+    whole = kind is Number and isinstance(budget.amount, float) and budget.amount.is_integer()
+    try:
+        checked(kind, int(budget.amount) if whole else budget.amount, "it")
+    except ValueError as error:
+        raise StudyError(f"a budget of {budget.kind}: {error}; it is {_EXAMPLES}") from error
+
+
 def _seeded(takes: frozenset[str], seed: int, call: int = 0) -> dict[str, Any]:
     # The sum of a run's seed and the call's number is another run's with probability 1e-9.
     return {"seed": (seed + call) % 2**31} if "seed" in takes else {}
@@ -72,10 +89,17 @@ def _seeded(takes: frozenset[str], seed: int, call: int = 0) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reads:
-    """So many independent reads, in one call."""
+    """So many independent reads, in one call.
+
+    Raises:
+        StudyError: no whole number of them, or none.
+    """
 
     amount: float
     kind: ClassVar[str] = "reads"
+
+    def __post_init__(self) -> None:
+        _require(self, Number)
 
     def refusal(self, takes: frozenset[str]) -> str:
         """Reads need the option ``num_reads``."""
@@ -92,10 +116,17 @@ class Reads:
 
 @dataclass(frozen=True)
 class Sweeps:
-    """So many sweeps in each of the sampler's own number of reads, in one call."""
+    """So many sweeps in each of the sampler's own number of reads, in one call.
+
+    Raises:
+        StudyError: no whole number of them, or none.
+    """
 
     amount: float
     kind: ClassVar[str] = "sweeps"
+
+    def __post_init__(self) -> None:
+        _require(self, Number)
 
     def refusal(self, takes: frozenset[str]) -> str:
         """Sweeps need one of the options that count them."""
@@ -119,10 +150,16 @@ class Seconds:
     A sampler that stops by the clock (`CLOCK_OPTIONS`) is told what is left. One that counts
     reads is called again and again, with as many reads as the calls before suggest will fit.
     The last call may end late, by less than half a read where reads take equally long.
+
+    Raises:
+        StudyError: less than `LEAST_SECONDS`, or more than a life.
     """
 
     amount: float
     kind: ClassVar[str] = "seconds"
+
+    def __post_init__(self) -> None:
+        _require(self, _BudgetSeconds)
 
     def refusal(self, takes: frozenset[str]) -> str:
         """Every sampler can keep a time, if need be by being called once."""
@@ -176,22 +213,22 @@ _UNITS: dict[str, type[Seconds] | type[Reads] | type[Sweeps]] = {
 }
 
 
+_WRITTEN = re.compile(
+    r"\s*\+?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?)\s*(s|seconds|reads|sweeps)\s*", re.A | re.I
+)
+
+
 def parse_budget(budget: str | Budget) -> Budget:
-    """``"0.5s"``, ``"100reads"`` or ``"1000sweeps"`` as a budget; a budget as it is.
+    """``"0.5s"``, ``"100 reads"`` or ``"1e3sweeps"`` as a budget; a budget as it is.
 
     Raises:
-        StudyError: it is none of these, not above 0, or a broken number of reads.
+        StudyError: it is none of these, or out of range.
     """
     if not isinstance(budget, str):
+        if not hasattr(budget, "spend"):
+            raise StudyError(f"a budget is {_EXAMPLES}, not {quoted(budget)}")
         return budget
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(s|seconds|reads|sweeps)\s*", budget)
-    try:
-        amount = float(match[1]) if match else 0.0
-    except ValueError:
-        amount = 0.0
-    if match is None or not 0 < amount < float("inf"):
-        raise StudyError(f"a budget is like 0.5s, 100reads or 1000sweeps, not {budget!r}")
-    kind = _UNITS[match[2]]
-    if kind is not Seconds and amount != int(amount):
-        raise StudyError(f"a budget of {match[2]} is a whole number, not {match[1]}")
-    return kind(amount)
+    match = _WRITTEN.fullmatch(budget)
+    if match is None:
+        raise StudyError(f"a budget is {_EXAMPLES}, not {quoted(budget)}")
+    return _UNITS[match[4].lower()](float(match[1]))

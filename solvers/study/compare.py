@@ -18,12 +18,13 @@ from solvers.errors import (
     StudyError,
     WorkerDiedError,
 )
+from solvers.ranges import MAX_SECONDS
 from solvers.study.bench import RECALLED, Bench
 from solvers.study.budgets import CLOCKS, Budget, Seconds, parse_budget
 from solvers.study.checks import checked_record, checked_rows
 from solvers.study.instances import Instance, checked_instances
 from solvers.study.machine import now, session
-from solvers.study.plan import Run, checked_settings, ordered_runs, refusals
+from solvers.study.plan import Run, checked_settings, ordered_runs, refusals, require_in_range
 from solvers.study.storage import StudyFolder, read_record, read_rows
 from solvers.study.worker import Worker
 
@@ -169,7 +170,8 @@ def compare(
         value was beaten: the state's bits)``, started``.
 
     Raises:
-        StudyError: no problem, sampler or budget; two of one name; no common budget.
+        StudyError: no problem, sampler or budget; two of one name; no common budget; a number
+            that is out of range.
         UnknownSamplerError, UnknownOptionError: a sampler or option does not exist.
         StudyFolderError: the folder holds another study, or cannot be used.
 
@@ -182,11 +184,16 @@ def compare(
     instances = checked_instances(problems)
     settings = checked_settings(samplers)
     allowed = checked_budgets(budgets)
-    if repeats < 1 or threads < 1:
-        raise StudyError(f"repeats and threads must be at least 1, not {repeats} and {threads}")
+    require_in_range(
+        repeats=repeats,
+        seed=seed,
+        threads=threads,
+        time_limit=time_limit,
+        prepare_limit=prepare_limit,
+    )
     if clock not in CLOCKS:
         raise StudyError(f"the clock is one of {', '.join(CLOCKS)}, not {clock!r}")
-    limits = (_limit(allowed, time_limit), _positive("prepare_limit", prepare_limit))
+    limits = (_limit(allowed, time_limit), float(prepare_limit))
     refused = refusals(settings, allowed)
     labels = [one.label for one in settings]
     runs = ordered_runs([one.name for one in instances], labels, allowed, repeats, seed)
@@ -272,16 +279,10 @@ def checked_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
 def _limit(budgets: Sequence[Budget], time_limit: float | None) -> float:
     longest = max([b.amount for b in budgets if isinstance(b, Seconds)], default=0.0)
     if time_limit is None:
-        return max(60.0, 10.0 * longest)
+        return min(max(60.0, 10.0 * longest), MAX_SECONDS)
     if not time_limit > longest:
         raise StudyError(f"time_limit must exceed the longest budget, {longest:g} s")
     return float(time_limit)
-
-
-def _positive(name: str, seconds: float) -> float:
-    if not seconds > 0:
-        raise StudyError(f"{name} must be above 0 seconds, not {seconds!r}")
-    return float(seconds)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from solvers.legible import in_figure
 from solvers.study.looks import STYLE, WIDTH, Look, legend_below, new_figure
 from solvers.study.measures import SUCCESS_GAP, WORST_GAP, median_with_infinity
 
@@ -42,7 +43,7 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
                 if not mine.empty:
                     handles[sampler] = _gap_line(axes, mine, look)
             number = part.problem.nunique()
-            axes.set_title(f"{kind}, n = {size}\n{_problems(number)}")
+            axes.set_title(f"{in_figure(kind)}, n = {size}\n{_problems(number)}")
             axes.set_xscale("log")
             axes.set_xlim(0.7 * curve.seconds.min(), 1.4 * curve.seconds.max())
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -146,7 +147,7 @@ def tts_against_size(sizes: pd.DataFrame, looks: Looks, target: float) -> Figure
                     continue
                 shift = 1.025 ** (place - (len(looks) - 1) / 2)
                 handles[sampler] = _tts_line(axes, mine, look, top, shift)
-            axes.set(title=kind, xscale="log", yscale="log")
+            axes.set(title=in_figure(kind), xscale="log", yscale="log")
             axes.axhline(top, color="#4d4d4d", linewidth=0.7, zorder=0)
             axes.text(
                 0.01, top * 1.12, "not reached", transform=axes.get_yaxis_transform(), fontsize=7.5

@@ -5,18 +5,34 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from dimod import generators
+from pydantic import Field
 
+from solvers.contents import stem
 from solvers.errors import StudyError
 from solvers.files import read_problem, with_counts
+from solvers.memory import require_memory
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import LowRank, Sparse
+from solvers.ranges import Count, Number, Pair, checked, quoted
+
+_DIGITS = re.compile(r"[0-9]{1,20}")
+# Of a generator's numbers; seeds are those that NumPy's older generators take.
+_RANGES: Mapping[str, Any] = {
+    "n": Pair,
+    "samples": Number,
+    "count": Count,
+    "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
+    "r": Annotated[int, Field(ge=1, le=10**6)],
+}
 
 #: Beside the blocks that `qprune prune --record-blocks` writes: one line of JSON for each.
 BLOCKS = "blocks.jsonl"
@@ -89,7 +105,8 @@ def read_instances(
     path: str | Path,
     *,
     counts: Sequence[int] = (),
-    maximize: bool = False,
+    maximize: bool | None = None,
+    format: str | None = None,
     known: Mapping[str, Known] | None = None,
 ) -> tuple[Instance, ...]:
     """The problems in a file, or in a folder of recorded blocks.
@@ -99,6 +116,7 @@ def read_instances(
         counts: one instance for each; without, a file's own counts, or (an .npz without
             counts) one instance for each of the counts it lists in ``k``.
         maximize: as in `read_problem`.
+        format: of every file, as in `read_problem`.
         known: by the instance's name, see `read_known`.
 
     Raises:
@@ -106,12 +124,13 @@ def read_instances(
         StudyError: the folder has no problems.
     """
     path = Path(path)
+    read = partial(_file, counts=counts, maximize=maximize, format=format)
     if path.is_dir():
-        found = tuple(_folder(path, counts, maximize))
+        found = tuple(_folder(path, read))
         if not found:
             raise StudyError(f"{path} has no problems; give files, or a --record-blocks folder")
     else:
-        found = tuple(_file(path, counts, maximize, {}))
+        found = tuple(read(path, about={}))
     return tuple(_with_known(one, known or {}) for one in found)
 
 
@@ -150,6 +169,7 @@ def generate(spec: str) -> Instance:
 
     Raises:
         StudyError: no such generator or parameter, or a value that makes no sense.
+        ProblemTooLargeError: there is no memory for it.
     """
     kind, _, rest = spec.partition(":")
     if kind not in _GENERATORS:
@@ -158,14 +178,18 @@ def generate(spec: str) -> Instance:
     given = dict(defaults)
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
-        if name not in defaults or not equals or not value.isdigit():
+        if name not in defaults or not equals or not _DIGITS.fullmatch(value):
             raise StudyError(
-                f"generator {kind!r}: {item!r} is not name=whole number with a name among "
+                f"generator {kind!r}: {quoted(item)} is not name=whole number with a name among "
                 + ", ".join(defaults)
             )
-        given[name] = int(value)
-    if given["n"] < 2:
-        raise StudyError(f"generator {kind!r}: n must be at least 2, not {given['n']}")
+        try:
+            given[name] = checked(_RANGES[name], int(value), name)
+        except ValueError as error:
+            raise StudyError(f"generator {kind!r}: {error}") from error
+    # Three arrays of floats; or the pairs of a dictionary in C++.
+    needed = 24 * given["n"] * given["samples"] if "samples" in given else 64 * given["n"] ** 2
+    require_memory(needed, f"a problem made by {spec!r}", "choose a smaller n")
     problem = make(**given)
     name = kind + "".join(f"-{key}{value}" for key, value in given.items() if value >= 0)
     return Instance(name, problem, kind=kind, about={"generator": spec})
@@ -192,11 +216,11 @@ def checked_instances(instances: Iterable[Instance]) -> tuple[Instance, ...]:
 # -- files and folders --------------------------------------------------------------------
 
 
-def _folder(path: Path, counts: Sequence[int], maximize: bool) -> Iterator[Instance]:
+def _folder(path: Path, read: Callable[..., Iterator[Instance]]) -> Iterator[Instance]:
     if not (path / BLOCKS).is_file():
         for file in sorted(path.iterdir()):
             if file.is_file() and not file.name.startswith((".", "README")):
-                yield from _file(file, counts, maximize, {})
+                yield from read(file, about={})
         return
     # A run that records here, or was killed, may have written its last line in part.
     whole = (path / BLOCKS).read_bytes().rpartition(b"\n")[0]
@@ -211,14 +235,19 @@ def _folder(path: Path, counts: Sequence[int], maximize: bool) -> Iterator[Insta
                 f"{path / BLOCKS}, line {number}: the file {about['file']!r:.60} is not in that "
                 "folder; a recorded block lies beside its list"
             )
-        for one in _file(path / name, counts, maximize, about):
+        for one in read(path / name, about=about):
             yield replace(one, kind="recorded")
 
 
 def _file(
-    path: Path, counts: Sequence[int], maximize: bool, about: Mapping[str, Any]
+    path: Path,
+    *,
+    counts: Sequence[int],
+    maximize: bool | None,
+    format: str | None,
+    about: Mapping[str, Any],
 ) -> Iterator[Instance]:
-    problem = read_problem(path, maximize=maximize)
+    problem = read_problem(path, maximize=maximize, format=format)
     name, kind = _name_and_kind(path)
     listed = [int(count) for count in counts] or _listed_counts(path, problem)
     about = {"file": path.name, **about}
@@ -231,8 +260,7 @@ def _file(
 
 def _name_and_kind(path: Path) -> tuple[str, str]:
     """The name without suffixes; what comes before its first digit or dash is the kind."""
-    name = path.name.removesuffix(".gz")
-    name = name.rpartition(".")[0] or name
+    name = stem(path)
     head = name.split("-")[0]
     return name, "gka" if head.startswith("gka") else head.rstrip("0123456789.")
 

@@ -7,7 +7,9 @@ faint on paper, is left out. After seven samplers colours come again with anothe
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from solvers.legible import in_figure
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
@@ -79,6 +83,15 @@ def looks_of(samplers: Iterable[str]) -> dict[str, Look]:
     }
 
 
+@contextmanager
+def any_script() -> Iterator[None]:
+    """Inside, nobody is told that a font lacks a character: it is drawn as a box in a PNG."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
+        yield
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, tied to no window and no global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -87,19 +100,26 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any], columns: int = 5) -> None:
-    """One legend for all panels, under them; handles by label."""
+    """One legend for all panels, under them; handles by label. A tall one adds to the height."""
+    labels = [in_figure(label) for label in handles]
+    # Inches of a handle, and of a character of this size, about.
+    widest = 0.5 + 0.062 * max(map(len, labels), default=0)
+    columns = max(1, min(columns, len(labels), int(figure.get_figwidth() / widest)))
+    lines = -(-len(labels) // columns)
+    if lines > 4:
+        figure.set_figheight(figure.get_figheight() + 0.17 * (lines - 4))
     figure.legend(
         list(handles.values()),
-        list(handles),
+        labels,
         loc="outside lower center",
-        ncols=max(1, min(columns, len(handles))),
+        ncols=columns,
     )
 
 
 def laid_out(figure: Figure) -> Figure:
     """The figure with its layout computed once: writing it in several formats keeps it."""
     if figure.get_layout_engine() is not None:
-        with rc_context(STYLE):
+        with rc_context(STYLE), any_script():
             figure.draw_without_rendering()
         figure.set_layout_engine("none")
     return figure
@@ -108,7 +128,7 @@ def laid_out(figure: Figure) -> Figure:
 def as_svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element, the same for the same data; ids start from ``name``."""
     target = io.StringIO()
-    with rc_context(_salted(name)):
+    with rc_context(_salted(name)), any_script():
         laid_out(figure).savefig(target, format="svg", metadata={"Date": None})
     text = target.getvalue()
     return text[text.index("<svg") :]
@@ -119,7 +139,7 @@ def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{suffix}" for suffix in FORMATS]
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     for path, suffix in zip(paths, FORMATS, strict=True):
-        with rc_context(_salted(name)):
+        with rc_context(_salted(name)), any_script():
             laid_out(figure).savefig(path, dpi=200, metadata=undated[suffix])
     return paths
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
+from solvers.legible import in_figure
 from solvers.study.looks import WIDTH, WITHOUT_GRID, Look, new_figure
 from solvers.study.measures import SUCCESS_GAP, WORST_GAP
 from solvers.study.ranking import Ranking
@@ -26,9 +28,13 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
     """
     values = gaps.to_numpy(float)
     with rc_context(WITHOUT_GRID):
-        longest = max((len(str(name)) for name in gaps.index), default=0)
+        problems = [f"{in_figure(name)}  ({sizes[name]})" for name in gaps.index]
+        longest = max((len(name) for name in problems), default=0)
         width = 1.2 + 0.075 * longest + 0.56 * gaps.shape[1]
-        figure = new_figure(max(4.5, width), 1.3 + max(1.6, 0.22 * len(gaps)))
+        samplers = [in_figure(name) for name in gaps]
+        # Names of samplers stand at a slant below.
+        below = 0.045 * max(0, max(map(len, samplers), default=0) - 16)
+        figure = new_figure(max(4.5, width), 1.3 + max(1.6, 0.22 * len(gaps)) + below)
         axes = figure.subplots()
         norm = LogNorm(SUCCESS_GAP, WORST_GAP)
         known = np.clip(np.where(np.isfinite(values), values, np.nan), SUCCESS_GAP, WORST_GAP)
@@ -53,8 +59,8 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
             dark = norm(known[i, j]) > 0.55
             text = {"ha": "center", "va": "center", "fontsize": 6.8}
             axes.text(j, i, _short(value), color="white" if dark else "black", **text)
-        axes.set_xticks(columns, list(gaps.columns), rotation=40, ha="right")
-        axes.set_yticks(lines, [f"{name}  ({sizes[name]})" for name in gaps.index], fontsize=7.5)
+        axes.set_xticks(columns, samplers, rotation=40, ha="right")
+        axes.set_yticks(lines, problems, fontsize=7.5)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         bar = figure.colorbar(mesh, ax=axes, shrink=min(1.0, 14 / max(14, len(gaps))))
@@ -78,17 +84,19 @@ def rank_diagram(ranking: Ranking, looks: Mapping[str, Look]) -> Figure:
         axes.spines[:].set_visible(False)
         if ranking.pairwise.empty:
             marks = [looks[name].color for name in ranks.index]
-            axes.barh(list(ranks.index), ranks.to_numpy(), color=marks, height=0.6)
+            axes.barh(range(len(ranks)), ranks.to_numpy(), color=marks, height=0.6)
+            axes.set_yticks(range(len(ranks)), [in_figure(name) for name in ranks.index])
             axes.invert_yaxis()
             axes.set_xlabel("mean rank, 1 is best")
             return figure
         from scikit_posthocs import critical_difference_diagram
 
+        shown = _apart([str(name) for name in ranks.index])
         critical_difference_diagram(
-            ranks,
-            ranking.pairwise,
+            ranks.rename(shown),
+            ranking.pairwise.rename(index=shown, columns=shown),
             ax=axes,
-            color_palette={name: looks[name].color for name in ranks.index},
+            color_palette={shown[name]: looks[name].color for name in ranks.index},
             label_props={"fontsize": 8.5, "fontweight": "bold"},
             crossbar_props={"color": "#1d2327", "linewidth": 2.6},
             text_h_margin=0.02,
@@ -96,6 +104,17 @@ def rank_diagram(ranking: Ranking, looks: Mapping[str, Look]) -> Figure:
         axes.set_xlabel("mean rank, 1 is best", labelpad=8)
         axes.xaxis.set_label_position("top")
         return figure
+
+
+def _apart(names: Sequence[str]) -> dict[str, str]:
+    """The names as a figure shows them, a number added where two would look alike."""
+    # They stand on both sides.
+    shown = {name: in_figure(name, 24) for name in names}
+    alike = Counter(shown.values())
+    return {
+        name: f"{text} ({place})" if alike[text] > 1 else text
+        for place, (name, text) in enumerate(shown.items(), start=1)
+    }
 
 
 def _short(value: float) -> str:

@@ -1,6 +1,7 @@
 """Measures of a study: pure functions from rows, one per run, to tables.
 
-A gap is (E - reference) / max(|E|, |reference|), as in `solvers.Solution.gap`: 0 where they are
+A gap here is (E - reference) / max(|E|, |reference|), the reference being the best known energy:
+it is that of a study, and not the gap to what is proved of `solvers.gap`. It is 0 where they are
 equal, between 1 and 2 where they differ in sign, and untouched by the scale of the energies. A run
 that crashed, ran out of time or could not be made has no energy; its gap is infinite and it has
 not succeeded, so that no measure is better for a run that is missing.

@@ -14,6 +14,8 @@ from solvers.errors import (
     SamplerFailedError,
     StudyError,
 )
+from solvers.legible import legible
+from solvers.ranges import Repeats, Seconds, Seed, Threads, checked
 from solvers.study.asking import foreign_child
 from solvers.study.bench import SamplerSetting, made
 from solvers.study.budgets import CLOCK_OPTIONS, SWEEP_OPTIONS, Budget
@@ -24,6 +26,30 @@ _RESERVED: Mapping[str, tuple[str, ...]] = {
     "reads": ("num_reads",),
     "sweeps": SWEEP_OPTIONS,
 }
+#: Each run is a row in memory, and takes milliseconds at the least.
+MAX_RUNS = 1_000_000
+_RANGES: Mapping[str, Any] = {
+    "repeats": Repeats,
+    "seed": Seed,
+    "threads": Threads,
+    "time_limit": Seconds,
+    "prepare_limit": Seconds,
+}
+
+
+def require_in_range(**numbers: Any) -> None:
+    """Refuse arguments of a study that are out of range; None is none.
+
+    Raises:
+        StudyError: names the first, and its range.
+    """
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        try:
+            checked(_RANGES[name], value, name)
+        except ValueError as error:
+            raise StudyError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -80,13 +106,16 @@ def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
     """Settings with labels of their own.
 
     Raises:
-        StudyError: there are none, or two have one label.
+        StudyError: there are none, two have one label, or a label holds a NUL.
     """
     settings = tuple(as_setting(sampler) for sampler in samplers)
     if not settings:
         raise StudyError("a study needs at least one sampler; none was given")
     labels = [setting.label for setting in settings]
     for label in labels:
+        if "\0" in label:
+            # It separates the words that a seed is made of, and pandas cuts text there.
+            raise StudyError(f"the label {legible(label, 60)} holds a NUL; leave it out")
         if labels.count(label) > 1:
             raise StudyError(
                 f"two samplers have the label {label!r}; give one another, as in other={label}"
@@ -145,6 +174,12 @@ def ordered_runs(
     model is built once for all who share it. A run's seed depends on what it is, not on its
     turn.
     """
+    number = repeats * len(problems) * len(labels) * len(budgets)
+    if number > MAX_RUNS:
+        raise StudyError(
+            f"{len(problems):,} problems, {len(labels)} samplers, {len(budgets)} budgets and "
+            f"{repeats:,} repeats are {number:,} runs; a study has at most {MAX_RUNS:,}"
+        )
     rng = np.random.default_rng(seed)
     runs: list[Run] = []
     for repeat in range(repeats):
@@ -160,7 +195,7 @@ def ordered_runs(
 
 def seed_of(seed: int, *words: str) -> int:
     """A seed of 31 bits for what the words name."""
-    digest = zlib.crc32("\0".join(words).encode())
+    digest = zlib.crc32("\0".join(words).encode(errors="surrogatepass"))
     return int(np.random.SeedSequence([seed, digest]).generate_state(1)[0]) % 2**31
 
 

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from solvers.errors import MissingPackageError, StudyError
+from solvers.legible import shown_on_page
 from solvers.redaction import redacted
 from solvers.study.compare import read_study
 
@@ -180,6 +181,7 @@ def page(
         loader=PackageLoader("solvers.study"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=shown_on_page,
         trim_blocks=True,
         lstrip_blocks=True,
     )

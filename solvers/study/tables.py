@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from solvers.legible import legible
 from solvers.study.measures import SUCCESS_GAP, median_with_infinity, share_interval, summary
 from solvers.study.ranking import Ranking
 
 Format = Callable[[object], str]
+# Characters of a cell; what a crash said may be pages.
+_LONGEST_CELL = 1000
 NOTHING, NEVER = "\u2013", "\u221e"
 
 
@@ -70,8 +73,9 @@ class Table:
     def shown(self) -> pd.DataFrame:
         """The table as people read it, all text."""
         text = {
-            str(self.headings.get(str(column), str(column).replace("_", " "))): [
-                self.formats.get(str(column), str)(value) for value in self.frame[column]
+            legible(self.headings.get(str(column), str(column).replace("_", " "))): [
+                legible(self.formats.get(str(column), str)(value), _LONGEST_CELL)
+                for value in self.frame[column]
             ]
             for column in self.frame
         }
@@ -88,7 +92,10 @@ class Table:
     def to_markdown(self) -> str:
         """The table in Markdown."""
         aligned = ["right" if numeric else "left" for numeric in self.numeric]
-        return self.shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
+        # A bar in a cell would begin the next one.
+        shown = self.shown.map(lambda text: text.replace("|", "\\|"))
+        shown.columns = [name.replace("|", "\\|") for name in shown.columns]
+        return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
 
     def to_latex(self) -> str:
         """The table in LaTeX, for package booktabs."""
@@ -109,7 +116,9 @@ class Table:
             ".csv": self.frame.to_csv(index=False),
         }
         for suffix, text in written.items():
-            (folder / f"{self.name}{suffix}").write_text(text, encoding="utf-8")
+            (folder / f"{self.name}{suffix}").write_text(
+                text, encoding="utf-8", errors="backslashreplace"
+            )
         return [folder / f"{self.name}{suffix}" for suffix in written]
 
 

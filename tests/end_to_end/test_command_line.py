@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qprune import cli
+from qprune.checkpoint import CHECKPOINTS
 from qprune.folder import LOCK
 from qprune.recording import STEPS
-from qprune.run import CONFIG, FILES, MASK, MODEL, REPORT_JSON
+from qprune.run import CHECKSUMS, CONFIG, FILES, MASK, MODEL, REPORT_JSON
 from qprune.zoo import load_model
 
 PRUNE = ["prune", "--model", "digits-mlp", "--data", "digits"]
@@ -93,6 +94,46 @@ def test_a_finished_run_has_nothing_to_go_on_with(finished, qprune):
     assert "nothing to go on with" in out
 
 
+def test_resume_tidies_what_a_kill_at_the_very_end_left(folder, qprune):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    left = [*CHECKPOINTS, ".model.safetensors.99.tmp"]
+    for name in left:
+        (folder / name).write_bytes(b"left")
+    # An earlier version, or `report` killed between page and checksum.
+    sums = (folder / CHECKSUMS).read_text().splitlines(keepends=True)
+    (folder / CHECKSUMS).write_text("".join(line for line in sums if "report.html" not in line))
+    code, _, err = qprune("verify", folder)
+    assert code == 1
+    assert "report.html is not in checksums.sha256; `qprune report` writes both" in err
+    code, out, _ = qprune("resume", folder)
+    assert code == 0
+    assert "is finished (done)" in out
+    assert {path.name for path in folder.iterdir()} == {*before}
+    same = {*before} - {"report.html", CHECKSUMS}
+    assert all((folder / name).read_bytes() == before[name] for name in same)
+    assert qprune("verify", folder)[0] == 0
+
+
+def test_resume_makes_the_outcome_again_where_its_checksums_are_gone(folder, qprune):
+    before = {name: (folder / name).read_bytes() for name in (MODEL, MASK, "fingerprint.json")}
+    (folder / CHECKSUMS).unlink()
+    assert qprune("verify", folder)[0] == 1
+    assert qprune("resume", folder)[0] == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert qprune("verify", folder)[0] == 0
+
+
+def test_resume_wants_the_fingerprint(folder, qprune):
+    (folder / "fingerprint.json").unlink()
+    code, out, err = qprune("resume", folder)
+    assert (code, out) == (2, "")
+    assert "its fingerprint.json is missing" in err
+    (folder / REPORT_JSON).unlink()
+    code, _, err = qprune("resume", folder)
+    assert code == 2
+    assert "fingerprint.json is missing, so that nobody can tell what steps.jsonl" in err
+
+
 def test_verify_computes_the_figures_again(finished, qprune):
     code, out, err = qprune("verify", finished[0])
     assert code == 0, err
@@ -118,12 +159,18 @@ def _other_kept_weights(folder):
     save_file(weights, folder / MODEL)
 
 
+def _another_page(folder):
+    page = folder / "report.html"
+    page.write_bytes(page.read_bytes().replace(b"pruned", b"Pruned", 1))
+
+
 @pytest.mark.parametrize(
     ("tamper", "complaints"),
     [
         (_another_model, ["config.yaml is not the file", "calibration data are not those"]),
         (_better_score, ["report.json is not the file", "the report says final accuracy"]),
         (_other_kept_weights, ["model.safetensors is not the file", "computed again"]),
+        (_another_page, ["report.html is not the file"]),
     ],
 )
 def test_verify_finds_what_the_files_alone_do_not_show(folder, qprune, tamper, complaints):
@@ -315,6 +362,12 @@ def _restore_a_weight(folder):
     save_file(weights, folder / MODEL)
 
 
+def _lose_a_kept_weight(folder):
+    weights, mask = load_file(folder / MODEL), load_file(folder / MASK)
+    weights["fc2.weight"][tuple(mask["fc2.weight"].nonzero()[0])] = 0.0
+    save_file(weights, folder / MODEL)
+
+
 def _spoil_a_weight(folder):
     weights, mask = load_file(folder / MODEL), load_file(folder / MASK)
     weights["fc2.weight"][tuple(mask["fc2.weight"].nonzero()[0])] = float("nan")
@@ -369,6 +422,7 @@ def _rename_a_mask(folder):
     ("tamper", "reason"),
     [
         (_restore_a_weight, "fc1.weight: 1 weights that the mask prunes are not exactly zero"),
+        (_lose_a_kept_weight, "weights that the mask keeps have changed"),
         (_spoil_a_weight, "fc2.weight: weights are NaN or infinite"),
         (_keep_another, "fc2.weight: report.json says"),
         (_boast, "report.json says sparsity 0.95"),
@@ -390,8 +444,11 @@ def test_check_catches_a_folder_that_lies(folder, qprune, tamper, reason):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*PRUNE, "--sparsity", "1.5"], "--sparsity must be less than 1, not 1.5"),
-        ([*PRUNE, "--sparsity", "-0.1"], "--sparsity must be greater than or equal to 0"),
+        (
+            [*PRUNE, "--sparsity", "1.5"],
+            "is at least 0 and below 1, not 1.5",
+        ),
+        ([*PRUNE, "--sparsity", "-0.1"], "--sparsity must be a number that is at least 0"),
         ([*PRUNE, "--sparsity", "0.5", "--sampler", "nope"], "relax"),
         ([*PRUNE, "--sparsity", "0.5", "--sampler-option", "sweeps=3"], "sweeps"),
         ([*PRUNE, "--sparsity", "0.5", "--sampler-option", "sweeps"], "name=value"),

@@ -191,6 +191,13 @@ def tamper_weight(folder):
     save_file(weights, folder / MODEL, {"format": "pt"})
 
 
+def lose_kept_weight(folder):
+    weights, mask = load_file(folder / MODEL), read_mask(folder / MASK)
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name][tuple(mask[name].nonzero()[0])] = 0
+    save_file(weights, folder / MODEL, {"format": "pt"})
+
+
 def tamper_mask(folder):
     mask = read_mask(folder / MASK)
     mask["model.layers.0.mlp.up_proj.weight"][:] = True
@@ -215,6 +222,7 @@ def remove_config(folder):
     ("tamper", "complaint"),
     [
         (tamper_weight, "that the mask prunes are not exactly zero"),
+        (lose_kept_weight, "weights that the mask keeps have changed"),
         (tamper_mask, "report.json says"),
         (tamper_card, "pruning.json says"),
         (tamper_steps, "steps.jsonl has "),

@@ -45,7 +45,7 @@ def test_a_block_is_solved_with_its_count(block, tmp_path):
     assert found["energy"] == pytest.approx(best)
     assert found["lower_bound"] <= best + 1e-9
     assert found["feasible"] is True
-    assert found["proved"] == (found["gap"] <= 1e-9)
+    assert found["proved"] == (found["gap"] <= 1e-10)
     assert found["cpu_seconds"] >= 0
     assert {"instance", "sampler", "seed", "counts", "num_variables"} <= found.keys()
     saved = json.loads(sample.read_text())
@@ -75,6 +75,40 @@ def test_samplers_lists_names_abilities_and_reasons():
     assert all(entry["installed"] or entry["missing"] for entry in listed.values())
 
 
+def test_formats_lists_names_suffixes_and_senses():
+    listed = {entry["name"]: entry for entry in outcome(qprune("formats", "--json"))["formats"]}
+    assert listed["rudy"]["sense"] == "maximised: E = -cut"
+    assert ".qubo" in listed["orlib"]["suffixes"]
+    assert listed["cqm"]["counts"]
+    assert not listed["lp"]["written"]
+
+
+def test_a_sense_that_is_not_said_is_a_note_and_in_the_outcome(tmp_path):
+    path = GOLDEN / "bqp-tiny.txt"
+    done = qprune("solve", path, "--sampler", "greedy", "--json")
+    found = outcome(done)
+    assert (found["format"], found["sense"]) == ("orlib", "minimise")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"qprune: note: {path}: read as OR-Library's format")
+    done = qprune("solve", path, "--sampler", "greedy", "--json", "--minimize")
+    assert done.stderr == ""
+    done = qprune("solve", path, "--sampler", "greedy", "--json", "--maximize", "--format", "qs")
+    assert done.returncode == 2
+    assert "its objective is one to minimise (qs)" in done.stderr
+
+
+def test_compare_takes_a_format_and_notes_what_is_open(tmp_path):
+    path = tmp_path / "bqp.txt"
+    path.write_text("2 2\n1 2 -3\n1 1 1\n")
+    command = ["compare", path, "--sampler", "greedy", "--budget", "2reads", "--repeats", 1]
+    done = qprune(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "qprune: note:" in done.stderr
+    done = qprune(*command, "--format", "coo")
+    assert done.returncode == 2
+    assert "line 1: expected 'i j value'" in done.stderr
+
+
 def test_tables_are_printed_without_json(monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     for arguments, expected in (
@@ -101,7 +135,7 @@ def test_tables_are_printed_without_json(monkeypatch, capsys):
         ),
         (
             [GOLDEN / "bqp-tiny.txt", "--sampler", "sa", "--time-limit", "-1"],
-            "time_limit must be at least 0",
+            "a number that is at least 0 and at most 1e+09, not -",
         ),
         (
             [GOLDEN / "bqp-tiny.txt", "--sampler", "sa", "--sampler-option", "num_reads=0"],

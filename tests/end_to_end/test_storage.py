@@ -1,6 +1,7 @@
 """Full disks, read-only folders and changed bytes. In short: the long version is
 `benchmarks.reliability.storage`."""
 
+import errno
 import random
 
 import pytest
@@ -8,13 +9,14 @@ import torch
 from rich.progress import Progress
 
 import qprune.job
+from benchmarks.reliability.file_steps import WRITING, FileSteps, failing
 from benchmarks.reliability.storage import (
     Drill,
-    FullDisk,
     changed_bytes,
     full_disk,
     small_disks,
     small_files,
+    without_rights,
 )
 from qprune.checkpoint import Checkpoints
 from qprune.folder import write_whole
@@ -35,6 +37,12 @@ def report():
 
 def test_a_disk_that_fills_up(drill, report):
     full_disk(drill, 30, report)
+    assert drill.wrong == []
+    assert drill.counts["refused"] == drill.counts["done"] > 3
+
+
+def test_rights_that_are_taken_away(drill, report):
+    without_rights(drill, 40, report)
     assert drill.wrong == []
     assert drill.counts["refused"] == drill.counts["done"] > 3
 
@@ -65,6 +73,9 @@ def test_the_drill_sees_what_goes_wrong(drill, tmp_path):
 
 
 def test_the_disk_of_the_drill_fills_up(tmp_path):
-    with FullDisk(tmp_path, 2)(), pytest.raises(OSError, match="No space left"):
+    # Opening, the first half, the second.
+    full = FileSteps(tmp_path, failing(3, errno.ENOSPC), WRITING)
+    with full(), pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "file", b"0123456789")
+    assert [step.split()[0] for step in full.taken] == ["open", "write", "half"]
     assert not list(tmp_path.iterdir())

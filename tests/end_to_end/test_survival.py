@@ -1,18 +1,21 @@
 """A run in a process of its own, killed or stopped, and what comes of it. In short: the long
-version is `benchmarks.reliability.kills`."""
+versions are `benchmarks.reliability.kills` and `deaths`."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from qprune.checkpoint import CHECKPOINTS
 from qprune.recording import STEPS
-from qprune.run import MASK, MODEL
+from qprune.run import MASK, MODEL, SCORES
 from qprune.zoo import load_model
 
 CODE = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
@@ -98,3 +101,52 @@ def test_a_run_stopped_by_a_signal_ends_in_order_and_resumes(prune, whole, tmp_p
     assert code == 0, err
     assert_same(folder, whole)
     assert not any((folder / name).exists() for name in CHECKPOINTS)
+
+
+def deaths(*arguments):
+    """The death drill, in a process that may fork: exit code, what it says, and its counts."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.reliability.deaths", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    counts = re.findall(r"(\d+) of (\d+) points of death, (\d+) violations", done.stdout)
+    return done.returncode, done.stdout + done.stderr, [tuple(map(int, line)) for line in counts]
+
+
+def test_killed_before_any_step_on_the_file_system_it_resumes_to_the_same_folder():
+    code, told, counts = deaths("--every", 61, "--last", 1)
+    assert code == 0, told
+    assert len(counts) == 5, told
+    assert [violations for *_, violations in counts] == [0] * 5
+    assert sum(tried for tried, *_ in counts) >= 8
+    assert counts[0][1] > 150
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_killed_before_every_step_and_once_more_it_resumes_to_the_same_folder():
+    code, told, _ = deaths("--twice")
+    assert code == 0, told
+
+
+@pytest.mark.timeout(120)
+def test_the_death_drill_sees_what_goes_wrong(tmp_path):
+    from benchmarks.reliability.deaths import Drill
+
+    drill = Drill(tmp_path)
+    shutil.copytree(tmp_path / "whole", tmp_path / "place" / "run")
+    folder = tmp_path / "place" / "run"
+    assert drill.lies(folder) == []
+    (folder / CHECKPOINTS[0]).write_bytes(b"left")
+    (tmp_path / "place" / ".run.1.aside").mkdir()
+    assert drill.lies(folder) == [
+        f"{CHECKPOINTS[0]} is too many, or missing",
+        ".run.1.aside is left beside the folder",
+    ]
+    (folder / CHECKPOINTS[0]).unlink()
+    (tmp_path / "place" / ".run.1.aside").rmdir()
+    (folder / SCORES).write_text("")
+    assert drill.lies(folder) == [f"{SCORES} is not the file that checksums.sha256 was made of"]

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from benchmarks.reliability.fuzz import SLOW, changed, make_seeds, targets
 from qprune.errors import QpruneError
-from solvers.errors import SolverError
+from solvers.errors import FileWarning, SolverError
+from solvers.formats import FORMATS
+
+pytestmark = pytest.mark.filterwarnings(f"ignore::{FileWarning.__module__}.FileWarning")
 
 NAMES = ["settings", "language settings", "run settings", "journal", "scores", "report"]
 NAMES += ["run mask", "mask"]
 NAMES += ["fingerprint", "checkpoint", "facts", "answer", "study", "rows", "blocks", "known"]
 NAMES += ["problem", "problem txt", "problem gset"]
+NAMES += [f"problem as {one.name}" for one in FORMATS]
 
 
 @pytest.fixture(scope="module")

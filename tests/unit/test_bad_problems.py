@@ -6,10 +6,10 @@ import pytest
 from scipy import sparse
 
 from solvers import LowRank, QuadraticProblem, Sparse, get_sampler
+from solvers.coefficients import from_terms
 from solvers.counting import counting
 from solvers.errors import InvalidProblemError, ProblemTooLargeError
-from solvers.formats import from_terms
-from solvers.testing import convex_problem
+from solvers.testing import all_states, convex_problem
 
 ASYMMETRIC = [[0.0, 1.0], [2.0, 0.0]]
 ZERO = np.zeros((2, 2))
@@ -75,6 +75,53 @@ def test_cqms_that_are_not_counts():
     integer.set_objective(dimod.Integer("i"))
     with pytest.raises(InvalidProblemError, match="variable 'i' is not binary"):
         QuadraticProblem.from_cqm(integer)
+
+
+def test_a_soft_constraint_is_its_penalty_and_no_count():
+    x, y, z = (dimod.Binary(name) for name in "xyz")
+    cqm = dimod.ConstrainedQuadraticModel()
+    cqm.set_objective(-5 * x - 4 * y + x * z)
+    cqm.add_constraint(x + 2 * y + z == 1, label="soft", weight=0.3, penalty="quadratic")
+    problem = QuadraticProblem.from_cqm(cqm)
+    assert problem.counts is None
+    for sample in all_states(problem):
+        a, b, c = (int(sample[problem.variables.index(name)]) for name in "xyz")
+        cost = -5 * a - 4 * b + a * c + 0.3 * (a + 2 * b + c - 1) ** 2
+        assert problem.energy(sample) == pytest.approx(cost)
+    assert problem.energies(all_states(problem)).min() == pytest.approx(-7.8)
+
+
+@pytest.mark.parametrize("penalty", ["linear", "quadratic"])
+@pytest.mark.parametrize("sense", ["==", "<=", ">="])
+def test_soft_constraints_of_two_variables_cost_what_they_violate(sense, penalty):
+    cqm = dimod.ConstrainedQuadraticModel()
+    cqm.set_objective(-2 * dimod.Binary("x") + dimod.Binary("z"))
+    left = 2 * dimod.Binary("x") + dimod.Binary("y") * dimod.Binary("x") - 0.5
+    cqm.add_constraint(left, sense, rhs=1, label="soft", weight=3.0, penalty=penalty)
+    problem = QuadraticProblem.from_cqm(cqm)
+    for sample in all_states(problem):
+        x, y, z = (int(sample[problem.variables.index(name)]) for name in "xyz")
+        over = 2 * x + x * y - 0.5 - 1
+        violation = {"==": abs(over), "<=": max(over, 0), ">=": max(-over, 0)}[sense]
+        cost = 3.0 * violation ** (2 if penalty == "quadratic" else 1)
+        assert problem.energy(sample) == pytest.approx(-2 * x + z + cost)
+
+
+@pytest.mark.parametrize(
+    ("make", "penalty"),
+    [
+        (lambda x, y, z: x + y + z == 1, "linear"),
+        (lambda x, y, z: x + y + z <= 1, "quadratic"),
+        (lambda x, y, z: x + z * y == 1, "quadratic"),
+    ],
+)
+def test_soft_constraints_that_cost_something_else_are_refused(make, penalty):
+    cqm = dimod.ConstrainedQuadraticModel()
+    cqm.set_objective(dimod.Binary("x"))
+    constraint = make(*(dimod.Binary(name) for name in "xyz"))
+    cqm.add_constraint(constraint, label="soft", weight=2.0, penalty=penalty)
+    with pytest.raises(InvalidProblemError, match="soft constraint 'soft' is no linear equality"):
+        QuadraticProblem.from_cqm(cqm)
 
 
 def test_a_problem_too_large_for_memory_says_how_much_it_needs():

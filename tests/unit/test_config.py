@@ -37,15 +37,21 @@ def test_written_settings_read_back_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"sparsity": 1.0}, "--sparsity must be less than 1, not 1.0"),
-        ({"sparsity": -0.1}, "--sparsity must be greater than or equal to 0"),
+        ({"sparsity": 1.0}, "--sparsity must be a number that is at least 0 and below 1, not 1.0"),
+        (
+            {"sparsity": -0.1},
+            "--sparsity must be a number that is at least 0 and below 1, not -0.1",
+        ),
         ({"sparsity": float("nan")}, "--sparsity"),
         ({"budget": "column"}, "--budget must be 'global', 'layer' or 'row'"),
         ({"loss": "teacher"}, "--loss must be 'dense', 'cross-entropy', 'mse' or 'bce'"),
         ({"target": "teacher"}, "no setting named 'target'; there are: model"),
-        ({"block_size": 1}, "--block-size must be greater than or equal to 2"),
+        ({"block_size": 1}, "--block-size must be a whole number from 2 to 2,147,483,647, not 1"),
         ({"num_calibration_samples": 0}, "--num-calibration-samples"),
-        ({"max_seconds": 0.0}, "--max-seconds must be greater than 0"),
+        (
+            {"max_seconds": 0.0},
+            "--max-seconds must be a number that is above 0 and at most 1e+09, not 0.0",
+        ),
         ({"density": 0.1}, "give it or --sparsity, not both"),
         ({"sparsity": None}, "--sparsity is missing"),
         ({"blocksize": 3}, "no setting named 'blocksize'; there are: model"),

@@ -4,7 +4,8 @@ import dimod
 import numpy as np
 import pytest
 
-from solvers import LowRank, QuadraticProblem, Solution, Sparse
+from solvers import LowRank, QuadraticProblem, Solution, Sparse, roof
+from solvers.clock import Deadline
 from solvers.decompose import Decompose, decompose
 from solvers.errors import InvalidOptionError, InvalidProblemError, ProblemTooLargeError
 from solvers.restrict import restricted
@@ -165,3 +166,42 @@ def test_roof_duality_asks_for_memory_first(monkeypatch):
     monkeypatch.setattr("solvers.memory.available_memory", lambda: 1e5)
     with pytest.raises(ProblemTooLargeError, match="roof duality on 100 variables needs"):
         roof_dual(convex_problem(100, 1))
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended with -11"),
+        ("import time; time.sleep(60)", "did not end in time"),
+    ],
+)
+def test_a_flow_that_crashes_or_hangs_fixes_nothing(monkeypatch, tmp_path, program, says):
+    path = tmp_path / "flow.py"
+    path.write_text(program)
+    monkeypatch.setattr("solvers.roof._PROGRAM", path)
+    problem = indefinite_problem(9, 5)
+    solution = RoofDuality("exact").sample_problem(problem, time_limit=2.0)
+    assert says in solution.info["roof_failed"]
+    assert solution.info["fixed"] == 0
+    optimum = problem.energies(all_states(problem)).min()
+    assert -np.inf < solution.lower_bound <= optimum + 1e-9
+    assert solution.energy >= optimum - 1e-9
+
+
+def test_a_fixing_that_no_flow_bears_out_is_refused():
+    problem = QuadraticProblem([-1.0, 2.0, 0.5], [[0, -3.0, 1], [-3, 0, 0], [1, 0, 0]])
+    model = roof._Model.of(problem)
+    for state in all_states(problem):
+        fixed = dict(enumerate(state.tolist()))
+        least = problem.energies(all_states(problem)).min()
+        right = bool(problem.energy(state) <= least + 1e-12)
+        assert roof._borne_out(model, fixed, Deadline()) <= right
+    assert roof._borne_out(model, {0: 1, 1: 1, 2: 0}, Deadline())
+
+
+def test_a_symmetric_model_has_nothing_fixed():
+    chain = dimod.BQM({}, {(i, i + 1): 1.0 for i in range(19)}, 0.0, "SPIN")
+    answer = RoofDuality("swap-tabu").sample(chain, seed=0)
+    assert answer.info["fixed"] == 0
+    assert answer.first.energy == -19.0
+    assert answer.info["proved"]

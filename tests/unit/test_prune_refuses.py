@@ -115,7 +115,7 @@ REQUESTS = {
     "sparsity and density": ({"density": 0.5}, "density"),
     "nothing left": ({"sparsity": 0.999}, "none of them"),
     "large block": ({"block_size": 10_000}, "block_size 10000 is more than the model's 112"),
-    "small block": ({"block_size": 1}, "block_size must be a whole number of at least 2"),
+    "small block": ({"block_size": 1}, "block_size must be a whole number from 2"),
     "layer too small": ({"sparsity": 0.99, "budget": "layer"}, "layer '1'"),
     "row too small": ({"sparsity": 0.95, "budget": "row"}, "row of layer '1'"),
     "structure that does not divide": (
@@ -132,10 +132,10 @@ REQUESTS = {
     "unknown curvature": ({"curvature": "flat"}, "fisher"),
     "unknown budget": ({"budget": "rows"}, "global"),
     "unknown augmentation": ({"augment": "more"}, "augment must be"),
-    "no stages": ({"stages": 0}, "stages must be a whole number of at least 1"),
+    "no stages": ({"stages": 0}, "stages must be a whole number from 1 to 1,000,000, not 0"),
     "half a round": ({"rounds": 0.5}, "rounds must be a whole number"),
     "no time at all": ({"max_seconds": -1.0}, "max_seconds must be at least 0"),
-    "negative seed": ({"seed": -1}, "seed must be a whole number of at least 0"),
+    "negative seed": ({"seed": -1}, "seed must be a whole number from 0"),
     "all to accept on": ({"accept_share": 1.0}, "accept_share"),
 }
 

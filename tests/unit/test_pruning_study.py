@@ -228,8 +228,12 @@ def test_impossible_studies_are_refused_before_any_work(tmp_path, monkeypatch):
         (StudyError, "at least one budget", {"budgets": []}),
         (StudyError, "two samplers have the label", {"samplers": ["greedy", "greedy"]}),
         (StudyError, "no common budget: greedy", {"budgets": ["9sweeps"]}),
-        (StudyError, "repeats and threads", {"repeats": 0}),
-        (StudyError, "time_limit more than 0", {"time_limit": 0.0}),
+        (StudyError, "repeats must be a whole number from 1 to 10,000, not 0", {"repeats": 0}),
+        (
+            StudyError,
+            "time_limit must be a number that is above 0 and at most 1e.09, not 0.0",
+            {"time_limit": 0.0},
+        ),
         (StudyError, "the clock is one of wall, cpu", {"clock": "sun"}),
         (UnknownSamplerError, "no sampler is called 'sa2'", {"samplers": ["sa2"]}),
     ):

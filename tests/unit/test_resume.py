@@ -1,18 +1,24 @@
 """A run stopped at any moment goes on to the bytes of a run that was never stopped."""
 
+import contextlib
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from odd_samplers import Odd
 from torch import nn
 
 import qprune
 from qprune.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.compensate import Compensation
 from qprune.errors import RunFolderError
-from qprune.folder import locked
-from qprune.recording import FINGERPRINT, STEPS
+from qprune.folder import LOCK, locked
+from qprune.recording import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 
 RUN = {
     "sparsity": 0.5,
@@ -201,11 +207,131 @@ def test_two_damaged_checkpoints_are_refused(tmp_path, every_step):
         qprune.prune(mlp(), INPUTS, **RUN, resume_from=tmp_path)
 
 
-def test_half_written_files_are_swept(tmp_path, every_step):
+def test_half_written_files_are_swept_and_others_stay(tmp_path, every_step):
     killed(tmp_path, 3)
     (tmp_path / ".checkpoint.0.safetensors.77.tmp").write_bytes(b"half")
+    (tmp_path / ".notes.tmp").write_bytes(b"mine")
     qprune.prune(mlp(), INPUTS, **RUN, resume_from=tmp_path)
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".notes.tmp"]
+
+
+@pytest.mark.parametrize("present", [(STEPS,), CHECKPOINTS[:1], CHECKPOINTS[1:]])
+def test_without_its_fingerprint_nothing_of_a_run_is_taken_for_its_own(
+    tmp_path, every_step, present
+):
+    killed(tmp_path, 5)
+    for name in {FINGERPRINT, STEPS, *CHECKPOINTS} - {*present}:
+        (tmp_path / name).unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunFolderError, match=rf"fingerprint.json is missing.*{present[0]}"):
+        qprune.prune(mlp(), INPUTS, **RUN, resume_from=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_killed_before_its_fingerprint_starts_again(tmp_path, whole):
+    with locked(tmp_path):
+        pass
+    model = mlp()
+    qprune.prune(model, INPUTS, **RUN, resume_from=tmp_path)
+    assert same(whole[0], weights_of(model))
+    assert (tmp_path / FINGERPRINT).exists()
+
+
+@pytest.mark.parametrize("replaced", [CHECKPOINTS, CHECKPOINTS[:1], CHECKPOINTS[1:]])
+def test_checkpoints_of_another_run_are_refused_by_name(tmp_path, every_step, replaced):
+    own, other = tmp_path / "own", tmp_path / "other"
+    killed(own, 5)
+    killed(other, 5, seed=1)
+    for name in (REPORT_JSON, CHECKSUMS):
+        (own / name).write_text("an outcome so far")
+    for name in replaced:
+        (own / name).write_bytes((other / name).read_bytes())
+    refused = pytest.raises(RunFolderError, match=rf"{replaced[0]} is a checkpoint of another run")
+    with refused:
+        qprune.prune(mlp(), INPUTS, **RUN, resume_from=own)
+    assert (own / REPORT_JSON).exists(), "what there was is lost"
+    # With its fingerprint too, it is the other run's folder, and the settings do not fit.
+    (own / FINGERPRINT).write_bytes((other / FINGERPRINT).read_bytes())
+    with pytest.raises(RunFolderError, match="setting seed is 0, it was 1"):
+        qprune.prune(mlp(), INPUTS, **RUN, resume_from=own)
+
+
+def test_limits_of_time_may_change_between_checkpoints(tmp_path, whole, every_step):
+    killed(tmp_path, 5, max_seconds=1e6)
+    model = mlp()
+    qprune.prune(model, INPUTS, **RUN, resume_from=tmp_path, max_memory=1e12)
+    assert same(whole[0], weights_of(model))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", [*CHECKPOINTS, FINGERPRINT])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, every_step, name, make):
+    killed(tmp_path, 5)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(RunFolderError, match=f"{name} is a (pipe|directory), where a file"):
+        qprune.prune(mlp(), INPUTS, **RUN, resume_from=tmp_path)
+
+
+class Closer(Odd):
+    """Closes descriptors that are not its own, in its third call."""
+
+    def __init__(self, close):
+        self.calls, self._close = 0, close
+
+    def sample(self, bqm, num_reads=1, seed=None):
+        self.calls += 1
+        if self.calls == 3:
+            self._close()
+        return super().sample(bqm, num_reads, seed)
+
+
+def test_a_sampler_that_closes_the_lock_ends_the_run_in_order(tmp_path, every_step):
+    def close():
+        inode = (tmp_path / LOCK).stat().st_ino
+        for number in range(3, 256):
+            with contextlib.suppress(OSError):
+                if os.fstat(number).st_ino == inode:
+                    os.close(number)
+
+    model, asked = mlp(), RUN | {"sampler": Closer(close)}
+    dense = weights_of(model)
+    with pytest.raises(RunFolderError, match=r"the lock of .* is gone: .* sampler"):
+        qprune.prune(model, INPUTS, **asked, output_dir=tmp_path)
+    assert same(dense, weights_of(model))
+    steps = (tmp_path / STEPS).read_text()
+    assert steps.endswith("\n")
+    # What there is can be gone on with, to the bytes of a run in which nobody closed anything.
+    honest = RUN | {"sampler": Closer(lambda: None)}
+    again, undisturbed = mlp(), mlp()
+    qprune.prune(again, INPUTS, **honest, resume_from=tmp_path)
+    qprune.prune(undisturbed, INPUTS, **honest)
+    assert same(weights_of(again), weights_of(undisturbed))
+
+
+def test_a_sampler_that_closes_everything_ends_the_run_in_order(tmp_path):
+    """In a process of its own, since the others need their descriptors."""
+    code = f"""
+import os, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+import torch
+from qprune.errors import QpruneError
+from test_resume import INPUTS, RUN, Closer, mlp, qprune, same, weights_of
+torch.set_num_threads(1)
+model = mlp()
+dense = weights_of(model)
+close = lambda: os.closerange(3, 4096)
+try:
+    qprune.prune(model, INPUTS, **RUN | {{"sampler": Closer(close)}}, output_dir={str(tmp_path)!r})
+except QpruneError as error:
+    print(error, same(dense, weights_of(model)), sep="|")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+    )
+    told = done.stdout.strip().split("|")
+    assert "is gone" in told[0], done.stderr
+    assert told[1] == "True"
 
 
 def test_checkpoints_stay_within_their_share(tmp_path, whole):
@@ -215,9 +341,6 @@ def test_checkpoints_stay_within_their_share(tmp_path, whole):
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    import subprocess
-    import sys
-
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom qprune.folder import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n    print('in', flush=True)\n    time.sleep(60)\n"

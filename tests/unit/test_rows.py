@@ -327,3 +327,20 @@ def test_the_nth_smallest_entry_of_every_row(rows, places):
     assert np.array_equal(nth_smallest(array, at), expected)
     there = nth_smallest(torch.as_tensor(array), torch.as_tensor(at))
     assert np.array_equal(there.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rank", "ridge"), [(16, 4, 0.0), (32, 16, 0.0), (32, 16, 1e-10)]
+)
+@pytest.mark.parametrize("options", [{}, {"exact": False}, {"compensate": False}])
+def test_fewer_directions_than_kept_weights_end_with_an_answer(inputs, rank, ridge, options):
+    """Rounding promises gains there without end."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        factor = rng.normal(size=(inputs, rank))
+        gram = factor @ factor.T + ridge * np.eye(inputs)
+        problem = RowProblem(gram, rng.normal(size=(4, inputs)), RowBudget(inputs // 2))
+        solution = solve_rows(problem, mask=wanda(problem).mask, **options)
+        assert (solution.mask.sum(1) == inputs // 2).all()
+        assert solution.objective <= solution.start.sum()
+        assert solution.swaps <= 50 * inputs * 4

@@ -12,12 +12,31 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.reliability.file_steps import FileSteps, failing
+from qprune.checkpoint import CHECKPOINTS
 from qprune.config import make_settings
 from qprune.errors import RunFolderError
+from qprune.findings import kept_zeros_told, wrong_kept_zeros
 from qprune.folder import LOCK, append_line, make_folder, write_whole
 from qprune.recording import FINGERPRINT, STEPS
 from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
-from qprune.run import CHECKSUMS, CONFIG, FILES, read_run, read_steps, run_folder
+from qprune.run import (
+    CHECKSUMS,
+    CONFIG,
+    FILES,
+    REPORT_HTML,
+    REPORT_JSON,
+    SCORES,
+    read_checksums,
+    read_run,
+    read_scores,
+    read_settings,
+    read_steps,
+    resumed_folder,
+    run_folder,
+    stopped_by,
+    tidy,
+)
 from qprune.steps import BlockRecord, LayerRecord, Report, Score, Step
 
 SETTINGS = make_settings({"model": "digits-mlp", "data": "digits", "sparsity": 0.5, "seed": 7})
@@ -206,7 +225,167 @@ def test_the_checksums_are_those_of_sha256sum(tmp_path):
     for line in told.splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((tmp_path / "run" / name).read_bytes()).hexdigest() == digest
-    assert {"model.safetensors", "mask.safetensors", STEPS, CONFIG} <= set(told.split())
+    assert {*told.split()[1::2]} == {*FILES} - {CHECKSUMS, FINGERPRINT}
+
+
+class DeathError(BaseException):
+    """Raised where a real run would be killed; nobody catches it, and nothing is tidied for it."""
+
+
+def begun(place):
+    """A run's folder as it is when the run has taken its last step, and what it then writes."""
+    with run_folder(place / "run", SETTINGS) as folder:
+        note(folder, make_step())
+        for name in (FINGERPRINT, *CHECKPOINTS):
+            (folder.path / name).write_text(name)
+    return folder
+
+
+def outcome(**changes):
+    torch.manual_seed(0)
+    mask = {"weight": torch.ones(2, 4, dtype=torch.bool)}
+    return nn.Linear(4, 2), mask, make_report([make_step()], **changes), (), "<html>"
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("stopped", ["done", "interrupted"])
+def test_wherever_finishing_dies_a_run_is_whole_or_unfinished(tmp_path, stopped):
+    folder = begun(tmp_path / "whole")
+    with FileSteps(tmp_path / "whole")() as counted:
+        folder.save(*outcome(stopped=stopped))
+    whole = content(folder.path)
+    assert ({*CHECKPOINTS} <= {*whole}) == (stopped == "interrupted")
+    # Six files of seven steps each, the journal flushed, and the checkpoints.
+    assert len(counted.taken) == 6 * 7 + 1 + (2 if stopped == "done" else 0)
+    finished = 0
+    for at in range(1, len(counted.taken) + 1):
+
+        def die(number, at=at):
+            if number == at:
+                raise DeathError
+
+        place = tmp_path / str(at)
+        folder = begun(place)
+        with FileSteps(place, die)(), pytest.raises(DeathError):
+            folder.save(*outcome(stopped=stopped))
+        if stopped_by(folder.path) == "unfinished":
+            # Whoever goes on finds nothing half written, and no outcome but the one that it makes.
+            with resumed_folder(folder.path) as folder:
+                assert not list(folder.path.glob(".*.tmp"))
+                assert {*CHECKPOINTS} <= {*content(folder.path)}
+                folder.save(*outcome(stopped=stopped))
+        else:
+            finished += 1
+            tidy(folder.path)
+        assert content(folder.path) == whole, counted.taken[at - 1]
+    # After the report has its name: flushing the folder, and removing two checkpoints.
+    assert finished == (3 if stopped == "done" else 1)
+
+
+def test_a_failed_end_leaves_a_run_to_go_on_with(tmp_path):
+    for at in range(1, 42, 4):
+        folder = begun(tmp_path / str(at))
+        with FileSteps(folder.path, failing(at, 28))(), pytest.raises(RunFolderError) as refused:
+            folder.save(*outcome())
+        assert "No space left" in str(refused.value)
+        assert stopped_by(folder.path) == "unfinished"
+        assert {CONFIG, FINGERPRINT, STEPS, *CHECKPOINTS} <= {*content(folder.path)}
+
+
+def test_a_report_without_checksums_is_no_finished_run(tmp_path):
+    folder = begun(tmp_path)
+    folder.save(*outcome())
+    assert stopped_by(folder.path) == "done"
+    (folder.path / CHECKSUMS).unlink()
+    assert stopped_by(folder.path) == "unfinished"
+
+
+def test_tidying_takes_only_what_is_left_over(tmp_path):
+    folder = begun(tmp_path)
+    folder.save(*outcome())
+    for name in (*CHECKPOINTS, f".{REPORT_JSON}.17.tmp", ".notes.tmp", "notes.txt"):
+        (folder.path / name).write_text("left")
+    (tmp_path / ".run.12.aside").mkdir()
+    tidy(folder.path)
+    assert {*content(folder.path)} == {*FILES, LOCK, ".notes.tmp", "notes.txt"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (folder.path / CHECKPOINTS[0]).mkdir()
+    with pytest.raises(RunFolderError, match=f"{CHECKPOINTS[0]} is a directory"):
+        tidy(folder.path)
+    (folder.path / CHECKPOINTS[0]).rmdir()
+    (folder.path / FINGERPRINT).unlink()
+    with pytest.raises(RunFolderError, match=r"finished, but its fingerprint\.json is missing"):
+        tidy(folder.path)
+
+
+def test_a_page_written_again_has_its_checksum(tmp_path):
+    folder = begun(tmp_path)
+    folder.save(*outcome())
+    before = read_checksums(folder.path)
+    with FileSteps(tmp_path)() as counted:
+        folder.write_page("<html>another")
+    after = read_checksums(folder.path)
+    assert after[REPORT_HTML] == hashlib.sha256(b"<html>another").hexdigest()
+    assert before | {REPORT_HTML: after[REPORT_HTML]} == after
+    for at in range(1, len(counted.taken) + 1):
+
+        def die(number, at=at):
+            if number == at:
+                raise DeathError
+
+        folder.write_page("<html>")
+        with FileSteps(tmp_path, die)(), pytest.raises(DeathError):
+            folder.write_page("<html>another")
+        # Perhaps none, never a wrong one.
+        digest = hashlib.sha256((folder.path / REPORT_HTML).read_bytes()).hexdigest()
+        assert read_checksums(folder.path).get(REPORT_HTML, digest) == digest
+
+
+def test_zeros_among_kept_weights_are_counted_where_the_report_counts_them():
+    def told(**zeros):
+        layer = LayerRecord("fc1", (2, 4), 8, 4, parameter="fc1.weight", **zeros)
+        return make_report(layers=(layer,), zeros_before=3)
+
+    weights = {"fc1.weight": torch.tensor([[0.0, 0, 0, 0], [1, -0.0, 2, 3]])}
+    assert not list(wrong_kept_zeros(weights, told(num_zero=5)))
+    for wrong in (4, 6):
+        assert len(list(wrong_kept_zeros(weights, told(num_zero=wrong)))) == 1
+    assert not list(wrong_kept_zeros(weights, told()))
+    assert not list(kept_zeros_told(told(num_zero=4)))
+    assert "1 weights that the mask keeps are zero" in next(kept_zeros_told(told(num_zero=5)))
+    assert "did not count zeros" in next(kept_zeros_told(told()))
+
+
+@pytest.mark.parametrize(
+    "line", ["0123  ../model.safetensors", "0123 model.safetensors", "0123  ", "  x", "0123  a/b"]
+)
+def test_checksums_of_anything_but_the_folders_files_are_refused(tmp_path, line):
+    (tmp_path / CHECKSUMS).write_text(f"ab  {CONFIG}\n{line}\n")
+    with pytest.raises(RunFolderError, match="no checksum of a file in the folder"):
+        read_checksums(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES, *CHECKPOINTS])
+def test_every_reader_refuses_what_is_no_file(tmp_path, name):
+    folder = begun(tmp_path)
+    folder.save(*outcome())
+    (folder.path / name).unlink(missing_ok=True)
+    os.mkfifo(folder.path / name)
+    for reader in (read_settings, read_run, tidy):
+        with pytest.raises(RunFolderError, match=f"{name} is a pipe"):
+            reader(folder.path)
+    for one, reader in (
+        (SCORES, read_scores),
+        (STEPS, read_steps),
+        (CHECKSUMS, read_checksums),
+        (REPORT_JSON, stopped_by),
+    ):
+        if one == name:
+            with pytest.raises(RunFolderError, match=f"{name} is a pipe"):
+                reader(folder.path)
 
 
 @pytest.mark.parametrize(

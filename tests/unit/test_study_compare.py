@@ -290,7 +290,7 @@ def test_a_pair_that_is_never_ready_is_tried_once(tmp_path):
         ({"samplers": []}, StudyError, "at least one sampler"),
         ({"budgets": []}, StudyError, "at least one budget"),
         ({"budgets": ["2"]}, StudyError, "0.5s, 100reads or 1000sweeps, not '2'"),
-        ({"budgets": ["0s"]}, StudyError, "not '0s'"),
+        ({"budgets": ["0s"]}, StudyError, "at least 0.001 and at most 1e+09, not 0.0"),
         ({"budgets": ["1.5reads"]}, StudyError, "whole number"),
         ({"budgets": ["1s", "1.0s"]}, StudyError, "given twice"),
         ({"samplers": ["nope"]}, UnknownSamplerError, "no sampler is called 'nope'"),
@@ -308,10 +308,14 @@ def test_a_pair_that_is_never_ready_is_tried_once(tmp_path):
             StudyError,
             "problem 'none' is empty",
         ),
-        ({"repeats": 0}, StudyError, "repeats and threads must be at least 1"),
+        ({"repeats": 0}, StudyError, "repeats must be a whole number from 1 to 10,000, not 0"),
         ({"clock": "sun"}, StudyError, "the clock is one of wall, cpu"),
         ({"time_limit": 0.5, "budgets": ["1s"]}, StudyError, "must exceed the longest budget"),
-        ({"prepare_limit": 0}, StudyError, "prepare_limit must be above 0"),
+        (
+            {"prepare_limit": 0},
+            StudyError,
+            "prepare_limit must be a number that is above 0 and at most 1e+09, not 0",
+        ),
     ],
 )
 def test_what_makes_no_study_is_refused_before_anything_is_written(

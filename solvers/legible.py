@@ -1,0 +1,53 @@
+"""Text as it can be shown: names from files and models on terminals, in figures and on pages."""
+
+from __future__ import annotations
+
+#: Characters of a name in a figure, where a longer one would leave no room for the curves.
+_IN_FIGURES = 48
+
+
+def legible(text: object, longest: int | None = None) -> str:
+    r"""``str(text)`` on one line, with an escape for each character that nobody can see.
+
+    Escaped are control characters (an escape sequence changes a terminal, and is not allowed in
+    an SVG), lone surrogates (no encoding has them), marks that turn the direction of writing, and
+    whatever else Python's ``repr`` escapes in a string.
+
+    Args:
+        text: anything; text stays as it is where it can be read.
+        longest: characters, at least 8; more are cut out of the middle. None = all are shown.
+
+    Example:
+        >>> print(legible("fc\x1b[31m1"), legible("na\u00efve"), legible("0123456789", longest=8))
+        fc\x1b[31m1 naïve 0123…789
+    """
+    shown = "".join(c if c.isprintable() else _escape(c) for c in _cut(str(text), longest))
+    return _cut(shown, longest)
+
+
+def in_figure(text: object, longest: int = _IN_FIGURES) -> str:
+    r"""`legible` text that Matplotlib shows as it is: no dollar begins a formula.
+
+    Example:
+        >>> print(in_figure(r"$\frac"))
+        \$\frac
+    """
+    shown = legible(text, longest).replace("$", r"\$")
+    # Legends leave out what begins with an underscore.
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def shown_on_page(value: object) -> object:
+    """What Jinja puts into a page for ``value``, before it escapes what is HTML in it."""
+    return legible(value) if type(value) is str else value
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _cut(text: str, longest: int | None) -> str:
+    if longest is None or len(text) <= longest:
+        return text
+    head = longest // 2
+    return f"{text[:head]}…{text[len(text) - (longest - head - 1) :]}"

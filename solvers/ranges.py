@@ -1,0 +1,136 @@
+"""The ranges of the numbers that can be asked for: pydantic's types, and one sentence for each.
+
+Upper bounds are where more cannot be meant, because it would not end, or not fit anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, get_args
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from solvers.legible import legible
+
+#: The largest seed: what numpy, torch, compiled kernels and JSON of 64 bits have room for.
+MAX_SEED = 2**63 - 1
+#: The most threads: what OpenMP starts anywhere. With 100,000 it ends the process.
+MAX_THREADS = 1024
+#: The longest time, seconds: 30 years. Clocks of processes and locks overflow soon after.
+MAX_SECONDS = 1e9
+#: The most of a thing that is counted, where nothing else bounds it: indices of 32 bits.
+MAX_COUNT = 2**31 - 1
+#: The most steps of one run: each is a record in memory and a line of the report, and takes
+#: milliseconds at the least, so that a million are a gigabyte and hours.
+MAX_STEPS = 1_000_000
+
+
+def _no_truth(value: Any) -> Any:
+    # Python's True is 1, and `stages: yes` in a file is a mistake.
+    if isinstance(value, bool):
+        raise ValueError("a truth value is no number")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth)
+
+Seed = Annotated[int, NUMBER, Field(ge=0, le=MAX_SEED)]
+Threads = Annotated[int, NUMBER, Field(ge=1, le=MAX_THREADS)]
+Seconds = Annotated[float, NUMBER, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+#: A limit of time that may be none at all.
+Limit = Annotated[float, NUMBER, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Gigabytes = Annotated[float, NUMBER, Field(gt=0, le=1e9, allow_inf_nan=False)]
+#: How many of something there are: at least none, one, two.
+Count = Annotated[int, NUMBER, Field(ge=0, le=MAX_COUNT)]
+Number = Annotated[int, NUMBER, Field(ge=1, le=MAX_COUNT)]
+Pair = Annotated[int, NUMBER, Field(ge=2, le=MAX_COUNT)]
+#: Steps of a run, one at least, or none.
+Steps = Annotated[int, NUMBER, Field(ge=1, le=MAX_STEPS)]
+FurtherSteps = Annotated[int, NUMBER, Field(ge=0, le=MAX_STEPS)]
+#: Timings of one thing; a median needs three, and says no more after thousands.
+Timings = Annotated[int, NUMBER, Field(ge=3, le=10_000)]
+#: Runs of a study that differ in their seed; each is a row in memory.
+Repeats = Annotated[int, NUMBER, Field(ge=1, le=10_000)]
+
+
+def checked(kind: Any, value: Any, name: str) -> Any:
+    """``value``, if it is a number of a ``kind``; text and broken whole numbers are none.
+
+    Args:
+        kind: one of the types here.
+        value: what was given.
+        name: what it is called where it was given, for the message.
+
+    Raises:
+        ValueError: it is out of range, or no number; one line with the range.
+
+    Example:
+        >>> checked(Threads, 100000, "threads")
+        Traceback (most recent call last):
+        ValueError: threads must be a whole number from 1 to 1,024, not 100000
+    """
+    try:
+        return _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{name} must be {told(kind)}, not {quoted(value)}") from error
+
+
+def told(kind: Any, *more: Any) -> str:
+    """The numbers that a type takes, in words; "" for a type that is no range.
+
+    Args:
+        kind: the type.
+        more: what bounds it besides, as pydantic has it beside a field's type.
+
+    Example:
+        >>> told(Seconds)
+        'a number that is above 0 and at most 1e+09'
+    """
+    ends: list[str] = []
+    for mark in (*_marks(kind), *more):
+        if isinstance(mark, Gt):
+            ends.append(f"above {_shown(mark.gt)}")
+        elif isinstance(mark, Ge):
+            ends.append(f"at least {_shown(mark.ge)}")
+        elif isinstance(mark, Lt):
+            ends.append(f"below {_shown(mark.lt)}")
+        elif isinstance(mark, Le):
+            ends.append(f"at most {_shown(mark.le)}")
+    if not ends:
+        return ""
+    if int in {kind, *_parts(kind)}:
+        low, high = (end.removeprefix("at least ").removeprefix("at most ") for end in ends)
+        return f"a whole number from {low} to {high}"
+    return "a number that is " + " and ".join(ends)
+
+
+def quoted(value: Any) -> str:
+    """A value as a message shows it."""
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes no more than some thousand digits.
+        shown = "a number of thousands of digits"
+    return legible(shown, 60)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    for part in get_args(kind):
+        yield part
+        yield from _parts(part)
+
+
+def _marks(kind: Any) -> Iterator[Any]:
+    for part in _parts(kind):
+        yield part
+        yield from getattr(part, "metadata", ())
+
+
+def _shown(bound: Any) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
