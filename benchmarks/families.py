@@ -332,7 +332,8 @@ def features(total: int, count: int, seed: int) -> tuple[QuadraticProblem, None]
     factors = rng.normal(size=(300, max(2, total // 5)))
     data = factors @ rng.normal(size=(factors.shape[1], total)) + 2 * rng.normal(size=(300, total))
     target = factors @ rng.normal(size=factors.shape[1])
-    correlations = np.abs(np.corrcoef(np.column_stack([data, target]).T))
+    # Rounded, as are covariances below: the last digits of a product depend on the machine.
+    correlations = np.abs(np.corrcoef(np.column_stack([data, target]).T)).round(6)
     redundancy = correlations[:-1, :-1] - np.eye(total)
     return QuadraticProblem(-correlations[:-1, -1], redundancy / count, counts=count), None
 
@@ -342,6 +343,7 @@ def portfolio(assets: int, count: int, seed: int) -> tuple[QuadraticProblem, Non
     rng = np.random.default_rng(seed)
     loadings = rng.normal(size=(assets, 10)) * 0.1
     covariance = loadings @ loadings.T + np.diag(rng.uniform(0.01, 0.09, assets))
+    covariance = covariance.round(6)
     returns = 0.05 + 0.05 * rng.normal(size=assets)
     return QuadraticProblem(-returns / count, 4 * covariance / count**2, counts=count), None
 
