@@ -57,6 +57,8 @@ class Job:
 JOBS = (
     Job("study", "benchmarks.study --data {data}/qubo --output {out}/study", "--short",
         needs=("qubo",)),
+    Job("defaults", "benchmarks.defaults --data {data}/qubo --output {out}/defaults",
+        "--only tour knapsack glass --limits 0.1s", "--limits 0.1s 1s 10s", needs=("qubo",)),
     Job("end-to-end", "benchmarks.end_to_end_study --data {data} --output {out}/end_to_end",
         "--only mlpnet --repeats 1", needs=NETWORKS),
     Job("language", "benchmarks.language --model {data}/tinyllama-wikitext2 "
