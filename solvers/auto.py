@@ -7,7 +7,7 @@ The rules are one table, `RULES`; the first that fits decides. Each names the fa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,27 +34,26 @@ class Shape:
 
     Attributes:
         size: number of variables.
-        density: share of the pairs of variables that are coupled.
+        neighbours: variables that one is coupled with, on average.
         counts: whether there are exact counts.
     """
 
     size: int
-    density: float
+    neighbours: float
     counts: bool
 
     @classmethod
     def of(cls, problem: QuadraticProblem) -> Shape:
-        """The shape of ``problem``; one pass over it."""
+        """The shape of ``problem``; one pass over it at most."""
         size, quadratic = problem.num_variables, problem.quadratic
-        pairs = max(1, size * (size - 1))
         if isinstance(quadratic, Sparse):
             coupled = quadratic.matrix.nnz - np.count_nonzero(quadratic.diagonal())
         elif size <= _COUNTED:
             matrix = quadratic.dense()
             coupled = np.count_nonzero(matrix) - np.count_nonzero(np.diagonal(matrix))
         else:
-            coupled = pairs  # a large matrix that is not kept as a sparse one is full
-        return cls(size, coupled / pairs, problem.counts is not None)
+            coupled = size * size  # a large matrix that is not kept as a sparse one is full
+        return cls(size, coupled / max(1, size), problem.counts is not None)
 
 
 # Dense matrices up to this size are looked through for zeros.
@@ -68,12 +67,12 @@ class Step:
     Attributes:
         sampler: which.
         share: of the time that is left when it begins; it starts from what is best by then.
-        options: where there is no time limit.
+        effort: its options where there is no time limit, for a problem of so many variables.
     """
 
     sampler: TimedSampler
-    share: float = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    share: float
+    effort: Callable[[int], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -93,53 +92,65 @@ class Rule:
     study: str
 
 
-_TABU = {"num_reads": 3, "num_restarts": 30}
-_ANNEAL = {"num_reads": 5}
-_PROOF = {"max_nodes": 5_000}
+def _tabu(size: int) -> dict[str, Any]:
+    return {"num_reads": 3, "num_restarts": min(300, max(30, 60_000 // size))}
+
+
+def _anneal(size: int) -> dict[str, Any]:
+    return {"num_reads": min(50, max(5, 10_000 // size))}
+
+
+def _relax(size: int) -> dict[str, Any]:
+    return {"num_reads": 10}
+
+
+def _proof(size: int) -> dict[str, Any]:
+    return {"max_nodes": 5_000}
+
+
+def _nothing(size: int) -> dict[str, Any]:
+    return {}
+
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "at most 16 variables",
         lambda shape: shape.size <= 16,
-        (Step(Enumeration()),),
+        (Step(Enumeration(), 1.0, _nothing),),
         "every family: all states take a few milliseconds",
     ),
     Rule(
         "exact counts, at most 100 variables",
         lambda shape: shape.counts and shape.size <= 100,
-        (Step(Relax(), 0.3, {"num_reads": 10}), Step(Exact(), 1.0, _PROOF)),
+        (Step(Relax(), 0.3, _relax), Step(Exact(), 1.0, _proof)),
         "fisher n = 64, features: proved within 0.1 s",
     ),
     Rule(
         "exact counts",
         lambda shape: shape.counts,
-        (Step(Relax(), 1.0, {"num_reads": 10}),),
+        (Step(Relax(), 1.0, _relax),),
         "fisher, features, portfolio: best of all at 1 s, swap moves 1 to 100 times further off",
     ),
     Rule(
         "at most 64 variables",
         lambda shape: shape.size <= 64,
-        (Step(SwapTabu(), 0.5, _TABU), Step(Exact(), 1.0, _PROOF)),
+        (Step(SwapTabu(), 0.75, _tabu), Step(Exact(), 1.0, _proof)),
         "tour, knapsack, assignment, coloring, mean-field: swap-tabu at 0.1 s; exact proves chains "
         "and assignments, from a good state only",
     ),
     Rule(
-        "sparse: at most 7 % of the pairs coupled",
-        lambda shape: shape.density <= 0.07,
-        (Step(SwapAnnealing(), 1.0, _ANNEAL),),
-        "glass, torus, loops, processor, gset, sparse: swap-anneal best at 1 s on every one",
+        "at most 24 neighbours each",
+        lambda shape: shape.neighbours <= 24,
+        (Step(SwapAnnealing(), 1.0, _anneal),),
+        "glass, torus, loops, processor, gset, sparse: swap-anneal best at 1 s on every one; "
+        "strictly ahead up to 20 neighbours",
     ),
     Rule(
-        "in between: at most 30 % of the pairs coupled",
-        lambda shape: shape.density <= 0.30,
-        (Step(SwapTabu(), 0.5, _TABU), Step(SwapAnnealing(), 1.0, _ANNEAL)),
-        "orlib, cut, max-2sat: both reach the best at 0.1 s",
-    ),
-    Rule(
-        "dense",
+        "more neighbours",
         lambda shape: True,
-        (Step(SwapTabu(), 1.0, _TABU),),
-        "tour, knapsack, cut, mean-field, orlib: swap-tabu alone reaches the best of each at 1 s",
+        (Step(SwapTabu(), 1.0, _tabu),),
+        "tour, knapsack, cut, mean-field, orlib: swap-tabu reaches the best of each at 1 s; "
+        "strictly ahead from 27 neighbours",
     ),
 )
 
@@ -201,7 +212,8 @@ def _answer(
     kind = step.sampler.Options
     wanted = {"num_reads": asked.num_reads, "seed": asked.seed, "time_limit": asked.time_limit}
     given = {name: value for name, value in wanted.items() if value is not None}
-    options = {**(step.options if asked.time_limit is None else {}), **given}
+    effort = step.effort(problem.num_variables) if asked.time_limit is None else {}
+    options = {**effort, **given}
     known = {name: value for name, value in options.items() if name in kind.model_fields}
     own = read_options(type(step.sampler).__name__, kind, known)
     return step.sampler._search(problem, own, start, deadline.part(step.share))

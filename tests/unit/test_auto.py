@@ -36,13 +36,10 @@ def thinned(n, share):
         (dense(30, 10), "exact counts, at most 100 variables", None),
         (QuadraticProblem(np.zeros(200), LowRank(np.eye(3, 200)), counts=9), "exact counts", None),
         (dense(40), "at most 64 variables", ["SwapTabu", "Exact"]),
-        (ring(300), "sparse: at most 7 % of the pairs coupled", ["SwapAnnealing"]),
-        (
-            thinned(200, 0.1),
-            "in between: at most 30 % of the pairs coupled",
-            ["SwapTabu", "SwapAnnealing"],
-        ),
-        (dense(100), "dense", ["SwapTabu"]),
+        (ring(300), "at most 24 neighbours each", ["SwapAnnealing"]),
+        (thinned(200, 0.1), "at most 24 neighbours each", ["SwapAnnealing"]),
+        (thinned(200, 0.15), "more neighbours", ["SwapTabu"]),
+        (dense(100), "more neighbours", ["SwapTabu"]),
         (QuadraticProblem([], np.zeros((0, 0))), "at most 16 variables", ["Enumeration"]),
     ],
 )
