@@ -36,6 +36,7 @@ LACKING = {
 ASKED_FOR = {
     ("qprune/folder.py", "os.O_DIRECTORY"),
     ("solvers/study/worker.py", "time.clock_gettime"),
+    ("solvers/testing.py", "signal.pthread_kill"),
 }
 
 # Only what our own modules import is refused: others have their own versions for Windows.

@@ -6,7 +6,7 @@ import time
 import dimod
 import numpy as np
 import pytest
-from ctrl_c import ctrl_c
+from interrupting import interrupt_after
 
 from solvers import get_sampler
 from solvers.errors import (
@@ -260,9 +260,9 @@ def test_what_cannot_be_sent_runs_on_a_thread_that_is_not_waited_for():
 def test_an_interrupt_gives_what_was_found(name):
     sampler, bqm = get_sampler(name), model(60)
     one = sampler.sample(bqm, num_reads=1, seed=5).first.energy
-    with ctrl_c(1.5) as sent:
+    with interrupt_after(1.5) as sent:
         answer = sampler.sample(bqm, num_reads=10**7, seed=5)
-    assert time.monotonic() - sent[0] < 20
+    assert time.perf_counter() - sent[0] < 20
     assert answer.info["interrupted"] is True
     assert "instead" not in answer.info
     assert 10 < len(answer) < 10**7
@@ -270,9 +270,9 @@ def test_an_interrupt_gives_what_was_found(name):
 
 
 def test_interrupted_before_anything_was_found():
-    with ctrl_c(0.5) as sent:
+    with interrupt_after(0.5) as sent:
         answer = ForeignSampler(Slow(3600.0)).sample(model(12))
-    assert time.monotonic() - sent[0] < 20
+    assert time.perf_counter() - sent[0] < 20
     assert answer.info["interrupted"] is True
     assert answer.info["instead"] == "swap descent"
 

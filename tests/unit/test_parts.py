@@ -5,7 +5,7 @@ import time
 import dimod
 import numpy as np
 import pytest
-from ctrl_c import ctrl_c
+from interrupting import interrupt_after
 
 from solvers import LowRank, QuadraticProblem, Solution, Sparse, roof
 from solvers.clock import Deadline
@@ -115,9 +115,9 @@ def test_an_interrupted_decomposition_returns_the_best_so_far():
     start = repair(problem, np.zeros(200))
     sampler = Decompose("greedy", size=20)
     sampler.sample_problem(problem, seed=1)  # compiled
-    with ctrl_c(1.0) as sent:
+    with interrupt_after(1.0) as sent:
         solution = sampler.sample_problem(problem, seed=1, num_reads=10**7, initial_states=start)
-    assert time.monotonic() - sent[0] < 10
+    assert time.perf_counter() - sent[0] < 10
     assert solution.info["interrupted"] is True
     assert problem.feasible(solution.samples).all()
     assert solution.energy < problem.energy(start[0])

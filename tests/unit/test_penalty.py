@@ -6,7 +6,7 @@ import dimod
 import dimod.testing
 import numpy as np
 import pytest
-from ctrl_c import ctrl_c
+from interrupting import interrupt_after
 from scipy import sparse
 
 from solvers import CardinalityPenalty, LagrangeCardinality, QuadraticProblem, Sparse, get_sampler
@@ -168,9 +168,9 @@ def test_an_interrupted_solve_returns_the_best_so_far(composite):
     problem = convex_problem(6, 1, counts=1)
     child = Slow(enough=99)
     CardinalityPenalty(Stubborn(1)).sample_problem(problem)  # compiled
-    with ctrl_c(1.0) as sent:
+    with interrupt_after(1.0) as sent:
         solution = composite(child).sample_problem(problem)
-    assert time.monotonic() - sent[0] < 10
+    assert time.perf_counter() - sent[0] < 10
     assert solution.info["interrupted"] is True
     assert len(solution.info["penalty"]["rounds"]) == 2
     assert problem.feasible(solution.samples).all()
@@ -183,11 +183,11 @@ def test_interrupted_before_anything_was_found_swap_descent_answers():
 
     problem = convex_problem(6, 1, counts=1)
     start = repair(problem, np.zeros(6))
-    with ctrl_c(0.5):
+    with interrupt_after(0.5):
         solution = CardinalityPenalty(Never(1)).sample_problem(problem)
     assert solution.info["instead"] == "swap descent: Never found nothing in time"
     assert problem.feasible(solution.samples).all()
-    with ctrl_c(0.5):
+    with interrupt_after(0.5):
         kept = CardinalityPenalty(Never(1)).sample_problem(problem, initial_states=start)
     assert kept.sample.tolist() == start[0].tolist()
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from ctrl_c import ctrl_c
+from interrupting import interrupt_after
 
 from solvers import QuadraticProblem
 from solvers.clock import Deadline
@@ -261,9 +261,9 @@ def test_an_interrupt_ends_with_the_best_so_far(sampler):
     start = repair(problem, np.zeros(300))
     greedy = Greedy().sample_problem(problem, seed=0).energy
     sampler.sample_problem(problem, num_reads=1, seed=0)  # compiled
-    with ctrl_c(2.0) as sent:
+    with interrupt_after(2.0) as sent:
         solution = sampler.sample_problem(problem, seed=0, num_reads=10**7, initial_states=start)
-    assert time.monotonic() - sent[0] < 10
+    assert time.perf_counter() - sent[0] < 10
     assert solution.info["interrupted"] is True
     assert problem.feasible(solution.samples).all()
     assert solution.energy <= greedy
