@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from solvers import QuadraticProblem, get_sampler
@@ -36,7 +37,7 @@ def hard(tmp_path_factory):
 
 
 def interrupted(number, hard, *arguments):
-    """A run that gets the signal a second after its search has begun."""
+    """A run that gets the signal once its search has had a second of the processor."""
     # Says when the search begins: a busy machine takes seconds to import.
     code = """
 import sys
@@ -52,7 +53,10 @@ main()
     command = [sys.executable, "-c", code, "solve", str(hard), *arguments, "--json"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stderr.readline() == "searching\n"
-    time.sleep(1.0)
+    process = psutil.Process(running.pid)
+    begun = process.cpu_times().user
+    while process.cpu_times().user < begun + 1.0:
+        time.sleep(0.05)
     running.send_signal(number)
     sent = time.perf_counter()
     shown, said = running.communicate(timeout=60)
