@@ -27,6 +27,8 @@ TOLERANCE = 1e-10
 _EPS = float(np.finfo(np.float64).eps)
 # Sums of integers up to here are exact, and a sixteenth of one is no matter of rounding.
 _EXACT = 2.0**48
+# Of the rounding of one sum; twice what a bound takes off for its own sums, on either side.
+_FACTOR = 32.0
 # Rows of a dense matrix looked at together.
 _ROWS = 256
 
@@ -142,7 +144,7 @@ def magnitude(problem: QuadraticProblem) -> float:
 
 def rounding(problem: QuadraticProblem) -> float:
     """What a difference of two energies, or of an energy and a bound, can be off by rounding."""
-    return 16.0 * (problem.num_variables + 64) * _EPS * magnitude(problem)
+    return _FACTOR * (problem.num_variables + 64) * _EPS * magnitude(problem)
 
 
 def _rounding_at_most(problem: QuadraticProblem) -> float:
@@ -155,7 +157,7 @@ def _rounding_at_most(problem: QuadraticProblem) -> float:
     if not 1e-200 < squares < 1e200:
         return float("inf")
     size = float(np.abs(problem.linear).sum()) + 0.5 * n * float(np.sqrt(squares))
-    return 16.0 * (n + 64) * _EPS * size
+    return _FACTOR * (n + 64) * _EPS * size
 
 
 def energy_step(problem: QuadraticProblem) -> float:
