@@ -28,6 +28,7 @@ from solvers.errors import MissingPackageError
 from solvers.foreign import refuse_unknown
 from solvers.gap import rounding
 from solvers.memory import require_memory
+from solvers.options import TimedOptions, read_options
 from solvers.presolve import sign_bound
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import Floats, Sparse
@@ -233,7 +234,9 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
         """
         refuse_unknown(type(self).__name__, options, self.options)
         given = given_states(problem, options.get("initial_states"))
-        with running(options.get("time_limit")) as deadline:
+        limit = {"time_limit": options.get("time_limit")}
+        asked = read_options(type(self).__name__, TimedOptions, limit)
+        with running(asked.time_limit) as deadline:
             bare = problem.with_linear(problem.linear, 0.0)
             found = self._sampled(bare, given, options, deadline)
         if deadline.interrupted:
