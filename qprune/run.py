@@ -365,14 +365,12 @@ def read_settings(path: Path) -> RunSettings:
         RunFolderError: no run is there, or its settings cannot be read.
     """
     refuse_irregular(path / name for name in OURS)
+    if not (path / CONFIG).exists():
+        raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
         values = read_plain_yaml(path / CONFIG)
         # Only language models are pruned by one of several methods.
         return LanguageSettings(**values) if "method" in values else Settings(**values)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RunFolderError(
-            f"{path} holds no run: {CONFIG} is missing; give a prune's --output"
-        ) from error
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from pydantic import Field
 
@@ -30,6 +32,9 @@ class Random(TimedSampler):
     """
 
     Options = RandomOptions
+
+    def _first(self, *_: Any) -> None:
+        """Nothing that is better than chance."""
 
     def _search(
         self,

@@ -99,8 +99,9 @@ class Text:
             elif line:
                 data, *behind = _BEHIND.split(line, maxsplit=1)
                 comments += [(number, words.strip()) for words in behind]
-                numbers.append(number)
-                rows.append(data.replace(",", " ").strip())
+                if data := data.replace(",", " ").strip():
+                    numbers.append(number)
+                    rows.append(data)
         return comments, numbers, rows
 
     @property

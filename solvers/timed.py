@@ -58,7 +58,7 @@ class TimedSampler(CountingSampler):
             stamps.append(time.perf_counter_ns())
             # A constant must not change an answer, so that no search sees one.
             bare = problem.with_linear(problem.linear, 0.0) if problem.offset else problem
-            first = None if asked.time_limit is None else _first(bare, asked, deadline)
+            first = None if asked.time_limit is None else self._first(bare, asked, deadline)
             if first is not None and deadline.remaining < deadline.kept_back:
                 # Setting up a search would take longer than there is.
                 states = first if given is None else np.concatenate([first, given])
@@ -85,6 +85,17 @@ class TimedSampler(CountingSampler):
         """The options as an object of `Options`."""
         return read_options(type(self).__name__, self.Options, options)
 
+    def _first(
+        self, problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline
+    ) -> States | None:
+        """What `Greedy` answers for the same seed; the time of its evaluation is kept back."""
+        state = random_states(problem, 1, np.random.default_rng(asked.randomness))
+        state = descend(problem, state, deadline=deadline)
+        before = deadline.elapsed
+        problem.energies(state)
+        deadline.kept_back = EVALUATIONS_AFTER * (deadline.elapsed - before)
+        return state
+
     @abstractmethod
     def _search(
         self,
@@ -94,13 +105,3 @@ class TimedSampler(CountingSampler):
         deadline: Deadline,
     ) -> Solution:
         """Solve; ``asked`` is an object of the sampler's `Options`, ``given`` are its states."""
-
-
-def _first(problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline) -> States:
-    """What `Greedy` answers for the same seed; the time of its evaluation is kept back."""
-    state = random_states(problem, 1, np.random.default_rng(asked.randomness))
-    state = descend(problem, state, deadline=deadline)
-    before = deadline.elapsed
-    problem.energies(state)
-    deadline.kept_back = EVALUATIONS_AFTER * (deadline.elapsed - before)
-    return state

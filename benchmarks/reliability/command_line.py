@@ -157,6 +157,7 @@ BASES: dict[str, tuple[str, ...]] = {
     "measure": ("model",),
     "hold": ("model", "--mask", "run", "--output", "held"),
     "samplers": (),
+    "formats": (),
     "solve": ("problem.qubo", "--time-limit", "0.05"),
     "compare": ("problem.qubo", "--sampler", "greedy", "--budget", "1reads", "--repeats", "1"),
 }

@@ -106,7 +106,8 @@ def test_limits_are_kept_and_greedy_is_reached(name, num_reads):
     assert time.process_time() - cpu < 0.6
     assert problem.feasible(solution.samples).all()
     greedy = get_sampler("greedy").sample_problem(problem, seed=1)
-    assert solution.energy <= greedy.energy
+    # Random states are the floor that others are held against.
+    assert (solution.energy <= greedy.energy) is (name != "random")
     timing = solution.info["timing"]
     assert all(timing[part] >= 0 for part in timing)
     assert set(timing) == {"preprocessing_ns", "sampling_ns", "postprocessing_ns"}

@@ -232,4 +232,4 @@ def test_only_loaders_that_run_no_code_are_used():
             assert not re.search(pattern, path.read_text()), f"{what} in {path}"
     # Between processes of one run, and nowhere else.
     unpickling = {path.name for path in sources if "pickle.loads(" in path.read_text()}
-    assert unpickling == {"ranks.py", "worker.py"}
+    assert unpickling == {"foreign.py", "ranks.py", "worker.py"}
