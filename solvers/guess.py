@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from pydantic import Field
 
 from solvers.clock import Deadline
-from solvers.options import Count, SamplerOptions
+from solvers.options import Count, SamplerOptions, TimedOptions
 from solvers.problem import QuadraticProblem
 from solvers.reads import Answers
 from solvers.sampler import States, random_states
@@ -33,8 +31,11 @@ class Random(TimedSampler):
 
     Options = RandomOptions
 
-    def _first(self, *_: Any) -> None:
+    def _first(
+        self, problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline
+    ) -> States | None:
         """Nothing that is better than chance."""
+        return None
 
     def _search(
         self,
