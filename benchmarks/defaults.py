@@ -250,7 +250,7 @@ class AsUsersCall(CountingSampler):
     def sample_problem(
         self, problem: QuadraticProblem, *, time_limit: float = SHORT, seed: int = 0
     ) -> Solution:
-        """What the sampler answers."""
+        """The sampler's answer."""
         with mock.patch.object(time, "perf_counter", time.process_time):
             return self._sampler.sample_problem(problem, time_limit=time_limit, seed=seed)
 
@@ -262,7 +262,7 @@ def setting(name: str) -> tuple[str, Any, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Tables:
-    """What a study of defaults says, as Markdown."""
+    """The tables of a study of defaults, as Markdown."""
 
     study: Study
 

@@ -115,13 +115,13 @@ def solve(
     chosen, options = configured(
         sampler, parse_options(sampler_option or []), seed=seed, time_limit=time_limit
     )
-    reading = read_file(instance, count, maximize, format)
-    problem = reading.problem
     console = terminal(stderr=True)
-    began = time.process_time()
-    with terminable(), logged(console), Waiting(f"solving with {sampler}", console):
+    with terminable(), logged(console):
         try:
-            solution = chosen.sample_problem(problem, **options)
+            reading = read_file(instance, count, maximize, format)
+            problem, began = reading.problem, time.process_time()
+            with Waiting(f"solving with {sampler}", console):
+                solution = chosen.sample_problem(problem, **options)
         except KeyboardInterrupt:
             typer.echo("qprune: interrupted before anything was found", err=True)
             raise typer.Exit(INTERRUPTED) from None

@@ -168,9 +168,7 @@ class Auto(TimedSampler):
         ([0, 1, 1], True, ['Enumeration'])
     """
 
-    @property
-    def properties(self) -> dict[str, Any]:
-        return {**super().properties, "bound": True}
+    bounds = True
 
     def _search(
         self,
@@ -221,9 +219,13 @@ def _answer(
 
 def _both(problem: QuadraticProblem, one: Solution, other: Solution) -> Solution:
     """The best samples and the higher bound of two answers."""
+    samples = np.concatenate([one.samples, other.samples])
+    energies = np.concatenate([one.energies, other.energies])
+    best = np.argsort(energies, kind="stable")[:_MOST_KEPT]
     return Solution.of(
         problem,
-        np.concatenate([one.samples, other.samples])[:_MOST_KEPT],
+        samples[best],
+        energies=energies[best],
         lower_bound=max(one.lower_bound, other.lower_bound),
         info={**one.info, **other.info},
     )

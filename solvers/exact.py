@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,9 +89,7 @@ class Exact(TimedSampler):
 
     Options = ExactOptions
 
-    @property
-    def properties(self) -> dict[str, Any]:
-        return {**super().properties, "bound": True}
+    bounds = True
 
     def _search(
         self,
@@ -365,9 +362,7 @@ class Enumeration(TimedSampler):
 
     Options = TimedOptions
 
-    @property
-    def properties(self) -> dict[str, Any]:
-        return {**super().properties, "bound": True}
+    bounds = True
 
     def _search(
         self,

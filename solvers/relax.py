@@ -77,9 +77,7 @@ class Relax(TimedSampler):
 
     Options = RelaxOptions
 
-    @property
-    def properties(self) -> dict[str, Any]:
-        return {**super().properties, "bound": True}
+    bounds = True
 
     def _search(
         self,

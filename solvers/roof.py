@@ -218,10 +218,7 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
         names = set(self._child.parameters) - {"cardinality", "groups"}
         return dict.fromkeys(sorted(names), "as in the child")
 
-    @property
-    def properties(self) -> dict[str, Any]:
-        """What the composite can do."""
-        return {**super().properties, "bound": True}
+    bounds = True
 
     def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
         """The child's answer, with what roof duality knows.

@@ -27,6 +27,8 @@ class CountingSampler(dimod.Sampler):
 
     #: Option name -> one line of help. Also what `parameters` lists.
     options: ClassVar[Mapping[str, str]] = {}
+    #: Whether it answers with a lower bound.
+    bounds: ClassVar[bool] = False
     #: Reads where neither a number nor a time limit is given.
     default_reads: ClassVar[int] = 1
 
@@ -40,7 +42,7 @@ class CountingSampler(dimod.Sampler):
         """What the sampler can do."""
         return {
             "counts": True,
-            "bound": False,
+            "bound": self.bounds,
             "initial_states": "initial_states" in self.options,
             "options": dict(self.options),
         }
@@ -125,30 +127,13 @@ def given_states(problem: QuadraticProblem, initial_states: Any) -> States | Non
     """
     if initial_states is None:
         return None
-    return checked_states(problem, states_of(initial_states, problem.variables))
-
-
-def checked_states(problem: QuadraticProblem, initial_states: ArrayLike | None) -> States | None:
-    """``initial_states`` as (k, n) int8 with exact counts, or None.
-
-    Raises:
-        InvalidOptionError: wrong shape, values other than 0 and 1, or wrong counts.
-    """
-    if initial_states is None:
-        return None
-    states = np.atleast_2d(np.asarray(initial_states))
-    if states.shape[1] != problem.num_variables:
-        raise InvalidOptionError(
-            f"initial_states have {states.shape[1]} variables, the problem {problem.num_variables}"
-        )
-    if not np.isin(states, (0, 1)).all():
-        raise InvalidOptionError("initial_states must hold 0 and 1 only")
+    states = states_of(initial_states, problem.variables)
     wrong = np.flatnonzero(~problem.feasible(states))
     if wrong.size:
         raise InvalidOptionError(
             f"initial state {wrong[0]} does not have the problem's exact counts"
         )
-    return np.ascontiguousarray(states, dtype=np.int8)
+    return states
 
 
 def random_states(problem: QuadraticProblem, num: int, rng: np.random.Generator) -> States:

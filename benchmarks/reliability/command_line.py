@@ -108,7 +108,7 @@ ODD = (*NUMBERS, *TEXTS, *PATHS, *NAMES)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call came to.
+    """The outcome of one call.
 
     Attributes:
         argv: without the program's name.
@@ -124,7 +124,7 @@ class Outcome:
 
     @property
     def complaint(self) -> str:
-        """What is not in order; "" where all is."""
+        """The complaint about it; "" where all is in order."""
         lines = self.err.splitlines()
         if self.crash:
             return self.crash
@@ -142,7 +142,7 @@ class Outcome:
 
 # -- commands --------------------------------------------------------------------------------
 
-#: What each command needs to be in order; an odd option comes in the place of one of these.
+#: Arguments with which each command is in order; an odd one takes the place of one of these.
 BASES: dict[str, tuple[str, ...]] = {
     "prune": (
         *("--model", "tiny:model", "--data", "tiny:data", "--sparsity", "0.5", "--max-steps", "1"),

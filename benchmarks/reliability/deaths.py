@@ -46,7 +46,7 @@ from qprune.run import CONFIG, FILES, MASK, MODEL, REPORT_JSON, read_checksums
 from qprune.verify import verify_run
 from qprune.zoo import load_model
 
-#: What a run's folder must hold at its end, to the byte; all else tells of times.
+#: The files of a run's folder that must be the same to the byte; all else tells of times.
 SAME = (CONFIG, FINGERPRINT, MODEL, MASK)
 #: Exit code of a child in which something other than a death happened.
 _WRONG = 3

@@ -52,7 +52,7 @@ from qprune.verify import verify_run
 from qprune.zoo import load_model
 from solvers.errors import SolverError
 
-#: What a run's folder must hold at its end, to the byte.
+#: The files of a run's folder that must be the same to the byte.
 OUTCOME = (MODEL, MASK)
 _DRAWN = 25
 _SIZES = (0, 1, 8, 24, 40, 56, 72, 96, 128)

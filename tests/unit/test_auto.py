@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from solvers import LowRank, QuadraticProblem, Sparse, solve
-from solvers.auto import RULES, Auto
+from solvers import LowRank, QuadraticProblem, Solution, Sparse, solve
+from solvers.auto import RULES, Auto, _both
 from solvers.errors import InvalidProblemError
 from solvers.files import write_problem
 
@@ -69,6 +69,15 @@ def test_time_that_is_given_is_used_unless_the_optimum_is_proved():
     easy = solve(dense(12), time_limit=60.0, seed=0)
     assert easy.proved
     assert easy.info["timing"]["sampling_ns"] < 30e9
+
+
+def test_the_second_sampler_is_heard_where_the_first_has_a_hundred_answers():
+    problem = dense(40)
+    first = Solution.of(problem, np.zeros((100, 40), np.int8), lower_bound=-1e9)
+    best = solve(problem, "swap-tabu", seed=0)
+    both = _both(problem, first, best)
+    assert both.energy == best.energy < first.energy
+    assert len(both.samples) == 100
 
 
 def test_a_good_start_is_not_lost():
