@@ -98,6 +98,13 @@ class Sources:
             found[name] = Module(name, path, path.read_text(encoding="utf-8"))
         return dict(sorted(found.items()))
 
+    @cached_property
+    def parents(self) -> list[str]:
+        """Every folder with modules or packages in it, by dotted name."""
+        inits = {module.name for module in self.modules.values() if module.is_init}
+        above = (module.name.rpartition(".")[0] for module in self.modules.values())
+        return sorted(inits.union(name for name in above if name))
+
     def of(self, package: str) -> list[Module]:
         """The modules of one package."""
         return [m for m in self.modules.values() if (m.name + ".").startswith(package + ".")]
@@ -164,8 +171,7 @@ class Sources:
 
     def folder_circles(self) -> list[list[str]]:
         """Files and folders of one folder that import one another in a circle."""
-        parents = [m.name for m in self.modules.values() if m.is_init]
-        return [circle for parent in parents for circle in _circles(self.folders(parent))]
+        return [circle for parent in self.parents for circle in _circles(self.folders(parent))]
 
     def upward_imports(self, parent: str, levels: Levels) -> list[tuple[str, str]]:
         """Imports between what lies in ``parent`` that do not lead to a lower level."""
@@ -220,14 +226,11 @@ class Sources:
 
         An `__init__` file counts where it holds more than its docstring.
         """
-        sizes = {m.name: 0 for m in self.modules.values() if m.is_init}
+        inside = {name: set(self.folders(name)) - {name} for name in self.parents}
         for module in self.modules.values():
             if module.is_init and len(module.tree.body) > 1:
-                sizes[module.name] += 1
-            above = module.name.rpartition(".")[0]
-            if above:
-                sizes[above] += 1
-        return sizes
+                inside[module.name].add(module.name)
+        return {name: len(entries) for name, entries in inside.items()}
 
     def lines(self) -> Mapping[str, int]:
         """Lines by the folder they lie in, those of its own folders not counted again."""

@@ -23,7 +23,7 @@ LIMITS = {
     "entries in qprune": 94,  # asked: 18
     "entries in solvers": 88,  # asked: 18
     "entries in another folder": 21,  # asked: 10
-    "folders of another size": 5,  # asked: 0
+    "folders of another size": 3,  # asked: 0
     "body of prune": 100,  # asked: 60
     "another body": 100,  # asked: 40
     "entries to pruning": 4,  # asked: 1
