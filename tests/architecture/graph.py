@@ -174,10 +174,15 @@ class Sources:
         return [circle for parent in self.parents for circle in _circles(self.folders(parent))]
 
     def upward_imports(self, parent: str, levels: Levels) -> list[tuple[str, str]]:
-        """Imports between what lies in ``parent`` that do not lead to a lower level."""
+        """Modules in ``parent`` with what they import from its other parts, not levels below."""
         level = _level_by_name(parent, levels)
-        edges = self.folders(parent).edges
-        return [(a, b) for a, b in edges if a in level and b in level and level[b] >= level[a]]
+        part = {m.name: _child(m.name, parent) for m in self.of(parent)}
+        return [
+            (a, b)
+            for a, b in self.graph.edges
+            if part.get(a) in level and part.get(b) in level and part[a] != part[b]
+            if level[part[b]] >= level[part[a]]
+        ]
 
     def unplaced(self, parent: str, levels: Levels) -> list[str]:
         """What lies in ``parent`` and has no level, its `__init__` file aside."""

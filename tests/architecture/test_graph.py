@@ -25,7 +25,7 @@ def sources(tmp_path):
     [
         "from solvers.high import deep",
         "from solvers.high.deep import f",
-        "from solvers import high",
+        "from solvers.high.deep import f as g, h",
         "import solvers.high.deep",
         "def f():\n    import solvers.high.deep",
         "if TYPE_CHECKING:\n    from solvers.high.deep import f",
@@ -35,7 +35,7 @@ def test_an_upward_import_is_found_wherever_it_is_written(sources, text):
     made = sources(
         {"solvers/high/__init__.py": "", "solvers/high/deep.py": "", "solvers/low.py": text}
     )
-    assert made.upward_imports("solvers", LEVELS) == [("solvers.low", "solvers.high")]
+    assert made.upward_imports("solvers", LEVELS) == [("solvers.low", "solvers.high.deep")]
 
 
 def test_folders_of_one_level_may_not_import_one_another(sources):
