@@ -12,11 +12,9 @@ import argparse
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,8 @@ from torch import nn
 
 from benchmarks.reliability.workloads import workloads
 from benchmarks.scaling.rank_program import EXCHANGED, RUNS, launched
+from benchmarks.step_cost import network
+from benchmarks.timing import cpu_seconds
 from qprune.blocks import Boundary, Offer
 from qprune.checkpoint import Checkpoints, Snapshot
 from qprune.compensate import gauss_newton
@@ -73,26 +73,13 @@ class Row:
 
 def least(function: Callable[[], object], repeats: int = REPEATS) -> float:
     """Least CPU seconds of some calls."""
-    times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        function()
-        times.append(time.process_time() - began)
-    return min(times)
-
-
-def perceptron(width: int, depth: int) -> nn.Module:
-    """A ReLU network, 64 inputs, 10 outputs."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise([64, *[width] * depth, 10]):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return min(cpu_seconds(function)[0] for _ in range(repeats))
 
 
 def networks(folder: Path | None) -> Iterator[tuple[str, nn.Module, torch.Tensor, Layers]]:
     """(name, model, 64 samples or fewer, targeted weights), small and larger ones."""
     for width, depth in ((128, 2), (512, 2), (512, 8), (2048, 2), (2048, 4)):
-        model = perceptron(width, depth)
+        model = network(64, *[width] * depth, 10)
         yield f"MLP {depth} x {width}", model, torch.randn(256, 64), find_layers(model)
     for workload in workloads(folder) if folder else ():
         ignore = workload.options.get("ignore", ())
