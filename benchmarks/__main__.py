@@ -88,7 +88,8 @@ JOBS = (
     Job("checkpoints", "benchmarks.reliability.overhead", full="--data {data}"),
     Job("fuzz", "benchmarks.reliability.fuzz --crashes {out}/crashes", "--seconds 20",
         "--seconds 3600"),
-    Job("scaling", "benchmarks.scaling.simulate"),
+    Job("scaling", "benchmarks.scaling.measure --output {out}/measured.json",
+        full="--data {data}"),
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.pruning import settings_of
 from qprune.cli_compare import StudyBar, summary_table
 from qprune.config import make_settings
 from qprune.study import compare_pruning
@@ -32,15 +33,12 @@ class Part:
     """One network of the study.
 
     Attributes:
-        weights, data: file names in DATA, and the kind of data.
-        settings: for `qprune.config.make_settings`.
+        settings: besides model, weights and data, for `qprune.config.make_settings`.
         samplers: names.
         budgets: of one block.
         repeats: unless the command line says otherwise.
     """
 
-    weights: str
-    data: tuple[str, str]
     settings: dict[str, Any]
     samplers: tuple[str, ...]
     budgets: tuple[str, ...]
@@ -49,10 +47,7 @@ class Part:
 
 PARTS = {
     "mlpnet": Part(
-        "mlpnet_mnist.safetensors",
-        ("mnist", "mnist.npz"),
         {
-            "model": "mlpnet",
             "compensate": False,
             "samples_per_step": 800,
             "block_size": 512,
@@ -65,10 +60,7 @@ PARTS = {
         3,
     ),
     "resnet20": Part(
-        "resnet20_cifar10.safetensors",
-        ("cifar10", "cifar10_subset.npz"),
         {
-            "model": "resnet20",
             "normalization": "half",
             "start": "magnitude",
             "num_calibration_samples": 500,
@@ -87,13 +79,6 @@ PARTS = {
 }
 
 
-def settings_of(part: Part, data: Path) -> Any:
-    """The part's pruning run, at 95 %."""
-    kind, file = part.data
-    given = {"weights": data / part.weights, "data": f"{kind}:{data / file}", "sparsity": 0.95}
-    return make_settings(part.settings | given)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -106,7 +91,9 @@ def main() -> None:
         part, folder = PARTS[name], arguments.output / name
         with StudyBar(Console(stderr=True)) as bar:
             study = compare_pruning(
-                settings_of(part, arguments.data),
+                make_settings(
+                    part.settings | settings_of(name, arguments.data) | {"sparsity": 0.95}
+                ),
                 part.samplers,
                 part.budgets,
                 arguments.repeats or part.repeats,

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import argparse
 import resource
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -24,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.timing import cpu_seconds
 from qprune.layerwise import METHODS
 from qprune.layerwise.statistics import Moments, Quadratic, quadratic
 from qprune.threads import limited_threads
@@ -85,12 +85,6 @@ def inputs_like(tokens: int, inputs: int, generator: torch.Generator) -> tuple[T
     return dense + 0.1 * torch.randn(tokens, inputs, generator=generator) * scales, dense
 
 
-def timed(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
 def solve(method: str, moments: Moments, weights: Tensor, sparsity: float) -> float:
     """From sums to values; the error as a share of the outputs' energy."""
     strategy = METHODS[method]
@@ -131,13 +125,13 @@ def main() -> None:
             adding = 0.0
             for part in torch.full((tokens // 1024,), 1024).tolist() or [tokens]:
                 x, x0 = inputs_like(part, inputs, generator)
-                adding += timed(lambda x=x, x0=x0, m=moments: m.add(x, x0))
+                adding += cpu_seconds(lambda x=x, x0=x0, m=moments: m.add(x, x0))[0]
             seconds, error = [], 0.0
             few, many = (COMPARED[method] * rows for rows in arguments.rows)
             for rows in (few, many):
-                began = time.process_time()
-                error = solve(method, moments, weights[:rows], arguments.sparsity)
-                seconds.append(time.process_time() - began)
+                given = method, moments, weights[:rows], arguments.sparsity
+                spent, error = cpu_seconds(partial(solve, *given))
+                seconds.append(spent)
             cost = Cost.between(inputs, few, many, *seconds)
             hours = projected(cost, adding / moments.tokens) / 3600
             table.add_row(

@@ -99,16 +99,16 @@ _FILES = {
 }
 
 
+def settings_of(network: str, data: Path) -> dict[str, Any]:
+    """Model, weights and images of a network, all in folder ``data``."""
+    weights, kind, images = _FILES[network]
+    return {"model": network, "weights": data / weights, "data": f"{kind}{data / images}"}
+
+
 def run(row: Row, sparsity: float, seed: int, data: Path) -> dict[str, Any]:
     """One run: what `qprune prune --json` would print."""
-    weights, kind, images = _FILES[row.network]
-    given = row.settings | {
-        "model": row.network,
-        "weights": data / weights,
-        "data": f"{kind}{data / images}",
-        "sparsity": sparsity,
-        "seed": seed,
-    }
+    given = row.settings | settings_of(row.network, data)
+    given |= {"sparsity": sparsity, "seed": seed}
     with limited_threads(1):
         return summary(run_job(make_settings(given), augment=row.augment))
 

@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import dimod
 import numpy as np
 from dwave.samplers import SimulatedAnnealingSampler, TabuSampler
 
+from benchmarks.timing import cpu_seconds
 from solvers import Dense, LowRank, QuadraticProblem
 from solvers.bounds import relax, tangent_at
 from solvers.exact import Exact
@@ -72,12 +72,6 @@ def blocks(
                 quadratic = Dense(factor.T @ factor) if dense else LowRank(factor)
                 problem = QuadraticProblem(linear, quadratic, counts=count)
                 yield Block(path.stem, count, problem)
-
-
-def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.process_time()
-    answer = call()
-    return time.process_time() - begun, answer
 
 
 # -- the libraries: (model, seed, reads) -> states --------------------------------------------
@@ -129,16 +123,12 @@ LIBRARIES = {
 def penalised(problem: QuadraticProblem, strength: float) -> dimod.BinaryQuadraticModel:
     """The energy plus strength * (sum of x - count)^2."""
     assert problem.counts is not None
-    n, count = problem.num_variables, float(problem.counts[0])
-    return (
-        QuadraticProblem(
-            problem.linear - 2 * strength * count,
-            problem.quadratic.dense() + 2 * strength,
-            problem.offset + strength * count * count,
-        ).to_bqm()
-        if n
-        else dimod.BinaryQuadraticModel("BINARY")
-    )
+    count = float(problem.counts[0])
+    return QuadraticProblem(
+        problem.linear - 2 * strength * count,
+        problem.quadratic.dense() + 2 * strength,
+        problem.offset + strength * count * count,
+    ).to_bqm()
 
 
 def library_best(block: Block, solve: Callable, seed: int, reads: int) -> tuple[float, float]:

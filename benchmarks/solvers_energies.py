@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import platform
 import re
-import time
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.solvers_convex import Block, blocks
+from benchmarks.timing import cpu_seconds
 from solvers.exact import Exact
 from solvers.relax import Relax
 from solvers.tabu import SwapTabu
@@ -74,9 +74,7 @@ def main() -> None:
     print(platform.machine(), *(f"{name} {value}" for name, value in vars(args).items()))
     known = best_known(args.data)
     for block in blocks(args.data, args.instances, args.counts):
-        begun = time.process_time()
-        state = search(block, args)
-        seconds = time.process_time() - begun
+        seconds, state = cpu_seconds(lambda block=block: search(block, args))
         energy = energy_of(args.data, block.name, block.count, state)
         best, proved = known.get((block.name, block.count), (np.inf, False))
         # The table has six decimals.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import platform
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dwave.samplers import SimulatedAnnealingSampler, TabuSampler
 
+from benchmarks.solvers_convex import penalised
+from benchmarks.timing import cpu_seconds
 from solvers import Dense, QuadraticProblem
 from solvers.annealing import SwapAnnealing
 from solvers.files import read_problem
@@ -28,13 +28,6 @@ from solvers.reads import Read
 from solvers.repair import repair
 from solvers.sampler import random_states
 from solvers.tabu import SwapTabu
-
-
-def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.process_time()
-    answer = call()
-    return time.process_time() - begun, answer
-
 
 # -- kernels ------------------------------------------------------------------------------------
 
@@ -144,7 +137,7 @@ def benchmark_tuned(data: Path, seed: int) -> None:
     print("| penalty | beta_range | E | feasible | CPU s |\n|---|---|---|---|---|")
     best, spent = np.inf, 0.0
     for strength in (0.02, 0.2, 2.0):
-        bqm = _penalised(dense, strength).to_bqm()
+        bqm = penalised(dense, strength)
         for betas in (None, (0.3, 30.0), (1.0, 100.0), (3.0, 300.0)):
             options = {"num_reads": reads, "num_sweeps": sweeps, "seed": seed}
             if betas is not None:
@@ -173,17 +166,6 @@ def _annealing_grid() -> list[dict[str, Any]]:
 
 def _tabu_grid() -> list[dict[str, Any]]:
     return [{"num_restarts": 10**6}]
-
-
-def _penalised(problem: QuadraticProblem, strength: float) -> QuadraticProblem:
-    """Counts replaced by strength * (sum of x - k)^2."""
-    assert problem.counts is not None
-    count = float(problem.counts[0])
-    return QuadraticProblem(
-        problem.linear - 2 * strength * count,
-        Dense(problem.quadratic.dense() + 2 * strength),
-        strength * count**2,
-    )
 
 
 # -- time to best-known values ------------------------------------------------------------------

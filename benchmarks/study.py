@@ -11,13 +11,13 @@ seconds, so that other work on the machine does not count.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import solvers_local
 from benchmarks.peers import SimulatedBifurcation
 from benchmarks.solvers_energies import best_known
 from qprune.cli_compare import StudyBar, problem_summary, summary_table
@@ -54,10 +54,8 @@ def known_values(data: Path) -> dict[str, Known]:
         f"{name}-k{count}": Known(energy, proved)
         for (name, count), (energy, proved) in best_known(data).items()
     }
-    row = re.compile(r"\| ([gb]\S+) \| \d+ \| \d+ \| (min|max) (-?\d+) \|")
-    rows = (row.match(line) for line in (data / "README.md").read_text().splitlines())
-    signs = {"min": 1.0, "max": -1.0}
-    return values | {found[1]: Known(signs[found[2]] * float(found[3])) for found in rows if found}
+    plain = solvers_local.best_known(data).items()
+    return values | {name: Known(energy) for name, energy in plain if name[0] in "gb"}
 
 
 def instances(data: Path, largest: int) -> Iterator[Instance]:

@@ -30,21 +30,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import save_file
 
-import qprune.job
 from benchmarks.reliability.file_steps import FileSteps, killed
-from qprune.checkpoint import Checkpoints
+from benchmarks.reliability.small_run import every_step, small_settings, stop_after
 from qprune.cli import report as report_again
 from qprune.cli_run import resume
-from qprune.config import Settings
 from qprune.errors import QpruneError
 from qprune.folder import LOCK
 from qprune.job import run_job
 from qprune.recording import FINGERPRINT, STEPS
 from qprune.run import CONFIG, FILES, MASK, MODEL, REPORT_JSON, read_checksums
 from qprune.verify import verify_run
-from qprune.zoo import load_model
 
 #: The files of a run's folder that must be the same to the byte; all else tells of times.
 SAME = (CONFIG, FINGERPRINT, MODEL, MASK)
@@ -71,18 +67,13 @@ class Story:
 
 def stories(scratch: Path) -> Sequence[Story]:
     """The stories of a small run on scikit-learn's digits."""
-    weights = scratch / "dense.safetensors"
-    save_file(load_model("digits-mlp").state_dict(), weights)
-    asked = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "weights": weights}
-    asked |= {"stages": 1, "rounds": 1, "final_rounds": 1, "block_size": 64, "augment": False}
-    settings = Settings(**asked, num_calibration_samples=60, samples_per_step=40)
+    settings = small_settings(scratch, final_rounds=1)
 
     def start(folder: Path) -> None:
         run_job(settings, folder)
 
     def stop(folder: Path) -> None:
-        calls = iter(range(6))
-        run_job(settings, folder, should_stop=lambda: next(calls, None) is None)
+        run_job(settings, folder, should_stop=stop_after(6))
 
     def nothing(folder: Path) -> None:
         pass
@@ -230,12 +221,6 @@ class Drill:
 def kinds(folder: Path) -> list[str]:
     """The kinds of a run's steps."""
     return [json.loads(line)["kind"] for line in (folder / STEPS).read_text().splitlines()]
-
-
-def every_step() -> None:
-    """A checkpoint between any two steps, and pages without figures, which would take longest."""
-    Checkpoints.offer = Checkpoints.write
-    qprune.job.render_html = lambda report, **more: "<html>"
 
 
 def main() -> None:

@@ -103,8 +103,8 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     def journal(data: bytes) -> object:
         return read_run(placed(data, "stopped", "steps.jsonl").parent)
 
-    def page(data: bytes) -> object:
-        saved = read_run(placed(data, "stopped", "steps.jsonl").parent)
+    def page(data: bytes, *file: str) -> object:
+        saved = read_run(placed(data, *file).parent)
         return render_html(saved.report, title=saved.settings.title, scores=saved.scores)
 
     def scores(data: bytes) -> object:
@@ -113,10 +113,6 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     def report(data: bytes) -> object:
         folder = placed(data, "whole", "report.json").parent
         return stopped_by(folder), check_run(folder)
-
-    def report_page(data: bytes) -> object:
-        saved = read_run(placed(data, "whole", "report.json").parent)
-        return render_html(saved.report, title=saved.settings.title, scores=saved.scores)
 
     def run_mask(data: bytes) -> object:
         return check_run(placed(data, "whole", "mask.safetensors").parent)
@@ -138,10 +134,10 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
         "language settings": lambda data: settings(data, LanguageSettings),
         "run settings": run_settings,
         "journal": journal,
-        "page": page,
+        "page": lambda data: page(data, "stopped", "steps.jsonl"),
         "scores": scores,
         "report": report,
-        "report page": report_page,
+        "report page": lambda data: page(data, "whole", "report.json"),
         "run mask": run_mask,
         "mask": lambda data: read_mask(placed(data, "mask.safetensors")),
         "fingerprint": lambda data: Fingerprint.from_json(data).differences(print_),
@@ -186,6 +182,7 @@ def make_seeds(folder: Path) -> None:
     import numpy as np
     import torch
 
+    from benchmarks.reliability.small_run import stop_after
     from qprune.answers import AnswerStore
     from qprune.checkpoint import CHECKPOINTS
     from qprune.config import Settings
@@ -203,8 +200,7 @@ def make_seeds(folder: Path) -> None:
     settings = Settings(**asked, augment=False, samples_per_step=40)
     whole, stopped = folder / "folders" / "whole", folder / "folders" / "stopped"
     run_job(settings, whole)
-    calls = iter(range(12))
-    run_job(settings, stopped, should_stop=lambda: next(calls, None) is None)
+    run_job(settings, stopped, should_stop=stop_after(12))
     _make_checkpoints(folder / "small")
     for name in ("report.json", "checksums.sha256"):
         (stopped / name).unlink()
@@ -306,9 +302,9 @@ def _make_checkpoints(folder: Path) -> None:
     import torch
 
     import qprune
+    from benchmarks.reliability.small_run import stop_after
     from qprune.checkpoint import Checkpoints
 
-    calls = iter(range(12))
     offer, Checkpoints.offer = Checkpoints.offer, Checkpoints.write
     qprune.prune(
         torch.nn.Linear(6, 4),
@@ -316,7 +312,7 @@ def _make_checkpoints(folder: Path) -> None:
         sparsity=0.5,
         stages=2,
         output_dir=folder,
-        should_stop=lambda: next(calls, None) is None,
+        should_stop=stop_after(12),
     )
     Checkpoints.offer = offer
 

@@ -63,25 +63,20 @@ def distilled(folder: Path | None) -> Outcome:
 
 
 def mlpnet(folder: Path | None) -> Outcome:
-    from qprune.datasets import load_data
-    from qprune.zoo import load_model
+    from benchmarks.reliability import workloads
 
     assert folder is not None
-    data = load_data(f"mnist:{folder / 'mnist.npz'}").calibration(1000, 0)
-    model = load_model("mlpnet", folder / "mlpnet_mnist.safetensors")
-    return _pruned(model, data, 0.95, stages=3, rounds=1, final_rounds=3)
+    load = workloads.mlpnet(folder, 1000)
+    return _pruned(load.model, load.data, 0.95, stages=3, rounds=1, final_rounds=3)
 
 
 def resnet20(folder: Path | None) -> Outcome:
-    from qprune.datasets import load_data
-    from qprune.zoo import load_model
+    from benchmarks.reliability import workloads
 
     assert folder is not None
-    data = load_data(f"cifar10:{folder / 'cifar10_subset.npz'}", "half").calibration(250, 0)
-    model = load_model("resnet20", folder / "resnet20_cifar10.safetensors")
-    return _pruned(
-        model, data, 0.7, stages=1, final_rounds=2, samples_per_step=400, compensate=_QUICK
-    )
+    load = workloads.resnet20(folder, 250)
+    asked = {"stages": 1, "final_rounds": 2, "samples_per_step": 400, "compensate": _QUICK}
+    return _pruned(load.model, load.data, 0.7, **asked)
 
 
 def llama(folder: Path | None) -> Outcome:

@@ -37,19 +37,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import save_file
 
-import qprune.job
 from benchmarks.reliability.file_steps import CHANGING, WRITING, FileSteps, failing
+from benchmarks.reliability.small_run import every_step, small_settings, stop_after
 from qprune.check import check_run
-from qprune.checkpoint import Checkpoints
-from qprune.config import Settings
 from qprune.errors import QpruneError
 from qprune.job import run_job
 from qprune.report import render_html
 from qprune.run import CONFIG, MASK, MODEL, REPORT_HTML, read_run
 from qprune.verify import verify_run
-from qprune.zoo import load_model
 from solvers.errors import SolverError
 
 #: The files of a run's folder that must be the same to the byte.
@@ -67,11 +63,7 @@ class Drill:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
-        weights = scratch / "dense.safetensors"
-        save_file(load_model("digits-mlp").state_dict(), weights)
-        asked = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "weights": weights}
-        asked |= {"stages": 1, "rounds": 1, "final_rounds": 2, "block_size": 64, "augment": False}
-        self.settings = Settings(**asked, num_calibration_samples=60, samples_per_step=40)
+        self.settings = small_settings(scratch, final_rounds=2)
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.whole = scratch / "whole"
@@ -79,8 +71,7 @@ class Drill:
         self.expected = outcome(self.whole)
         # Stopped in the middle, with both checkpoints.
         self.stopped = scratch / "stopped"
-        calls = iter(range(8))
-        run_job(self.settings, self.stopped, should_stop=lambda: next(calls, None) is None)
+        run_job(self.settings, self.stopped, should_stop=stop_after(8))
         for name in ("report.json", "checksums.sha256", REPORT_HTML, *OUTCOME):
             (self.stopped / name).unlink()
 
@@ -315,10 +306,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    # A checkpoint between any two steps, so that there is much to write and to break; and pages
-    # without figures, which would take longer than all the rest.
-    Checkpoints.offer = Checkpoints.write
-    qprune.job.render_html = lambda report, **more: "<html>"
+    every_step()  # So that there is much to write and to break.
     console, rng = Console(), random.Random(given.seed)
     with tempfile.TemporaryDirectory() as scratch, Progress(console=console) as report:
         drill = Drill(Path(scratch))

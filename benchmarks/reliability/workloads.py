@@ -44,19 +44,19 @@ def digits() -> Workload:
     return Workload("digits", load_model("digits-mlp"), data, options)
 
 
-def mlpnet(folder: Path) -> Workload:
+def mlpnet(folder: Path, samples: int = 500) -> Workload:
     """MLPNet on MNIST."""
     options = {"sparsity": 0.95, "stages": 4, "rounds": 2, "final_rounds": 4, "block_size": 512}
-    data = load_data(f"mnist:{folder / 'mnist.npz'}").calibration(500, 0)
+    data = load_data(f"mnist:{folder / 'mnist.npz'}").calibration(samples, 0)
     model = load_model("mlpnet", folder / "mlpnet_mnist.safetensors")
     return Workload("MLPNet", model, data, options | {"augment": None, "compensate": _QUICK})
 
 
-def resnet20(folder: Path) -> Workload:
+def resnet20(folder: Path, samples: int = 40) -> Workload:
     """ResNet-20 on CIFAR-10."""
     options = {"sparsity": 0.7, "stages": 1, "final_rounds": 4, "augment": None}
     options |= {"compensate": _QUICK}
-    data = load_data(f"cifar10:{folder / 'cifar10_subset.npz'}", "half").calibration(40, 0)
+    data = load_data(f"cifar10:{folder / 'cifar10_subset.npz'}", "half").calibration(samples, 0)
     model = load_model("resnet20", folder / "resnet20_cifar10.safetensors")
     return Workload("ResNet-20", model, data, options)
 

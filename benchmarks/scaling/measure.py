@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 nice -n 10 python -m benchmarks.scaling.measure --data DATA
 
-One thread, least of three, seed 0; about two CPU minutes. Writes ``measured.json`` beside this
-file, which `benchmarks.scaling.costs` reads its coefficients from.
+One thread, least of three, seed 0; about two CPU minutes, and three for whole runs. Writes
+``measured.json`` beside this file, which the formulas of docs/scaling.md read.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import argparse
 import json
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +25,9 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.reliability.workloads import workloads
-from benchmarks.scaling.costs import MEASURED
-from benchmarks.scaling.rank_program import launch
+from benchmarks.scaling.rank_program import EXCHANGED, RUNS, launched
+from benchmarks.step_cost import network
+from benchmarks.timing import cpu_seconds
 from qprune.blocks import Boundary, Offer
 from qprune.checkpoint import Checkpoints, Snapshot
 from qprune.compensate import gauss_newton
@@ -50,6 +49,7 @@ from solvers.row_search import solve_rows
 from solvers.row_starts import admm
 from solvers.rows import RowProblem
 
+MEASURED = Path(__file__).with_name("measured.json")
 REPEATS = 3
 
 
@@ -73,26 +73,13 @@ class Row:
 
 def least(function: Callable[[], object], repeats: int = REPEATS) -> float:
     """Least CPU seconds of some calls."""
-    times = []
-    for _ in range(repeats):
-        began = time.process_time()
-        function()
-        times.append(time.process_time() - began)
-    return min(times)
-
-
-def perceptron(width: int, depth: int) -> nn.Module:
-    """A ReLU network, 64 inputs, 10 outputs."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise([64, *[width] * depth, 10]):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return min(cpu_seconds(function)[0] for _ in range(repeats))
 
 
 def networks(folder: Path | None) -> Iterator[tuple[str, nn.Module, torch.Tensor, Layers]]:
     """(name, model, 64 samples or fewer, targeted weights), small and larger ones."""
     for width, depth in ((128, 2), (512, 2), (512, 8), (2048, 2), (2048, 4)):
-        model = perceptron(width, depth)
+        model = network(64, *[width] * depth, 10)
         yield f"MLP {depth} x {width}", model, torch.randn(256, 64), find_layers(model)
     for workload in workloads(folder) if folder else ():
         ignore = workload.options.get("ignore", ())
@@ -225,10 +212,17 @@ def draws() -> Row:
 
 def exchanges() -> Iterator[Row]:
     """CPU seconds of one of two ranks on this machine, for sums over ever longer vectors."""
-    with tempfile.TemporaryDirectory() as folder:
-        launch(["exchange", folder], 2)
-        for size, seconds in json.loads(Path(folder, "exchange.json").read_text()):
-            yield Row("exchange", "two ranks", {"bytes": size}, seconds)
+    for number, seconds in zip(EXCHANGED, launched(["exchange"], 2), strict=True):
+        yield Row("exchange", "two ranks", {"bytes": 4 * number}, seconds)
+
+
+def runs(folder: Path | None) -> Iterator[Row]:
+    """CPU seconds of rank 0 for whole runs, of one rank and of two."""
+    for ranks in (1, 2) if folder else ():
+        for (name, size), seconds in zip(
+            RUNS.items(), launched(["runs", str(folder)], ranks), strict=True
+        ):
+            yield Row("run", name, {"ranks": ranks, "batch_size": size}, seconds)
 
 
 def stream() -> Row:
@@ -247,6 +241,7 @@ GROUPS: dict[str, Callable[[Path | None], list[Iterable[Row]]]] = {
     "checkpoint": lambda _: [checkpoints()],
     "draw": lambda _: [[draws()]],
     "exchange": lambda _: [exchanges()],
+    "runs": lambda data: [runs(data)],
 }
 
 
@@ -262,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of checkpoints and data sets")
     parser.add_argument("--only", choices=GROUPS, help="measure this anew and keep the rest")
+    parser.add_argument("--output", type=Path, default=MEASURED, help="default: %(default)s")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -271,10 +267,12 @@ def main() -> None:
     for group in track(groups, "measuring", console=Console(stderr=True)):
         rows += group
     phases = {row.phase for row in rows}
-    before = json.loads(MEASURED.read_text())["rows"] if given.only else []
+    before = (
+        json.loads(given.output.read_text())["rows"] if given.only and given.output.exists() else []
+    )
     rows = [Row(**row) for row in before if row["phase"] not in phases] + rows
     record = {"machine": machine(), "rows": [asdict(row) for row in rows]}
-    MEASURED.write_text(json.dumps(record, indent=1) + "\n")
+    given.output.write_text(json.dumps(record, indent=1) + "\n")
     table = Table(title=f"CPU seconds, {record['machine']}")
     for name in ("phase", "what", "sizes", "seconds"):
         table.add_column(name)
