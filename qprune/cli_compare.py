@@ -36,7 +36,7 @@ Setting = tuple[str, str, dict[str, OptionValue]]
 
 
 class StudyBar:
-    """Shows how many runs are done and what the last one was, on standard error."""
+    """Progress bar on standard error: number of runs done, and the last one."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -63,7 +63,7 @@ class StudyBar:
         self._progress.stop()
 
     def __call__(self, row: Mapping[str, Any], done: int, total: int) -> None:
-        """Show the row."""
+        """Show a finished row."""
         what = f"{row['sampler']} on {row.get('problem', row.get('model'))}"
         self._progress.update(
             self._task, completed=done, total=total, description=legible(what, 120)
@@ -187,7 +187,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the command prints: number of runs, one record a sampler, the report's page."""
+    """Printed outcome: number of runs, one record per sampler, path of the report."""
 
     runs: int
     summary: list[dict[str, Any]]
@@ -208,7 +208,7 @@ def _on_problems(
 
 
 def _asked_run(config: Path, model: str | None, data: str | None) -> Settings:
-    """The run that ``--prune`` names; nothing is imported that the user does not name too."""
+    """Return the run that ``--prune`` names; only code named on the command line is imported."""
     from qprune.config import make_settings, merged
     from qprune.language.models import is_pretrained
     from qprune.verify import trusted
@@ -246,7 +246,7 @@ def _refuse_problems(given: Sequence[str]) -> None:
 
 
 def parse_sampler(text: str) -> Setting:
-    """``"fast=relax:num_sweeps=50"`` as (label, name, options); the label may be left out.
+    """Parse ``"fast=relax:num_sweeps=50"`` into (label, name, options); the label is optional.
 
     Raises:
         ImpossibleRequestError: there is no name, or an option without a value.
@@ -262,7 +262,7 @@ def parse_sampler(text: str) -> Setting:
 
 
 def problem_summary(study: Study) -> list[dict[str, Any]]:
-    """One record for each sampler and budget: runs, failures, gaps to the best known, time."""
+    """Return one record per sampler and budget: runs, failures, gaps to the best known, time."""
     from solvers.study.measures import gap
 
     rows = study.rows.merge(study.problems[["problem", "best_known"]], on="problem")
@@ -287,7 +287,7 @@ def problem_summary(study: Study) -> list[dict[str, Any]]:
 
 
 def summary_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The records, one row each."""
+    """Return a table of the records, one row each."""
     table = Table()
     for name in records[0] if records else ():
         table.add_column(name, justify="left" if name in ("sampler", "budget") else "right")

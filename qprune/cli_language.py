@@ -1,4 +1,4 @@
-"""`qprune evaluate`, `measure` and `hold`: what to do with a pruned model's folder."""
+"""`qprune evaluate`, `measure` and `hold`: commands on the folder of a pruned model."""
 
 from __future__ import annotations
 

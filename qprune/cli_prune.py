@@ -1,4 +1,4 @@
-"""`qprune prune`: its options, its progress bar, and what it prints at the end."""
+"""`qprune prune`: its options, its progress bar and its printed outcome."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def prune(
         from qprune.block_folder import BlockFolder
 
         blocks = BlockFolder(record_blocks, settings.provenance)
-    # Without a folder there is nothing to end in good order for.
+    # Without a folder nothing can be resumed, so Ctrl-C ends the run at once.
     stopping = interruptible() if output else nullcontext(None)
     with joined() as ranks, stopping as stop:
         first = ranks.rank == 0
@@ -231,7 +231,7 @@ def prune(
 
 
 def tell(pruned: Pruned, output: Path | None, json: bool) -> None:
-    """What a run prints at its end.
+    """Print the outcome of a run.
 
     Raises:
         typer.Exit: the run was stopped by hand and can be resumed.
@@ -251,7 +251,7 @@ def tell(pruned: Pruned, output: Path | None, json: bool) -> None:
 
 
 def outcome_table(report: Report) -> Table:
-    """Accuracy and loss on test data: dense, after the first pass, pruned."""
+    """Return a table of accuracy and loss on test data: dense, after the first pass, pruned."""
     table = Table(title=f"{100 * report.achieved_sparsity:.2f} % of targeted weights are zero")
     table.add_column("network")
     table.add_column("test accuracy", justify="right")
@@ -269,7 +269,7 @@ def outcome_table(report: Report) -> Table:
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:
-    """What the command line sets, by the names of settings; what it leaves out is None."""
+    """Return the settings of the command line by name; None where not given."""
     given = {name: value for name, value in params.items() if name not in _NOT_SETTINGS}
     given["sampler_options"] = parse_options(params["sampler_option"] or ())
     return {name: None if value in ((), [], {}) else value for name, value in given.items()}
