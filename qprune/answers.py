@@ -57,7 +57,7 @@ class AnswerStore:
 
     @property
     def half_written(self) -> list[Path]:
-        """Return the temporary files that a killed process left."""
+        """Temporary files that a killed process left."""
         return half_written(self.folder, ["*.json"])
 
     def sweep(self) -> None:

@@ -92,7 +92,7 @@ class ShiftImages:
             raise ImpossibleRequestError(f"pixels must be at least 0, not {self.pixels!r}")
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """See `Augmentation`.
+        """Return shifted copies; see `Augmentation`.
 
         Raises:
             CalibrationError: the inputs are no images of that shape.

@@ -64,7 +64,7 @@ def check_run(path: Path) -> Finding:
 
 
 def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
-    """Return tensors whose names, shapes or types differ between the files."""
+    """Yield tensors whose names, shapes or types differ between the files."""
     if set(mask) != {layer.parameter_name for layer in layers}:
         yield f"{MASK} and {REPORT_JSON} name different weights"
     for name, kept in mask.items():
@@ -78,7 +78,7 @@ def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
 
 
 def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
-    """Return recorded counts that differ from the mask's."""
+    """Yield recorded counts that differ from the mask's."""
     report, settings = saved.report, saved.settings
     for layer, record in zip(layers, report.layers, strict=True):
         kept = mask[layer.parameter_name]
@@ -93,7 +93,7 @@ def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
 
 
 def _wrong_structure(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
-    """Return groups (all weights, layers, rows, runs of N:M) without their exact count."""
+    """Yield groups (all weights, layers, rows, runs of N:M) without their exact count."""
     settings = saved.settings
     structure = settings.structure
     budget = structure or BUDGETS[settings.budget or "global"]

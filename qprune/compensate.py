@@ -194,7 +194,7 @@ class Compensation:
         )
 
     def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensation | None:
-        """See `Compensate.suited`."""
+        """Return a copy with suitable derivatives; see `Compensate.suited`."""
         if self.derivatives is not None or layers.sharded:
             return self
         function = _outputs_by_weights(model, layers, inputs[:2])
@@ -233,7 +233,7 @@ class Compensation:
         batch_size: int,
         generator: torch.Generator,
     ) -> Iterator[Tensor]:
-        """See `Compensate.moves`."""
+        """Yield candidate moves; see `Compensate.moves`."""
         gradient = mean_gradient(model, layers, samples, loss, batch_size)
         complete = self.completed(THOROUGH)
         # Evenly spaced samples, not the first ones: augmented samples follow the others.

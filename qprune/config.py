@@ -64,7 +64,7 @@ class Asked(BaseModel):
 
     @property
     def asked_sparsity(self) -> float:
-        """Return the sparsity to reach: as given, from the density, or from the mask structure.
+        """Sparsity to reach: as given, from the density, or from the mask structure.
 
         Raises:
             ImpossibleRequestError: none of these was given.

@@ -27,7 +27,7 @@ class _NothingForgotten:
 
 
 def _nothing_around(*_: Any, **__: Any) -> Iterator[None]:
-    """Return an empty context pair, which replaces non-reentrant checkpoints."""
+    """Replacement of the context of non-reentrant checkpoints: an empty one."""
     yield
 
 

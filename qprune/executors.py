@@ -143,7 +143,7 @@ def shared_evenly(batches: int, workers: int) -> int:
 
 
 def batched(items: Sequence[T], number: int) -> Iterator[Sequence[T]]:
-    """Return ``number`` consecutive parts of nearly equal size, at least one item in each."""
+    """Yield ``number`` consecutive parts of nearly equal size, at least one item in each."""
     for part in range(number):
         yield items[part * len(items) // number : (part + 1) * len(items) // number]
 

@@ -48,7 +48,7 @@ def num_pruned(mask: Tensors) -> int:
 
 
 def wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
-    """Return pruned weights that are not exactly zero, or are NaN."""
+    """Yield pruned weights that are not exactly zero, or are NaN."""
     for name, kept in mask.items():
         wrong = int((weights[name][~kept] != 0).sum())
         if wrong:
@@ -58,7 +58,7 @@ def wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
 
 
 def wrong_kept_zeros(weights: Tensors, report: Report) -> Iterator[str]:
-    """Return counts of zeros that differ from the report's: a kept weight has become zero."""
+    """Yield counts of zeros that differ from the report's: a kept weight has become zero."""
     for record in report.layers:
         # A language model's records are named by the parameters themselves.
         name = record.parameter if record.parameter in weights else record.name
@@ -74,7 +74,7 @@ def wrong_kept_zeros(weights: Tensors, report: Report) -> Iterator[str]:
 
 
 def kept_zeros_told(report: Report) -> Iterator[str]:
-    """Return a note on zeros that the mask keeps and the report does not count."""
+    """Yield a note on zeros that the mask keeps and the report does not count."""
     if any(record.num_zero is None for record in report.layers):
         yield (
             f"{REPORT_JSON} is of a version that did not count zeros: weights that the mask keeps "
@@ -90,7 +90,7 @@ def kept_zeros_told(report: Report) -> Iterator[str]:
 
 
 def wrong_totals(mask: Tensors, report: Report, asked: float) -> Iterator[str]:
-    """Return recorded sparsities that differ from the mask or the request."""
+    """Yield recorded sparsities that differ from the mask or the request."""
     achieved = num_pruned(mask) / max(num_weights(mask), 1)
     if not math.isclose(report.achieved_sparsity, achieved, abs_tol=1e-12):
         yield f"{REPORT_JSON} says sparsity {report.achieved_sparsity}, the mask has {achieved}"
@@ -99,7 +99,7 @@ def wrong_totals(mask: Tensors, report: Report, asked: float) -> Iterator[str]:
 
 
 def wrong_steps(path: Path, report: Report) -> Iterator[str]:
-    """Return contradictions between the journal and the report."""
+    """Yield contradictions between the journal and the report."""
     try:
         journal = read_steps(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -116,7 +116,7 @@ def wrong_steps(path: Path, report: Report) -> Iterator[str]:
 
 
 def wrong_score(name: str, told: Score | None, found: Score) -> Iterator[str]:
-    """Return a recorded score that differs from the recomputed one."""
+    """Yield a recorded score that differs from the recomputed one."""
     if told is None:
         return
     same_loss = math.isclose(told.loss, found.loss, rel_tol=_LOSS, abs_tol=1e-6)

@@ -70,7 +70,7 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """Return the sha256 of all that decides the run; each checkpoint carries it."""
+        """sha256 of all that decides the run; each checkpoint carries it."""
         told = self.to_json()
         told["settings"] = {n: v for n, v in self.settings.items() if n not in _FREE}
         return hashlib.sha256(strict_json(told, sort_keys=True).encode()).hexdigest()

@@ -55,7 +55,7 @@ class Inputs:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, in the order of the nesting."""
+        """All tensors, in the order of the nesting."""
         return [leaf for leaf in tree_leaves(self.tree) if isinstance(leaf, Tensor)]
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class Inputs:
         return self.map(lambda tensor: tensor[index])
 
     def split(self, size: int) -> list[Inputs]:
-        """Yield consecutive batches of at most ``size`` samples."""
+        """Return consecutive batches of at most ``size`` samples."""
         return [self[first : first + size] for first in range(0, len(self), size)]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:

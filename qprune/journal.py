@@ -57,7 +57,7 @@ class Journal:
 
     @property
     def stopped(self) -> str:
-        """Return the reason to stop: "interrupted", "max_seconds", "max_steps", or "done".
+        """Reason to stop: "interrupted", "max_seconds", "max_steps", or "done".
 
         Every rank must ask.
         """
@@ -74,5 +74,5 @@ class Journal:
 
     @property
     def exhausted(self) -> bool:
-        """Return True when a limit is reached."""
+        """True when a limit is reached."""
         return self.stopped != "done"

@@ -1,4 +1,4 @@
-"""Extra energy of the user's own over a block's variables: a BQM or a pyqubo expression."""
+"""User's extra energy over a block's variables: a BQM or a pyqubo expression."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ integer in a BQM, its decimal string in pyqubo; 1 = pruned."""
 
 
 def with_terms(problem: QuadraticProblem, block: Block, terms: Terms) -> QuadraticProblem:
-    """``problem`` plus the user's terms, less what they give the present decision.
+    """Return ``problem`` plus the user's terms, less their energy of the present decision.
 
     Raises:
         ImpossibleRequestError: neither BQM nor pyqubo, or a variable that the block lacks.

@@ -23,7 +23,7 @@ class BlockCurvature(Protocol):
         ...
 
     def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
-        """Yield H at each index vector (n,): a full matrix, or a factor F (m, n), H = F'F."""
+        """Return H at each index vector (n,): a full matrix, or a factor F (m, n), H = F'F."""
         ...
 
 

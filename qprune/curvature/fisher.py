@@ -70,7 +70,7 @@ class PerSampleFisher(ABC):
         batch_size: int,
         generator: torch.Generator,
     ) -> Expansion:
-        """See `Curvature.expand`."""
+        """Expand the mean loss; see `Curvature.expand`."""
         losses = self.losses(loss, generator)
         return _expand(model, layers, samples, loss, losses, batch_size)
 

@@ -41,7 +41,7 @@ class ExactHessian:
         batch_size: int,
         generator: torch.Generator,
     ) -> Expansion:
-        """See `Curvature.expand`.
+        """Expand the mean loss; see `Curvature.expand`.
 
         Raises:
             ImpossibleRequestError: more than ``max_weights`` targeted weights.

@@ -68,7 +68,7 @@ def check_language_run(path: Path, settings: LanguageSettings, report: Report) -
 
 
 def _misfits(weights: Tensors, mask: Tensors) -> Iterator[str]:
-    """Return tensors whose names, shapes or types differ between the files."""
+    """Yield tensors whose names, shapes or types differ between the files."""
     if set(mask) != set(weights):
         odd = sorted(set(mask) ^ set(weights))[0]
         yield f"{odd} has a mask and is no target, or is a target and has none"
@@ -82,7 +82,7 @@ def _misfits(weights: Tensors, mask: Tensors) -> Iterator[str]:
 
 
 def _wrong_records(mask: Tensors, report: Report, card: Card) -> Iterator[str]:
-    """Return recorded counts of tensors that differ from the mask's."""
+    """Yield recorded counts of tensors that differ from the mask's."""
     found = {record.name: record for record in layer_records(mask)}
     for file, told in ((REPORT_JSON, report.layers), (CARD_JSON, card.layers)):
         for record in told:
@@ -101,7 +101,7 @@ def _words(record: object) -> str:
 def _wrong_counts(
     mask: Tensors, settings: LanguageSettings, matrices: Sequence[Matrix], method: str
 ) -> Iterator[str]:
-    """Return parts (network, matrices, rows, runs of N:M) without their exact count."""
+    """Yield parts (network, matrices, rows, runs of N:M) without their exact count."""
     structure, asked = settings.structure, settings.asked_sparsity
     if structure is None and method == "qprune" and settings.budget != "layer":
         total = num_weights(mask)

@@ -36,7 +36,7 @@ def perplexity(model: nn.Module, windows: Tensor) -> float:
 def negative_log_likelihoods(
     model: nn.Module, windows: Tensor, last: int | None = None
 ) -> list[float]:
-    """Yield sums over each window's predicted tokens, or its ``last`` ones, in nats."""
+    """Return sums over each window's predicted tokens, or its ``last`` ones, in nats."""
     device = next(model.parameters()).device
     sums: list[float] = []
     size = 1

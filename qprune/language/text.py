@@ -49,7 +49,7 @@ class Corpus:
 
     @property
     def text(self) -> str:
-        """Return all texts, joined by line breaks."""
+        """All texts, joined by line breaks."""
         return "\n".join(self.texts)
 
     def take(self, indices: Sequence[int]) -> Corpus:

@@ -50,7 +50,7 @@ def wrong_language_world(
 
 
 def _moved(path: Path, dense: nn.Module, pruned: nn.Module, dtype: torch.dtype) -> Iterator[str]:
-    """Return kept weights that differ from the stored dense ones though none were to move."""
+    """Yield kept weights that differ from the stored dense ones though none were to move."""
     for name, kept in read_mask(path / MASK).items():
         before = dense.get_parameter(name).detach()[kept].to(dtype)
         after = pruned.get_parameter(name).detach()[kept].to(dtype)
