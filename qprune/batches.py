@@ -73,7 +73,7 @@ def gathered(data: Any, dtype: torch.dtype, limit: int | None, pad_id: int | Non
         if limit is None and not _is_sized(data):
             limit = UNKNOWN_LENGTH
             logger.info(
-                "the calibration data do not say how many they are: the first %d are taken "
+                "the calibration data have no length: the first %d samples are taken "
                 "(num_calibration_samples)",
                 limit,
             )

@@ -69,7 +69,7 @@ class ByCall:
         missing = {leaf.kind for leaf in tree_leaves(batch) if isinstance(leaf, NoTensor)}
         if missing - {"NoneType"}:
             logger.warning(
-                "what is no tensor is None in the batches that forward gets: %s",
+                "values that are no tensors are None in the batches of forward: %s",
                 ", ".join(sorted(missing)),
             )
         tree = tree_map(lambda leaf: None if isinstance(leaf, NoTensor) else leaf, batch)

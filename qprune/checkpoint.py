@@ -90,7 +90,7 @@ class Snapshot:
             tensors, metadata = load(content), metadata_of(content)
             text = metadata["facts"]
             if metadata["sha256"] != digest_of_facts(tensors, text):
-                raise RunFolderError("its digest does not fit its content")
+                raise RunFolderError("its checksum is wrong")
             facts = read_json(text)
             state = _unpacked("state", tensors, facts["size"], facts["trust"])
             shared = _packed("before", state)
@@ -145,7 +145,7 @@ class Checkpoints:
                 continue
             except OSError as error:
                 troubles.append(f"{path}: {error}")
-                logger.warning("%s; looking for the other one", troubles[-1])
+                logger.warning("%s; trying the other one", troubles[-1])
                 continue
             if run is not None and found.run != run:
                 raise RunFolderError(

@@ -90,7 +90,7 @@ def compare(
     ] = None,
     count: Annotated[
         list[int] | None,
-        typer.Option(callback=inside(Count), help="how many variables are 1; one problem for each"),
+        typer.Option(callback=inside(Count), help="number of variables that are 1; repeat"),
     ] = None,
     prune: Annotated[
         Path | None,
@@ -121,15 +121,13 @@ def compare(
     ] = None,
     prepare_limit: Annotated[
         float,
-        typer.Option(
-            callback=inside(Seconds), help="seconds for a sampler and a problem to be made ready"
-        ),
+        typer.Option(callback=inside(Seconds), help="seconds to prepare a sampler and a problem"),
     ] = 600.0,
     threads: Annotated[
         int, typer.Option(callback=inside(Threads), help="threads of each sampler")
     ] = 1,
     clock: Annotated[
-        str, typer.Option(help="what measures seconds: wall; or cpu, on a shared machine")
+        str, typer.Option(help="clock for seconds: wall; or cpu, on a shared machine")
     ] = "wall",
     output: Annotated[
         Path | None, typer.Option(help="folder for rows and report; the same study goes on there")

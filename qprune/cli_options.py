@@ -135,7 +135,7 @@ def parse_value(text: str) -> OptionValue:
         return _WORDS[text.lower()]
     if _WHOLE.fullmatch(text):
         if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-            raise ValueError(f"{quoted(text)} has no room in 64 bits")
+            raise ValueError(f"{quoted(text)} does not fit 64 bits")
         return int(text)
     if not _NUMBER.fullmatch(text):
         return text

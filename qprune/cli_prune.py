@@ -98,7 +98,8 @@ def prune(
         int | None, typer.Option(help="disjoint blocks for one expansion (1)")
     ] = None,
     stages: Annotated[
-        int | None, typer.Option(help="rungs up to the asked sparsity (20; 10 for a large network)")
+        int | None,
+        typer.Option(help="stages up to the asked sparsity (20; 10 for a large network)"),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(help="expansions in each stage (4; 1 for a large network)")
@@ -118,13 +119,13 @@ def prune(
         int | None, typer.Option(help="samples in one expansion (2400; 400 for a large network)")
     ] = None,
     num_calibration_samples: Annotated[
-        int | None, typer.Option(help="all training samples the method sees (1000)")
+        int | None, typer.Option(help="number of calibration samples (1000)")
     ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="end after so long")] = None,
     max_steps: Annotated[int | None, typer.Option(help="end after so many steps")] = None,
     max_memory: Annotated[
         float | None,
-        typer.Option(help="GB that the process may hold; more is refused (what is available)"),
+        typer.Option(help="memory limit of the process, GB (what is available)"),
     ] = None,
     executor: Annotated[
         str | None,
@@ -151,11 +152,13 @@ def prune(
         typer.Option(help="language models: float32, bfloat16, float16, auto (float32)"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="language models: where to compute, as torch says (cpu)")
+        str | None, typer.Option(help="language models: device, as torch names it (cpu)")
     ] = None,
     offload: Annotated[
         str | None,
-        typer.Option(help="language models: where activations wait: cpu, device or a folder (cpu)"),
+        typer.Option(
+            help="language models: where activations are stored: cpu, device or a folder (cpu)"
+        ),
     ] = None,
     evaluate: Annotated[
         bool | None,
@@ -163,7 +166,7 @@ def prune(
             help="checkpoints: whether to measure perplexity or divergence on held-out data"
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of all random choices (0)")] = None,
     threads: Annotated[
         int | None,
         typer.Option(help="batches passed and blocks solved at once (1); no effect on the mask"),

@@ -88,7 +88,8 @@ def solve(
         ),
     ],
     count: Annotated[
-        int | None, typer.Option(callback=inside(Count), help="how many variables are 1, exactly")
+        int | None,
+        typer.Option(callback=inside(Count), help="exact number of variables that are 1"),
     ] = None,
     sampler: Annotated[
         str, typer.Option(help="a name that `qprune samplers` lists; auto: what suits the problem")

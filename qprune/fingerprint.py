@@ -94,7 +94,7 @@ class Fingerprint:
                 return cls(**record)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunFolderError(f"the fingerprint cannot be read: {error}") from error
-        raise RunFolderError("the fingerprint cannot be read: a field is of another kind")
+        raise RunFolderError("the fingerprint cannot be read: a field has the wrong type")
 
 
 def fingerprint_of(setting: Setting, data: Calibration) -> Fingerprint:
@@ -149,7 +149,7 @@ def require_named(data: Calibration) -> None:
     else:
         return
     raise ImpossibleRequestError(
-        f"forward {why}, and a run that can be resumed must know it again; pass a function "
+        f"forward {why}, and a run that can be resumed must recognise it; pass a function "
         "with a name (def) of a module, or leave output_dir and resume_from out"
     )
 

@@ -78,7 +78,7 @@ def require_locked(folder: Path) -> None:
     probe.release()
     raise RunFolderError(
         f"the lock of {folder} is gone: code in this process, such as a sampler, has closed "
-        "descriptors that are not its own, or removed the file; mend that, then resume"
+        "descriptors that are not its own, or removed the file; fix that, then resume"
     )
 
 
@@ -277,5 +277,5 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 def _unwritable(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(
-        f"cannot write {path}: {error.strerror or error}; make room or give rights, then resume"
+        f"cannot write {path}: {error.strerror or error}; free space or grant access, then resume"
     )

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from qprune.errors import CalibrationError
 
 Call = Callable[[nn.Module, Any], Any]
-"""(model, batch) -> what the model returns."""
+"""Call of a model: (model, batch) -> outputs."""
 
 
 def by_arguments(model: nn.Module, tree: Any) -> Any:

@@ -44,7 +44,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        logger.warning("stopping after this step with the best so far; once more stops at once")
+        logger.warning("stopping after this step with the best so far; Ctrl-C again stops at once")
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:

@@ -129,7 +129,7 @@ def _recognised(kind: Kind | None, outputs: Tensor, labels: Tensor | None) -> Re
     if kind is not None:
         return Recognised(kind.seen(outputs, labels), "as asked")
     found = recognise(outputs, labels)
-    return replace(found, reason=f"by sight: {found.reason}; loss= or --loss chooses another")
+    return replace(found, reason=f"recognised: {found.reason}; loss= or --loss chooses another")
 
 
 def _in_brackets(reason: str) -> str:

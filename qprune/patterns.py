@@ -13,7 +13,7 @@ from torch import nn
 from qprune.errors import ImpossibleRequestError
 
 Pattern = str | type[nn.Module] | nn.Module
-"""A class or its name, a module or its name, a parameter's name, or ``re:`` and an expression."""
+"""Class, module, name of either or of a parameter, or ``re:`` and a regular expression."""
 
 
 def as_patterns(given: Any, what: str) -> tuple[Pattern, ...]:

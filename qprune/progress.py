@@ -24,7 +24,7 @@ from solvers.legible import legible
 _LONGEST_STATE = 120
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
-"""Goes through items while it shows how far it is: (items, what is done with them)."""
+"""Iteration with a progress display: (items, description of the work)."""
 
 
 def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:

@@ -95,7 +95,7 @@ def _one_column(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
         return Recognised(Bernoulli(logits=True), "they are one column, and the labels 0 and 1")
     told = "no targets" if labels is None else "labels other than 0 and 1"
     raise CalibrationError(
-        f"outputs of shape {tuple(outputs.shape)} are one column with {told}, and may be anything; "
+        f"outputs of shape {tuple(outputs.shape)} are one column with {told}, which is ambiguous; "
         f"pass {WAYS_OUT}"
     )
 

@@ -215,7 +215,7 @@ def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
         begun = next((name for name in (STEPS, *CHECKPOINTS) if (folder / name).exists()), None)
         if begun is not None:
             raise RunFolderError(
-                f"{path} is missing, so that nobody can tell what {begun} beside it is of; put it "
+                f"{path} is missing, so that the run of {begun} beside it is unknown; put it "
                 "back, or start the run again in a new folder"
             ) from None
         write_whole(path, strict_json(present.to_json(), indent=1).encode())
@@ -224,7 +224,7 @@ def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
         raise RunFolderError(f"{path}: {error}; start the run again") from error
     except OSError as error:
         raise RunFolderError(
-            f"cannot read {path}: {error.strerror or error}; give rights, then resume"
+            f"cannot read {path}: {error.strerror or error}; grant access, then resume"
         ) from error
     changed = found.differences(present)
     if changed:

@@ -158,7 +158,7 @@ def _valid(kind: TypeAdapter[T], values: Mapping[str, Any]) -> T:
 def _whole_number(text: str) -> int:
     number = int(text)
     if not _INT64[0] <= number <= _INT64[1]:
-        raise ValueError(f"{text[:20]} has no room in 64 bits")
+        raise ValueError(f"{text[:20]} does not fit 64 bits")
     return number
 
 

@@ -159,7 +159,7 @@ def _cost(report: Report) -> dict[str, str]:
     if report.estimate is not None:
         needs = report.estimate
         memory, time = in_bytes(needs.peak_memory), in_seconds(needs.seconds)
-        found["foreseen before it started"] = f"{memory}, {time}"
+        found["estimated before the start"] = f"{memory}, {time}"
     return found
 
 

@@ -130,7 +130,7 @@ def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
         some = data.take(torch.arange(number) * len(data) // number)
         outputs = outputs_of(model, some.inputs, _LOOKED_AT_TOGETHER)
     if name:
-        logger.info("of what the model returns, %s is compared", name)
+        logger.info("the model's output %s is compared", name)
     if name in HIDDEN_STATES and getattr(loss, "kind", loss) is None:
         loss = replace(loss, kind=Real())  # pyright: ignore
     return loss.resolved(outputs, some.labels)

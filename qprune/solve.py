@@ -80,7 +80,7 @@ class SolvedBlock:
 
 
 BlockObserver = Callable[[SolvedBlock], None]
-"""Called with every problem that a sampler has answered, before anything is made of it."""
+"""Callback for every problem that a sampler has answered, before the answer is used."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -157,9 +157,8 @@ class KeepNofM:
         for layer in layers:
             if not layer.kind.contracted:
                 raise ImpossibleRequestError(
-                    f"no product sums over the inputs of {layer.name!r} as it lies "
-                    f"({layer.kind.why}), so that {self.n}:{self.m} means nothing there: add the "
-                    "layer to ignore"
+                    f"no product sums over the inputs of {layer.name!r} ({layer.kind.why}): "
+                    f"{self.n}:{self.m} does not apply; add the layer to ignore"
                 )
             if layer.cols % self.m:
                 raise ImpossibleRequestError(

@@ -258,4 +258,4 @@ class Report:
 
 
 Observer = Callable[[Step], None]
-"""Called with every `Step` as it happens; progress bars, journals and reports are observers."""
+"""Callback for every `Step` as it happens, for progress bars, journals and reports."""

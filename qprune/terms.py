@@ -13,7 +13,7 @@ from solvers import Dense, QuadraticProblem
 from solvers.symbolic import from_pyqubo
 
 Terms = Callable[[Block], Any]
-"""Block -> BQM or pyqubo expression, in nats. The variable of a weight is its flat index: the
+"""Function of a block: BQM or pyqubo expression, nats. A weight's variable is its flat index: the
 integer in a BQM, its decimal string in pyqubo; 1 = pruned."""
 
 
@@ -28,7 +28,7 @@ def with_terms(problem: QuadraticProblem, block: Block, terms: Terms) -> Quadrat
     unknown = [v for v in bqm.variables if v not in position]
     if unknown:
         raise ImpossibleRequestError(
-            f"terms speak of variable {unknown[0]!r}, which is not in the block; its "
+            f"terms use the variable {unknown[0]!r}, which is not in the block; its "
             "variables are the flat indices in block.indices"
         )
     linear, quadratic = problem.linear.copy(), problem.quadratic

@@ -102,9 +102,9 @@ def _wrong_sums(path: Path, saved: Saved) -> Iterator[str]:
         return
     for name in sorted(told):
         if not (path / name).exists():
-            yield f"{name} is missing, of which {CHECKSUMS} tells"
+            yield f"{name} is missing, but listed in {CHECKSUMS}"
         elif sha256(path / name) != told[name]:
-            yield f"{name} is not the file that {CHECKSUMS} was made of"
+            yield f"{name} does not match its checksum in {CHECKSUMS}"
     for name in sorted(summed(path, loaded=isinstance(saved.settings, LanguageSettings)) - {*told}):
         # Earlier versions had no checksum of the page.
         way_out = "; `qprune report` writes both" if name == REPORT_HTML else ""
@@ -120,11 +120,11 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
         return
     network = load_model(settings.model, settings.weights)
     if digest_of_model(network) != print_.model:
-        yield f"the dense model is not the one that {FINGERPRINT} tells of"
+        yield f"the dense model is not the one in {FINGERPRINT}"
     data = load_data(settings.data, settings.normalization)
     calibration = data.calibration(settings.num_calibration_samples, settings.seed)
     if digest_of_data(as_calibration(calibration)) != print_.data:
-        yield f"the calibration data are not those that {FINGERPRINT} tells of"
+        yield f"the calibration data are not those in {FINGERPRINT}"
     yield from wrong_score("dense", report.dense, data.score(network, settings.loss))
     if not settings.compensate:
         yield from _moved(path, network)

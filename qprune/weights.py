@@ -97,7 +97,7 @@ class Kind:
 
 #: Matrix in the layout of torch's Linear.
 OUTPUTS_FIRST = Kind()
-_BARE = Kind(False, contracted=False, why="a parameter of no kind that is known")
+_BARE = Kind(False, contracted=False, why="a parameter of unknown kind")
 
 # The first row whose class fits the module is used; names are full matches.
 _TABLE: tuple[tuple[type[nn.Module], str, Callable[[nn.Module], Kind]], ...] = (

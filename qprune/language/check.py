@@ -71,7 +71,7 @@ def _misfits(weights: Tensors, mask: Tensors) -> Iterator[str]:
     """Yield tensors whose names, shapes or types differ between the files."""
     if set(mask) != set(weights):
         odd = sorted(set(mask) ^ set(weights))[0]
-        yield f"{odd} has a mask and is no target, or is a target and has none"
+        yield f"{odd} has a mask but is no target, or is a target without a mask"
         return
     for name, kept in mask.items():
         if kept.shape != weights[name].shape:
@@ -90,7 +90,7 @@ def _wrong_records(mask: Tensors, report: Report, card: Card) -> Iterator[str]:
             if replace(record, num_zero=None) != own:
                 yield f"{record.name}: {file} says {_words(record)}, the mask {_words(own)}"
         if len(told) != len(found):
-            yield f"{file} tells of {len(told)} tensors, the mask of {len(found)}"
+            yield f"{file} lists {len(told)} tensors, the mask has {len(found)}"
 
 
 def _words(record: object) -> str:

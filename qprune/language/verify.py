@@ -34,9 +34,9 @@ def wrong_language_world(
     across = Card.read(path).method == "qprune"
     with linear_twins(subject.model) if across else nullcontext():
         if digest_of_model(subject.model) != told.model:
-            yield f"the dense model is not the one that {FINGERPRINT} tells of"
+            yield f"the dense model is not the one in {FINGERPRINT}"
     if digest_of_data(subject.calibration) != told.data:
-        yield f"the calibration data are not those that {FINGERPRINT} tells of"
+        yield f"the calibration data are not those in {FINGERPRINT}"
     pruned = load_pretrained(str(path), dtype=settings.dtype, device=settings.device)
     if not settings.compensate:
         yield from _moved(path, subject.model, pruned, stored_dtype(settings.model))

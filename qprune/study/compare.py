@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Observer = Callable[[Row, int, int], None]
-"""Called with every row, how many rows there are, and how many there will be."""
+"""Progress callback: (row, rows so far, total)."""
 
 KIND = "pruning"
 #: Fields of a row that come from pruning; None in the row of a run that failed.

@@ -99,8 +99,8 @@ class SettingsTrial:
     def __post_init__(self) -> None:
         if self.settings.max_seconds is not None:
             raise ImpossibleRequestError(
-                "max_seconds would end a run after so much of everything, and not give every "
-                "sampler the same time; leave it out, and give the study a budget"
+                "max_seconds limits the whole run, so that samplers would not get the same time; "
+                "leave it out, and give the study a budget"
             )
 
     @property
