@@ -44,6 +44,11 @@ class Mixup:
 
     Raises:
         ImpossibleRequestError: ``copies`` is negative or ``strength`` not in (0, 1].
+
+    Example:
+        >>> more = Mixup(copies=3)(torch.zeros(4, 5), torch.Generator().manual_seed(0))
+        >>> more.shape
+        torch.Size([12, 5])
     """
 
     keeps_labels: ClassVar[bool] = False
@@ -78,6 +83,11 @@ class ShiftImages:
 
     Raises:
         ImpossibleRequestError: ``pixels`` or ``copies`` is negative.
+
+    Example:
+        >>> shift = ShiftImages(copies=2, shape=(1, 8, 8))
+        >>> shift(torch.zeros(4, 64), torch.Generator().manual_seed(0)).shape
+        torch.Size([8, 64])
     """
 
     keeps_labels: ClassVar[bool] = True

@@ -130,6 +130,10 @@ def parse_value(text: str) -> OptionValue:
 
     Raises:
         ValueError: a number is not finite, or does not fit 64 bits.
+
+    Example:
+        >>> parse_value("true"), parse_value("3"), parse_value("0.5"), parse_value("a")
+        (True, 3, 0.5, 'a')
     """
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]

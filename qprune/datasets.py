@@ -112,6 +112,11 @@ def load_data(spec: str, normalization: str | None = None) -> DataSet:
     Raises:
         ImpossibleRequestError: no such data, file or normalization.
         CalibrationError: the file's arrays are not what they should be.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data.train_inputs.shape, data.test_inputs.shape
+        (torch.Size([1297, 64]), torch.Size([500, 64]))
     """
     kind, _, rest = spec.partition(":")
     source = _SOURCES.get(kind)

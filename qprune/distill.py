@@ -45,6 +45,10 @@ class Distillation:
 
     Raises:
         ImpossibleRequestError: a number is out of range.
+
+    Example:
+        >>> Distillation(steps=100, samples_per_step=8).num_samples
+        800
     """
 
     steps: int = 128

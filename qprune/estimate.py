@@ -174,7 +174,12 @@ def require_end(needs: Estimate) -> None:
 
 
 def in_bytes(number: float) -> str:
-    """Format bytes: 1234567 as ``1.2 MB``."""
+    """Format bytes.
+
+    Example:
+        >>> in_bytes(1234567)
+        '1.23 MB'
+    """
     for unit in ("B", "kB", "MB"):
         if number < 999.5:
             return f"{number:.3g} {unit}"

@@ -158,6 +158,11 @@ def executor_named(spec: str | None) -> Iterator[Executor | None]:
 
     Raises:
         ImpossibleRequestError: there is no such executor.
+
+    Example:
+        >>> with executor_named("threads:2") as executor:
+        ...     list(executor.map(abs, [-1, 2]))
+        [1, 2]
     """
     if spec is None:
         yield None

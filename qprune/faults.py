@@ -83,6 +83,10 @@ class Care:
 
     Raises:
         ImpossibleRequestError: a number is out of range.
+
+    Example:
+        >>> Care(retries=2, fallback="keep").retries
+        2
     """
 
     time_limit: float | None = None

@@ -102,13 +102,14 @@ def hold(
     Hugging Face Trainer, and data-parallel training, whether created before or after. Parameters
     must be whole on each process: where they are sharded (FSDP, ZeRO), hold the gathered model.
 
-    Example::
-
-        with qprune.hold(model, "pruned/mask.safetensors") as held:
-            trainer.train()
-            model = model.merge_and_unload()  # If there was a LoRA adapter;
-            held.apply()  # a merge is no step. Saving would do this too.
-        model.save_pretrained("tuned")
+    Example:
+        >>> model = nn.Linear(4, 3)
+        >>> kept = torch.eye(3, 4).bool()
+        >>> with hold(model, {"weight": kept}) as held:
+        ...     _ = nn.init.ones_(model.weight)  # As a merge would: call apply() afterwards.
+        ...     held.apply()
+        ...     held.num_pruned, int(model.weight.count_nonzero())
+        (9, 3)
 
     Args:
         model: any module; wrapped by DDP, torch.compile or PEFT, or not.

@@ -37,6 +37,7 @@ class Inputs:
         CalibrationError: no tensor, or tensors of different first dimensions.
 
     Example:
+        >>> import torch
         >>> inputs = Inputs({"x": torch.zeros(5, 3), "z": torch.zeros(5, 2)})
         >>> len(inputs), len(inputs[torch.tensor([0, 4])])
         (5, 2)

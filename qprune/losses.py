@@ -81,6 +81,10 @@ class DenseOutputs:
         kind: kind of outputs (`qprune.kinds`); None = recognised (`qprune.recognise`),
             logits over classes if not `resolved`. For real numbers the squared distance.
         reason: evidence for the recognised kind.
+
+    Example:
+        >>> DenseOutputs().per_sample(torch.eye(2), torch.eye(2))
+        tensor([0., 0.])
     """
 
     needs_labels: ClassVar[bool] = False
@@ -170,6 +174,10 @@ class Labels:
         ignored: integer labels of this value do not count.
         or_dense: without labels, compare with the dense outputs instead.
         reason: evidence for the recognised kind.
+
+    Example:
+        >>> Labels().per_sample(torch.zeros(2, 4), torch.tensor([0, 3]))  # ln 4
+        tensor([1.3863, 1.3863])
     """
 
     needs_labels: ClassVar[bool] = True
@@ -233,6 +241,11 @@ class PerSample:
         ignored: samples whose integer labels all have this value are left out; None = no
             such value.
         curved: the second derivative is not zero everywhere; found before the run.
+
+    Example:
+        >>> loss = PerSample(lambda outputs, targets: (outputs - targets).abs().sum(1))
+        >>> loss.per_sample(torch.ones(2, 3), torch.zeros(2, 3))
+        tensor([3., 3.])
     """
 
     has_distribution: ClassVar[bool] = False

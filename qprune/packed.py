@@ -29,7 +29,12 @@ FORMAT, VERSION = "qprune-packed-mask", "1"
 
 
 def pack(kept: Tensor) -> Tensor:
-    """Pack a bool mask of any shape into ``ceil(numel / 8)`` bytes, shape (bytes,), uint8."""
+    """Pack a bool mask of any shape into ``ceil(numel / 8)`` bytes, shape (bytes,), uint8.
+
+    Example:
+        >>> pack(torch.tensor([[True, False], [True, True]]))  # 1 + 4 + 8
+        tensor([13], dtype=torch.uint8)
+    """
     bits = kept.detach().cpu().contiguous().flatten().numpy()
     return torch.from_numpy(np.packbits(bits, bitorder="little"))
 

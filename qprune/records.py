@@ -47,6 +47,10 @@ def strict_json(value: Any, indent: int | None = None, sort_keys: bool = False) 
 
     NaN and infinities become null, integers beyond 64 bits text; secrets are left out (see
     `solvers.redaction`).
+
+    Example:
+        >>> strict_json({"loss": float("nan")})
+        '{"loss": null}'
     """
     plain = without_secrets(_finite(value))
     return json.dumps(plain, allow_nan=False, indent=indent, sort_keys=sort_keys)

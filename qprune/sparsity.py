@@ -75,7 +75,15 @@ class Global:
 
 @dataclass(frozen=True)
 class PerLayer:
-    """Budget with the same sparsity in every layer."""
+    """Budget with the same sparsity in every layer.
+
+    Example:
+        >>> from torch import nn
+        >>> from qprune.layers import find_layers
+        >>> layers = find_layers(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)))
+        >>> PerLayer().groups(layers, 0.5).counts.tolist()
+        [10, 5]
+    """
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
         sizes = torch.tensor([layer.size for layer in layers])
@@ -123,6 +131,10 @@ class KeepNofM:
     Raises:
         ImpossibleRequestError: not 0 < n < m; or, when applied, a layer's inputs are not a
             multiple of m, or a sparsity other than 1 - n/m was asked.
+
+    Example:
+        >>> KeepNofM.parse("1:4").sparsity
+        0.75
     """
 
     n: int
