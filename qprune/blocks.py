@@ -53,6 +53,14 @@ class Boundary:
     Args:
         layer_share: share of every block that is dealt evenly to the layers, so that a small
             layer's few weights are offered too; the rest goes by cost alone.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, select=Boundary())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     layer_share: float = 0.1

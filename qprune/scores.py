@@ -93,6 +93,14 @@ class DiagonalFisher:
     Args:
         damping: weight of squared magnitude, since a curvature from few samples is mostly
             noise. Weights that no sample reaches (H_ii = 0) are still pruned first.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, start=DiagonalFisher())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     damping: float = 1.0

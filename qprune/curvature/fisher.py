@@ -81,6 +81,14 @@ class SketchedFisher(PerSampleFisher):
 
     The same expectation as `SampledFisher` at the same cost, with far less noise where the
     network is confident.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, curvature=SketchedFisher())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:

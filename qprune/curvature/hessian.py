@@ -27,6 +27,14 @@ class ExactHessian:
 
     Args:
         max_weights: more targeted weights than this are refused; N^2 numbers are stored.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, curvature=ExactHessian())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     max_weights: int = 4096
