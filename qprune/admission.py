@@ -1,4 +1,4 @@
-"""Models that are not pruned as they are: each refused in one line that says what to pass."""
+"""Refusals of models that must be unwrapped or converted before they are pruned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def refuse_unstorable(model: nn.Module) -> None:
     """Refuse names that no file of weights can hold.
 
     Raises:
-        ImpossibleRequestError: one has a lone surrogate, or is what safetensors keeps to itself.
+        ImpossibleRequestError: one has a lone surrogate, or is reserved by safetensors.
     """
     for name in model.state_dict():
         if name == "__metadata__" or any("\ud800" <= c <= "\udfff" for c in name):
@@ -84,11 +84,11 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def _is_quantised(module: nn.Module) -> bool:
-    """Whether it holds quantised weights, of torch's own or of a package for it."""
+    """Return True for a module with quantised weights, torch's own or another package's."""
     origin = type(module).__module__
     if ".ao.nn.quantized" in origin or ".nn.quantized" in origin:
         return True
     if origin.partition(".")[0] in ("bitsandbytes", "auto_gptq", "gptqmodel", "awq", "hqq"):
         return True
-    # GPTQ and AWQ layers, whoever made them.
+    # GPTQ and AWQ layers of any package.
     return isinstance(getattr(module, "qweight", None), torch.Tensor)

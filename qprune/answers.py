@@ -1,4 +1,4 @@
-"""Sampler answers that cannot be had again: paid for, or without a seed; so a resume asks once."""
+"""Stored sampler answers that cannot be repeated: paid for, or without a seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnswerStore:
-    """One file an answer, named by the digest of what was asked.
+    """Store of sampler answers, one file each, named by the digest of the question.
 
     Attributes:
         folder: made with the first answer.
@@ -32,7 +32,7 @@ class AnswerStore:
     folder: Path
 
     def find(self, key: str, problem: QuadraticProblem) -> Answer | None:
-        """The answer of that key; None where there is none, or it does not fit ``problem``."""
+        """Return the answer stored under ``key``; None if missing or not fitting ``problem``."""
         path = self.folder / f"{key}.json"
         try:
             record = read_json(read_regular(path))
@@ -57,11 +57,11 @@ class AnswerStore:
 
     @property
     def half_written(self) -> list[Path]:
-        """What a killed process left of answers."""
+        """Temporary files that a killed process left."""
         return half_written(self.folder, ["*.json"])
 
     def sweep(self) -> None:
-        """Remove what a killed process left half written; only under the run's lock.
+        """Remove the temporary files of a killed process; only under the run's lock.
 
         Raises:
             RunFolderError: it cannot be removed, or the folder is a file.
@@ -71,7 +71,7 @@ class AnswerStore:
         remove(self.half_written)
 
     def keep(self, key: str, answer: Answer) -> None:
-        """Write an answer down, before anything is made of it.
+        """Store an answer, before it is used.
 
         Raises:
             RunFolderError: the folder cannot be written.
@@ -93,7 +93,7 @@ class AnswerStore:
 
 
 def key_of(border: Border, problem: QuadraticProblem, seed: int) -> str:
-    """sha256 over the problem, the sampler's name and options, and the seed."""
+    """Return the sha256 of the problem, the sampler's name and options, and the seed."""
     hashed = hashlib.sha256(
         f"{border.name}\0{sorted(border.options.items())}\0{seed}\0{problem.offset}".encode()
     )

@@ -1,4 +1,4 @@
-"""More samples to fit on, made from those there are; the dense network says what they should give.
+"""Augmentation: more samples to fit on, made from given ones, with the dense network's outputs.
 
 With few calibration samples the second-order step fits their noise. A dense network can be asked
 about any input, so that blends and shifted copies of the samples pin it down further, and no
@@ -19,7 +19,7 @@ from qprune.inputs import AnyInputs, Inputs
 
 
 class Augmentation(Protocol):
-    """A strategy: more samples from those there are.
+    """Protocol of an augmentation: makes more samples from given ones.
 
     `keeps_labels` says whether a new sample has the label of the one it was made from.
     """
@@ -27,7 +27,7 @@ class Augmentation(Protocol):
     keeps_labels: ClassVar[bool]
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Whole copies of ``inputs`` (m, ...), one after the other, shape (copies * m, ...)."""
+        """Return changed copies of ``inputs`` (m, ...), one after the other, (copies * m, ...)."""
         ...
 
 
@@ -44,6 +44,11 @@ class Mixup:
 
     Raises:
         ImpossibleRequestError: ``copies`` is negative or ``strength`` not in (0, 1].
+
+    Example:
+        >>> more = Mixup(copies=3)(torch.zeros(4, 5), torch.Generator().manual_seed(0))
+        >>> more.shape
+        torch.Size([12, 5])
     """
 
     keeps_labels: ClassVar[bool] = False
@@ -68,7 +73,7 @@ class Mixup:
 
 @dataclass(frozen=True)
 class ShiftImages:
-    """Images moved by a few pixels each way, edges repeated; mirrored too where that is natural.
+    """Images shifted by a few pixels each way, edges repeated; half of them mirrored on request.
 
     Args:
         pixels: largest shift along height and along width.
@@ -78,6 +83,11 @@ class ShiftImages:
 
     Raises:
         ImpossibleRequestError: ``pixels`` or ``copies`` is negative.
+
+    Example:
+        >>> shift = ShiftImages(copies=2, shape=(1, 8, 8))
+        >>> shift(torch.zeros(4, 64), torch.Generator().manual_seed(0)).shape
+        torch.Size([8, 64])
     """
 
     keeps_labels: ClassVar[bool] = True
@@ -92,7 +102,7 @@ class ShiftImages:
             raise ImpossibleRequestError(f"pixels must be at least 0, not {self.pixels!r}")
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """See `Augmentation`.
+        """Return shifted copies; see `Augmentation`.
 
         Raises:
             CalibrationError: the inputs are no images of that shape.
@@ -124,9 +134,9 @@ class ShiftImages:
 
 
 def natural(inputs: AnyInputs) -> Augmentation | None:
-    """What suits inputs about which nothing else is known: shifts, blends, or nothing.
+    """Return the default augmentation of ``inputs``: shifts, blends, or None.
 
-    Nothing for tokens, and for inputs of several tensors, which need not go together any more.
+    None for tokens, and for inputs of several tensors, which need not match after a change.
     """
     if isinstance(inputs, Inputs) or not inputs.is_floating_point():
         return None
@@ -134,10 +144,10 @@ def natural(inputs: AnyInputs) -> Augmentation | None:
 
 
 def check_copies(copies: int) -> None:
-    """Refuse a negative number.
+    """Refuse a negative number of copies.
 
     Raises:
-        ImpossibleRequestError: it is one.
+        ImpossibleRequestError: ``copies`` is negative.
     """
     if copies < 0:
         raise ImpossibleRequestError(f"copies must be at least 0, not {copies!r}")

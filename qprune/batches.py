@@ -1,4 +1,4 @@
-"""Batches and rows of any source, put together into one: samples first, nothing left out yet."""
+"""Batches and rows of any source, joined into one batch with samples first."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from qprune.padding import padded
 
 logger = logging.getLogger(__name__)
 
-#: Samples taken of what does not say how many it has.
+#: Samples taken from a source without a length.
 UNKNOWN_LENGTH = 1024
 _NUMBERS = (bool, int, float, np.generic)
-# Of one sample they have one dimension, of a batch two.
+# They have one dimension for one sample, two for a batch.
 _SEQUENCES = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
 class NoTensor:
-    """What stands where a batch holds something that is no tensor.
+    """Placeholder for a value of a batch that is not a tensor.
 
     Attributes:
         kind: name of its type.
@@ -40,11 +40,11 @@ class NoTensor:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """All samples as one batch of the structure that they came in.
+    """All samples as one batch, in the structure of the source.
 
     Attributes:
         batch: tensors of shape (m, ...) in dicts, tuples and lists, other things as `NoTensor`.
-        kind: what makes a batch of the caller's type of a dict; None where it is of it already.
+        kind: makes a batch of the caller's type from a dict; None where it has that type already.
     """
 
     batch: Any
@@ -52,28 +52,28 @@ class Gathered:
 
 
 def gathered(data: Any, dtype: torch.dtype, limit: int | None, pad_id: int | None) -> Gathered:
-    """The first ``limit`` samples of ``data``, as one batch.
+    """Return the first ``limit`` samples of ``data`` as one batch.
 
     Args:
         data: one batch, an iterable of batches or of rows, or a data set; see `as_calibration`.
         dtype: of float64 numpy arrays and of Python's floats.
-        limit: None takes all, or `UNKNOWN_LENGTH` of what has no length.
-        pad_id: token that padded sequences are padded on with; None reads it off.
+        limit: None takes all, or `UNKNOWN_LENGTH` from a source without a length.
+        pad_id: token that fills shorter padded sequences; None finds it in the data.
 
     Raises:
-        CalibrationError: nothing there, or batches that do not fit together.
+        CalibrationError: no samples, or batches that do not fit together.
     """
     data = data() if inspect.isgeneratorfunction(data) else data
     if _is_whole(data):
         batch = as_tensors(data, dtype)
         return Gathered(_first(batch, limit, "the calibration data"), _kind_of(data))
-    # A DataLoader draws a seed of torch's global generator; it is put back.
+    # A DataLoader draws a seed from torch's global generator, which is restored.
     with torch.random.fork_rng(devices=[]):
         elements = _elements(data)
         if limit is None and not _is_sized(data):
             limit = UNKNOWN_LENGTH
             logger.info(
-                "the calibration data do not say how many they are: the first %d are taken "
+                "the calibration data have no length: the first %d samples are taken "
                 "(num_calibration_samples)",
                 limit,
             )
@@ -82,7 +82,7 @@ def gathered(data: Any, dtype: torch.dtype, limit: int | None, pad_id: int | Non
 
 
 def as_tensors(value: Any, dtype: torch.dtype) -> Any:
-    """``value`` as dicts, tuples and lists of tensors, its numbers left alone.
+    """Return ``value`` as dicts, tuples and lists of tensors; numbers are left as they are.
 
     Raises:
         CalibrationError: a tensor that cannot be cut by samples.
@@ -96,7 +96,7 @@ def as_tensors(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Mapping):
         return {key: as_tensors(item, dtype) for key, item in value.items()}
     if isinstance(value, tuple):
-        # Of a named tuple or of a plain one.
+        # A named tuple or a plain one.
         make = getattr(type(value), "_make", tuple)
         return make(as_tensors(item, dtype) for item in value)
     if isinstance(value, list):
@@ -126,7 +126,7 @@ def _of_array(array: np.ndarray, dtype: torch.dtype) -> Any:
 
 
 def _of_list(values: list[Any], dtype: torch.dtype) -> Any:
-    """A tensor where it holds numbers, or rows of them; else a list."""
+    """Return a tensor of numbers or of rows of numbers; else a list."""
     if values and all(isinstance(x, _NUMBERS) for x in values):
         made = torch.tensor(values)
         return made.to(dtype) if made.is_floating_point() else made
@@ -145,10 +145,10 @@ def _all_tensors(items: Iterable[Any]) -> bool:
 
 
 def _is_whole(data: Any) -> bool:
-    """All samples in one batch, as opposed to an iterable of batches or rows.
+    """Return True if ``data`` is one batch of all samples, not an iterable of batches or rows.
 
     Raises:
-        CalibrationError: it cannot be known.
+        CalibrationError: ``data`` is ambiguous.
     """
     if isinstance(data, Tensor | np.ndarray | Mapping):
         return True
@@ -162,7 +162,7 @@ def _is_whole(data: Any) -> bool:
 
 
 def _is_pair_of_batches(data: tuple[Any, ...]) -> bool:
-    """Arguments of one batch; a tuple of pairs or of mappings alone is one of batches."""
+    """Return True for the arguments of one batch; a tuple of only pairs or mappings has batches."""
     if all(isinstance(x, Mapping) for x in data):
         return False
     if not all(isinstance(x, tuple | list) and _holds_tensors(x) for x in data):
@@ -208,7 +208,7 @@ def _kind_of(batch: Any) -> Callable[[dict[str, Any]], Any] | None:
 
 @dataclass(frozen=True)
 class _Rebuilt:
-    """A dataclass made of the dict of its fields."""
+    """Builder of a dataclass from the dict of its fields."""
 
     kind: type
 
@@ -217,7 +217,7 @@ class _Rebuilt:
 
 
 def _is_rows(data: Any) -> bool:
-    """A data set gives one sample at a time, whatever it looks like."""
+    """Return True for a data set, which gives one sample at a time."""
     hugging_face = type(data).__module__ in ("datasets.arrow_dataset", "datasets.iterable_dataset")
     return isinstance(data, Dataset) or hugging_face or not isinstance(data, Iterable)
 
@@ -234,7 +234,7 @@ def _is_sized(data: Any) -> bool:
 
 
 def _elements(data: Any) -> Iterator[Any]:
-    """One by one; a data set by its indices, since it need not say where it ends."""
+    """Yield the elements; those of a data set by index, since its iteration need not end."""
     if isinstance(data, str | bytes) or not (
         isinstance(data, Iterable) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
     ):
@@ -246,7 +246,7 @@ def _elements(data: Any) -> Iterator[Any]:
 
 
 def unfit(data: Any) -> CalibrationError:
-    """The error for what no samples can be read from."""
+    """Return the error for data of a type that no samples can be read from."""
     return CalibrationError(
         "calibration must be a qprune.Calibration, a tensor or array of inputs, an "
         "(inputs, labels) pair, a dict by the model's argument names, a data set, or a DataLoader "
@@ -257,7 +257,7 @@ def unfit(data: Any) -> CalibrationError:
 def _taken(
     data: Any, elements: Iterable[Any], dtype: torch.dtype, limit: int | None
 ) -> tuple[list[Any], Callable[[dict[str, Any]], Any] | None]:
-    """Batches, the last one cut, and the caller's type of them."""
+    """Return the batches, the last one cut, and the caller's type of them."""
     parts, number, kind = [], 0, None
     rows = False if _is_batched(data) else True if _is_rows(data) else None
     for element in elements:
@@ -310,10 +310,10 @@ def _as_tensor(value: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _looks_like_a_row(element: Any) -> bool:
-    """One sample and no batch: with a number in it, or without one first dimension.
+    """Return True for one sample: it holds a number, or its tensors differ in first dimension.
 
     Raises:
-        CalibrationError: it may be either.
+        CalibrationError: it may be a sample or a batch.
     """
     leaves = [leaf for leaf in tree_leaves(element) if _is_number(leaf)]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
@@ -335,10 +335,10 @@ def _looks_like_a_row(element: Any) -> bool:
 
 
 def _size(batch: Any, what: str) -> int:
-    """Samples in it.
+    """Return the number of samples of a batch.
 
     Raises:
-        CalibrationError: its tensors do not agree.
+        CalibrationError: its tensors differ in number of samples.
     """
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     sizes = {len(tensor) if tensor.ndim else None for tensor in tensors}
@@ -352,7 +352,7 @@ def _size(batch: Any, what: str) -> int:
 
 
 def _first(batch: Any, number: int | None, what: str) -> Any:
-    """The first ``number`` samples of one batch, held without the others."""
+    """Return a copy of the first ``number`` samples of one batch."""
     if number is None or _size(batch, what) <= number:
         return batch
     return tree_map(lambda x: x[:number].clone() if isinstance(x, Tensor) else x, batch)

@@ -1,4 +1,4 @@
-"""Batches as a model takes them: which tensors are its arguments, and which are labels."""
+"""Assignment of a batch's tensors to a model's arguments and to labels."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from qprune.signature import Signature, inside
 
 logger = logging.getLogger(__name__)
 
-#: Keys of labels, the first that is there counts.
+#: Keys of labels; the first one present is used.
 LABELS = ("labels", "label", "targets", "target", "y")
-# As optional arguments these can be inputs too, such as the class that an image is made of.
+# As optional arguments these can be inputs too, such as the class of an image to generate.
 _LABELS_OR_INPUTS = ("label", "y")
 _WAYS_OUT = (
     "pass a dict by the argument names, qprune.Calibration(inputs, labels), or "
     "forward=lambda model, batch: ..."
 )
-# Arguments of one number a token, and words for those of one number a sample.
+# Arguments with one number per token, and parts of the names of those with one per sample.
 _BY_TOKEN = ("token_type_ids", "position_ids", "segment_ids", "decoder_input_ids", "input_ids")
 _BY_SAMPLE = ("len", "size", "time", "step", "index", "idx", "id", "pos", "class", "cond", "group")
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """Samples as a model takes them.
+    """Samples split into inputs and labels.
 
     Attributes:
-        inputs: what it is called with.
+        inputs: arguments of the model.
         labels: shape (m, ...), or None.
     """
 
@@ -46,21 +46,21 @@ class Bound:
 
 
 class Binding(Protocol):
-    """A way to tell inputs from labels."""
+    """Protocol that separates inputs from labels."""
 
     def __call__(self, gathered: Gathered) -> Bound:
-        """The samples as the model takes them."""
+        """Return the inputs and the labels of ``gathered``."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ByCall:
-    """Batches that the caller's own function calls the model with: whole, labels and all."""
+    """Binding of whole batches, labels included, for the caller's own ``forward``."""
 
     forward: Call
 
     def __call__(self, gathered: Gathered) -> Bound:
-        """The batch as it is; the last of a tuple, and label keys, are labels too."""
+        """Return the whole batch as inputs; labels are the last of a tuple, or the label key."""
         batch, labels = gathered.batch, None
         if isinstance(batch, dict):
             labels = next((batch[k] for k in LABELS if isinstance(batch.get(k), Tensor)), None)
@@ -69,7 +69,7 @@ class ByCall:
         missing = {leaf.kind for leaf in tree_leaves(batch) if isinstance(leaf, NoTensor)}
         if missing - {"NoneType"}:
             logger.warning(
-                "what is no tensor is None in the batches that forward gets: %s",
+                "values that are no tensors are None in the batches of forward: %s",
                 ", ".join(sorted(missing)),
             )
         tree = tree_map(lambda leaf: None if isinstance(leaf, NoTensor) else leaf, batch)
@@ -79,27 +79,27 @@ class ByCall:
 
 @dataclass(frozen=True)
 class Rebuilding:
-    """The caller's function, given batches of the type that it was written for.
+    """Wrapper of the caller's ``forward`` that rebuilds batches of the caller's own type.
 
     Attributes:
         forward: (model, batch) -> outputs.
-        kind: makes such a batch of a dict.
+        kind: makes such a batch from a dict.
     """
 
     forward: Call
     kind: Callable[[dict[str, Any]], Any]
 
     def __call__(self, model: nn.Module, tree: Any) -> Any:
-        """What ``forward`` returns."""
+        """Return what ``forward`` returns for the rebuilt batch."""
         return self.forward(model, self.kind(tree))
 
 
 @dataclass(frozen=True, eq=False)
 class BySignature:
-    """Batches bound to the arguments of the model's forward, by name where there are names.
+    """Binding by the signature of the model's forward: by name where there are names.
 
     Attributes:
-        signature: of the module inside any wrapper.
+        signature: arguments of the module inside any wrapper.
         model: that module; None where nothing is known of it.
     """
 
@@ -108,15 +108,15 @@ class BySignature:
 
     @classmethod
     def of(cls, model: nn.Module | None) -> BySignature:
-        """That of ``model``."""
+        """Return the binding for ``model``."""
         module = None if model is None else inside(model)
         return cls(Signature.of(module), module)
 
     def __call__(self, gathered: Gathered) -> Bound:
-        """Inputs and labels.
+        """Return the inputs and the labels of ``gathered``.
 
         Raises:
-            CalibrationError: it cannot be known which are which, or an argument is missing.
+            CalibrationError: inputs and labels cannot be told apart, or an argument is missing.
         """
         return self._bound(gathered.batch)
 
@@ -171,7 +171,7 @@ class BySignature:
         return Bound(self._inputs(taken), _tensor_labels(labels))
 
     def _is_label(self, key: str, batch: Mapping[str, Any]) -> bool:
-        """A key of labels that forward can do without."""
+        """Return True for a label key that is no required argument of forward."""
         if key not in LABELS or key not in batch or key in self.signature.required:
             return False
         if key in _LABELS_OR_INPUTS and key in self.signature.names and len(batch) > 1:
@@ -184,7 +184,7 @@ class BySignature:
     def _with_labels(
         self, taken: dict[str, Any], key: str, labels: Tensor
     ) -> tuple[dict[str, Any], Tensor]:
-        """Labels that decoders read, and those that language models shift, as they need them."""
+        """Return the inputs and labels with those adapted that decoders read or models shift."""
         config = getattr(self.model, "config", None)
         if labels.ndim > 1 and getattr(config, "is_encoder_decoder", False):
             if not {"decoder_input_ids", "decoder_inputs_embeds"} & taken.keys():
@@ -193,7 +193,7 @@ class BySignature:
         return taken, self._of_next_tokens(labels, taken.get("input_ids"))
 
     def _of_next_tokens(self, labels: Tensor, ids: Any) -> Tensor:
-        """Labels that a language model shifts by itself, shifted."""
+        """Return labels shifted by one token, as a language model shifts them itself."""
         name = type(self.model).__name__
         causal = "CausalLM" in name or "LMHead" in name
         if not causal or not isinstance(ids, Tensor) or ids.shape != labels.shape:
@@ -202,7 +202,7 @@ class BySignature:
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
 
     def _inputs(self, taken: dict[str, Any]) -> AnyInputs:
-        """A plain tensor where it is the first argument and all there is."""
+        """Return the single first argument as a plain tensor, else all arguments as `Inputs`."""
         name, value = next(iter(taken.items()))
         positional = self.signature.positional
         first = (not positional and self.model is None) or positional[:1] == (name,)
@@ -226,7 +226,7 @@ class BySignature:
         return Bound(inputs, _tensor_labels(labels))
 
     def _bound_alone(self, item: Any) -> Bound:
-        """One input, which may be a dict of arguments or a tuple of them."""
+        """Return the arguments of one input, which may be a dict or a tuple of them."""
         if isinstance(item, tuple | list):
             self._refuse_odd(item)
             if len(self.signature.positional) == 1 and not self.signature.any_positional:
@@ -241,7 +241,7 @@ class BySignature:
         return self._bound(item)
 
     def _arguments(self, items: Sequence[Any]) -> Inputs:
-        """By name where there are names, so that masks are known as such."""
+        """Return the arguments by name where there are names, so that masks are recognised."""
         self._refuse_odd(items)
         names = self.signature.positional[: len(items)]
         if self.signature.by_position or len(names) < len(items):
@@ -256,10 +256,10 @@ class BySignature:
             )
 
     def _number_of_inputs(self, items: Sequence[Any]) -> int:
-        """Of the tensors of a tuple; the one behind them, if there is one, holds labels.
+        """Return the number of inputs among a tuple's tensors; a further tensor holds labels.
 
         Raises:
-            CalibrationError: it cannot be known.
+            CalibrationError: the tuple is ambiguous.
         """
         number, low = len(items), self.signature.required_positional
         high = len(self.signature.positional)
@@ -284,7 +284,7 @@ class BySignature:
         )
 
     def _is_labels(self, last: Any, first: Any, position: int) -> bool:
-        """It looks like labels rather than like the argument that it would be."""
+        """Return True if the last tensor looks like labels rather than like the next argument."""
         names = self.signature.positional
         name = names[position] if position < len(names) else ""
         if name in LABELS and name not in _LABELS_OR_INPUTS:
@@ -299,7 +299,7 @@ class BySignature:
             return False
         if last.is_floating_point():
             return last.shape[:2] != first.shape[:2]
-        # Neither a mask nor token types, for they are 0 and 1.
+        # Masks and token types are excluded: their values are 0 and 1.
         return not bool(((last == 0) | (last == 1)).all())
 
 

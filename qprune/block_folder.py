@@ -1,7 +1,7 @@
-"""A folder of the very problems that a pruning run put to its sampler, for `qprune compare`.
+"""Folder of the problems that a pruning run gave to its sampler, for `qprune compare`.
 
 - ``0000-stage1-round0.npz``, ...: one problem each, as `solvers.files.read_problem` reads it
-- ``blocks.jsonl``: one line for each of them, in order: what run, step and layers it is from,
+- ``blocks.jsonl``: one line for each of them, in order: its run, step and layers,
   what the sampler answered, and how good that was
 """
 
@@ -26,21 +26,21 @@ from solvers.study.instances import BLOCKS
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of problems that a folder holds unless it is told otherwise.
+#: Default limit of a folder's problems, bytes.
 MAX_BYTES = 1 << 30
 
 
 class BlockFolder:
-    """Observer of blocks that writes each problem to a file; the run goes on as it would.
+    """Observer of blocks that writes each problem to a file; the run's result is unchanged.
 
-    A folder holds at most ``max_bytes``: where more would come, every second problem is taken
-    away and from then on only every second one kept, then every fourth, ..., so that what is
-    there is spread evenly over the run.
+    A folder holds at most ``max_bytes``: where more would come, every second problem is removed
+    and from then on only every second one kept, then every fourth, ..., so that the problems
+    are spread evenly over the run.
 
     Args:
         path: new folder, or an empty one; made with the first problem.
-        about: noted with every problem, JSON-friendly: model, data, seed.
-        max_bytes: of all problems together.
+        about: stored with every problem, JSON-friendly: model, data, seed.
+        max_bytes: limit of all problems together.
 
     Raises:
         RunFolderError: the folder is not empty, or is a file.
@@ -65,12 +65,12 @@ class BlockFolder:
 
     @property
     def num_blocks(self) -> int:
-        """How many problems the folder holds."""
+        """Number of problems in the folder."""
         return len(self._lines)
 
     @property
     def num_bytes(self) -> int:
-        """How large they are together."""
+        """Size of all problems together."""
         return sum(self._sizes.values())
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class BlockFolder:
     def _begin(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Of two runs that were given one new folder, one gets it.
+            # Two runs may have been given the same new folder: one of them gets it.
             (self.path / BLOCKS).touch(exist_ok=False)
         except FileExistsError as error:
             raise RunFolderError(
@@ -114,7 +114,7 @@ class BlockFolder:
         self._every *= 2
         gone = [line for number, line in self._lines if number % self._every]
         self._lines = [pair for pair in self._lines if pair[0] % self._every == 0]
-        # The list first: what it names is always there.
+        # The list first: every file that it names exists.
         text = "".join(strict_json(line) + "\n" for _, line in self._lines)
         write_whole(self.path / BLOCKS, text.encode())
         for line in gone:
@@ -129,9 +129,9 @@ class BlockFolder:
 
 
 def stored(problem: QuadraticProblem) -> QuadraticProblem:
-    """The problem in its smaller form: a factor with more rows than columns as their product.
+    """Return the problem in its smaller form: F'F for a factor F with more rows than columns.
 
-    Energies are the same to rounding; otherwise to the last bit.
+    Energies then agree up to rounding; an unchanged problem agrees exactly.
     """
     quadratic = problem.quadratic
     if not isinstance(quadratic, LowRank) or quadratic.rank <= quadratic.size:
@@ -147,7 +147,7 @@ def stored(problem: QuadraticProblem) -> QuadraticProblem:
 
 
 def record(block: SolvedBlock) -> dict[str, Any]:
-    """What ``blocks.jsonl`` says of a problem; decisions are bits in hexadecimal digits."""
+    """Return a problem's line in ``blocks.jsonl``; decisions are bits as hexadecimal digits."""
     answer, problem = block.answer, block.problem
     return {
         "step": block.step,
@@ -172,7 +172,7 @@ def record(block: SolvedBlock) -> dict[str, Any]:
 
 
 def decision(bits: str, size: int) -> NDArray[np.int8]:
-    """The decision that ``answer`` or ``present`` stands for, shape (size,), 1 = pruned."""
+    """Return the decision that hexadecimal ``bits`` encode, shape (size,), 1 = pruned."""
     packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
     return np.unpackbits(packed, count=size).astype(np.int8)
 

@@ -1,4 +1,4 @@
-"""Which weights are offered together: blocks that mix kept and pruned ones, across layers.
+"""Selection of blocks: weights, kept and pruned, that are decided together, across layers.
 
 A swap prunes one kept weight and restores one pruned weight of the same group, so a block is
 made of such pairs. Selectors differ in which pairs they take.
@@ -19,15 +19,15 @@ from qprune.sparsity import Groups
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """What a selector may choose from.
+    """Input of a selector: all weights, their costs and the present mask.
 
     Attributes:
         layers: the targeted weights.
         groups: the partition with exact counts.
         mask: shape (N,), True = kept.
         cost: shape (N,), predicted loss change of changing one decision alone, nats.
-        resting: shape (N,), bool, weights offered lately without effect; taken last.
-        generator: for random choices.
+        resting: shape (N,), bool, weights offered recently without effect; taken last.
+        generator: source of random choices.
     """
 
     layers: Layers
@@ -39,20 +39,28 @@ class Offer:
 
 
 class Select(Protocol):
-    """A strategy: disjoint blocks of at most ``block_size`` weights, the most promising first."""
+    """Protocol of a selector: disjoint blocks of at most ``block_size`` weights, best first."""
 
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
-        """Flat indices of each block, ascending; fewer or smaller blocks where weights lack."""
+        """Return ascending flat indices of each block; fewer or smaller ones if weights run out."""
         ...
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The pruned weights most worth restoring and the kept ones cheapest to prune.
+    """Selector of the pruned weights most worth restoring and the kept ones cheapest to prune.
 
     Args:
         layer_share: share of every block that is dealt evenly to the layers, so that a small
             layer's few weights are offered too; the rest goes by cost alone.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, select=Boundary())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     layer_share: float = 0.1
@@ -76,7 +84,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class RandomPairs:
-    """Random pairs, for comparison."""
+    """Selector of random pairs, for comparison."""
 
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
         cost = torch.rand(offer.mask.shape, generator=offer.generator, dtype=torch.float64)
@@ -88,7 +96,7 @@ class RandomPairs:
 
 @dataclass(frozen=True)
 class LayerByLayer:
-    """Boundary pairs of one layer a block, the layers with the most to gain first."""
+    """Selector of boundary pairs, one layer a block, the layers with the most to gain first."""
 
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
         among = _shortlist(offer, block_size // 2)
@@ -104,7 +112,7 @@ class LayerByLayer:
 
 
 def _rested(cost: Tensor, resting: Tensor) -> Tensor:
-    """The cost with resting weights past any other."""
+    """Return the cost, with resting weights after all others."""
     if not resting.any():
         return cost
     low, high = cost.aminmax()
@@ -112,10 +120,10 @@ def _rested(cost: Tensor, resting: Tensor) -> Tensor:
 
 
 def _shortlist(offer: Offer, limit: int) -> Tensor:
-    """What can be in a pair, ascending: per layer, the ``limit`` cheapest of either side.
+    """Return ascending candidates for pairs: per layer, the ``limit`` cheapest of either side.
 
-    One look at every layer; all that follows works on the list. With several groups a pair
-    can be anywhere, and the list is everything.
+    Each layer is read once; all later steps work on the list. With several groups a pair
+    can be anywhere, and the list has all weights.
     """
     if offer.groups.ids is not None:
         return torch.arange(len(offer.mask))
@@ -131,7 +139,7 @@ def _shortlist(offer: Offer, limit: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Sides:
-    """What each side of a swap costs: infinite for weights that are not on that side.
+    """Costs of each side of a swap: infinite for weights that are not on that side.
 
     Attributes:
         kept, pruned: shape (k,).
@@ -168,7 +176,7 @@ class _Sides:
         return _Sides(kept, pruned, self.ids)
 
     def pairs(self, limit: int) -> Tensor:
-        """At most ``limit`` disjoint (kept, pruned) pairs within groups, cheapest first, (p, 2).
+        """Return at most ``limit`` disjoint (kept, pruned) pairs within groups by cost, (p, 2).
 
         In every group the r-th cheapest kept weight is paired with the r-th cheapest pruned one.
         """
@@ -188,13 +196,13 @@ class _Sides:
 
 
 def _cheapest(side: Tensor, limit: int) -> Tensor:
-    """Indices of the at most ``limit`` cheapest finite entries, ascending."""
+    """Return ascending indices of the at most ``limit`` cheapest finite entries."""
     values, indices = side.topk(min(limit, len(side)), largest=False)
     return indices[values.isfinite()]
 
 
 def _ranked(side: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The members of one side by (group, cost), and a key that grows with (group, rank)."""
+    """Return one side sorted by (group, cost), and a key that grows with (group, rank)."""
     members = torch.nonzero(side.isfinite())[:, 0]
     members = members[side[members].argsort(stable=True)]
     members = members[ids[members].argsort(stable=True)]
@@ -204,14 +212,14 @@ def _ranked(side: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dealt_pairs(sides: _Sides, wanted: int) -> Tensor:
-    """At most ``wanted`` pairs of each layer, (p, 2), dealt round robin: every block gets some."""
+    """Return at most ``wanted`` pairs of each layer, (p, 2), round robin over the layers."""
     per_layer = [sides.part(start, end).pairs(wanted) + start for start, end in sides.spans]
     rows = [pairs[rank] for rank in range(wanted) for pairs in per_layer if rank < len(pairs)]
     return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.long)
 
 
 def _cut(dealt: Tensor, general: Tensor, pairs: int, num_blocks: int) -> list[Tensor]:
-    """Blocks of ``pairs`` pairs: an even part of the dealt ones, then the best of the rest."""
+    """Return blocks of ``pairs`` pairs: an even part of ``dealt``, then the best of the rest."""
     blocks = []
     quota = -(-len(dealt) // num_blocks)
     for number in range(num_blocks):

@@ -1,4 +1,4 @@
-"""The data that a run may see, split once into a part to fit on and a part to accept on."""
+"""Calibration data, split once into a part to fit on and a part to accept on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qprune.signature import inside
 
 
 class Calibration:
-    """Samples of what the network is used on.
+    """Calibration samples: inputs of the network, with labels where the loss needs them.
 
     Args:
         inputs: shape (m, ...), one sample a row, as the model takes them; or a mapping by the
@@ -59,12 +59,12 @@ class Calibration:
         return len(self.inputs)
 
     def cpu(self) -> Calibration:
-        """With all tensors on the CPU."""
+        """Return a copy with all tensors on the CPU."""
         labels = None if self.labels is None else self.labels.cpu()
         return Calibration(mapped(self.inputs, Tensor.cpu), labels)
 
     def take(self, indices: Tensor) -> Calibration:
-        """The samples at ``indices``."""
+        """Return the samples at ``indices``."""
         return Calibration(
             self.inputs[indices], None if self.labels is None else self.labels[indices]
         )
@@ -72,7 +72,7 @@ class Calibration:
     def split(
         self, accept_share: float, generator: torch.Generator
     ) -> tuple[Calibration, Calibration]:
-        """(fit, accept): a random ``accept_share`` of the samples is kept for acceptance.
+        """Return (fit, accept); acceptance gets a random ``accept_share`` of the samples.
 
         Raises:
             CalibrationError: one of the two would be empty.
@@ -94,22 +94,22 @@ def as_calibration(
     forward: Call | None = None,
     num_samples: int | None = None,
 ) -> Calibration:
-    """A `Calibration` of data as people have them.
+    """Return a `Calibration` of data in any of the usual forms.
 
     Args:
         data: a `Calibration`; a tensor or numpy array of inputs; a tuple (X, Y), or a list where
-            shapes tell that it is one; a dict by the model's argument names; or what gives such
+            shapes tell that it is one; a dict by the model's argument names; or an iterable of such
             batches: a DataLoader, list, generator or other iterable. A torch or Hugging Face data
             set gives one sample at a time, and so does an iterable whose elements hold numbers.
             Labels are the last of a tuple, or the key ``labels``, ``label``, ``targets``,
             ``target`` or ``y``. Float64 numpy arrays become the model's type.
-        model: what the inputs are for; its ``forward`` says which of several tensors are inputs.
+        model: takes the inputs; its ``forward`` decides which of several tensors are inputs.
         forward: calls the model with a batch of the structure that ``data`` gives.
-        num_samples: the first so many; None takes all, or 1024 of what has no length.
+        num_samples: samples taken from the start; None = all, or 1024 of data without a length.
 
     Raises:
-        CalibrationError: it is none of these, or empty, or does not say what is what.
-        ImpossibleRequestError: no such number of samples.
+        CalibrationError: ``data`` is none of these, empty or ambiguous.
+        ImpossibleRequestError: ``num_samples`` is no positive number.
 
     Example:
         >>> batches = [(torch.zeros(4, 3), torch.ones(4))] * 3
@@ -134,7 +134,7 @@ def as_calibration(
 
 
 def _narrowed(data: Calibration, forward: Call | None, number: int | None) -> Calibration:
-    """The first samples of ``data``, called by ``forward`` where there is one."""
+    """Return the first samples of ``data``, to be called by ``forward`` if given."""
     if number is not None and number < len(data):
         data = data.take(torch.arange(number))
     if forward is None:
@@ -144,7 +144,7 @@ def _narrowed(data: Calibration, forward: Call | None, number: int | None) -> Ca
 
 
 def _float_type(model: nn.Module | None) -> torch.dtype:
-    """That of the model's first floating-point parameter."""
+    """Return the type of the model's first floating-point parameter."""
     parameters = () if model is None else model.parameters()
     types = (p.dtype for p in parameters if p.is_floating_point())
     return next(types, torch.get_default_dtype())
@@ -156,7 +156,7 @@ def _pad_id(model: nn.Module) -> int | None:
 
 
 def plain(inputs: AnyInputs) -> AnyInputs:
-    """The windows of tokens or images alone, where all else is a mask that masks nothing."""
+    """Return the first tensor alone where the others are masks without a masked entry."""
     if isinstance(inputs, Tensor) or inputs.call is not by_arguments:
         return inputs
     tree = inputs.tree if isinstance(inputs.tree, Mapping) else {}

@@ -1,8 +1,8 @@
-"""One use of one targeted tensor in one batch: what went in, and what the loss makes of the result.
+"""Uses of a targeted tensor in one batch: inputs, and derivatives of the loss by the outputs.
 
 A per-sample weight gradient is a sum over tokens (positions, for a convolution) of products of
-the two. Each kind of use knows how to form those sums for all weights or for a few. Where a
-tensor is used in no way that is known here, its gradients are `GivenCall`s: autograd's own.
+the two. Each kind of use forms those sums for all weights or for a few. Where a
+tensor is used in no way listed here, its gradients are `GivenCall`s: autograd's own.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from torch.nn.grad import conv2d_weight
 
 # Intermediate products are cut into pieces of at most this many numbers.
 _PIECE_FLOATS = 1 << 24
-# Per-sample gradients of a whole layer cost a matrix product; gathering a column costs about
-# this many times more than one of the product's.
+# Per-sample gradients of a whole layer cost a matrix product; gathering one column costs about
+# this many times as much as one column of the product.
 _GATHER_COST = 16
 
 
 class Call(Protocol):
-    """What a trace holds of one use of a tensor."""
+    """Record of one use of a tensor in a trace."""
 
     @property
     def num_floats(self) -> int:
-        """Numbers held."""
+        """Count of numbers held in memory."""
         ...
 
     @property
     def positions(self) -> int:
-        """Places at which every sample meets each weight: tokens, or places of a convolution."""
+        """Number of positions per sample at which a weight is used: tokens, or image positions."""
         ...
 
     @property
     def floats_per_sample(self) -> int:
-        """Numbers that `gradients` makes on its way, per sample."""
+        """Count of intermediate numbers that `gradients` makes per sample."""
         ...
 
     def split(self, floats_per_sample: int) -> Sequence[Call]:
-        """The call in pieces of consecutive samples, by what one sample takes."""
+        """Return the call in pieces of consecutive samples, by the numbers per sample."""
         ...
 
     def gradients(self) -> Tensor:
-        """Per-sample gradients in the tensor's own order, shape (m, size) or (m, rows, cols)."""
+        """Return per-sample gradients in the tensor's order, (m, size) or (m, rows, cols)."""
         ...
 
     def squares(self) -> Tensor:
-        """Sum over samples of squared per-sample gradients, in the tensor's own order."""
+        """Return the sum over samples of squared gradients, in the tensor's own order."""
         ...
 
     def columns(self, local: Tensor) -> Tensor:
-        """Per-sample gradients at flat positions ``local`` (k,) of the tensor, shape (m, k)."""
+        """Return per-sample gradients at flat positions ``local`` (k,), shape (m, k)."""
         ...
 
     def input_squares(self) -> Tensor | None:
-        """Sum over samples and tokens of every weight's squared input, in the tensor's own order.
+        """Return the sum over samples and tokens of squared inputs, in the tensor's order.
 
         None where the input is not known.
         """
@@ -153,11 +153,11 @@ class Geometry:
 
     @property
     def pads(self) -> tuple[int, int, int, int]:
-        """Left, right, top, bottom."""
+        """Padding: left, right, top, bottom."""
         if self.padding == "valid":
             return 0, 0, 0, 0
         if isinstance(self.padding, str):
-            # As torch does: the odd one goes behind.
+            # The odd one goes after, as in torch.
             missing = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
             (top, left), (down, right) = zip(*((n // 2, n - n // 2) for n in missing), strict=True)
             return left, right, top, down
@@ -169,7 +169,7 @@ class Geometry:
 class ConvCall:
     """A convolution: padded inputs (m, images, channels, h, w), deltas (m, images, rows, oh, ow).
 
-    What the kernel sees is kept as a view of the inputs and spelled out piece by piece only.
+    Patches are a view of the inputs, and are copied piece by piece only.
     """
 
     inputs: Tensor
@@ -234,7 +234,7 @@ class ConvCall:
         return [ConvCall(inputs, deltas, self.geometry) for inputs, deltas in pairs]
 
     def _patches(self) -> Tensor:
-        """What each kernel position sees, a view (m, images, channels, kh, kw, oh, ow)."""
+        """Return the inputs by kernel position, a view (m, images, channels, kh, kw, oh, ow)."""
         (kh, kw), (dy, dx), (sy, sx) = (
             self.geometry.kernel,
             self.geometry.dilation,
@@ -285,24 +285,24 @@ class GivenCall:
 
 
 class Use(Protocol):
-    """A strategy: one function of torch that was called with a targeted tensor."""
+    """Protocol of a torch function that uses a targeted tensor."""
 
     def rows(self, inputs: Tensor) -> int:
-        """Length of the dimension that holds the samples, alone or with others folded in."""
+        """Return the length of the sample dimension, which may have others folded in."""
         ...
 
     def call(self, inputs: Tensor, deltas: Tensor, num_samples: int) -> Call:
-        """The call, from what went in and the derivative by what came out."""
+        """Return the call, from the inputs and the derivatives by the outputs."""
         ...
 
     def gradient(self, inputs: Tensor, deltas: Tensor, shape: torch.Size) -> Tensor:
-        """Gradient of the whole batch by the weight, by the same kernels as autograd's own."""
+        """Return the batch's gradient by the weight, with the kernels that autograd uses."""
         ...
 
 
 @dataclass(frozen=True)
 class LinearUse:
-    """``torch.nn.functional.linear(input, weight)``."""
+    """Use by ``torch.nn.functional.linear(input, weight)``."""
 
     def rows(self, inputs: Tensor) -> int:
         return len(inputs) if inputs.ndim > 1 else 1
@@ -319,7 +319,7 @@ class LinearUse:
 
 @dataclass(frozen=True)
 class TurnedUse:
-    """``torch.addmm(bias, input, weight)``."""
+    """Use by ``torch.addmm(bias, input, weight)``."""
 
     def rows(self, inputs: Tensor) -> int:
         return len(inputs)
@@ -336,7 +336,7 @@ class TurnedUse:
 
 @dataclass(frozen=True)
 class ConvUse:
-    """``torch.conv1d`` or ``torch.conv2d``; the first is seen as the second, of height one."""
+    """Use by ``torch.conv1d`` or ``torch.conv2d``; conv1d is treated as conv2d of height one."""
 
     geometry: Geometry
     dimensions: int
@@ -377,12 +377,12 @@ class ConvUse:
 
 @dataclass(frozen=True)
 class Seen:
-    """A call of a function of torch with a tensor that may be targeted.
+    """Call of a torch function with a tensor that may be targeted.
 
     Attributes:
         weight: the tensor.
-        inputs: what it is applied to.
-        use: in which way.
+        inputs: the tensor that the weight is applied to.
+        use: the kind of use.
     """
 
     weight: Any
@@ -391,7 +391,7 @@ class Seen:
 
 
 def seen(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Seen | None:
-    """The use that a call of ``function`` makes of a weight; None where it is of no known kind."""
+    """Return the use that a call of ``function`` makes of a weight; None if of no known kind."""
     read = _FUNCTIONS.get(function)
     return None if read is None else read(*args, **kwargs)
 
@@ -440,7 +440,7 @@ def _conv2d(
 
 
 def _numbers(value: Any, length: int) -> tuple[int, ...]:
-    """One number for each dimension."""
+    """Return one number for each dimension."""
     given = tuple(value) if isinstance(value, Sequence) else (value,)
     return given * length if len(given) == 1 else given
 
@@ -454,7 +454,7 @@ _FUNCTIONS: dict[Any, Callable[..., Seen | None]] = {
 
 
 def sum_of_squares(calls: Sequence[Call]) -> Tensor:
-    """Sum over samples of squared gradients of a tensor used once or more, (rows, cols)."""
+    """Return the sum over samples of squared gradients, over all uses of a tensor, (rows, cols)."""
     floats = max(call.floats_per_sample for call in calls)
     total = torch.tensor(0.0)
     for pieces in zip(*(call.split(floats) for call in calls), strict=True):

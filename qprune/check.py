@@ -1,4 +1,4 @@
-"""Whether a run's folder tells the truth: the files against each other, number by number."""
+"""Consistency check of a run folder: the files against each other, number by number."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from qprune.weights import Kind, layout_of
 
 
 def check_run(path: Path) -> Finding:
-    """Read every file of a finished run and hold it against the others.
+    """Compare the files of a finished run with each other.
 
     Raises:
-        RunFolderError: no run is there at all.
+        RunFolderError: the folder holds no run.
     """
     saved = read_run(path)
     if isinstance(saved.settings, LanguageSettings):
@@ -64,7 +64,7 @@ def check_run(path: Path) -> Finding:
 
 
 def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
-    """Tensors that are not where, or what, the others say."""
+    """Yield tensors whose names, shapes or types differ between the files."""
     if set(mask) != {layer.parameter_name for layer in layers}:
         yield f"{MASK} and {REPORT_JSON} name different weights"
     for name, kept in mask.items():
@@ -78,7 +78,7 @@ def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
 
 
 def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
-    """Counts that the mask does not have."""
+    """Yield recorded counts that differ from the mask's."""
     report, settings = saved.report, saved.settings
     for layer, record in zip(layers, report.layers, strict=True):
         kept = mask[layer.parameter_name]
@@ -93,7 +93,7 @@ def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
 
 
 def _wrong_structure(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
-    """Groups (all weights, layers, rows, runs of N:M) that do not have their exact count."""
+    """Yield groups (all weights, layers, rows, runs of N:M) without their exact count."""
     settings = saved.settings
     structure = settings.structure
     budget = structure or BUDGETS[settings.budget or "global"]
@@ -114,7 +114,7 @@ def _wrong_structure(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[st
 
 
 def _as_layers(records: tuple[LayerRecord, ...]) -> Layers:
-    """The tensors as layers of the same rows and inputs, without values."""
+    """Return layers of the recorded shapes, without values."""
     items, offset = [], 0
     for record in records:
         module = nn.Module()

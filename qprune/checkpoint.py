@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on to the same bytes, in one file."""
+"""Checkpoints: the complete state of a run in one file, for a resume to the same bytes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ CHECKPOINTS = ("checkpoint.0.safetensors", "checkpoint.1.safetensors")
 
 logger = logging.getLogger(__name__)
 
-# Of the run's time, so that with what the first one costs it stays below 2 %.
+# Share of the run's time; with the first, untimed checkpoint the total stays below 2 %.
 _SHARE = 0.01
-# Bytes per second and seconds per file, before the first one has been timed.
+# Assumed bytes per second and seconds per file, until the first one has been timed.
 _RATE, _LATENCY = 2e8, 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A run between two steps.
+    """State of a run between two steps.
 
     Attributes:
         progress: position and state.
@@ -45,7 +45,7 @@ class Snapshot:
         steps: the journal so far.
         seconds: wall time so far.
         cpu_seconds: process CPU time so far.
-        run: `Fingerprint.digest` of the run that it is of; empty in those of earlier versions.
+        run: `Fingerprint.digest` of the run; empty in checkpoints of earlier versions.
     """
 
     progress: Progress
@@ -56,7 +56,7 @@ class Snapshot:
     run: str = ""
 
     def pack(self) -> bytes:
-        """As one safetensors file that carries a digest of itself."""
+        """Return one safetensors file that carries its own checksum."""
         progress = self.progress
         assert progress.position is not None
         steps = "\n".join(strict_json(step.to_json()) for step in self.steps)
@@ -64,7 +64,7 @@ class Snapshot:
             "generator": self.generator,
             "steps": torch.frombuffer(bytearray(steps.encode() or b"\n"), dtype=torch.uint8),
         }
-        # What both states share is in the file once.
+        # Tensors that both states share are in the file once.
         tensors |= _packed("before", progress.before, progress.state)
         facts = {
             "position": asdict(progress.position),
@@ -81,16 +81,16 @@ class Snapshot:
 
     @classmethod
     def unpack(cls, content: bytes) -> Snapshot:
-        """The inverse of `pack`.
+        """Return the snapshot in ``content``: the inverse of `pack`.
 
         Raises:
-            RunFolderError: a byte of it has changed.
+            RunFolderError: the checksum is wrong.
         """
         try:
             tensors, metadata = load(content), metadata_of(content)
             text = metadata["facts"]
             if metadata["sha256"] != digest_of_facts(tensors, text):
-                raise RunFolderError("its digest does not fit its content")
+                raise RunFolderError("its checksum is wrong")
             facts = read_json(text)
             state = _unpacked("state", tensors, facts["size"], facts["trust"])
             shared = _packed("before", state)
@@ -114,8 +114,8 @@ class Checkpoints:
     """The last two checkpoints of a run, each written over the older one.
 
     Args:
-        folder: where; it exists.
-        share: of the run's time that may go into writing them.
+        folder: existing folder.
+        share: largest share of the run's time spent on writing them.
     """
 
     def __init__(self, folder: Path, share: float = _SHARE) -> None:
@@ -127,13 +127,13 @@ class Checkpoints:
         self._last = 0.0
 
     def load(self, run: str | None = None) -> Snapshot | None:
-        """The newest readable checkpoint; None if none was written yet.
+        """Return the newest readable checkpoint; None if none was written yet.
 
         Args:
-            run: `Fingerprint.digest` of the run that they must be of; None = of any.
+            run: `Fingerprint.digest` of the required run; None = any.
 
         Raises:
-            RunFolderError: there are some and none can be read, one is no file, or one is of
+            RunFolderError: none of those present can be read, one is no file, or one belongs to
                 another run.
         """
         newest, troubles = None, []
@@ -145,7 +145,7 @@ class Checkpoints:
                 continue
             except OSError as error:
                 troubles.append(f"{path}: {error}")
-                logger.warning("%s; looking for the other one", troubles[-1])
+                logger.warning("%s; trying the other one", troubles[-1])
                 continue
             if run is not None and found.run != run:
                 raise RunFolderError(
@@ -159,16 +159,16 @@ class Checkpoints:
         return newest
 
     def offer(self, snapshot: Snapshot) -> None:
-        """Write it if the time that has passed pays for it."""
+        """Write the snapshot if enough time has passed since the last one."""
         expected = self._last or _LATENCY + _size(snapshot) / _RATE
         if self.spent + expected <= self._share * (time.perf_counter() - self._began):
             self.write(snapshot)
 
     def write(self, snapshot: Snapshot) -> None:
-        """Write it now.
+        """Write the snapshot now.
 
         Raises:
-            RunFolderError: it cannot be written; what there was is as it was.
+            RunFolderError: it cannot be written; older checkpoints are unchanged.
         """
         began = time.perf_counter()
         number = 1 - self._newest
@@ -178,7 +178,7 @@ class Checkpoints:
         self.spent += self._last
 
     def remove(self) -> None:
-        """Remove both: the run is over and saved.
+        """Remove both checkpoints, after the run has been saved.
 
         Raises:
             RunFolderError: one cannot be removed.
@@ -187,7 +187,7 @@ class Checkpoints:
 
 
 def _packed(name: str, state: State, known: State | None = None) -> dict[str, Tensor]:
-    """The tensors of ``state`` that are not the very ones of ``known``."""
+    """Return the tensors of ``state`` that are not the same objects as in ``known``."""
     packed = {}
     if known is None or state.values is not known.values:
         packed[f"{name}.values"] = state.values.cpu().contiguous()
@@ -210,11 +210,11 @@ def _size(snapshot: Snapshot) -> int:
 
 
 def digest_of_facts(tensors: dict[str, Tensor], text: str) -> str:
-    """What a checkpoint with these tensors and facts must say of itself."""
+    """Return the checksum of a checkpoint with these tensors and facts."""
     return hashlib.sha256((digest_of_tensors(tensors) + text).encode()).hexdigest()
 
 
 def metadata_of(content: bytes) -> dict[str, str]:
-    """The text in the head of a safetensors file."""
+    """Return the metadata in the header of a safetensors file."""
     length = int.from_bytes(content[:8], "little")
     return read_json(content[8 : 8 + length])["__metadata__"]

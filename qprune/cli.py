@@ -22,11 +22,11 @@ from solvers.errors import SolverError
 from solvers.legible import legible
 from solvers.ranges import quoted
 
-#: Exit code where what was asked cannot be done.
+#: Exit code of a refused request.
 MISTAKE = 2
-# Nothing is meant by "" or --output=, and pathlib reads them as the folder one is in.
+# "" and --output= are empty values, which pathlib would read as the current folder.
 _EMPTY = re.compile(r"(--[\w-]+=)?\s*")
-# Characters of one line; a value of thousands that was given is cut.
+# Longest line in characters; longer given values are cut.
 _LONGEST_MISTAKE = 1000
 
 app = typer.Typer(
@@ -58,7 +58,7 @@ def report(
 
 def main() -> None:
     """Run the command line; mistakes of the user end in one line, never in a traceback."""
-    # Factories of the user's own are imported from where the command runs.
+    # User factories are imported from the current folder.
     sys.path.append("")
     take_any_text()
     empty = next((n for n, part in enumerate(sys.argv) if n and _EMPTY.fullmatch(part)), None)
@@ -75,7 +75,7 @@ def main() -> None:
     except usage_error as error:
         _fail(error.format_message(), MISTAKE)
     except OSError as error:
-        # Of a file that no command speaks of itself: a name too long, a full disk.
+        # File errors that no command handles: a name too long, a full disk.
         place = "" if error.filename is None else f"{legible(error.filename, 200)}: "
         _fail(f"{place}{error.strerror or error}", MISTAKE)
 

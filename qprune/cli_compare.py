@@ -36,7 +36,7 @@ Setting = tuple[str, str, dict[str, OptionValue]]
 
 
 class StudyBar:
-    """Shows how many runs are done and what the last one was, on standard error."""
+    """Progress bar on standard error: number of runs done, and the last one."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -63,7 +63,7 @@ class StudyBar:
         self._progress.stop()
 
     def __call__(self, row: Mapping[str, Any], done: int, total: int) -> None:
-        """Show the row."""
+        """Show a finished row."""
         what = f"{row['sampler']} on {row.get('problem', row.get('model'))}"
         self._progress.update(
             self._task, completed=done, total=total, description=legible(what, 120)
@@ -90,7 +90,7 @@ def compare(
     ] = None,
     count: Annotated[
         list[int] | None,
-        typer.Option(callback=inside(Count), help="how many variables are 1; one problem for each"),
+        typer.Option(callback=inside(Count), help="number of variables that are 1; repeat"),
     ] = None,
     prune: Annotated[
         Path | None,
@@ -121,15 +121,13 @@ def compare(
     ] = None,
     prepare_limit: Annotated[
         float,
-        typer.Option(
-            callback=inside(Seconds), help="seconds for a sampler and a problem to be made ready"
-        ),
+        typer.Option(callback=inside(Seconds), help="seconds to prepare a sampler and a problem"),
     ] = 600.0,
     threads: Annotated[
         int, typer.Option(callback=inside(Threads), help="threads of each sampler")
     ] = 1,
     clock: Annotated[
-        str, typer.Option(help="what measures seconds: wall; or cpu, on a shared machine")
+        str, typer.Option(help="clock for seconds: wall; or cpu, on a shared machine")
     ] = "wall",
     output: Annotated[
         Path | None, typer.Option(help="folder for rows and report; the same study goes on there")
@@ -187,7 +185,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the command prints: number of runs, one record a sampler, the report's page."""
+    """Printed outcome: number of runs, one record per sampler, path of the report."""
 
     runs: int
     summary: list[dict[str, Any]]
@@ -208,7 +206,7 @@ def _on_problems(
 
 
 def _asked_run(config: Path, model: str | None, data: str | None) -> Settings:
-    """The run that ``--prune`` names; nothing is imported that the user does not name too."""
+    """Return the run that ``--prune`` names; only code named on the command line is imported."""
     from qprune.config import make_settings, merged
     from qprune.language.models import is_pretrained
     from qprune.verify import trusted
@@ -246,7 +244,7 @@ def _refuse_problems(given: Sequence[str]) -> None:
 
 
 def parse_sampler(text: str) -> Setting:
-    """``"fast=relax:num_sweeps=50"`` as (label, name, options); the label may be left out.
+    """Parse ``"fast=relax:num_sweeps=50"`` into (label, name, options); the label is optional.
 
     Raises:
         ImpossibleRequestError: there is no name, or an option without a value.
@@ -262,7 +260,7 @@ def parse_sampler(text: str) -> Setting:
 
 
 def problem_summary(study: Study) -> list[dict[str, Any]]:
-    """One record for each sampler and budget: runs, failures, gaps to the best known, time."""
+    """Return one record per sampler and budget: runs, failures, gaps to the best known, time."""
     from solvers.study.measures import gap
 
     rows = study.rows.merge(study.problems[["problem", "best_known"]], on="problem")
@@ -287,7 +285,7 @@ def problem_summary(study: Study) -> list[dict[str, Any]]:
 
 
 def summary_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The records, one row each."""
+    """Return a table of the records, one row each."""
     table = Table()
     for name in records[0] if records else ():
         table.add_column(name, justify="left" if name in ("sampler", "budget") else "right")

@@ -1,4 +1,4 @@
-"""`qprune evaluate`, `measure` and `hold`: what to do with a pruned model's folder."""
+"""`qprune evaluate`, `measure` and `hold`: commands on the folder of a pruned model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(callback=inside(Number), help="at most so many examples of a task"),
+        typer.Option(callback=inside(Number), help="largest number of examples per task"),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(callback=inside(Number), help="examples of a task run together")
@@ -58,7 +58,7 @@ def evaluate(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto for the stored one")
     ] = "float32",
-    device: Annotated[str, typer.Option(help="where to compute, as torch names it")] = "cpu",
+    device: Annotated[str, typer.Option(help="device, as torch names it")] = "cpu",
     threads: ThreadsOption = 1,
     json: Json = False,
 ) -> None:
@@ -123,7 +123,7 @@ def measure(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, or auto for the stored one")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="where to compute, as torch names it")] = "cpu",
+    device: Annotated[str, typer.Option(help="device, as torch names it")] = "cpu",
     threads: ThreadsOption = 1,
     json: Json = False,
 ) -> None:
@@ -156,7 +156,7 @@ def hold(
     folder: Annotated[Path, typer.Argument(help="the fine-tuned or merged checkpoint")],
     mask: Annotated[Path, typer.Option(help="mask.safetensors, or the pruned folder that has it")],
     output: Annotated[Path, typer.Option(help="new folder for the checkpoint with the mask")],
-    overwrite: Annotated[bool, typer.Option(help="whether --output may exist")] = False,
+    overwrite: Annotated[bool, typer.Option(help="allow an existing --output")] = False,
     json: Json = False,
 ) -> None:
     """Apply a mask again to a checkpoint that was fine-tuned or merged since it was pruned."""

@@ -1,4 +1,4 @@
-"""Options of a command line: numbers in their ranges, ``name=value``, how files are read."""
+"""Options of the command line: numbers in their ranges, ``name=value``, files to read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qprune.terminal import say
 from solvers.legible import legible
 from solvers.ranges import checked, quoted
 
-#: What a value can be; whether it makes sense is the sampler's to say.
+#: Type of an option's value; the sampler checks the value itself.
 OptionValue = bool | int | float | str
 
 #: Options of every command that reads problem files.
@@ -43,10 +43,10 @@ _WORDS: dict[str, bool] = {"true": True, "false": False}
 
 
 def inside(kind: Any) -> Callable[[Any], Any]:
-    """The callback of an option, or of each of a list, whose number one of `solvers.ranges` bounds.
+    """Return the callback that checks an option's numbers against a range of `solvers.ranges`.
 
     Args:
-        kind: the range's type.
+        kind: annotated type of the range.
     """
 
     def check(value: Any) -> Any:
@@ -61,7 +61,7 @@ def inside(kind: Any) -> Callable[[Any], Any]:
 
 
 def not_a_pipe(value: Any) -> Any:
-    """The callback of an option of files to read: reading a pipe would wait for its writer."""
+    """Option callback that refuses pipes, since reading one would wait for its writer."""
     for path in value if isinstance(value, list | tuple) else [value]:
         with suppress(OSError, ValueError):
             if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
@@ -70,7 +70,7 @@ def not_a_pipe(value: Any) -> Any:
 
 
 def require_place(path: Path) -> None:
-    """Refuse a file that could not be written, before there is anything to write.
+    """Refuse an output file that could not be written, before the work starts.
 
     Raises:
         ImpossibleRequestError: it is a folder, is in none, or may not be written.
@@ -92,7 +92,7 @@ def require_place(path: Path) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all; what is no regular file, such as a pipe, as it comes.
+    """Write a file atomically; a pipe or another special file directly.
 
     Raises:
         RunFolderError: it cannot be written.
@@ -104,11 +104,11 @@ def write_file(path: Path, text: str) -> None:
 
 
 def parse_options(items: Iterable[str]) -> dict[str, OptionValue]:
-    """``["num_sweeps=200", "beta=0.5"]`` as ``{"num_sweeps": 200, "beta": 0.5}``.
+    """Parse ``["num_sweeps=200", "beta=0.5"]`` into ``{"num_sweeps": 200, "beta": 0.5}``.
 
     Raises:
         ImpossibleRequestError: an item without ``=`` or without a name, a name twice, or a
-            number that has no room in 64 bits.
+            number that does not fit 64 bits.
     """
     options: dict[str, OptionValue] = {}
     for item in items:
@@ -126,16 +126,20 @@ def parse_options(items: Iterable[str]) -> dict[str, OptionValue]:
 
 
 def parse_value(text: str) -> OptionValue:
-    """A truth value, a whole number, a number, or else the text itself.
+    """Return a bool, an int, a float, or else the text itself.
 
     Raises:
-        ValueError: a number is not finite, or has no room in 64 bits.
+        ValueError: a number is not finite, or does not fit 64 bits.
+
+    Example:
+        >>> parse_value("true"), parse_value("3"), parse_value("0.5"), parse_value("a")
+        (True, 3, 0.5, 'a')
     """
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     if _WHOLE.fullmatch(text):
         if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-            raise ValueError(f"{quoted(text)} has no room in 64 bits")
+            raise ValueError(f"{quoted(text)} does not fit 64 bits")
         return int(text)
     if not _NUMBER.fullmatch(text):
         return text
@@ -147,7 +151,7 @@ def parse_value(text: str) -> OptionValue:
 
 @contextmanager
 def notes_on_files() -> Iterator[None]:
-    """Print notes on the files that are read inside, a line for each, once nothing was refused."""
+    """Print the notes on files read inside the context, one line each, if nothing was refused."""
     from solvers.errors import FileWarning
 
     with warnings.catch_warnings(record=True) as caught:

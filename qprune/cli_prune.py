@@ -1,4 +1,4 @@
-"""`qprune prune`: its options, its progress bar, and what it prints at the end."""
+"""`qprune prune`: its options, its progress bar and its printed outcome."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def prune(
         int | None, typer.Option(help="disjoint blocks for one expansion (1)")
     ] = None,
     stages: Annotated[
-        int | None, typer.Option(help="rungs up to the asked sparsity (20; 10 for a large network)")
+        int | None,
+        typer.Option(help="stages up to the asked sparsity (20; 10 for a large network)"),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(help="expansions in each stage (4; 1 for a large network)")
@@ -118,13 +119,13 @@ def prune(
         int | None, typer.Option(help="samples in one expansion (2400; 400 for a large network)")
     ] = None,
     num_calibration_samples: Annotated[
-        int | None, typer.Option(help="all training samples the method sees (1000)")
+        int | None, typer.Option(help="number of calibration samples (1000)")
     ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="end after so long")] = None,
     max_steps: Annotated[int | None, typer.Option(help="end after so many steps")] = None,
     max_memory: Annotated[
         float | None,
-        typer.Option(help="GB that the process may hold; more is refused (what is available)"),
+        typer.Option(help="memory limit of the process, GB (what is available)"),
     ] = None,
     executor: Annotated[
         str | None,
@@ -151,11 +152,13 @@ def prune(
         typer.Option(help="language models: float32, bfloat16, float16, auto (float32)"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="language models: where to compute, as torch says (cpu)")
+        str | None, typer.Option(help="language models: device, as torch names it (cpu)")
     ] = None,
     offload: Annotated[
         str | None,
-        typer.Option(help="language models: where activations wait: cpu, device or a folder (cpu)"),
+        typer.Option(
+            help="language models: where activations are stored: cpu, device or a folder (cpu)"
+        ),
     ] = None,
     evaluate: Annotated[
         bool | None,
@@ -163,7 +166,7 @@ def prune(
             help="checkpoints: whether to measure perplexity or divergence on held-out data"
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="decides everything random (0)")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of all random choices (0)")] = None,
     threads: Annotated[
         int | None,
         typer.Option(help="batches passed and blocks solved at once (1); no effect on the mask"),
@@ -209,7 +212,7 @@ def prune(
         from qprune.block_folder import BlockFolder
 
         blocks = BlockFolder(record_blocks, settings.provenance)
-    # Without a folder there is nothing to end in good order for.
+    # Without a folder nothing can be resumed, so Ctrl-C ends the run at once.
     stopping = interruptible() if output else nullcontext(None)
     with joined() as ranks, stopping as stop:
         first = ranks.rank == 0
@@ -231,7 +234,7 @@ def prune(
 
 
 def tell(pruned: Pruned, output: Path | None, json: bool) -> None:
-    """What a run prints at its end.
+    """Print the outcome of a run.
 
     Raises:
         typer.Exit: the run was stopped by hand and can be resumed.
@@ -251,7 +254,7 @@ def tell(pruned: Pruned, output: Path | None, json: bool) -> None:
 
 
 def outcome_table(report: Report) -> Table:
-    """Accuracy and loss on test data: dense, after the first pass, pruned."""
+    """Return a table of accuracy and loss on test data: dense, after the first pass, pruned."""
     table = Table(title=f"{100 * report.achieved_sparsity:.2f} % of targeted weights are zero")
     table.add_column("network")
     table.add_column("test accuracy", justify="right")
@@ -269,7 +272,7 @@ def outcome_table(report: Report) -> Table:
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:
-    """What the command line sets, by the names of settings; what it leaves out is None."""
+    """Return the settings of the command line by name; None where not given."""
     given = {name: value for name, value in params.items() if name not in _NOT_SETTINGS}
     given["sampler_options"] = parse_options(params["sampler_option"] or ())
     return {name: None if value in ((), [], {}) else value for name, value in given.items()}

@@ -1,4 +1,4 @@
-"""`qprune prune` and `resume` of a language model: bars, log, what is printed."""
+"""`qprune prune` and `resume` of a language model: progress bars, log, printed outcome."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def carry_out(
         typer.Exit: the run was stopped by hand and can be resumed.
     """
     console = terminal(stderr=True)
-    # Without a folder, or where there is no second stage, there is nothing to end in good order.
+    # Without a folder, or without a second stage, nothing can be resumed: Ctrl-C ends at once.
     ends_in_order = output is not None and settings.method == "qprune"
     with logged(console), interruptible() if ends_in_order else nullcontext(None) as stop:
         bar = StagesBar(console)

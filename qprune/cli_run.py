@@ -1,4 +1,4 @@
-"""`qprune resume`, `check` and `verify`: what to do with a run's folder."""
+"""`qprune resume`, `check` and `verify`: commands on a run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qprune.ranks import joined
 from qprune.terminal import say, terminal
 from solvers.ranges import Gigabytes, Seconds
 
-#: Exit code where a folder tells a lie.
+#: Exit code of an inconsistent folder.
 LIE = 1
 
 Folder = Annotated[Path, typer.Argument(help="a prune's --output")]
@@ -82,7 +82,7 @@ def resume(
 
 
 def _page_again(folder: Path) -> None:
-    """The report's page, where it was removed, or `qprune report` killed while it wrote one."""
+    """Write the report's page again where it is missing or half written."""
     from qprune.report import render_html
     from qprune.run import REPORT_HTML, RunFolder, read_checksums, read_run
 

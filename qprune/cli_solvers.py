@@ -44,7 +44,7 @@ def samplers(
 
 
 def samplers_table(entries: tuple[SamplerEntry, ...]) -> Table:
-    """One row per name."""
+    """Return a table of the samplers, one row per name."""
     table = Table(caption="counts: keeps exact counts itself; others do by a penalty and repair")
     for column in ("name", "where", "counts", "warm start", "seed", "bound"):
         table.add_column(column, no_wrap=True)
@@ -88,7 +88,8 @@ def solve(
         ),
     ],
     count: Annotated[
-        int | None, typer.Option(callback=inside(Count), help="how many variables are 1, exactly")
+        int | None,
+        typer.Option(callback=inside(Count), help="exact number of variables that are 1"),
     ] = None,
     sampler: Annotated[
         str, typer.Option(help="a name that `qprune samplers` lists; auto: what suits the problem")
@@ -150,7 +151,7 @@ def solve(
 
 
 def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:
-    """What was found and what is proved about it."""
+    """Return the outcome: energy, bound, gap, whether proved."""
     return {
         "num_variables": problem.num_variables,
         "counts": None if problem.counts is None else problem.counts.tolist(),
@@ -163,13 +164,13 @@ def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:
 
 
 def sample_record(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:
-    """The best sample, and the label of each of its entries."""
+    """Return the best sample, and the label of each of its entries."""
     labels = [name if isinstance(name, int | str) else str(name) for name in problem.variables]
     return {"variables": labels, "sample": solution.sample.tolist()}
 
 
 def outcome_table(found: dict[str, Any]) -> Table:
-    """The outcome, one line each."""
+    """Return a table of the outcome, one line per entry."""
     table = Table(show_header=False)
     names = ("instance", "format", "sense", "sampler", "num_variables", "counts")
     for name in (*names, "energy", "lower_bound", "gap"):

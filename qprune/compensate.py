@@ -1,4 +1,4 @@
-"""Compensation: the kept weights move to where the second-order model wants them.
+"""Compensation: second-order steps of the kept weights.
 
 The step is d = -(H + damping I)^-1 g on the kept weights, H the Gauss-Newton matrix of the mean
 loss (all outputs, not a sampled one; Martens, arXiv 1412.1193, section 8). It is solved by
@@ -43,31 +43,31 @@ logger = logging.getLogger(__name__)
 
 
 class Compensate(Protocol):
-    """A strategy: where kept weights may move to; the acceptance split decides."""
+    """Protocol of a compensation: proposes moves of kept weights; the acceptance split decides."""
 
     @property
     def final_steps(self) -> int:
-        """Calls at the last stage, after the last block."""
+        """Number of calls at the last stage, after the last block."""
         ...
 
     @property
     def at_end(self) -> bool:
-        """Whether it waits for the last block, instead of following the start and each block."""
+        """True: called after the last block only, not after the start and each block."""
         ...
 
     @property
     def num_samples(self) -> int | None:
-        """Samples that one call is given at most; None leaves it to the effort."""
+        """Largest number of samples for one call; None = the effort's default."""
         ...
 
     def completed(self, effort: Effort) -> Compensate:
-        """With the defaults of ``effort`` where nothing was said."""
+        """Return a copy with the defaults of ``effort`` for all that is None."""
         ...
 
     def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensate | None:
-        """Itself, with the derivatives that a network has; None where those do not suffice.
+        """Return a copy with the derivatives that the network has; None if they do not suffice.
 
-        Tried on the first ``inputs``.
+        They are tested on the first ``inputs``.
         """
         ...
 
@@ -81,7 +81,7 @@ class Compensate(Protocol):
         batch_size: int,
         generator: torch.Generator,
     ) -> Iterator[Tensor]:
-        """Candidate moves of all targeted weights, shape (N,), zero where pruned.
+        """Yield candidate moves of all targeted weights, shape (N,), zero where pruned.
 
         The caller may write other weights into the model before it asks for the next one.
         """
@@ -92,11 +92,11 @@ Parameters = tuple[Tensor, ...]
 
 
 class Derivatives(Protocol):
-    """A strategy: how products with the Gauss-Newton matrix are taken through a network."""
+    """Protocol of products with the Gauss-Newton matrix of a network."""
 
     @property
     def name(self) -> str:
-        """In a few words."""
+        """Short name."""
         ...
 
     def product(
@@ -106,12 +106,12 @@ class Derivatives(Protocol):
         direction: Parameters,
         curve: Callable[[Tensor, Tensor], Tensor],
     ) -> Sequence[Tensor | None]:
-        """J' C J v for the function's derivative J at ``weights``.
+        """Return J' C J v for the function's derivative J at ``weights``.
 
         Args:
             function: weights -> outputs.
-            weights: where.
-            direction: v, of the shapes of the weights.
+            weights: point of the derivative.
+            direction: v, in the shapes of the weights.
             curve: (outputs, J v) -> C J v.
         """
         ...
@@ -119,7 +119,7 @@ class Derivatives(Protocol):
 
 @dataclass(frozen=True)
 class ForwardMode:
-    """J v by forward-mode differentiation."""
+    """Products with J v by forward-mode differentiation."""
 
     name: str = "forward-mode derivatives"
 
@@ -138,7 +138,7 @@ class ForwardMode:
 
 @dataclass(frozen=True)
 class DoubleBackward:
-    """J v as the derivative of u'J by u, along v: for what has no forward derivative."""
+    """Products with J v as the derivative of u'J by u along v, without forward mode."""
 
     name: str = "double backward passes"
 
@@ -165,13 +165,13 @@ class DoubleBackward:
 
 @dataclass(frozen=True)
 class Compensation:
-    """A few second-order steps.
+    """Compensation by a few second-order steps.
 
     Args:
         damping: added to the diagonal of the curvature.
-        iterations: of conjugate gradients at which a candidate is taken, ascending.
-        curvature_share: share of the samples that the curvature is taken on; the gradient
-            always has all. Both are by the size of the network where not given (`qprune.effort`).
+        iterations: those of conjugate gradients at which a candidate is taken, ascending.
+        curvature_share: share of the samples used for the curvature; the gradient uses all of
+            them. The defaults of both depend on the network's size (`qprune.effort`).
         lengths: step lengths tried for each.
         final_steps: steps at the last stage, after the last block.
         derivatives: how products with the curvature are taken; None = by forward mode, or by
@@ -186,7 +186,7 @@ class Compensation:
     derivatives: Derivatives | None = None
 
     def completed(self, effort: Effort) -> Compensation:
-        """With the defaults of ``effort`` where nothing was said."""
+        """Return a copy with the defaults of ``effort`` for all that is None."""
         return replace(
             self,
             iterations=self.iterations or effort.iterations,
@@ -194,7 +194,7 @@ class Compensation:
         )
 
     def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensation | None:
-        """See `Compensate.suited`."""
+        """Return a copy with suitable derivatives; see `Compensate.suited`."""
         if self.derivatives is not None or layers.sharded:
             return self
         function = _outputs_by_weights(model, layers, inputs[:2])
@@ -204,7 +204,7 @@ class Compensation:
                     right = _is_adjoint(derivatives, function, layers.parameters)
                 reason = "its products are wrong"
             except Exception as error:
-                # What a network lacks shows in errors of every kind.
+                # A missing derivative can raise errors of any type.
                 if out_of_memory(error):
                     raise
                 right, reason = False, " ".join(str(error).split())[:200]
@@ -215,12 +215,12 @@ class Compensation:
 
     @property
     def at_end(self) -> bool:
-        """It follows the start and each block."""
+        """False: called after the start and each block."""
         return False
 
     @property
     def num_samples(self) -> None:
-        """As many as an expansion of the loss takes."""
+        """None: as many as an expansion of the loss takes."""
         return None
 
     def moves(
@@ -233,10 +233,10 @@ class Compensation:
         batch_size: int,
         generator: torch.Generator,
     ) -> Iterator[Tensor]:
-        """See `Compensate.moves`."""
+        """Yield candidate moves; see `Compensate.moves`."""
         gradient = mean_gradient(model, layers, samples, loss, batch_size)
         complete = self.completed(THOROUGH)
-        # Every so many samples, not the first: augmented ones stand behind the others.
+        # Evenly spaced samples, not the first ones: augmented samples follow the others.
         stride = max(1, round(1 / (complete.curvature_share or 1.0)))
         some = samples.take(torch.arange(0, len(samples), stride))
         derivatives = self.derivatives or ForwardMode()
@@ -254,7 +254,7 @@ class Compensation:
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor], target: Tensor, marks: tuple[int, ...]
 ) -> Iterator[Tensor]:
-    """The iterates number ``marks`` of conjugate gradients for A x = target from x = 0.
+    """Yield the iterates ``marks`` of conjugate gradients for A x = target from x = 0.
 
     Ends early when the residual vanishes or the curvature along the search is not positive.
     """
@@ -281,7 +281,7 @@ def conjugate_gradients(
 def _is_adjoint(
     derivatives: Derivatives, function: Callable[..., Tensor], weights: Sequence[Tensor]
 ) -> bool:
-    """Whether u'(J v) is (J'u)'v at random: what torch leaves out of a derivative shows here."""
+    """Return True if u'(J v) = (J'u)'v for random u and v: a check for incomplete derivatives."""
     generator = torch.Generator().manual_seed(0)
     at = tuple(weight.detach() for weight in weights)
     direction = tuple(torch.randn(w.shape, generator=generator).to(w) for w in at)
@@ -304,7 +304,7 @@ def _is_adjoint(
 def _outputs_by_weights(
     model: nn.Module, layers: Layers, inputs: AnyInputs
 ) -> Callable[..., Tensor]:
-    """The model's outputs as a function of the targeted weights, one argument each."""
+    """Return the model's outputs as a function of the targeted weights, one argument each."""
     names = [layer.parameter_name for layer in layers]
 
     def function(*parameters: Tensor) -> Tensor:
@@ -321,14 +321,14 @@ def gauss_newton(
     batch_size: int,
     derivatives: Derivatives = ForwardMode(),
 ) -> Callable[[Tensor], Tensor]:
-    """The product v -> H v for the mean loss at the current weights, over (N,) vectors.
+    """Return the product v -> H v for the mean loss at the current weights, v of shape (N,).
 
     H = 1/m sum_s J_s' C_s J_s, J_s the derivative of the outputs of sample s by the weights and
     C_s the second derivative of its loss by the outputs.
     """
     if layers.sharded:
         return _sharded_gauss_newton(model, layers, samples, loss, batch_size)
-    # Copies: the caller may try a step before it asks for the next.
+    # Copies, since the caller may change the weights before the next product.
     weights = tuple(weight.detach().clone() for weight in layers.parameters)
 
     def product(vector: Tensor) -> Tensor:
@@ -345,7 +345,7 @@ def gauss_newton(
 
         with differentiating(model, layers):
             batches = list(samples.batches(batch_size))
-            # Forward differentiation has one level for the whole process: no two threads at once.
+            # Forward mode has one level for the whole process, so only one thread may use it.
             samples.ranks.serial.accumulate(one, batches, layers.split(total))
         return total / len(samples)
 
@@ -377,7 +377,7 @@ def _sharded_gauss_newton(
                 torch.autograd.grad(again, seen, curved, allow_unused=True)
             )
 
-        # The caller has tried a step since.
+        # The caller may have changed the weights since.
         layers.write(at)
         with differentiating(model, layers):
             batches = list(samples.batches(batch_size))
@@ -388,7 +388,7 @@ def _sharded_gauss_newton(
 
 
 def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
-    """C moved: the second derivative of the summed loss by the outputs, times ``moved``."""
+    """Return C moved: the second derivative of the summed loss by the outputs, times ``moved``."""
     with torch.enable_grad():
         free = outputs.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(
@@ -401,7 +401,7 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tenso
 def mean_gradient(
     model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
 ) -> Tensor:
-    """Gradient of the mean loss by all targeted weights, shape (N,)."""
+    """Return the gradient of the mean loss by all targeted weights, shape (N,)."""
     total = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
     own = PerThread(lambda: samples.ranks.own((model, layers)))
 

@@ -1,4 +1,4 @@
-"""The settings of one `qprune prune`: checked before any work, read from YAML, kept beside it."""
+"""Settings of one `qprune prune`: checked before any work, read from YAML, stored in the folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from solvers.redaction import is_secret, without_secrets
 
 
 def _names(value: Any) -> Any:
-    """One name alone stands for a list of one."""
+    """Return a list; a single name becomes a list of one."""
     return [value] if isinstance(value, str) else value
 
 
@@ -47,7 +47,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class Asked(BaseModel):
-    """What every run is asked: which network, which data, how sparse."""
+    """Settings that every run has: network, data, sparsity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -59,12 +59,12 @@ class Asked(BaseModel):
 
     @property
     def structure(self) -> KeepNofM | None:
-        """The mask structure, if one was asked."""
+        """Requested mask structure, or None."""
         return KeepNofM.parse(self.mask_structure) if self.mask_structure else None
 
     @property
     def asked_sparsity(self) -> float:
-        """The sparsity to reach, as given, from the density, or from the mask structure.
+        """Sparsity to reach: as given, from the density, or from the mask structure.
 
         Raises:
             ImpossibleRequestError: none of these was given.
@@ -74,16 +74,16 @@ class Asked(BaseModel):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where something that a run leaves behind is from."""
+        """Origin of a run's output files: model, data, seed."""
         return self.model_dump(mode="json", include={"model", "data", "seed"})
 
     @property
     def title(self) -> str:
-        """The run in a few words."""
+        """Short title of the run."""
         return f"{self.model} pruned to {100 * self.asked_sparsity:.4g} %"
 
     def to_yaml(self) -> str:
-        """The settings as a file that ``--config`` reads; without secrets."""
+        """Return the settings as YAML that ``--config`` reads; without secrets."""
         plain = without_secrets(self.model_dump(mode="json"))
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
@@ -91,12 +91,12 @@ class Asked(BaseModel):
 S = TypeVar("S", bound=Asked)
 
 
-#: What ``loss`` was before it had names.
+#: Older values of ``loss``.
 _TARGETS = {"dense": "dense", "labels": "cross-entropy"}
 
 
 class Settings(Asked):
-    """Everything that decides a run, so that two equal settings give equal masks."""
+    """Complete settings of a run: two equal settings give equal masks."""
 
     weights: Path | None = None
     normalization: str | None = None
@@ -127,7 +127,7 @@ class Settings(Asked):
     @model_validator(mode="before")
     @classmethod
     def _older(cls, values: Any) -> Any:
-        """Files of older versions say ``target: dense`` or ``target: labels``."""
+        """Translate ``target: dense`` and ``target: labels`` of older versions."""
         if not isinstance(values, dict) or values.get("target") not in _TARGETS:
             return values
         rest = {name: value for name, value in values.items() if name != "target"}
@@ -135,7 +135,7 @@ class Settings(Asked):
 
 
 def merged(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
-    """What a YAML file sets, overridden by what was given directly (None: not given).
+    """Merge a YAML file with values given directly, which win (None: not given).
 
     Raises:
         ImpossibleRequestError: the file cannot be read.
@@ -147,12 +147,12 @@ def merged(given: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
 def make_settings(
     given: Mapping[str, Any], config: Path | None = None, kind: type[S] = Settings
 ) -> S:
-    """Settings from a YAML file overridden by what was given directly.
+    """Return settings from a YAML file, overridden by values given directly.
 
     Args:
         given: values by name; None means not given.
         config: YAML file with values by name.
-        kind: which settings.
+        kind: class of the settings.
 
     Raises:
         ImpossibleRequestError: the file cannot be read, a name is unknown or missing, or a
@@ -189,7 +189,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, config: Path | None, kind: type[BaseModel]) -> str:
-    """The first complaint in one line: which setting, what is wrong, what to do."""
+    """Return the first error in one line: the setting, its problem, the remedy."""
     first = error.errors()[0]
     name = str(first["loc"][0])
     option, where = f"--{name.replace('_', '-')}", f" (also read: {config})" if config else ""

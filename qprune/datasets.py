@@ -19,19 +19,19 @@ from qprune.losses import Loss
 from qprune.metrics import score
 from qprune.steps import Score
 
-#: How many of scikit-learn's 1,797 digits are held back as test images, and the split's seed.
+#: Number of scikit-learn's 1,797 digits used as test images, and the seed of the split.
 _DIGITS_TEST, _DIGITS_SEED = 500, 0
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Inputs are (pixel / full scale - mean) / std, channel by channel."""
+    """Normalization of images: (pixel / full scale - mean) / std, channel by channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, pixels: ArrayLike, full_scale: float = 255.0) -> Tensor:
-        """Float inputs of the same shape; channels, if several, come last."""
+        """Return float inputs of the same shape; channels, if several, come last."""
         inputs = np.array(pixels, np.float32)
         inputs /= np.float32(full_scale)
         inputs -= np.array(self.mean, np.float32)
@@ -53,11 +53,11 @@ class DataSet:
     """Labelled samples in two parts that share none.
 
     Attributes:
-        train_inputs: shape (samples, ...); all that pruning may look at.
+        train_inputs: shape (samples, ...); the only samples that pruning uses.
         train_labels: shape (samples, ...): class indices; floats of a regression.
-        test_inputs: shape (samples, ...); only ever scored on.
+        test_inputs: shape (samples, ...); for scores only.
         test_labels: the same of the test samples.
-        augment: what makes more samples of this kind; "auto" when nothing better is known.
+        augment: augmentation for samples of this kind; "auto" = the default for their shape.
 
     Raises:
         CalibrationError: a part is empty, or its inputs and labels differ in number.
@@ -79,7 +79,7 @@ class DataSet:
                 )
 
     def calibration(self, num_samples: int, seed: int) -> Calibration:
-        """``num_samples`` training samples drawn by ``seed`` without replacement.
+        """Draw ``num_samples`` training samples by ``seed`` without replacement.
 
         Raises:
             ImpossibleRequestError: fewer than one, or more than there are.
@@ -95,12 +95,12 @@ class DataSet:
         return Calibration(self.train_inputs[chosen], self.train_labels[chosen])
 
     def score(self, model: nn.Module, loss: Loss | str = "dense") -> Score:
-        """The network's accuracy and loss on the test part; ``loss`` as `qprune.prune` takes it."""
+        """Return the accuracy and the loss on the test part; ``loss`` as in `qprune.prune`."""
         return score(model, self.test_inputs, self.test_labels, loss=loss)
 
 
 def load_data(spec: str, normalization: str | None = None) -> DataSet:
-    """The data set that ``spec`` names.
+    """Return the data set that ``spec`` names.
 
     Args:
         spec: ``digits`` (scikit-learn's, 64 pixels), ``mnist:PATH.npz`` or ``cifar10:PATH.npz``
@@ -112,6 +112,11 @@ def load_data(spec: str, normalization: str | None = None) -> DataSet:
     Raises:
         ImpossibleRequestError: no such data, file or normalization.
         CalibrationError: the file's arrays are not what they should be.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data.train_inputs.shape, data.test_inputs.shape
+        (torch.Size([1297, 64]), torch.Size([500, 64]))
     """
     kind, _, rest = spec.partition(":")
     source = _SOURCES.get(kind)
@@ -169,7 +174,7 @@ def _labels(labels: NDArray[np.uint8]) -> Tensor:
 
 
 def _image_arrays(kind: str, path: str, shape: tuple[int, ...]) -> dict[str, NDArray[np.uint8]]:
-    """The four arrays of an npz file of images, each image of ``shape``."""
+    """Return the four arrays of an npz file of images, each image of ``shape``."""
     if not path:
         raise ImpossibleRequestError(f"{kind} needs its file: --data {kind}:PATH.npz")
     if not Path(path).is_file():

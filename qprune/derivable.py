@@ -1,4 +1,4 @@
-"""Fast paths of torch that have no derivatives, switched off for a while.
+"""Context in which torch's fast paths without derivatives are switched off.
 
 The fused kernel of nn.MultiheadAttention and nn.TransformerEncoderLayer in evaluation mode has no
 derivative, and torch.utils.checkpoint forgets what a derivative within the network needs. The
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-# The names by which torch.utils.checkpoint finds its two kinds; torch may rename the second.
+# Names of the two implementations in torch.utils.checkpoint; torch may rename the second.
 _KINDS = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
 
 
 class _NothingForgotten:
-    """Stands for the autograd function of reentrant checkpoints: it just calls."""
+    """Replacement of the autograd function of reentrant checkpoints: a plain call."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
@@ -27,15 +27,15 @@ class _NothingForgotten:
 
 
 def _nothing_around(*_: Any, **__: Any) -> Iterator[None]:
-    """Stands for checkpoints of the other kind: nothing before the call, nothing after it."""
+    """Replacement of the context of non-reentrant checkpoints: an empty one."""
     yield
 
 
 @contextmanager
 def derivable() -> Iterator[None]:
-    """Inside, every module of torch's own can be differentiated; everything put back.
+    """Make all torch modules differentiable within the context; restored on exit.
 
-    The switches are the process' own: not to be entered by several threads at once.
+    The switches are global to the process: do not enter from several threads at once.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     kinds = {name: getattr(checkpoint, name) for name in _KINDS if hasattr(checkpoint, name)}

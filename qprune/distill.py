@@ -24,27 +24,31 @@ from qprune.layers import Layers
 from qprune.losses import Loss
 from qprune.traces import Samples
 
-# A batch is cut into so many parts, for any number of threads.
+# Number of parts of a batch, the same for any number of threads.
 _PARTS = 8
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """How kept weights are moved: another `qprune.compensate.Compensate`.
+    """Compensation by distillation; an implementation of `qprune.compensate.Compensate`.
 
     Args:
-        steps: of the optimiser in one call.
+        steps: optimiser steps in one call.
         samples_per_step: samples of one optimiser step.
         rate: peak length of a step, as a share of the root mean square of a layer's kept
             weights, so that one number suits models of any size.
         warmup: share of the steps over which the rate rises; then it falls along half a cosine.
-        candidates: how often on the way a candidate is offered.
+        candidates: number of candidates offered in one call.
         final_steps: further calls after the last block.
         at_end: no calls before them.
-        observe: called with the optimiser steps done and to do in one call.
+        observe: progress callback: (optimiser steps done, steps in one call).
 
     Raises:
-        ImpossibleRequestError: a number that no run can be made of.
+        ImpossibleRequestError: a number is out of range.
+
+    Example:
+        >>> Distillation(steps=100, samples_per_step=8).num_samples
+        800
     """
 
     steps: int = 128
@@ -68,15 +72,15 @@ class Distillation:
 
     @property
     def num_samples(self) -> int:
-        """Samples that one call goes through; fewer are gone through again."""
+        """Number of samples that one call uses; a smaller set is used repeatedly."""
         return self.steps * self.samples_per_step
 
     def completed(self, effort: Effort) -> Distillation:
-        """Nothing is left open."""
+        """Return self: no field has a default that depends on effort."""
         return self
 
     def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Distillation:
-        """Itself: what has a gradient can be distilled."""
+        """Return self: a gradient is all that distillation needs."""
         return self
 
     def moves(
@@ -89,7 +93,7 @@ class Distillation:
         batch_size: int,
         generator: torch.Generator,
     ) -> Iterator[Tensor]:
-        """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
+        """Yield candidate moves of all targeted weights, shape (N,), zero where pruned."""
         began = layers.read()
         marks = {self.steps * (number + 1) // self.candidates for number in range(self.candidates)}
         order = _visits(len(samples), self.samples_per_step, generator)
@@ -123,7 +127,7 @@ class Distillation:
                 layers.write(values)
 
     def _share(self, step: int) -> float:
-        """Share of the peak rate at a step from 0."""
+        """Return the share of the peak rate at ``step``, counted from 0."""
         rise = max(1, round(self.warmup * self.steps))
         if step < rise:
             return (step + 1) / rise
@@ -131,24 +135,24 @@ class Distillation:
 
 
 def _master(weight: Tensor) -> Tensor:
-    """The weight itself, or a float32 copy of one in half precision."""
+    """Return the weight itself, or a float32 copy of one in half precision."""
     if weight.dtype.itemsize >= 4:
         return weight
     return weight.detach().float().requires_grad_()
 
 
 def _parts_of(batch_size: int) -> int:
-    """Samples passed at once: of a large network few, so that threads and ranks have to share."""
+    """Return the samples passed at once; fewer than a batch, so that threads and ranks share it."""
     return max(1, batch_size // _PARTS)
 
 
 def _size(weights: Tensor, kept: Tensor) -> float:
-    """Root mean square of the kept weights."""
+    """Return the root mean square of the kept weights."""
     return float((weights.square().sum() / kept.sum().clamp(min=1)).sqrt())
 
 
 def _visits(number: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of samples, ``size`` at a time: all in random order before any comes again."""
+    """Yield ``size`` sample indices at a time: all in random order before any repeats."""
     waiting = torch.empty(0, dtype=torch.long)
     while True:
         while len(waiting) < size:

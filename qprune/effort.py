@@ -1,6 +1,6 @@
-"""How much work a run spends where the caller does not say: less of it when passes are dear.
+"""Default stages, rounds and samples of a run, by the cost of one pass.
 
-What a pass costs is counted, not timed, so that equal requests give equal masks on any machine.
+The cost is counted, not timed, so that equal requests give equal masks on any machine.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ class Effort:
     """Defaults of `qprune.prune`.
 
     Attributes:
-        stages: rungs up to the asked sparsity.
+        stages: steps up to the requested sparsity.
         rounds: expansions per stage.
         final_rounds: expansions at the last stage.
         samples_per_step: samples of one expansion.
-        iterations: of conjugate gradients at which compensation tries a step.
-        curvature_share: share of the samples that compensation takes the curvature on.
+        iterations: those of conjugate gradients at which compensation tries a step.
+        curvature_share: share of the samples that compensation uses for the curvature.
     """
 
     stages: int
@@ -38,5 +38,5 @@ _LARGE = 4_000_000
 
 
 def effort_for(multiplications: int) -> Effort:
-    """The defaults for a network with so many multiplications per sample."""
+    """Return the defaults for a network with this number of multiplications per sample."""
     return THOROUGH if multiplications < _LARGE else FRUGAL

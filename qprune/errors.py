@@ -1,4 +1,4 @@
-"""Everything `qprune` raises, in one tree; each is also the builtin a caller would expect.
+"""Exceptions of `qprune` in one tree; each is also the builtin a caller would expect.
 
     QpruneError
     +-- ImpossibleRequestError (ValueError)   refused before any work: what, where, what to do
@@ -6,11 +6,10 @@
     +-- CalibrationError (ValueError)         empty, mismatched or non-finite data: batch, layer
     +-- NonFiniteError (FloatingPointError)   NaN or Inf in weights, activations, loss, curvature
     +-- SamplerError (RuntimeError)           the sampler failed: carries problem and sampleset
-    +-- RunFolderError (OSError)              the folder holds another run, or lies
+    +-- RunFolderError (OSError)              the folder holds another run, or is inconsistent
     +-- LostRankError (RuntimeError)          another process of a distributed run is gone
 
-A warning stands beside them: `LeftDenseWarning`, of tensors that a run does not prune though nobody
-said so.
+The one warning is `LeftDenseWarning`: tensors that a run does not prune without being told so.
 
 Errors of `solvers` (an unknown sampler, an unknown option) pass through unchanged.
 """
@@ -23,27 +22,27 @@ class QpruneError(Exception):
 
 
 class ImpossibleRequestError(QpruneError, ValueError):
-    """The request cannot be met; nothing has been touched."""
+    """Request that cannot be met; nothing has been changed."""
 
 
 class UnsupportedLayerError(QpruneError, TypeError):
-    """A targeted module has no weight matrix that qprune knows how to prune."""
+    """Targeted module without a weight matrix that qprune can prune."""
 
 
 class CalibrationError(QpruneError, ValueError):
-    """The calibration data are empty, mismatched, or not what the model takes."""
+    """Calibration data that are empty, mismatched, or not what the model takes."""
 
 
 class NonFiniteError(QpruneError, FloatingPointError):
-    """NaN or Inf where a number was needed; the message names layer and batch."""
+    """NaN or Inf in place of a finite number; the message names layer and batch."""
 
 
 class SamplerError(QpruneError, RuntimeError):
-    """The sampler raised, or returned nothing, NaN, wrong variables or wrong counts.
+    """Failure of a sampler: it raised, or returned nothing, NaN, wrong variables or counts.
 
     Attributes:
         problem: the `solvers.QuadraticProblem` that was asked.
-        answer: what came back, if anything did.
+        answer: the sampler's answer, if there was one.
     """
 
     def __init__(self, message: str, *, problem: object = None, answer: object = None) -> None:
@@ -53,12 +52,12 @@ class SamplerError(QpruneError, RuntimeError):
 
 
 class RunFolderError(QpruneError, OSError):
-    """An output folder holds another run, cannot be written, or contradicts itself."""
+    """Output folder that holds another run, cannot be written, or is inconsistent."""
 
 
 class LostRankError(QpruneError, RuntimeError):
-    """Another rank of a distributed run died, or did not answer in time."""
+    """Loss of another rank of a distributed run: it died, or did not answer in time."""
 
 
 class LeftDenseWarning(UserWarning):
-    """Tensors of the model stay dense though the request does not say so; they are named."""
+    """Warning of tensors that stay dense without having been left out; they are named."""

@@ -1,8 +1,8 @@
-"""What a run will need, stated before it starts: memory, time, and what dominates each.
+"""Estimate of a run's memory and time before it starts, with the largest part of each.
 
 Pure: the numbers come from elsewhere (`qprune.gauge` measures, `qprune.needs` counts). A run goes
-through phases. What is alive in all of them adds up; of what is alive in one phase alone, the
-largest phase counts.
+through phases. Memory held in all of them is added up; of the memory held in one phase alone,
+the largest phase counts.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from qprune.errors import ImpossibleRequestError
 
-# Seconds; estimates are rough, and of what is shorter somebody may mean it.
+# Seconds. Estimates are rough, and a shorter run may be intended.
 _YEAR = 365 * 86400.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the memory, or of the time.
+    """Part of the memory, or of the time.
 
     Attributes:
-        what: in a few words.
+        what: short description.
         amount: bytes, or seconds.
-        remedy: what makes it smaller, as a request.
+        remedy: request that makes it smaller.
     """
 
     what: str
@@ -34,12 +34,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run: what is in memory in it alone, and how long it takes.
+    """Phase of a run: its own memory and its time.
 
     Attributes:
-        name: in a word.
-        memory: alive at once, bytes.
-        time: one after the other, seconds; of the whole run.
+        name: one word.
+        memory: parts held at once, bytes.
+        time: parts one after the other, seconds, over the whole run.
     """
 
     name: str
@@ -48,20 +48,20 @@ class Phase:
 
     @property
     def num_bytes(self) -> float:
-        """Bytes alive at once."""
+        """Bytes held at once."""
         return sum(part.amount for part in self.memory)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs.
+    """Memory and time of a run.
 
     Attributes:
-        present: bytes that the process holds before the run: interpreter, libraries, model, data.
-        before: the most that it held so far.
-        memory: what comes on top at the worst moment, largest first.
+        present: bytes of the process before the run: interpreter, libraries, model, data.
+        before: peak bytes of the process so far.
+        memory: parts added at the peak, largest first.
         time: seconds, largest first.
-        unknown: what takes time that nobody can foresee; empty where there is none.
+        unknown: the part whose time cannot be estimated; empty where there is none.
     """
 
     present: float
@@ -72,12 +72,12 @@ class Estimate:
 
     @property
     def more(self) -> float:
-        """Bytes needed on top of what the process holds."""
+        """Bytes needed beyond those that the process holds."""
         return sum(part.amount for part in self.memory)
 
     @property
     def peak_memory(self) -> float:
-        """Bytes of the process at its largest."""
+        """Peak bytes of the process."""
         return max(self.before, self.present + self.more)
 
     @property
@@ -86,12 +86,12 @@ class Estimate:
         return sum(part.amount for part in self.time)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         totals = {"peak_memory": self.peak_memory, "seconds": self.seconds}
         return totals | asdict(self)
 
     def __str__(self) -> str:
-        """One line: ``needs about 1.2 GB (most of it ...) and 40 s (most of it ...)``."""
+        """Return one line: ``needs about 1.2 GB (most of it ...) and 40 s (most of it ...)``."""
         held = Part("the process as it is, with model and data", self.present)
         if self.before > self.present + self.more:
             held = Part("what loading took", self.before)
@@ -111,13 +111,13 @@ def estimate(
     limit: float | None = None,
     unknown: str = "",
 ) -> Estimate:
-    """The whole of a run's phases.
+    """Return the estimate of a run from its phases.
 
     Args:
         present: bytes that the process holds now.
-        before: the most that it held so far.
-        always: what is alive from the start to the end of the run.
-        phases: of the run.
+        before: peak bytes of the process so far.
+        always: parts held from the start to the end of the run.
+        phases: phases of the run.
         limit: seconds after which the run ends anyway.
         unknown: see `Estimate`.
     """
@@ -134,9 +134,9 @@ def require_fit(needs: Estimate, available: float, asked: float | None = None) -
     """Refuse a run that cannot fit.
 
     Args:
-        needs: of the run.
-        available: bytes that can still be had.
-        asked: the most that the process may hold, by the caller's word; counts instead.
+        needs: estimate of the run.
+        available: free bytes.
+        asked: the caller's limit of the process in bytes; replaces ``available``.
 
     Raises:
         ImpossibleRequestError: says how much is needed, how much there is, what dominates, and
@@ -158,10 +158,10 @@ def require_fit(needs: Estimate, available: float, asked: float | None = None) -
 
 
 def require_end(needs: Estimate) -> None:
-    """Refuse a run without an end that anybody waits for.
+    """Refuse a run of more than a year.
 
     Raises:
-        ImpossibleRequestError: it would take more than a year; says what takes it, and what to do.
+        ImpossibleRequestError: names the largest part of the time, and the remedy.
     """
     if needs.seconds > _YEAR:
         remedies = [part.remedy for part in needs.time if part.remedy][:2]
@@ -174,7 +174,12 @@ def require_end(needs: Estimate) -> None:
 
 
 def in_bytes(number: float) -> str:
-    """1234567 as ``1.2 MB``."""
+    """Format bytes.
+
+    Example:
+        >>> in_bytes(1234567)
+        '1.23 MB'
+    """
     for unit in ("B", "kB", "MB"):
         if number < 999.5:
             return f"{number:.3g} {unit}"
@@ -183,7 +188,7 @@ def in_bytes(number: float) -> str:
 
 
 def in_seconds(number: float) -> str:
-    """Rough, as the estimate is: ``0.4 s``, ``40 s``, ``12 min``, ``3.5 h``, ``2 days``."""
+    """Format seconds roughly: ``0.4 s``, ``40 s``, ``12 min``, ``3.5 h``, ``2 days``."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if number >= 2 * size:
             return f"{number / size:.2g} {unit}"
@@ -191,7 +196,7 @@ def in_seconds(number: float) -> str:
 
 
 def _largest_first(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Parts of the same name together, the largest first; nothing that is nothing."""
+    """Return the parts summed by name, the largest first, without zeros."""
     amounts: dict[str, Part] = {}
     for part in parts:
         before = amounts.get(part.what)

@@ -1,4 +1,4 @@
-"""Where blocks are solved: threads of this process, or the machines of a Ray cluster.
+"""Executors of blocks: threads of this process, or the machines of a Ray cluster.
 
 Any object with ``map(function, items)``, results in the order of the items, will do as
 ``executor=``; so will every executor of `concurrent.futures`. A block's answer depends on the
@@ -31,31 +31,31 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
-#: Seconds of work that are worth a message to another machine.
+#: Seconds of work in one message to another machine.
 BATCH_SECONDS = 0.5
 _TASK_RETRIES = 5
 
 
 class Executor(Protocol):
-    """A strategy: calls a function on every item, wherever."""
+    """Protocol of an executor: calls a function on every item."""
 
     def map(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
-        """The results, in the order of ``items``."""
+        """Return the results in the order of ``items``."""
         ...
 
 
 class RayExecutor:
-    """Solves blocks on a Ray cluster, in batches of at least half a second of work.
+    """Executor on a Ray cluster, in batches of at least half a second of work.
 
-    How long an item takes is known from the call before; less than one batch in all is done
+    The time of an item is known from the call before; less than one batch in all is done
     here. An array that several items share goes once through the object store. A batch whose
-    worker dies is given to another; when that fails time and again, it is done here, so that no
-    result is lost. Workers use as many threads of arithmetic as this process, and are to have
-    the same versions of everything, and processors of the same kind, for the same last digits.
+    worker dies is given to another; after repeated failures it is done here, so that no
+    result is lost. Workers use as many threads as this process, and need the same package
+    versions and the same kind of processor for results equal to the last digit.
 
     Args:
-        address: of a running cluster; None starts one on this machine.
-        batch_seconds: of work in one message.
+        address: address of a running cluster; None starts one on this machine.
+        batch_seconds: seconds of work in one message.
         options: for ``ray.init``, such as ``num_cpus``.
 
     Raises:
@@ -79,7 +79,7 @@ class RayExecutor:
         self._remote = self._ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_unpacked_and_timed)
 
     def map(self, function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
-        """The results, in the order of ``items``; what ``function`` raises is raised here."""
+        """Return the results in the order of ``items``; errors of ``function`` are raised."""
         items = list(items)
         if not items:
             return []
@@ -117,13 +117,13 @@ class RayExecutor:
         except errors.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, Exception) and not isinstance(cause, errors.RayError):
-                raise cause from None  # What the function itself raised.
+                raise cause from None  # The function's own error.
             logger.warning("a Ray worker was lost (%s); its blocks are solved here", error)
             return timed(function, batch)
 
 
 def timed(function: Callable[[T], R], batch: Sequence[T]) -> tuple[list[R], float]:
-    """``function`` of every item, and the seconds that took."""
+    """Return ``function`` of every item, and the seconds taken."""
     began = time.perf_counter()
     return [function(item) for item in batch], time.perf_counter() - began
 
@@ -131,26 +131,26 @@ def timed(function: Callable[[T], R], batch: Sequence[T]) -> tuple[list[R], floa
 def _unpacked_and_timed(
     num_threads: int, payload: bytes, *arrays: NDArray[Any]
 ) -> tuple[list[Any], float]:
-    """On a worker: the batch of a parcel."""
+    """Run the batch of a parcel on a worker."""
     function, batch = unpacked(payload, arrays)
     with limited_threads(num_threads):
         return timed(function, batch)
 
 
 def shared_evenly(batches: int, workers: int) -> int:
-    """At most so many batches, at least one: seven would take two workers as long as eight."""
+    """Return the number of batches rounded down to a multiple of ``workers``, at least one."""
     return max(1, batches - batches % workers if batches > workers else batches)
 
 
 def batched(items: Sequence[T], number: int) -> Iterator[Sequence[T]]:
-    """``number`` consecutive parts, as even as can be; one item at least in each."""
+    """Yield ``number`` consecutive parts of nearly equal size, at least one item in each."""
     for part in range(number):
         yield items[part * len(items) // number : (part + 1) * len(items) // number]
 
 
 @contextmanager
 def executor_named(spec: str | None) -> Iterator[Executor | None]:
-    """The executor that ``spec`` names, closed at the end.
+    """Return the executor that ``spec`` names, closed at the end of the context.
 
     Args:
         spec: ``threads``, ``threads:N``, ``ray`` (this machine) or ``ray://HOST:PORT``; None
@@ -158,6 +158,11 @@ def executor_named(spec: str | None) -> Iterator[Executor | None]:
 
     Raises:
         ImpossibleRequestError: there is no such executor.
+
+    Example:
+        >>> with executor_named("threads:2") as executor:
+        ...     list(executor.map(abs, [-1, 2]))
+        [1, 2]
     """
     if spec is None:
         yield None
@@ -190,7 +195,7 @@ def _number_of(threads: str, spec: str) -> int:
 
 
 def _ray() -> Any:
-    # Asked before the import: no figures of use leave this machine.
+    # Set before the import: no usage statistics leave this machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -206,7 +211,7 @@ def _ray() -> Any:
 def _connect(ray: Any, address: str | None, options: Mapping[str, Any]) -> None:
     usual: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # A cluster of its own: without a word, Ray joins whichever was started last.
+        # A new cluster: by default Ray joins the one that was started last.
         address, usual = "local", usual | {"include_dashboard": False}
     with _signals_kept():
         try:
@@ -221,7 +226,7 @@ def _connect(ray: Any, address: str | None, options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray puts its own handler of SIGTERM in place; a run has one that ends in good order."""
+    """Restore the run's SIGTERM handler, which Ray replaces, after the context."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

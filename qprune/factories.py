@@ -1,4 +1,4 @@
-"""Models and data of the user's own, named ``package.module:factory`` on the command line."""
+"""User factories of models and data: ``package.module:factory`` on the command line."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 # Dots, colons, slashes and spaces separate; a relative name has no package to be relative to.
 _SPEC = re.compile(r"[^\s.:/\\]+(\.[^\s.:/\\]+)*:[^\s.:/\\]+")
 
-#: What a name with a colon may begin with that is no module to import.
+#: Prefixes before a colon that are no modules to import.
 _SOURCES = frozenset({"torchvision", "hf", "mnist", "cifar10", "wikitext2", "text"})
 
 
 def is_factory(spec: str) -> bool:
-    """Whether ``spec`` would import code of the user's own."""
+    """Return True if ``spec`` would import the user's code."""
     return _SPEC.fullmatch(spec) is not None and spec.partition(":")[0] not in _SOURCES
 
 
 def call_factory(spec: str, kind: type[T]) -> T:
-    """What the callable ``package.module:name`` returns, which must be a ``kind``.
+    """Call ``package.module:name`` and return its result, which must be a ``kind``.
 
     Raises:
         ImpossibleRequestError: no such module or name, importing or calling it raised, or it

@@ -1,4 +1,4 @@
-"""What is done about samplers that fail: wait and ask again, then fall back."""
+"""Retry and fallback for samplers that fail."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _LONGEST_WAIT = 60.0
 
 
 class Fallback(Protocol):
-    """A strategy: what answers a block when the sampler has failed for good."""
+    """Protocol of a fallback: answers a block after all retries have failed."""
 
     def instead(
         self, error: SamplerError, problem: QuadraticProblem, present: NDArray[np.int8], seed: int
     ) -> tuple[Answer, str]:
-        """Another answer and, for the report, what it is; or raise ``error``."""
+        """Return another answer and its name for the report; or raise ``error``."""
         ...
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The run ends with the error; its folder can be resumed."""
+    """Fallback that ends the run with the error; its folder can be resumed."""
 
     def instead(
         self, error: SamplerError, problem: QuadraticProblem, present: NDArray[np.int8], seed: int
@@ -46,7 +46,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class KeepMask:
-    """The block's decisions stay as they are."""
+    """Fallback that leaves the block's decisions unchanged."""
 
     def instead(
         self, error: SamplerError, problem: QuadraticProblem, present: NDArray[np.int8], seed: int
@@ -57,7 +57,7 @@ class KeepMask:
 
 @dataclass(frozen=True)
 class Ask:
-    """Another sampler is asked, by name or as an object; what it raises ends the run."""
+    """Fallback to another sampler, by name or as an object; its errors end the run."""
 
     sampler: Any = "relax"
 
@@ -70,19 +70,23 @@ class Ask:
 
 @dataclass(frozen=True)
 class Care:
-    """How a run deals with samplers that hang, crash, or answer nonsense.
+    """Retry policy for samplers that hang, crash, or give invalid answers.
 
     Args:
-        time_limit: seconds for one call; None = as long as it takes.
-        isolate: whether each call is made in a process of its own, which is killed at the limit
-            and may crash; without it a call that hangs is left behind and no longer waited for.
-        retries: how often a failed call is made again; by default 3 times where the sampler is
-            remote and 0 where it is not.
-        wait: seconds before the first of them; each further wait is twice as long, at most 60.
+        time_limit: seconds for one call; None = no limit.
+        isolate: make each call in a process of its own, which is killed at the limit
+            and may crash; without it a call that hangs is abandoned.
+        retries: number of retries of a failed call; by default 3 for a remote sampler
+            and 0 for any other.
+        wait: seconds before the first retry; each further wait is twice as long, at most 60.
         fallback: "stop", "keep" (the mask as it is), a sampler's name, or a strategy.
 
     Raises:
-        ImpossibleRequestError: a number makes no sense.
+        ImpossibleRequestError: a number is out of range.
+
+    Example:
+        >>> Care(retries=2, fallback="keep").retries
+        2
     """
 
     time_limit: float | None = None
@@ -102,7 +106,7 @@ class Care:
             raise ImpossibleRequestError(f"wait must be at least 0 s, not {self.wait!r}")
 
     def over(self, border: Border, answers: AnswerStore | None = None) -> CarefulBorder:
-        """``border`` with this care; ``answers`` keeps those that cannot be had again.
+        """Return ``border`` with this policy; ``answers`` stores those that cannot be repeated.
 
         Raises:
             InvalidOptionError: the sampler cannot be isolated.
@@ -127,14 +131,14 @@ class Care:
 
 @dataclass(frozen=True, eq=False)
 class CarefulBorder:
-    """A border whose failures are got over where that was asked.
+    """Border with retries and a fallback.
 
     Attributes:
         border: to the sampler.
         retries: see `Care`.
         wait: see `Care`.
-        fallback: asked when all has failed.
-        answers: those that cannot be had again; None where all can.
+        fallback: used when all attempts have failed.
+        answers: store of answers that cannot be repeated; None where all can.
     """
 
     border: Border
@@ -145,11 +149,11 @@ class CarefulBorder:
 
     @property
     def name(self) -> str:
-        """How reports call the sampler."""
+        """Sampler's name in reports."""
         return self.border.name
 
     def solve(self, problem: QuadraticProblem, present: NDArray[np.int8], seed: int) -> Answer:
-        """See `Border.solve`; `Answer.faults` tells what was got over.
+        """Solve as `Border.solve`; `Answer.faults` lists the failures before success.
 
         Raises:
             SamplerError: all attempts failed, and the fallback is to stop.
@@ -196,7 +200,7 @@ class CarefulBorder:
 
 
 def is_paid(sampler: Any) -> bool:
-    """Whether calls of ``sampler``, or of one it wraps, are made to a machine that charges."""
+    """Return True if ``sampler``, or one that it wraps, calls a machine that charges."""
     while sampler is not None:
         if hasattr(sampler, "meter"):
             return True
@@ -205,7 +209,7 @@ def is_paid(sampler: Any) -> bool:
 
 
 def _repeats(border: Border) -> bool:
-    """Whether the same question gets the same answer: ours, or seeded, and no clock in it."""
+    """Return True if a sampler repeats its answers: built in or seeded, and without a clock."""
     clocked = {"time_limit", "timeout"} & set(border.options)
     ours = type(border.sampler).__module__.partition(".")[0] == "solvers"
     own = ours and not hasattr(border.sampler, "child")

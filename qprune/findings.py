@@ -1,4 +1,4 @@
-"""What is found wrong with a run's folder, and what every kind of run is asked."""
+"""Checks on a run folder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from qprune.steps import Report, Score
 
 Tensors = Mapping[str, Tensor]
 
-# What another machine's arithmetic may change: of the loss, relative, and of the accuracy.
+# Tolerance for another machine's arithmetic: of the loss (relative) and of the accuracy.
 _LOSS, _ACCURACY = 1e-4, 1e-3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What `check_run` found.
+    """Result of `check_run`.
 
     Attributes:
-        lies: every contradiction in one line each; none in an honest folder.
-        num_weights: targeted weights by the mask.
-        num_pruned: how many of them the mask prunes.
-        notes: what the folder leaves open.
+        lies: contradictions, one line each; none in a consistent folder.
+        num_weights: number of targeted weights in the mask.
+        num_pruned: number of them that the mask prunes.
+        notes: facts that the folder leaves open.
     """
 
     lies: tuple[str, ...]
@@ -38,17 +38,17 @@ class Finding:
 
 
 def num_weights(mask: Tensors) -> int:
-    """Targeted weights."""
+    """Return the number of targeted weights."""
     return sum(kept.numel() for kept in mask.values())
 
 
 def num_pruned(mask: Tensors) -> int:
-    """Weights that the mask prunes."""
+    """Return the number of weights that the mask prunes."""
     return sum(int((~kept).sum()) for kept in mask.values())
 
 
 def wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
-    """Weights that the mask prunes and that are not exactly zero, or are no numbers."""
+    """Yield pruned weights that are not exactly zero, or are NaN."""
     for name, kept in mask.items():
         wrong = int((weights[name][~kept] != 0).sum())
         if wrong:
@@ -58,7 +58,7 @@ def wrong_zeros(weights: Tensors, mask: Tensors) -> Iterator[str]:
 
 
 def wrong_kept_zeros(weights: Tensors, report: Report) -> Iterator[str]:
-    """Numbers of zeros that are not the report's: a weight that the mask keeps has become zero."""
+    """Yield counts of zeros that differ from the report's: a kept weight has become zero."""
     for record in report.layers:
         # A language model's records are named by the parameters themselves.
         name = record.parameter if record.parameter in weights else record.name
@@ -74,7 +74,7 @@ def wrong_kept_zeros(weights: Tensors, report: Report) -> Iterator[str]:
 
 
 def kept_zeros_told(report: Report) -> Iterator[str]:
-    """What the report leaves open about weights that the mask keeps and that are zero."""
+    """Yield a note on zeros that the mask keeps and the report does not count."""
     if any(record.num_zero is None for record in report.layers):
         yield (
             f"{REPORT_JSON} is of a version that did not count zeros: weights that the mask keeps "
@@ -90,7 +90,7 @@ def kept_zeros_told(report: Report) -> Iterator[str]:
 
 
 def wrong_totals(mask: Tensors, report: Report, asked: float) -> Iterator[str]:
-    """Sparsities that the mask, or the request, does not have."""
+    """Yield recorded sparsities that differ from the mask or the request."""
     achieved = num_pruned(mask) / max(num_weights(mask), 1)
     if not math.isclose(report.achieved_sparsity, achieved, abs_tol=1e-12):
         yield f"{REPORT_JSON} says sparsity {report.achieved_sparsity}, the mask has {achieved}"
@@ -99,7 +99,7 @@ def wrong_totals(mask: Tensors, report: Report, asked: float) -> Iterator[str]:
 
 
 def wrong_steps(path: Path, report: Report) -> Iterator[str]:
-    """A journal that is not the report's."""
+    """Yield contradictions between the journal and the report."""
     try:
         journal = read_steps(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -116,7 +116,7 @@ def wrong_steps(path: Path, report: Report) -> Iterator[str]:
 
 
 def wrong_score(name: str, told: Score | None, found: Score) -> Iterator[str]:
-    """A score that is not what it is said to be."""
+    """Yield a recorded score that differs from the recomputed one."""
     if told is None:
         return
     same_loss = math.isclose(told.loss, found.loss, rel_tol=_LOSS, abs_tol=1e-6)

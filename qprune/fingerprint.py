@@ -1,4 +1,4 @@
-"""What a run depends on, as digests: two runs with equal fingerprints give equal masks."""
+"""Fingerprint of a run's inputs: two runs with equal fingerprints give equal masks."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from qprune.setting import Setting
 from qprune.sharding import whole
 from qprune.traces import outputs_of
 
-# What a resumed run may do otherwise than the first: whether it starts and when it ends, not its
+# Settings that a resumed run may change: they decide if it starts and when it ends, not its
 # steps.
 _FREE = ("max_seconds", "max_memory", "executor")
-# Samples whose outputs stand for the machine's arithmetic; of a language model they are large.
+# Samples whose outputs identify the machine's arithmetic; few, as a language model's are large.
 _LOOKED_AT = 8
 _PACKAGES = ("qprune", "torch", "numpy", "numba", "dimod", "dwave-samplers")
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A run's surroundings.
+    """Digests of all that a run depends on.
 
     Attributes:
         model: sha256 of every parameter and buffer of the dense network.
         data: sha256 of the calibration inputs and labels.
         settings: the request, JSON-friendly.
         code: versions by package, and sha256 of the sources of `qprune` and `solvers`.
-        outputs: sha256 of what the dense network says about the acceptance split: the
-            arithmetic of this machine. Where it differs, so may the mask.
+        outputs: sha256 of the dense network's outputs on the acceptance split: the
+            arithmetic of this machine. Where it differs, the mask may differ.
     """
 
     model: str
@@ -55,7 +55,7 @@ class Fingerprint:
     outputs: str
 
     def differences(self, other: Fingerprint) -> tuple[str, ...]:
-        """What ``other`` has otherwise, in one line each; ``outputs`` is left to the caller."""
+        """Return the differences from ``other``, one line each; ``outputs`` is not compared."""
         lines = [
             f"the {what} is another one"
             for what, mine, theirs in (
@@ -70,21 +70,21 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """sha256 of all that decides the run: what each of its checkpoints says of itself."""
+        """sha256 of all that decides the run; each checkpoint carries it."""
         told = self.to_json()
         told["settings"] = {n: v for n, v in self.settings.items() if n not in _FREE}
         return hashlib.sha256(strict_json(told, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Fingerprint:
-        """The inverse of `to_json`.
+        """Return the fingerprint in ``text``: the inverse of `to_json`.
 
         Raises:
-            RunFolderError: it is not a fingerprint.
+            RunFolderError: the text is no fingerprint.
         """
         try:
             record = read_json(text)
@@ -94,11 +94,11 @@ class Fingerprint:
                 return cls(**record)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunFolderError(f"the fingerprint cannot be read: {error}") from error
-        raise RunFolderError("the fingerprint cannot be read: a field is of another kind")
+        raise RunFolderError("the fingerprint cannot be read: a field has the wrong type")
 
 
 def fingerprint_of(setting: Setting, data: Calibration) -> Fingerprint:
-    """The fingerprint of a run about to begin; its model is dense."""
+    """Return the fingerprint of a run before it starts; its model is dense."""
     looked_at = setting.accept.inputs[:_LOOKED_AT]
     outputs = outputs_of(setting.model, looked_at, setting.batch_size, setting.ranks)
     return Fingerprint(
@@ -111,12 +111,12 @@ def fingerprint_of(setting: Setting, data: Calibration) -> Fingerprint:
 
 
 def digest_of_model(model: nn.Module) -> str:
-    """sha256 over the names, shapes, types and bytes of the state dict, in the order of names."""
+    """Return the sha256 of the state dict: names, shapes, types and bytes, ordered by name."""
     return digest_of_tensors(model.state_dict())
 
 
 def digest_of_data(data: Calibration) -> str:
-    """sha256 of inputs and labels, and of the function that passes them where there is one."""
+    """Return the sha256 of inputs, labels and the ``forward`` function where there is one."""
     named = {} if data.labels is None else {"labels": data.labels}
     if isinstance(data.inputs, Tensor):
         return digest_of_tensors({"inputs": data.inputs, **named})
@@ -132,10 +132,10 @@ def digest_of_data(data: Calibration) -> str:
 
 
 def require_named(data: Calibration) -> None:
-    """Refuse a ``forward`` of which the next process cannot tell that it is the same.
+    """Refuse a ``forward`` that another process could not recognise as the same.
 
     Raises:
-        ImpossibleRequestError: says why.
+        ImpossibleRequestError: names the reason.
     """
     if isinstance(data.inputs, Tensor) or data.inputs.call is by_arguments:
         return
@@ -149,13 +149,13 @@ def require_named(data: Calibration) -> None:
     else:
         return
     raise ImpossibleRequestError(
-        f"forward {why}, and a run that can be resumed must know it again; pass a function "
+        f"forward {why}, and a run that can be resumed must recognise it; pass a function "
         "with a name (def) of a module, or leave output_dir and resume_from out"
     )
 
 
 def _passed_by(call: Call) -> list[str]:
-    """Module, name and source of the caller's function; nothing of the usual way to pass."""
+    """Return module, name and source of the caller's function; nothing for the default call."""
     if call is by_arguments:
         return []
     forward = _own(call)
@@ -173,27 +173,27 @@ def _own(call: Call) -> Any:
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes, types and bytes, in the order of names."""
+    """Return the sha256 of names, shapes, types and bytes, ordered by name."""
     hashed = hashlib.sha256()
     for name in sorted(tensors):
         tensor = whole(tensors[name].detach())
         hashed.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.cpu().contiguous().reshape(-1)
-        # As bytes, since numpy has no bfloat16.
+        # Bytes, since numpy has no bfloat16.
         hashed.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return hashed.hexdigest()
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that read the same in the next process: no memory addresses, lists for tuples."""
+    """Return settings equal in any process: no memory addresses, lists for tuples."""
     text = json.dumps(settings, sort_keys=True, default=repr)
-    # As they read after they were written: without secrets too.
+    # In the form that is read back from the file, and without secrets.
     return read_json(strict_json(json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))))
 
 
 @cache
 def code_versions() -> dict[str, str]:
-    """Versions of what computes, and one digest of our own sources."""
+    """Return the versions of the numerical packages, and a digest of our own sources."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

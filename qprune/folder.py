@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and a folder that one process at a time works in."""
+"""Atomic writing of files, and a lock on a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qprune.errors import RunFolderError
 
 LOCK = ".lock"
 
-# ``.NAME.PID.tmp``, as `write_whole` names what is not whole yet.
+# ``.NAME.PID.tmp``: temporary files of `write_whole`.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp", re.DOTALL)
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -31,13 +31,13 @@ _KINDS = {
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Nobody else works in ``folder`` meanwhile; the lock ends with the process, however it ends.
+    """Lock ``folder`` against other processes within the context; the lock ends with the process.
 
     The same thread may enter again.
 
     Raises:
-        RunFolderError: another process is in there, the folder cannot be written, or the lock was
-            lost inside (see `require_locked`).
+        RunFolderError: another process holds the lock, the folder cannot be written, or the lock
+            was lost inside (see `require_locked`).
     """
     refuse_irregular([folder / LOCK])
     lock = FileLock(folder / LOCK, blocking=False, is_singleton=True)
@@ -53,21 +53,21 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         require_locked(folder)
     finally:
-        # A descriptor that something else has closed cannot be closed again.
+        # The descriptor may have been closed by other code.
         with suppress(OSError):
             lock.release()
 
 
 def require_locked(folder: Path) -> None:
-    """Refuse to go on where the lock that this process holds on ``folder`` is gone.
+    """Refuse to go on if this process has lost its lock on ``folder``.
 
     Code of the user's own may have closed its descriptor, or removed its file: from then on
     another process can work in the folder.
 
     Raises:
-        RunFolderError: it is gone.
+        RunFolderError: the lock is lost.
     """
-    # A second descriptor gets the lock only where the first one has lost it.
+    # A second descriptor gets the lock only if the first one has lost it.
     probe = FileLock(folder / LOCK, blocking=False, is_singleton=False)
     try:
         probe.acquire()
@@ -78,12 +78,12 @@ def require_locked(folder: Path) -> None:
     probe.release()
     raise RunFolderError(
         f"the lock of {folder} is gone: code in this process, such as a sampler, has closed "
-        "descriptors that are not its own, or removed the file; mend that, then resume"
+        "descriptors that are not its own, or removed the file; fix that, then resume"
     )
 
 
 def kind_of(path: Path) -> str | None:
-    """Words for what ``path`` is in the end; None where nothing is there or it is a file."""
+    """Return words for the type of ``path``, links followed; None for a file or nothing."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -92,9 +92,9 @@ def kind_of(path: Path) -> str | None:
 
 
 def regular(path: Path) -> Path:
-    """``path``, if it ends in a regular file: opening it neither waits nor does anything.
+    """Return ``path`` if it leads to a regular file, which can be opened without waiting.
 
-    For readers that want a path; others use `read_regular`.
+    For readers that need a path; others use `read_regular`.
 
     Raises:
         RunFolderError: a pipe, a directory, a device or a socket is in its place.
@@ -105,7 +105,7 @@ def regular(path: Path) -> Path:
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file, however many links lead to it.
+    """Return the content of a regular file; links are followed.
 
     Raises:
         RunFolderError: a pipe, a directory, a device or a socket is in its place.
@@ -116,7 +116,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def refuse_irregular(paths: Iterable[Path]) -> None:
-    """Refuse what is there and ends in no regular file.
+    """Refuse paths that exist and lead to no regular file.
 
     Raises:
         RunFolderError: names the first.
@@ -128,9 +128,9 @@ def refuse_irregular(paths: Iterable[Path]) -> None:
 
 
 def _opened(path: Path) -> int:
-    # Not even opened, since with some devices that alone does something.
+    # Not opened first, since opening some devices has an effect.
     refuse_irregular([path])
-    # Between the two it may have become a pipe, whose opening would wait.
+    # It may have become a pipe in between, whose opening would wait.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -145,14 +145,14 @@ def _irregular(path: Path, kind: str) -> RunFolderError:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that even a power cut leaves the old one or the new one.
 
-    Written aside, flushed to the disk, renamed, and the folder flushed too.
+    The content goes to a temporary file, is flushed and renamed; the folder is flushed too.
 
     Raises:
-        RunFolderError: it cannot be written; the old file is as it was.
+        RunFolderError: it cannot be written; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # A process of the same number may have been killed here before.
+        # A killed process with the same id may have left one.
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:
             file.write(content)
@@ -161,14 +161,14 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
         flush_folder(path.parent)
     except OSError as error:
-        # A read-only disk refuses this too.
+        # Fails on a read-only disk too.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, so that a power cut does not take it away again.
+    """Make a folder and its parents, flushed to the disk.
 
     Raises:
         OSError: it cannot be made, or is a file.
@@ -198,7 +198,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files, those that are there.
+    """Remove files that exist.
 
     Raises:
         RunFolderError: one cannot be removed; a directory never is.
@@ -212,7 +212,7 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 def flush_file(path: Path) -> None:
-    """Make what was appended to a file last.
+    """Flush a file to the disk.
 
     Raises:
         RunFolderError: the disk refuses.
@@ -225,7 +225,7 @@ def flush_file(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make renames in ``folder`` last; where folders cannot be opened (Windows), nothing."""
+    """Flush renames in ``folder`` to the disk; does nothing on Windows."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -236,7 +236,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def half_written(folder: Path, names: Iterable[str]) -> list[Path]:
-    """What a killed `write_whole` left of files with these names, which may have wildcards."""
+    """Return temporary files that a killed `write_whole` left, by names with wildcards."""
     names = tuple(names)
     found = []
     for path in folder.glob(".*.tmp"):
@@ -248,21 +248,21 @@ def half_written(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def asides(folder: Path) -> list[Path]:
-    """Neighbours of ``folder`` that a killed process filled to take its place; see `aside_of`."""
+    """Return temporary folders beside ``folder`` that a killed process left; see `aside_of`."""
     pattern = re.compile(re.escape(f".{folder.absolute().name}.") + r"\d+\.aside", re.DOTALL)
     found = folder.absolute().parent.glob(glob.escape(f".{folder.absolute().name}.") + "*.aside")
     return sorted(path for path in found if pattern.fullmatch(path.name) and path.is_dir())
 
 
 def aside_of(folder: Path) -> Path:
-    """Where this process puts what will take its place in ``folder``."""
+    """Return the temporary folder of this process beside ``folder``."""
     return folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.aside")
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
-    """Remove what a killed process left half written of ``names``, and beside ``folder``.
+    """Remove temporary files of ``names``, and folders beside ``folder``, of a killed process.
 
-    Nothing else, whatever it is called. Only under the lock.
+    Only under the lock.
 
     Raises:
         RunFolderError: it cannot be removed.
@@ -277,5 +277,5 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 def _unwritable(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(
-        f"cannot write {path}: {error.strerror or error}; make room or give rights, then resume"
+        f"cannot write {path}: {error.strerror or error}; free space or grant access, then resume"
     )

@@ -1,4 +1,4 @@
-"""The equation, once: a block of weights and an expansion of the loss become a problem.
+"""Formulation of a block of weights and an expansion of the loss as a quadratic problem.
 
 With c the current values, v the values if kept, a = v - c, gradient g and curvature H on the
 block, H' = H + 2 ridge I, the move of a decision x (1 = pruned) is d = (1 - x) v - c and
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Weights whose decisions are taken together, and what is known of them.
+    """Weights that are decided together, with their values and gradients.
 
     Attributes:
         indices: flat indices, ascending, shape (n,).
@@ -53,12 +53,12 @@ class Block:
 def formulate(
     block: Block, curvature: Dense | LowRank, *, ridge: float = 0.0, price: float = 0.0
 ) -> QuadraticProblem:
-    """The restore-or-prune choice of one block; energies are predicted loss changes in nats.
+    """Return the restore-or-prune problem of a block; energies are loss changes in nats.
 
     Args:
-        block: the weights.
+        block: weights to decide.
         curvature: H on the block, of size n.
-        ridge: cost of a squared change of value, nats; also makes up for what H misses.
+        ridge: cost of a squared change of value, nats; also makes up for directions H misses.
         price: cost of every changed decision, nats: a trust region that stays linear.
     """
     v, x = block.keep_value, block.pruned.astype(np.float64)
@@ -82,7 +82,7 @@ def formulate(
 
 
 def repriced(problem: QuadraticProblem, block: Block, change: float) -> QuadraticProblem:
-    """The same problem with ``change`` added to the price of every changed decision."""
+    """Return the problem with ``change`` added to the price of every changed decision."""
     x = block.pruned.astype(np.float64)
     return problem.with_linear(
         problem.linear + change * (1 - 2 * x), problem.offset + change * float(x.sum())

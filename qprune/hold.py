@@ -1,4 +1,4 @@
-"""Keep pruned weights at exactly zero while a network is trained further, merged and saved."""
+"""Masks held during further training, merging and saving: pruned weights stay exactly zero."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from qprune.errors import ImpossibleRequestError
 from qprune.packed import MASK_FILE, read_mask
 
-#: What wrappers (DDP, torch.compile, PEFT) put into the names of the parameters they wrap.
+#: Parts that wrappers (DDP, torch.compile, PEFT) add to the names of parameters.
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 
 #: A parameter's place: the module that owns it, and its name there.
@@ -26,7 +26,7 @@ Place = tuple[nn.Module, str]
 
 
 class Held:
-    """A mask that is kept until `remove`; also a context manager.
+    """Handle of a held mask, in force until `remove`; also a context manager.
 
     Three hooks share the work, none of which replaces anything of the model or the optimiser:
     gradients of pruned weights are zeroed as they arrive, so that they count neither in gradient
@@ -36,7 +36,7 @@ class Held:
     """
 
     def __init__(self, places: Mapping[Place, Tensor]) -> None:
-        # Weak: hooks of the optimisers outlive a model that nobody needs any more.
+        # Weak references, since optimiser hooks outlive the model.
         self._pruned: weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
@@ -57,12 +57,12 @@ class Held:
 
     @property
     def num_pruned(self) -> int:
-        """How many weights are held at zero."""
+        """Number of weights held at zero."""
         masks = (pruned for held in self._pruned.values() for pruned in held.values())
         return sum(int(pruned.sum()) for pruned in masks)
 
     def apply(self) -> None:
-        """Zero what the mask prunes, now: after a LoRA merge, or any change that is not a step."""
+        """Zero the pruned weights now: after a LoRA merge, or any change that is not a step."""
         for module, masks in self._pruned.items():
             for name in masks:
                 _zero(module, name, masks)
@@ -102,13 +102,14 @@ def hold(
     Hugging Face Trainer, and data-parallel training, whether created before or after. Parameters
     must be whole on each process: where they are sharded (FSDP, ZeRO), hold the gathered model.
 
-    Example::
-
-        with qprune.hold(model, "pruned/mask.safetensors") as held:
-            trainer.train()
-            model = model.merge_and_unload()  # If there was a LoRA adapter;
-            held.apply()  # a merge is no step. Saving would do this too.
-        model.save_pretrained("tuned")
+    Example:
+        >>> model = nn.Linear(4, 3)
+        >>> kept = torch.eye(3, 4).bool()
+        >>> with hold(model, {"weight": kept}) as held:
+        ...     _ = nn.init.ones_(model.weight)  # As a merge would: call apply() afterwards.
+        ...     held.apply()
+        ...     held.num_pruned, int(model.weight.count_nonzero())
+        (9, 3)
 
     Args:
         model: any module; wrapped by DDP, torch.compile or PEFT, or not.
@@ -136,10 +137,10 @@ def hold(
 
 
 def read_mask_of(path: Path) -> dict[str, Tensor]:
-    """The mask in a file, or the one beside the weights in a pruned folder.
+    """Read the mask in a file, or the one beside the weights in a pruned folder.
 
     Raises:
-        RunFolderError: there is none.
+        RunFolderError: there is no mask.
     """
     return read_mask(path / MASK_FILE if path.is_dir() else path)
 
@@ -170,7 +171,7 @@ def _places(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[Place, Tensor]
 
 
 def _plain(name: str) -> str:
-    """The parameter's name in the model that was wrapped."""
+    """Return the parameter's name without the wrappers' parts."""
     wrapped = True
     while wrapped:
         prefix = next((p for p in _WRAPPERS if name.startswith(p)), "")
@@ -179,7 +180,7 @@ def _plain(name: str) -> str:
 
 
 def present_mask(model: nn.Module) -> dict[str, Tensor]:
-    """The zeros that the model's matrices have now, as a mask by parameter name, True = kept.
+    """Return the present zeros of the model's matrices as a mask by parameter name, True = kept.
 
     Embeddings, the output head and matrices of nothing but zeros are left out.
     """
@@ -206,7 +207,7 @@ def _zero(module: nn.Module, name: str, masks: dict[str, Tensor]) -> None:
     parameter = module.get_parameter(name)
     if masks[name].device != parameter.device:
         masks[name] = masks[name].to(parameter.device)
-    # Through .data: a graph that is still to be walked backwards need not notice.
+    # Through .data, so that autograd does not record it.
     parameter.data.masked_fill_(masks[name], 0)
 
 

@@ -1,4 +1,4 @@
-"""What a model is called with: one tensor, or tensors in any nesting, samples first."""
+"""Inputs of a model: one tensor, or tensors in any nesting, samples first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from qprune.errors import CalibrationError
 
 Call = Callable[[nn.Module, Any], Any]
-"""(model, batch) -> what the model returns."""
+"""Call of a model: (model, batch) -> outputs."""
 
 
 def by_arguments(model: nn.Module, tree: Any) -> Any:
-    """The model called with ``tree``: a mapping by keyword, a tuple by position, else as it is."""
+    """Call the model with ``tree``: a mapping by keyword, a tuple by position, else as it is."""
     if isinstance(tree, Mapping):
         return model(**tree)
     if isinstance(tree, tuple):
@@ -26,17 +26,18 @@ def by_arguments(model: nn.Module, tree: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Inputs of m samples that are more than one tensor, or that are not simply passed.
+    """Inputs of m samples that are several tensors, or need their own call of the model.
 
     Args:
-        tree: tensors of shape (m, ...) in tuples, lists and dicts of any nesting; what is no
-            tensor goes to the model as it is.
-        call: how the model is called with it, or with a part of it.
+        tree: tensors of shape (m, ...) in tuples, lists and dicts of any nesting; other
+            values are passed unchanged.
+        call: calls the model with the tree, or with a part of it.
 
     Raises:
         CalibrationError: no tensor, or tensors of different first dimensions.
 
     Example:
+        >>> import torch
         >>> inputs = Inputs({"x": torch.zeros(5, 3), "z": torch.zeros(5, 2)})
         >>> len(inputs), len(inputs[torch.tensor([0, 4])])
         (5, 2)
@@ -62,15 +63,15 @@ class Inputs:
         return len(self.tensors[0])
 
     def __getitem__(self, index: Any) -> Inputs:
-        """The samples at ``index``, a tensor of indices or a slice."""
+        """Return the samples at ``index``, a tensor of indices or a slice."""
         return self.map(lambda tensor: tensor[index])
 
     def split(self, size: int) -> list[Inputs]:
-        """Consecutive batches of at most ``size`` samples."""
+        """Return consecutive batches of at most ``size`` samples."""
         return [self[first : first + size] for first in range(0, len(self), size)]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
-        """With ``function`` of every tensor in its place."""
+        """Return a copy with ``function`` applied to every tensor."""
         mapped = tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, self.tree)
         return Inputs(mapped, self.call)
 
@@ -79,24 +80,24 @@ AnyInputs = Tensor | Inputs
 
 
 def called(model: nn.Module, inputs: AnyInputs) -> Any:
-    """What ``model`` returns for ``inputs``."""
+    """Return the result of ``model`` for ``inputs``."""
     return inputs.call(model, inputs.tree) if isinstance(inputs, Inputs) else model(inputs)
 
 
 def tensors_of(inputs: AnyInputs) -> list[Tensor]:
-    """All tensors of ``inputs``."""
+    """Return all tensors of ``inputs``."""
     return inputs.tensors if isinstance(inputs, Inputs) else [inputs]
 
 
 def mapped(inputs: AnyInputs, function: Callable[[Tensor], Tensor]) -> AnyInputs:
-    """``inputs`` with ``function`` of every tensor in its place."""
+    """Return ``inputs`` with ``function`` applied to every tensor."""
     return inputs.map(function) if isinstance(inputs, Inputs) else function(inputs)
 
 
 def token_mask(inputs: AnyInputs) -> Tensor | None:
-    """Which tokens of the outputs are no padding, bool (m, T); None where no mask says so.
+    """Return a bool mask (m, T), False at padding tokens of the outputs; None without a mask.
 
-    With a decoder the outputs are its own, and so is the mask.
+    A decoder has its own outputs, and its own mask.
     """
     if not isinstance(inputs, Inputs) or not isinstance(inputs.tree, Mapping):
         return None

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to end in good order."""
+"""Graceful stop on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
-#: Exit code of a command that was interrupted, as shells have it: 128 + SIGINT.
+#: Exit code of an interrupted command, by the shells' convention: 128 + SIGINT.
 INTERRUPTED = 130
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM is what Ctrl-C is: a `KeyboardInterrupt` to whoever does not take it over."""
+    """Turn SIGTERM into a `KeyboardInterrupt` within the context."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -29,10 +29,10 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT or SIGTERM is noted; a second one interrupts at once.
+    """Note the first SIGINT or SIGTERM within the context; a second one interrupts at once.
 
     Yields:
-        Whether one has come. Outside the main thread, where Python delivers none, never.
+        A function, True once a signal has come; never outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -44,7 +44,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        logger.warning("stopping after this step with the best so far; once more stops at once")
+        logger.warning("stopping after this step with the best so far; Ctrl-C again stops at once")
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:

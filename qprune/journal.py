@@ -1,4 +1,4 @@
-"""The steps of a run as they happen, who hears of them, and when to stop."""
+"""Journal of a run: its steps, callbacks and limits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from qprune.steps import Fault, Observer, Step
 
 
 class Journal:
-    """The steps so far, who hears of them, and when to stop.
+    """Steps so far, with step callbacks and limits.
 
     Args:
-        observers: called with every step.
+        observers: callbacks for every step.
         max_seconds: wall time from now on; None = no limit.
         max_steps: number of steps; None = no limit.
-        should_stop: asked before every step; True ends the run as a limit does.
-        ranks: that end together, when the first one does.
+        should_stop: callback before every step; True ends the run as a limit does.
+        ranks: processes that end together, when the first one does.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Journal:
         self._ranks = ranks
 
     def resume(self, steps: Sequence[Step], seconds: float) -> None:
-        """Go on after ``steps``, which took ``seconds`` of the time there is."""
+        """Go on after ``steps``, which took ``seconds`` of the time limit."""
         self.steps = list(steps)
         if self._end is not None:
             self._end -= seconds
 
     def add(self, **record: Any) -> None:
-        """Note one step, with the faults since the last one, and tell the observers."""
+        """Add one step, with the faults since the last one, and call the observers."""
         step = Step(index=len(self.steps), faults=tuple(self._faults), **record)
         self._faults.clear()
         self.steps.append(step)
@@ -52,12 +52,12 @@ class Journal:
             observe(step)
 
     def fault(self, fault: Fault) -> None:
-        """Note something that went wrong and was got over; it goes with the next step."""
+        """Note a failure that was recovered; it is added to the next step."""
         self._faults.append(fault)
 
     @property
     def stopped(self) -> str:
-        """Why the run stops: "interrupted", "max_seconds", "max_steps", or "done".
+        """Reason to stop: "interrupted", "max_seconds", "max_steps", or "done".
 
         Every rank must ask.
         """
@@ -74,5 +74,5 @@ class Journal:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the budget is spent."""
+        """True when a limit is reached."""
         return self.stopped != "done"

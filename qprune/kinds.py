@@ -1,4 +1,4 @@
-"""Kinds of outputs: what a network's numbers stand for, and the loss and curvature of each.
+"""Kinds of outputs of a network, with the loss and curvature of each.
 
 Every kind is an exponential family. Its natural parameters are what the loss is written in: the
 logits, where the outputs are logits or probabilities, the outputs themselves where they are real
@@ -23,19 +23,19 @@ IGNORED = -100
 
 
 class Kind(Protocol):
-    """What outputs stand for. The loss of a sample is a mean over its positions, in nats.
+    """Protocol of a kind of outputs. The loss of a sample is a mean over its positions, in nats.
 
-    `scales` says whether a factor on the natural parameters changes confidence alone.
+    `scales`: a factor on the natural parameters changes confidence only.
     """
 
     scales: ClassVar[bool]
 
     def seen(self, outputs: Tensor, labels: Tensor | None) -> Kind:
-        """The kind with what it left open decided by outputs (m, ...) and labels (m, ...)."""
+        """Return the kind with open choices made from outputs (m, ...) and labels (m, ...)."""
         ...
 
     def natural(self, outputs: Tensor) -> Tensor:
-        """Natural parameters, samples first.
+        """Return the natural parameters, samples first.
 
         Raises:
             CalibrationError: the outputs cannot be of this kind.
@@ -43,11 +43,11 @@ class Kind(Protocol):
         ...
 
     def divergence(self, ours: Tensor, dense: Tensor) -> Tensor:
-        """KL(dense || ours) of every sample, shape (m,), both as natural parameters."""
+        """Return KL(dense || ours) of every sample, shape (m,), both as natural parameters."""
         ...
 
     def against(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor:
-        """Loss of every sample against its labels, shape (m,).
+        """Return the loss of every sample against its labels, shape (m,).
 
         Raises:
             CalibrationError: the labels do not fit.
@@ -55,31 +55,31 @@ class Kind(Protocol):
         ...
 
     def counted(self, labels: Tensor, ignored: int) -> Tensor | None:
-        """Which labels count, shape (m, positions); None where all do."""
+        """Return a bool mask of labels that count, shape (m, positions); None where all do."""
         ...
 
     def sampled(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
-        """See `qprune.losses.Loss.sampled`, from natural parameters."""
+        """Return `qprune.losses.Loss.sampled`, from natural parameters."""
         ...
 
     def sketched(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
-        """See `qprune.losses.Loss.sketched`, from natural parameters."""
+        """Return `qprune.losses.Loss.sketched`, from natural parameters."""
         ...
 
     def right(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor | None:
-        """Which of the labels that count are predicted, flat; None where there is no right."""
+        """Return a flat bool of correct predictions at counted labels; None without accuracy."""
         ...
 
 
 @dataclass(frozen=True)
 class Classes:
-    """A distribution over classes, one a position: classifiers, language models, segmentation.
+    """Distribution over classes per position: classifiers, language models, segmentation.
 
     Args:
-        dim: where the classes are; None = last, or 1 where there are more than three dimensions,
+        dim: dimension of the classes; None = last, or 1 where there are more than three dimensions,
             unless labels say otherwise.
-        logits: False where the outputs are probabilities that sum to 1, of which logarithms are
-            taken; None = by sight, logits where nobody looks. Log-probabilities are logits.
+        logits: False = the outputs are probabilities that sum to 1, whose logarithms are
+            taken; None = recognised by `seen`, else logits. Log-probabilities are logits.
 
     Example:
         >>> Classes(1).natural(torch.zeros(5, 3, 8, 8)).shape
@@ -105,7 +105,7 @@ class Classes:
         return Classes(dim, self.logits is not False)
 
     def natural(self, outputs: Tensor) -> Tensor:
-        """Logits, classes last, shape (m, ..., classes) with at least one position."""
+        """Return logits, classes last, shape (m, ..., classes) with at least one position."""
         dim = default_dim(outputs) if self.dim is None else self.dim
         if outputs.ndim < 2 or not -outputs.ndim <= dim < outputs.ndim or outputs.shape[dim] < 2:
             raise CalibrationError(
@@ -179,13 +179,13 @@ class Classes:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Independent yes-or-no answers, one an output: a mean over all of a sample's outputs.
+    """Independent binary answers, one per output; the loss is a mean over a sample's outputs.
 
-    That is the loss of `torch.nn.BCELoss`, so that its figures are those of the training.
+    The loss is that of `torch.nn.BCELoss`, so that its figures match those of the training.
 
     Args:
-        logits: False where the outputs are probabilities, of which logits are taken; None = by
-            sight, logits where nobody looks.
+        logits: False = the outputs are probabilities, whose logits are taken; None = recognised
+            by `seen`, else logits.
     """
 
     scales: ClassVar[bool] = False
@@ -198,11 +198,11 @@ class Bernoulli:
         return Bernoulli(not in_unit_interval(outputs)) if self.logits is None else self
 
     def natural(self, outputs: Tensor) -> Tensor:
-        """Logits, shape (m, outputs)."""
+        """Return logits, shape (m, outputs)."""
         numbers = _wide(outputs).reshape(len(outputs), -1)
         if self.logits is False:
             chances = _above_zero(numbers, outputs.dtype)
-            # The largest number below 1; above a half there are no finer ones.
+            # The largest number below 1; above a half the spacing is the same.
             chances = chances.clamp(max=1 - torch.finfo(outputs.dtype).eps / 2)
             return chances.log() - (-chances).log1p()
         return numbers
@@ -241,7 +241,7 @@ class Bernoulli:
 
     def sketched(self, ours: Tensor, generator: torch.Generator, counted: Tensor | None) -> Tensor:
         chances = ours.detach().sigmoid()
-        # sigmoid(-z) and not 1 - p, which is 0 for a confident network.
+        # Not 1 - p, which rounds to 0 for a confident network.
         deviation = (chances * (-ours.detach()).sigmoid()).sqrt()
         return _independent(ours * deviation * _signs(chances, generator), counted)
 
@@ -269,11 +269,11 @@ class Real:
         return self
 
     def natural(self, outputs: Tensor) -> Tensor:
-        """The outputs, shape (m, outputs)."""
+        """Return the outputs, shape (m, outputs)."""
         return _wide(outputs).reshape(len(outputs), -1)
 
     def divergence(self, ours: Tensor, dense: Tensor) -> Tensor:
-        """The mean squared distance."""
+        """Return the mean squared distance of every sample, shape (m,)."""
         return (ours - dense).square().mean(1)
 
     def against(self, outputs: Tensor, labels: Tensor, ignored: int) -> Tensor:
@@ -296,7 +296,7 @@ class Real:
 
 
 def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One class per row of (..., classes) logits, by inverting the distribution function.
+    """Draw one class per row of (..., classes) logits, by inverting the distribution function.
 
     Uniforms are drawn on the generator's device, so that the draw is the same on every device.
     """
@@ -307,12 +307,12 @@ def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def default_dim(outputs: Tensor) -> int:
-    """Where classes are by custom: 1 where there are more than three dimensions, else last."""
+    """Return the usual dimension of classes: 1 with more than three dimensions, else last."""
     return 1 if outputs.ndim > 3 else -1
 
 
 def class_dims(outputs: Tensor, labels: Tensor | None) -> tuple[int, ...]:
-    """Where classes may be, the likeliest first: 1 or last, by whole labels' shape or by custom."""
+    """Return possible dimensions of classes, likeliest first, by the labels' shape or by custom."""
     if outputs.ndim < 3:
         return (-1,)
     usual = default_dim(outputs)
@@ -324,13 +324,13 @@ def class_dims(outputs: Tensor, labels: Tensor | None) -> tuple[int, ...]:
 
 
 def in_unit_interval(outputs: Tensor) -> bool:
-    """Whether all outputs lie in [0, 1], and are not all the same."""
+    """Return True if all outputs lie in [0, 1] and are not all equal."""
     low, high = outputs.min(), outputs.max()
     return bool((low >= 0) & (high <= 1 + _slack(outputs)) & (low < high))
 
 
 def sums_to_one(outputs: Tensor, dim: int) -> bool:
-    """Whether outputs are non-negative and sum to 1 over ``dim``; rows of padding are all zero."""
+    """Return True if outputs are non-negative and sum to 1 over ``dim``, zero padding aside."""
     if not outputs.is_floating_point() or outputs.ndim < 2 or outputs.shape[dim] < 2:
         return False
     sums = _wide(outputs).sum(dim)
@@ -339,32 +339,32 @@ def sums_to_one(outputs: Tensor, dim: int) -> bool:
 
 
 def _slack(outputs: Tensor) -> float:
-    """What rounding may do to a sum of probabilities."""
+    """Return the rounding tolerance of a sum of probabilities."""
     return max(1e-4, 4 * torch.finfo(outputs.dtype).eps)
 
 
 def _wide(outputs: Tensor) -> Tensor:
-    """In float32 at least: small differences of losses decide."""
+    """Return outputs in float32 or better, since small differences of losses decide."""
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
 def _above_zero(chances: Tensor, dtype: torch.dtype) -> Tensor:
-    """Probabilities whose logarithm has finite derivatives, the second one too, in ``dtype``."""
+    """Clip probabilities so that two derivatives of the logarithm are finite in ``dtype``."""
     tiny = torch.finfo(dtype).tiny
     return chances.clamp(min=tiny if dtype == torch.float16 else tiny**0.5)
 
 
 def _are_shares(outputs: Tensor, labels: Tensor, dim: int | None) -> bool:
-    """Whether labels are distributions over classes, as `torch.nn.CrossEntropyLoss` takes them."""
+    """Return True if labels are distributions over classes, as in `torch.nn.CrossEntropyLoss`."""
     dim = default_dim(outputs) if dim is None else dim
     return labels.shape == outputs.shape and sums_to_one(labels, dim)
 
 
 def _fitting(labels: Tensor, shape: Sequence[int], outputs: Tensor) -> Tensor:
-    """Labels in ``shape``; dimensions of one entry do not count.
+    """Return labels in ``shape``; dimensions of size 1 are ignored.
 
     Raises:
-        CalibrationError: there are more or fewer, or they are in another order.
+        CalibrationError: their number or their order differs.
     """
     rest, wanted = ([n for n in s[1:] if n != 1] for s in (labels.shape, shape))
     same_number = len(labels) == shape[0] and _positions(labels.shape) == _positions(shape)
@@ -386,12 +386,12 @@ def _counted(labels: Tensor, ignored: int) -> Tensor | None:
 
 
 def _positions(shape: Sequence[int]) -> int:
-    """Positions in a sample, of which ``shape`` has the samples first."""
+    """Return the number of positions per sample; ``shape`` has the samples first."""
     return torch.Size(shape[1:]).numel()
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
-    """Mean over a sample's positions that count; zero where none does."""
+    """Return the mean over a sample's counted positions; zero where there is none."""
     values = values.flatten(1)
     if counted is None:
         return values.mean(1)
@@ -399,9 +399,9 @@ def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def _independent(values: Tensor, counted: Tensor | None) -> Tensor:
-    """Like a mean, of draws that are independent: they add up to the variance of one.
+    """Return the sum of independent draws divided by the root of their number.
 
-    Hence the root of their number.
+    The variance is then that of one draw.
     """
     values = values.flatten(1)
     if counted is None:
@@ -410,6 +410,6 @@ def _independent(values: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random signs, drawn on the generator's device."""
+    """Draw random signs on the generator's device."""
     signs = torch.randint(2, like.shape, generator=generator, device=generator.device)
     return (2 * signs - 1).to(like)

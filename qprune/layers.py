@@ -1,6 +1,6 @@
-"""Which tensors are pruned, and one flat index over all of them.
+"""Targeted tensors, and one flat index over all of them.
 
-Every targeted tensor is seen as a matrix (outputs, inputs): a Linear's as it is, a convolution's
+Every targeted tensor is treated as a matrix (outputs, inputs): a Linear's as is, a convolution's
 with its input channels and kernel positions flattened (`qprune.weights`). Tensors follow one
 another in module order, each in the order it is stored in, so that one integer 0..N-1 names any
 weight of the model.
@@ -27,16 +27,16 @@ from qprune.weights import OUTPUTS_FIRST, Kind, kind_of, source_kind
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One targeted tensor.
+    """Targeted tensor with its place in the flat index.
 
     Attributes:
         name: the parameter's name, without ``.weight`` where it ends so.
         parameter_name: its name in the model's state dict.
         parameter: the tensor.
-        module: what holds it.
+        module: the module that holds it.
         offset: flat index of its first weight.
-        kind: where its outputs and inputs are.
-        path: how its per-sample gradients are found (`qprune.preflight`); None = not known yet.
+        kind: its layout of outputs and inputs.
+        path: source of its per-sample gradients (`qprune.preflight`); None = not known yet.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Layer:
 
     @property
     def shape(self) -> torch.Size:
-        """The tensor's own shape."""
+        """Shape of the tensor itself."""
         return self.parameter.shape
 
     @cached_property
@@ -59,7 +59,7 @@ class Layer:
 
     @property
     def cols(self) -> int:
-        """Number of inputs that each output has (per group, times kernel positions)."""
+        """Number of inputs of each output (per group, times kernel positions)."""
         return self.size // self.rows
 
     @property
@@ -73,16 +73,16 @@ class Layer:
         return self.offset + self.size
 
     def matrix(self, tensor: Tensor) -> Tensor:
-        """A tensor of the weight's shape as (rows, cols)."""
+        """Return a tensor of the weight's shape as (rows, cols)."""
         return self.kind.layout.matrix(tensor)
 
     def row_ids(self) -> Tensor:
-        """The row of every weight in the order of the flat index, shape (size,)."""
+        """Return the row of every weight in the order of the flat index, shape (size,)."""
         rows = torch.arange(self.rows)[:, None].expand(-1, self.cols)
         return self.kind.layout.back(rows, self.shape).reshape(-1)
 
     def runs(self, length: int) -> Tensor:
-        """The run of ``length`` consecutive inputs that every weight is in, shape (size,)."""
+        """Return for every weight its run of ``length`` consecutive inputs, shape (size,)."""
         ids = torch.arange(self.size) // length
         return self.kind.layout.back(ids.view(self.rows, self.cols), self.shape).reshape(-1)
 
@@ -93,7 +93,7 @@ class Layers(Sequence[Layer]):
 
     Attributes:
         items: the tensors.
-        coverage: of the model; None where there is none.
+        coverage: targeted share of the model; None where unknown.
     """
 
     items: tuple[Layer, ...]
@@ -112,22 +112,22 @@ class Layers(Sequence[Layer]):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.items[0].parameter.device
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of vectors over all weights: float32, or what holds every weight exactly."""
+        """Type of vectors over all weights: float32, or a type that holds every weight exactly."""
         return reduce(torch.promote_types, (w.dtype for w in self.parameters), torch.float32)
 
     @cached_property
     def sharded(self) -> bool:
-        """Whether the weights are spread over processes (`qprune.sharding`)."""
+        """True for weights sharded over processes (`qprune.sharding`)."""
         return any(is_sharded(layer.parameter) for layer in self)
 
     @property
     def examined(self) -> bool:
-        """Whether it is known how every tensor's per-sample gradients are found."""
+        """True if every tensor's source of per-sample gradients is known."""
         return all(layer.path is not None for layer in self)
 
     @property
@@ -136,7 +136,7 @@ class Layers(Sequence[Layer]):
         return [layer.parameter for layer in self]
 
     def read(self) -> Tensor:
-        """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
+        """Return all weights as one new vector, shape (N,), of type `dtype`."""
         weights = [whole(layer.parameter.detach()).reshape(-1) for layer in self]
         return torch.cat([weight.to(self.dtype) for weight in weights])
 
@@ -162,11 +162,11 @@ class Layers(Sequence[Layer]):
                     weight[positions] = values[where].to(weight.dtype)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """A vector over all weights, cut into one view per layer."""
+        """Return one view per layer of a vector over all weights."""
         return vector.split([layer.size for layer in self])
 
     def locate(self, indices: Tensor) -> list[tuple[Layer, Tensor, Tensor]]:
-        """Per layer touched: (layer, positions in ``indices``, flat indices within the layer)."""
+        """Return (layer, positions in ``indices``, flat indices within the layer) per layer."""
         touched = []
         for layer in self:
             where = torch.nonzero((indices >= layer.offset) & (indices < layer.end))[:, 0]
@@ -175,14 +175,14 @@ class Layers(Sequence[Layer]):
         return touched
 
     def count_by_layer(self, indices: Tensor) -> dict[str, int]:
-        """How many of ``indices`` lie in each layer."""
+        """Return the number of ``indices`` in each layer."""
         return {layer.name: where.numel() for layer, where, _ in self.locate(indices)}
 
     def without(self, reasons: dict[str, str]) -> Layers:
-        """Without some tensors, which stay dense.
+        """Return a copy without some tensors, which stay dense.
 
         Args:
-            reasons: why, by the parameter's name.
+            reasons: reason by the parameter's name.
 
         Raises:
             ImpossibleRequestError: none is left.
@@ -205,7 +205,7 @@ class Layers(Sequence[Layer]):
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A tensor that could be pruned; one that has several names has several places."""
+    """Tensor that could be pruned, with a place for each of its names."""
 
     parameter: nn.Parameter
     names: tuple[str, ...]
@@ -214,17 +214,17 @@ class _Candidate:
 
     @property
     def default(self) -> bool:
-        """Whether it is pruned where nobody names it."""
+        """True if it is pruned by default."""
         return all(kind.default for kind in self.kinds)
 
     @property
     def kind(self) -> Kind:
-        """As a product sees it, where it is used in one."""
+        """Kind of its use in a product, if it has one."""
         return next((kind for kind in self.kinds if kind.default), self.kinds[0])
 
     @property
     def why(self) -> str:
-        """Why it stays dense by default."""
+        """Reason why it stays dense by default."""
         why = next(kind.why for kind in self.kinds if not kind.default)
         if any(kind.default for kind in self.kinds):
             other = next(n for n, kind in zip(self.names, self.kinds, strict=True) if kind.default)
@@ -237,16 +237,16 @@ def find_layers(
     targets: Sequence[Pattern] | Pattern | None = None,
     ignore: Sequence[Pattern] | Pattern = (),
 ) -> Layers:
-    """The tensors that ``targets`` name and ``ignore`` does not.
+    """Return the tensors that match ``targets`` and not ``ignore``.
 
     Args:
         model: any module.
-        targets: what to prune: classes or their names (subclasses count), modules or their names
-            (with all that is inside), names of parameters, or ``re:`` patterns matched against
+        targets: classes or their names (subclasses count), modules or their names
+            (with their submodules), names of parameters, or ``re:`` patterns matched against
             full names of modules and parameters. None = every Linear and convolution, and the
-            matrices of attention, LSTM, GRU and RNN; embeddings, what is tied to them, and other
+            matrices of attention, LSTM, GRU and RNN; embeddings, tensors tied to them, and other
             parameters are pruned only where they are named.
-        ignore: the same, taken away again.
+        ignore: patterns of the same kinds to leave out.
 
     Raises:
         ImpossibleRequestError: nothing is targeted, a pattern matches nothing, two parameters
@@ -302,7 +302,7 @@ other vectors (26)
 
 
 def _indexed(layers: Iterable[Layer]) -> tuple[Layer, ...]:
-    """One after the other in the flat index."""
+    """Return the layers with consecutive offsets in the flat index."""
     items: list[Layer] = []
     for layer in layers:
         items.append(replace(layer, offset=items[-1].end if items else 0))
@@ -321,7 +321,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _candidates(model: nn.Module) -> list[_Candidate]:
-    """All tensors of two or more dimensions that hold something, in module order."""
+    """Return all non-empty tensors of two or more dimensions, in module order."""
     found: dict[int, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim < 2 or not parameter.numel():
@@ -350,7 +350,7 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
 
 
 def _kind_at(place: Place, parameter: nn.Parameter) -> Kind | None:
-    """The kind of a parameter, or of the weight that is computed from it (`source_kind`)."""
+    """Return the kind of a parameter, or of the weight computed from it (`source_kind`)."""
     name, (_, module) = place.parameter_name.rpartition(".")[2], place.owners[0]
     if isinstance(module, ParametrizationList):
         weight = place.owners[0][0].rpartition(".")[2]
@@ -363,7 +363,7 @@ def _kind_at(place: Place, parameter: nn.Parameter) -> Kind | None:
 
 
 def _refuse_shared_memory(model: nn.Module, layers: Layers) -> None:
-    """Refuse targets that lie in the memory of another parameter, as a whole or in part."""
+    """Refuse targets that share memory with another parameter."""
     targeted = {id(parameter) for parameter in layers.parameters}
     other, last = ("", 0), 0
     spans = [
@@ -384,10 +384,10 @@ def _refuse_shared_memory(model: nn.Module, layers: Layers) -> None:
 
 
 def _selects(pattern: Pattern, candidate: _Candidate) -> bool:
-    """Whether a target means this tensor.
+    """Return True if a target selects this tensor.
 
-    Named itself, or by the module or class that holds it, it is meant whatever its kind. Inside
-    a module that is named, or tied to something else, only what is pruned by default is.
+    A tensor named itself, or by the module or class that holds it, is selected whatever its kind.
+    Deeper inside a named module, or tied to another tensor, only a default target is.
     """
     for place, kind in zip(candidate.places, candidate.kinds, strict=True):
         found = match(pattern, place)
@@ -417,7 +417,7 @@ def _told(patterns: Sequence[Pattern] | None) -> str:
 
 
 def is_named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
-    """Whether a pattern is the module's class or name, or a ``re:`` that matches its name."""
+    """Return True if a pattern is the module's class or name, or a ``re:`` matching its name."""
     place = Place("", ((name, module),))
     return any(match(pattern, place) is not None for pattern in patterns)
 

@@ -1,4 +1,4 @@
-"""Losses by name, and as torch has them: ``"mse"``, ``nn.MSELoss()``, ``F.mse_loss``."""
+"""Losses by name or in torch's forms: ``"mse"``, ``nn.MSELoss()``, ``F.mse_loss``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qprune.errors import ImpossibleRequestError
 from qprune.kinds import IGNORED, Bernoulli, Classes, Kind, Real
 from qprune.losses import DenseOutputs, Labels, Loss, PerSample
 
-#: What ``loss=`` and ``--loss`` take.
+#: Names for ``loss=`` and ``--loss``.
 LOSSES: Mapping[str, Loss] = {
     "dense": DenseOutputs(),
     "cross-entropy": Labels(Classes()),
@@ -30,7 +30,7 @@ _FUNCTIONS: tuple[tuple[Any, type[nn.Module]], ...] = (
     (functional.binary_cross_entropy, nn.BCELoss),
     (functional.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
 )
-#: Of log-probabilities, which NLLLoss takes, log-softmax makes nothing else.
+#: For NLLLoss: log-softmax leaves log-probabilities unchanged.
 _KINDS: Mapping[type[nn.Module], Kind] = {
     nn.CrossEntropyLoss: Classes(logits=True),
     nn.NLLLoss: Classes(logits=True),
@@ -45,7 +45,7 @@ _METHODS = (
 
 
 def as_loss(value: Any) -> Loss:
-    """The loss that is meant.
+    """Return the loss for any accepted value of ``loss=``.
 
     Args:
         value: a `qprune.losses.Loss`; a name in `LOSSES`; one of torch's loss modules, with its
@@ -53,7 +53,7 @@ def as_loss(value: Any) -> Loss:
             shape (m,). None = "dense".
 
     Raises:
-        ImpossibleRequestError: no such name, or something that is no loss.
+        ImpossibleRequestError: no such name, or no loss.
 
     Example:
         >>> as_loss("mse").needs_labels, as_loss(None).needs_labels
@@ -103,7 +103,7 @@ def _instance(kind: type) -> Any:
 
 
 def _from_module(module: nn.Module) -> Loss:
-    """One of torch's losses with its options: exact curvature where it is a plain one."""
+    """Return one of torch's losses with its options; exact curvature where it is a plain one."""
     reduction = getattr(module, "reduction", None)
     if reduction is None:
         return cast(Loss, PerSample(module))
@@ -125,14 +125,14 @@ def _from_module(module: nn.Module) -> Loss:
 
 @dataclass(frozen=True)
 class Unreduced:
-    """A loss module of torch that reduces nothing, reduced sample by sample.
+    """Torch's loss module with reduction "none", reduced sample by sample.
 
     Weights of classes and of outputs multiply, and are not divided by their sum as torch's mean
     over a batch is: a sample's loss must not depend on the others.
 
     Args:
         module: its ``reduction`` is "none".
-        summed: sum over a sample's positions, and not the mean.
+        summed: sum over a sample's positions instead of the mean.
     """
 
     module: nn.Module
@@ -142,7 +142,7 @@ class Unreduced:
         return str(self.module)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses of shape (m,)."""
+        """Return the losses, shape (m,)."""
         module = self.module
         if any((w.dtype, w.device) != (outputs.dtype, outputs.device) for w in module.buffers()):
             module = copy.deepcopy(module).to(outputs)

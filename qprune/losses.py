@@ -1,4 +1,4 @@
-"""What is to be kept small: the loss of every sample, in nats."""
+"""Losses per sample, in nats."""
 
 from __future__ import annotations
 
@@ -15,72 +15,76 @@ from qprune.recognise import Recognised, recognise
 
 
 class Loss(Protocol):
-    """A loss per sample, smooth in the network's outputs.
+    """Protocol of a loss per sample, smooth in the network's outputs.
 
-    `needs_labels` says whether targets are labels; otherwise they are the dense outputs.
-    `has_distribution` says whether targets can be drawn: there are `sampled` and `sketched`.
+    `needs_labels`: targets are labels; otherwise they are the dense outputs.
+    `has_distribution`: targets can be drawn, by `sampled` and `sketched`.
     """
 
     needs_labels: ClassVar[bool]
     has_distribution: ClassVar[bool]
 
     def resolved(self, outputs: Tensor, labels: Tensor | None) -> Loss:
-        """The loss with what it left open decided; asked once, before a run.
+        """Return the loss with all open choices made; called once, before a run.
 
         Args:
-            outputs: of the dense network on some samples, shape (m, ...).
-            labels: of the same samples, shape (m, ...), where the data have any.
+            outputs: outputs of the dense network on some samples, shape (m, ...).
+            labels: labels of the same samples, shape (m, ...), or None.
 
         Raises:
-            CalibrationError, ImpossibleRequestError: it does not suit them.
+            CalibrationError, ImpossibleRequestError: the loss does not fit them.
         """
         ...
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each sample, shape (m,)."""
+        """Return the loss of each sample, shape (m,)."""
         ...
 
     def sampled(
         self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
     ) -> Tensor:
-        """Loss of each sample against a target drawn from the outputs' own distribution.
+        """Return losses against targets drawn from the outputs' own distribution, shape (m,).
 
-        What is drawn does not depend on ``targets``; they say only which positions count.
+        The draw does not depend on ``targets``; they only select the positions that count.
         """
         ...
 
     def sketched(
         self, outputs: Tensor, generator: torch.Generator, targets: Tensor | None = None
     ) -> Tensor:
-        """Numbers, shape (m,), whose gradients' outer products average to the Gauss-Newton's.
+        """Return numbers (m,) whose gradients' outer products average to the Gauss-Newton matrix.
 
         Sum_s grad grad' over random signs has the expectation sum_s J_s' C_s J_s, C_s the
-        second derivative of the loss of sample s by the outputs. Of ``targets`` see `sampled`.
+        second derivative of the loss of sample s by the outputs. For ``targets`` see `sampled`.
         """
         ...
 
     def fits(self, *, values_move: bool) -> bool:
-        """Whether `refit` does anything; ``values_move``: whether kept weights are compensated."""
+        """Return True if `refit` has an effect; ``values_move``: kept weights are compensated."""
         ...
 
     def refit(self, outputs: Tensor, targets: Tensor) -> Loss:
-        """The loss with what it fits to the present outputs."""
+        """Return the loss with its free parameters fitted to the present outputs."""
         ...
 
 
 @dataclass(frozen=True)
 class DenseOutputs:
-    """KL(dense || pruned) of the outputs' distributions: needs no labels, zero when dense.
+    """Loss KL(dense || pruned) of the outputs' distributions: without labels, zero when dense.
 
     Args:
-        scale: the pruned network's logits are multiplied by it before they are compared.
+        scale: factor on the pruned network's logits before the comparison.
         fit_scale: refit ``scale`` (at least 1) whenever the loss is expanded; None means
             only where kept weights do not move. Such a network loses logit scale with every
-            pruned weight; the argmax does not care, and without the refit most of the loss
-            is about confidence. Only classes have such a scale.
-        kind: what the outputs are (`qprune.kinds`); None = by sight (`qprune.recognise`),
-            logits over classes where nobody looks. Of real numbers it is the squared distance.
-        reason: what gave the kind away.
+            pruned weight, which leaves the argmax unchanged; without the refit most of the
+            loss would measure confidence. Only classes have such a scale.
+        kind: kind of outputs (`qprune.kinds`); None = recognised (`qprune.recognise`),
+            logits over classes if not `resolved`. For real numbers the squared distance.
+        reason: evidence for the recognised kind.
+
+    Example:
+        >>> DenseOutputs().per_sample(torch.eye(2), torch.eye(2))
+        tensor([0., 0.])
     """
 
     needs_labels: ClassVar[bool] = False
@@ -125,11 +129,11 @@ class DenseOutputs:
 
 
 def _recognised(kind: Kind | None, outputs: Tensor, labels: Tensor | None) -> Recognised:
-    """The kind as it was asked, or by sight."""
+    """Return the given kind, or the recognised one."""
     if kind is not None:
         return Recognised(kind.seen(outputs, labels), "as asked")
     found = recognise(outputs, labels)
-    return replace(found, reason=f"by sight: {found.reason}; loss= or --loss chooses another")
+    return replace(found, reason=f"recognised: {found.reason}; loss= or --loss chooses another")
 
 
 def _in_brackets(reason: str) -> str:
@@ -137,7 +141,7 @@ def _in_brackets(reason: str) -> str:
 
 
 def _best_scale(outputs: Tensor, targets: Tensor, limit: float = 64.0) -> float:
-    """The factor in [1, limit] that minimises KL(dense || factor * outputs), by Newton.
+    """Return the factor in [1, limit] that minimises KL(dense || factor * outputs), by Newton.
 
     The loss is convex in the factor; the second derivative is the variance of the logits
     under the scaled distribution.
@@ -152,7 +156,7 @@ def _best_scale(outputs: Tensor, targets: Tensor, limit: float = 64.0) -> float:
         slope = mean.mean().item() - wanted
         curvature = (ours * (logits - mean) ** 2).sum(-1).mean().item()
         step = slope / max(curvature, 1e-12)
-        # Never more than a doubling: far from the minimum the curvature all but vanishes.
+        # At most a doubling: far from the minimum the curvature nearly vanishes.
         updated = min(max(scale - step, 1.0, scale / 2), limit, 2 * scale)
         if abs(updated - scale) <= 1e-6 * scale:
             break
@@ -165,11 +169,15 @@ class Labels:
     """Loss against the labels of the data: cross entropy, squared error, or binary cross entropy.
 
     Args:
-        kind: what the outputs are (`qprune.kinds`); None = by sight (`qprune.recognise`),
-            logits over classes where nobody looks. Labels are then classes, one a position.
-        ignored: whole labels of this value do not count.
-        or_dense: without labels the outputs are compared with the dense ones instead.
-        reason: what gave the kind away.
+        kind: kind of outputs (`qprune.kinds`); None = recognised (`qprune.recognise`),
+            logits over classes if not `resolved`. Labels are then classes, one per position.
+        ignored: integer labels of this value do not count.
+        or_dense: without labels, compare with the dense outputs instead.
+        reason: evidence for the recognised kind.
+
+    Example:
+        >>> Labels().per_sample(torch.zeros(2, 4), torch.tensor([0, 3]))  # ln 4
+        tensor([1.3863, 1.3863])
     """
 
     needs_labels: ClassVar[bool] = True
@@ -188,7 +196,7 @@ class Labels:
 
     def resolved(self, outputs: Tensor, labels: Tensor | None) -> DenseOutputs | Labels:
         if labels is None and not self.or_dense:
-            return self  # The run refuses, and says what it misses.
+            return self  # The run refuses missing labels with its own message.
         found = _recognised(self.kind, outputs, labels)
         if labels is None:
             return DenseOutputs(kind=found.kind, reason=f"there are no labels; {found.reason}")
@@ -213,7 +221,7 @@ class Labels:
         return None if targets is None else self._kind.counted(targets, self.ignored)
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Which of the labels that count are predicted, flat; None where there is no right."""
+        """Return a flat bool of correct predictions at counted labels; None without accuracy."""
         return self._kind.right(outputs, targets, self.ignored)
 
     def fits(self, *, values_move: bool) -> bool:
@@ -225,13 +233,19 @@ class Labels:
 
 @dataclass(frozen=True)
 class PerSample:
-    """Any loss of the user's own; the curvature is then the empirical Fisher matrix.
+    """Loss by the user's own function; its curvature is the empirical Fisher matrix.
 
     Args:
         function: (outputs, targets) -> losses of shape (m,), differentiable in the outputs.
-        needs_labels: whether targets are the labels; otherwise they are the dense outputs.
-        ignored: samples with no whole label but this are left out; None = there is none such.
-        curved: whether it has a second derivative that is not zero; found before the run.
+        needs_labels: targets are the labels; otherwise they are the dense outputs.
+        ignored: samples whose integer labels all have this value are left out; None = no
+            such value.
+        curved: the second derivative is not zero everywhere; found before the run.
+
+    Example:
+        >>> loss = PerSample(lambda outputs, targets: (outputs - targets).abs().sum(1))
+        >>> loss.per_sample(torch.ones(2, 3), torch.zeros(2, 3))
+        tensor([3., 3.])
     """
 
     has_distribution: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Masks: which weights are kept. True = kept; one flat vector over all targeted weights."""
+"""Masks of kept weights: one flat bool vector over all targeted weights, True = kept."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from qprune.sparsity import Groups
 
 
 def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Tensor:
-    """The mask with ``total`` weights pruned, the lowest scores first.
+    """Return the mask with ``total`` weights pruned, the lowest scores first.
 
     No group loses more than its final count, so that with ``groups.total`` every count is met
     exactly whatever the scores. Weights that are already pruned stay so; among the rest ties
     are broken by index.
 
     Args:
-        scores: shape (N,), the higher the more worth keeping.
+        scores: shape (N,), higher = more worth keeping.
         kept: shape (N,), bool, the mask to start from.
         groups: the partition.
-        total: at least what is pruned already, at most ``groups.total``.
+        total: number of weights pruned, from the present one to ``groups.total``.
     """
     key = torch.where(kept, scores.double(), -torch.inf)
     order = key.argsort(stable=True)
@@ -37,7 +37,7 @@ def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Te
 
 
 def mask_by_name(layers: Layers, mask: Tensor) -> dict[str, Tensor]:
-    """The flat mask as one bool tensor per parameter, in the parameter's own shape."""
+    """Return one bool tensor per parameter, in the parameter's own shape."""
     return {
         layer.parameter_name: part.view(layer.shape).clone()
         for layer, part in zip(layers, layers.split(mask), strict=True)

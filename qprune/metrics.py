@@ -1,4 +1,4 @@
-"""How good a network is on data, and how well predictions agreed with what happened."""
+"""Metrics: accuracy and loss on data, and correlation of predictions with outcomes."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def score(
     loss: Loss | str = "dense",
     batch_size: int = 500,
 ) -> Score:
-    """Accuracy and mean loss against labels (classes: cross entropy, nats), in evaluation mode.
+    """Return accuracy and mean loss against labels (cross entropy in nats), in evaluation mode.
 
     Args:
-        model: returns logits, shape (batch, classes), or what ``loss`` takes. Its mode is put
-            back afterwards.
+        model: returns logits, shape (batch, classes), or outputs that ``loss`` takes. Its mode is
+            restored afterwards.
         inputs: shape (samples, ...).
         labels: shape (samples, ...), class indices or numbers.
-        loss: what `qprune.prune` takes; of one that keeps to the dense outputs the kind of
-            outputs alone counts. Where it is open, it is by sight (`qprune.recognise`).
+        loss: as in `qprune.prune`; a loss against dense outputs only gives the kind of
+            outputs. An open kind is recognised (`qprune.recognise`).
         batch_size: samples per forward pass.
 
     Returns:
         Accuracy is the share of right labels, None where numbers are predicted.
 
     Raises:
-        CalibrationError: no samples, or as many labels as inputs is not so.
+        CalibrationError: no samples, or numbers of labels and inputs differ.
     """
     if len(inputs) == 0 or len(inputs) != len(labels):
         raise CalibrationError(
@@ -69,7 +69,7 @@ def score(
 
 
 def correlation(predicted: ArrayLike, real: ArrayLike) -> float | None:
-    """Pearson's correlation of two series; None where it has no meaning."""
+    """Return Pearson's correlation of two series; None where it is undefined."""
     x, y = np.asarray(predicted, float), np.asarray(real, float)
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None

@@ -1,4 +1,4 @@
-"""The networks that `zoo` builds by name: plain definitions, no weights."""
+"""Definitions of the networks that `zoo` builds by name, without weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MLP(nn.Module):
 
     Args:
         widths: inputs, hidden units, outputs: (784, 40, 20, 10) has three layers.
-        bias: whether the layers have biases.
+        bias: add biases to the layers.
     """
 
     def __init__(self, widths: tuple[int, ...], *, bias: bool) -> None:
@@ -24,7 +24,7 @@ class MLP(nn.Module):
             setattr(self, f"fc{number}", nn.Linear(fan_in, fan_out, bias=bias))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, shape (batch, widths[-1]); inputs are flattened."""
+        """Return logits, shape (batch, widths[-1]); inputs are flattened."""
         x = inputs.flatten(1)  # (batch, widths[0])
         for number in range(1, self.depth):
             x = relu(getattr(self, f"fc{number}")(x))
@@ -47,7 +47,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (batch, channels, height / stride, width / stride)."""
+        """Return features, shape (batch, channels, height / stride, width / stride)."""
         out = relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return relu(out + self.downsample(x))
@@ -70,7 +70,7 @@ class ResNet20(nn.Module):
         self.fc = nn.Linear(64, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, shape (batch, classes), of images of shape (batch, 3, 32, 32)."""
+        """Return logits, shape (batch, classes), of images of shape (batch, 3, 32, 32)."""
         x = relu(self.bn1(self.conv1(inputs)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean(dim=(2, 3)))
@@ -83,7 +83,7 @@ def _stack(channels_in: int, channels: int, *, stride: int) -> nn.Sequential:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """He-normal weights and zero biases from ``seed`` alone; the global generator is untouched."""
+    """Set He-normal weights and zero biases from ``seed``; the global generator is untouched."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Masks on disk at one bit a weight: a safetensors file that says its own names and shapes.
+"""Packed masks: a safetensors file with one bit per weight, and names and shapes.
 
 Each parameter's mask is flattened row by row and packed eight to a byte, the first weight in the
 lowest bit; a set bit is a kept weight. Names and shapes are in the file's metadata.
@@ -22,23 +22,28 @@ from qprune.errors import RunFolderError
 from qprune.folder import regular
 from qprune.records import read_json
 
-#: Where a pruned folder keeps its mask.
+#: File of the mask in a pruned folder.
 MASK_FILE = "mask.safetensors"
-#: What the metadata of a packed mask says it is.
+#: Format name in the metadata of a packed mask.
 FORMAT, VERSION = "qprune-packed-mask", "1"
 
 
 def pack(kept: Tensor) -> Tensor:
-    """A bool mask of any shape as ``ceil(numel / 8)`` bytes, shape (bytes,), uint8."""
+    """Pack a bool mask of any shape into ``ceil(numel / 8)`` bytes, shape (bytes,), uint8.
+
+    Example:
+        >>> pack(torch.tensor([[True, False], [True, True]]))  # 1 + 4 + 8
+        tensor([13], dtype=torch.uint8)
+    """
     bits = kept.detach().cpu().contiguous().flatten().numpy()
     return torch.from_numpy(np.packbits(bits, bitorder="little"))
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The bool mask of ``shape`` that `pack` made ``packed`` from.
+    """Return the bool mask of ``shape`` in ``packed``: the inverse of `pack`.
 
     Raises:
-        ValueError: ``packed`` is not as long as ``shape`` asks.
+        ValueError: the length of ``packed`` does not fit ``shape``.
     """
     size = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.shape != ((size + 7) // 8,):
@@ -50,7 +55,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def packed_bytes(mask: Mapping[str, Tensor]) -> bytes:
-    """The file that `read_mask` reads; equal masks give equal bytes.
+    """Return the content of a packed file for `read_mask`; equal masks give equal bytes.
 
     Args:
         mask: bool, by parameter name, True = kept, each in its parameter's shape.
@@ -61,7 +66,7 @@ def packed_bytes(mask: Mapping[str, Tensor]) -> bytes:
 
 
 def _ordered(content: bytes) -> bytes:
-    """The same safetensors file with its metadata in order; the library shuffles them."""
+    """Return the safetensors file with its metadata sorted; the library shuffles them."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -71,7 +76,7 @@ def _ordered(content: bytes) -> bytes:
 
 
 def read_mask(path: Path) -> dict[str, Tensor]:
-    """A mask by parameter name from a packed file, or from one of plain bool tensors.
+    """Read a mask by parameter name from a packed file, or from one of plain bool tensors.
 
     Raises:
         RunFolderError: there is no such file, or it holds no mask.

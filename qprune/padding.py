@@ -1,4 +1,4 @@
-"""Padded sequences: batches of different lengths, padded on to the longest one."""
+"""Padding of batches of different lengths to the longest one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.nn import functional
 
 from qprune.errors import CalibrationError
 
-#: A label that counts for nothing, by torch's convention.
+#: Label that is ignored, by torch's convention.
 IGNORED = -100
 _MASK = "attention_mask"
 
 
 def padded(batches: Sequence[Any], pad_id: int | None) -> Sequence[Any]:
-    """``batches`` with the sequences of dicts that have an ``attention_mask`` at one length.
+    """Return ``batches`` with sequences that have an ``attention_mask`` padded to one length.
 
-    Token ids get ``pad_id``, or what stands at masked places, or 0; labels of tokens `IGNORED`;
-    masks and everything else 0. Where masks begin with padding, it is added there.
+    Padding is ``pad_id``, or the id at masked places, or 0 for token ids; `IGNORED` for labels
+    of tokens; 0 for all else. Where masks begin with padding, it is added there.
 
     Args:
-        batches: of one structure; what is no dict, or has no mask, stays as it is.
-        pad_id: the model's; None reads it off.
+        batches: of one structure; those that are no dict, or have no mask, are unchanged.
+        pad_id: the model's padding token; None finds it in the data.
 
     Raises:
-        CalibrationError: a mask that does not say 0 for padding.
+        CalibrationError: a mask that does not mark padding by 0.
     """
     first = batches[0]
     if not isinstance(first, dict | tuple | list):
@@ -68,7 +68,7 @@ def _padded_dicts(batches: Sequence[dict[str, Any]], pad_id: int | None) -> Sequ
 
 
 def _fits(masks: Sequence[Any], lengths: Sequence[int]) -> bool:
-    """There is a mask for sequences of these lengths."""
+    """Return True if there is a mask for sequences of these lengths."""
     for mask, length in zip(masks, lengths, strict=True):
         if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != length:
             return False

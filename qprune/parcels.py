@@ -1,4 +1,4 @@
-"""Jobs as bytes, and the large arrays in them apart: one that many jobs share goes out once."""
+"""Parcels: pickled jobs with their large arrays apart, so that a shared array is sent once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Arrays from this size on travel apart.
+# Smallest size of an array that is sent apart.
 _LARGE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """An object on its way to another process.
+    """Pickled object for another process.
 
     Attributes:
         payload: the object, pickled without its large arrays.
-        arrays: references to these, in the order in which the payload names them.
+        arrays: references to these arrays, in the order of the payload.
     """
 
     payload: bytes
@@ -30,7 +30,7 @@ class Parcel:
 
 @dataclass(eq=False)
 class Packer:
-    """Makes parcels, and remembers which arrays are out already.
+    """Maker of parcels that remembers the arrays already sent.
 
     Args:
         pickler: class of the pickler, such as `cloudpickle.Pickler`.
@@ -39,12 +39,12 @@ class Packer:
 
     pickler: type[pickle.Pickler]
     put: Callable[[NDArray[Any]], Any]
-    # By identity; each holds its array, so that no other can take its place.
+    # By identity; each entry holds its array, so that its id is not reused.
     _out: dict[int, tuple[NDArray[Any], Any]] = field(default_factory=dict)
     _used: set[int] = field(default_factory=set)
 
     def pack(self, thing: Any) -> Parcel:
-        """``thing`` as a parcel."""
+        """Return ``thing`` as a parcel."""
         arrays: list[Any] = []
         index: dict[int, int] = {}
         packer = self
@@ -63,7 +63,7 @@ class Packer:
         return Parcel(buffer.getvalue(), tuple(arrays))
 
     def forget_unused(self) -> None:
-        """Let go of arrays that were not packed since the last call."""
+        """Drop arrays that were not packed since the last call."""
         self._out = {key: out for key, out in self._out.items() if key in self._used}
         self._used = set()
 
@@ -76,13 +76,13 @@ class Packer:
 
 
 def unpacked(payload: bytes, arrays: Sequence[NDArray[Any]]) -> Any:
-    """What `Packer.pack` was given, from the payload and the resolved references."""
+    """Return the object in a parcel, from its payload and the resolved references."""
 
     class Whole(pickle.Unpickler):
         def persistent_load(self, pid: Any) -> Any:
             return own[pid]
 
-    # Copies: what comes out of shared memory is read-only, for which kernels would be compiled
+    # Copies, since arrays in shared memory are read-only, for which kernels would be compiled
     # again.
     own = [np.array(array) for array in arrays]
     return Whole(io.BytesIO(payload)).load()

@@ -1,4 +1,4 @@
-"""Patterns that name tensors of a model: by class, module, parameter, or regular expression."""
+"""Patterns for tensors of a model: by class, module, parameter, or regular expression."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import nn
 from qprune.errors import ImpossibleRequestError
 
 Pattern = str | type[nn.Module] | nn.Module
-"""A class or its name, a module or its name, a parameter's name, or ``re:`` and an expression."""
+"""Class, module, name of either or of a parameter, or ``re:`` and a regular expression."""
 
 
 def as_patterns(given: Any, what: str) -> tuple[Pattern, ...]:
-    """One pattern or several, as a tuple.
+    """Return one pattern or several as a tuple.
 
     Args:
-        given: patterns; a lone one stands for a list of one.
+        given: patterns, or a single one.
         what: the argument's name, for the message.
 
     Raises:
@@ -47,11 +47,11 @@ def as_patterns(given: Any, what: str) -> tuple[Pattern, ...]:
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor's place in a model.
+    """Place of a tensor in a model.
 
     Attributes:
         parameter_name: its full name.
-        owners: the modules around it with their names, from the one that holds it outwards.
+        owners: the modules around it with their names, innermost first.
     """
 
     parameter_name: str
@@ -59,7 +59,7 @@ class Place:
 
     @classmethod
     def of(cls, model: nn.Module, parameter_name: str) -> Place:
-        """The place of a parameter of ``model``."""
+        """Return the place of a parameter of ``model``."""
         path = parameter_name.split(".")[:-1]
         names = [".".join(path[:length]) for length in range(len(path), -1, -1)]
         return cls(parameter_name, tuple((name, model.get_submodule(name)) for name in names))
@@ -67,11 +67,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Match:
-    """How closely a pattern names a tensor.
+    """Match of a pattern with a tensor.
 
     Attributes:
         depth: 0 = the tensor itself or the module that holds it, 1 = the module around that, ...
-        by_class: whether only a class was named.
+        by_class: True if only a class was named.
     """
 
     depth: int
@@ -79,7 +79,7 @@ class Match:
 
 
 def match(pattern: Pattern, place: Place) -> Match | None:
-    """How ``pattern`` names the tensor at ``place``; None where it does not."""
+    """Return the match of ``pattern`` with the tensor at ``place``; None without a match."""
     if isinstance(pattern, str) and _names(pattern, place.parameter_name):
         return Match(0, False)
     for depth, (name, module) in enumerate(place.owners):
@@ -97,18 +97,18 @@ def _names(pattern: str, name: str) -> bool:
 
 
 def is_of_class(module: nn.Module, pattern: Pattern) -> bool:
-    """Whether the module is an instance of the class that ``pattern`` is or names."""
+    """Return True if the module is an instance of the class that ``pattern`` is or names."""
     if isinstance(pattern, str):
-        # FSDP makes a Linear an FSDPLinear, which is a subclass too.
+        # FSDP turns a Linear into an FSDPLinear, which is a subclass too.
         return pattern in {kind.__name__ for kind in type(module).__mro__} - {"Module", "object"}
     return isinstance(pattern, type) and isinstance(module, pattern)
 
 
 def refuse_unmatched(model: nn.Module, patterns: Sequence[Pattern], what: str) -> None:
-    """Refuse a pattern that names nothing of the model.
+    """Refuse a pattern that matches nothing in the model.
 
     Raises:
-        ImpossibleRequestError: names the pattern, and the names nearest to it.
+        ImpossibleRequestError: names the pattern, and the most similar names.
     """
     for pattern in patterns:
         if any(_occurs(pattern, model)):

@@ -1,8 +1,8 @@
 """Per-sample gradients of all targeted tensors: from a trace, or by autograd itself.
 
-Autograd is asked in one of three ways, from fast to sure. All take the derivatives of the losses
-by the outputs, and give the gradients of every sample's loss by some tensors: the sample's
-Jacobian, transposed, times its derivative.
+Autograd is used in one of three ways, the fastest first. All take the derivatives of the losses
+by the outputs, and return the gradients of every sample's loss by some tensors: the sample's
+transposed Jacobian times its derivative.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from qprune.inputs import AnyInputs, mapped, tensors_of
 from qprune.layers import Layers
 from qprune.traces import Recorder, Trace, forward, forward_with
 
-# Samples of a vectorised pass are taken so many at once that their gradients are this many numbers.
+# Largest number of gradient entries in one vectorised pass; it limits the samples at once.
 _CHUNK_FLOATS = 1 << 24
 
 
 class Way(Protocol):
-    """A strategy: how autograd is asked for per-sample gradients."""
+    """Protocol of a way to get per-sample gradients from autograd."""
 
     @property
     def name(self) -> str:
-        """In a few words."""
+        """Short description."""
         ...
 
     def gradients(
@@ -40,13 +40,13 @@ class Way(Protocol):
         outputs: Tensor,
         deltas: Tensor,
     ) -> list[Tensor]:
-        """Gradients of each sample's loss, shape (m, size) for each parameter.
+        """Return gradients of each sample's loss, shape (m, size) for each parameter.
 
         Args:
             model: inside `qprune.traces.differentiating`.
-            parameters: by their names.
-            inputs: of m samples.
-            outputs: of the model for them, still with its graph.
+            parameters: parameters by name.
+            inputs: inputs of m samples.
+            outputs: the model's outputs for them, with their graph.
             deltas: derivative of every sample's loss by its outputs, of their shape.
         """
         ...
@@ -54,7 +54,7 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class Vectorised:
-    """All samples in one pass (torch.func.vmap); not every network can be passed so."""
+    """All samples in one pass (torch.func.vmap), which some networks do not support."""
 
     name: str = "vectorised"
 
@@ -76,9 +76,9 @@ class Vectorised:
             return tuple(found[name] for name in fixed)
 
         size = max(1, _CHUNK_FLOATS // sum(p.numel() for p in fixed.values()))
-        # No graph besides: other tensors of the network ask for gradients, too.
+        # No second graph: other tensors of the network require gradients, too.
         with torch.no_grad(), warnings.catch_warnings():
-            # torch tells of operations that it does not vectorise itself.
+            # torch warns of operations that it does not vectorise.
             warnings.simplefilter("ignore")
             found = vmap(one, chunk_size=size)(deltas.detach(), *tensors_of(inputs))
         return [gradient.flatten(1) for gradient in found]
@@ -108,7 +108,7 @@ class OneByOne:
 
 @dataclass(frozen=True)
 class FromBatch:
-    """One pass for all samples, and one backward pass for each: for networks that mix samples."""
+    """One forward pass for all samples and one backward pass for each, where samples are mixed."""
 
     name: str = "one backward pass a sample"
 
@@ -129,34 +129,34 @@ class FromBatch:
         return _stacked(parts(), list(parameters.values()), keep=True)
 
 
-#: From fast to sure.
+#: The fastest first.
 WAYS: tuple[Way, ...] = (Vectorised(), OneByOne(), FromBatch())
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A path: the trace gives the gradients of a tensor.
+    """Gradients of a tensor from the trace.
 
     Attributes:
-        rows: of one sample, in every use of the tensor; another batch that is used otherwise is
-            not believed.
+        rows: rows of one sample, in every use of the tensor; the trace of a batch with other
+            rows is not used.
     """
 
     rows: tuple[int, ...]
 
     @property
     def told(self) -> str:
-        """In a few words."""
+        """Short description."""
         return "traced"
 
 
 @dataclass(frozen=True)
 class ByAutograd:
-    """A path: autograd gives the gradients of a tensor.
+    """Gradients of a tensor by autograd.
 
     Attributes:
-        way: how it is asked.
-        reason: why no trace is believed.
+        way: way to ask autograd.
+        reason: why the trace is not used.
     """
 
     way: Way
@@ -164,23 +164,23 @@ class ByAutograd:
 
     @property
     def told(self) -> str:
-        """In a few words."""
+        """Short description."""
         return f"by autograd, {self.way.name}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Unreached:
-    """A path: no gradient reaches a tensor.
+    """No gradient: the outputs do not depend on the tensor.
 
     Attributes:
-        reason: in words.
+        reason: short reason.
     """
 
     reason: str
 
     @property
     def told(self) -> str:
-        """In a few words."""
+        """Short description."""
         return self.reason
 
 
@@ -195,15 +195,15 @@ def trace_of(
     recorder: Recorder,
     losses: Tensor,
 ) -> Trace:
-    """The trace of one batch, completed by autograd where a tensor's path says so.
+    """Return the trace of one batch, completed by autograd where a tensor's path needs it.
 
     Args:
         model: inside `qprune.traces.differentiating`.
         layers: the targeted tensors, examined (`qprune.preflight`).
-        inputs: of m samples.
-        outputs: of the model for them.
-        recorder: of the pass that made them.
-        losses: to be differentiated, shape (m,), made from ``outputs``.
+        inputs: inputs of m samples.
+        outputs: the model's outputs for them.
+        recorder: recorder of the same pass.
+        losses: losses to differentiate, shape (m,), made from ``outputs``.
     """
     ways = _ways(layers, recorder, len(inputs))
     wanted = [*recorder.outputs(), *([outputs] if ways else [])]
@@ -224,7 +224,7 @@ def trace_of(
 
 
 def _ways(layers: Layers, recorder: Recorder, num_samples: int) -> dict[int, Way]:
-    """How autograd is asked, for the tensors that need it in this batch, by their numbers."""
+    """Return the way of autograd for each tensor that needs it in this batch, by number."""
     found = {}
     for number, layer in enumerate(layers):
         if isinstance(layer.path, ByAutograd):
@@ -239,7 +239,7 @@ def _ways(layers: Layers, recorder: Recorder, num_samples: int) -> dict[int, Way
 def _stacked(
     passes: Iterator[tuple[Tensor, Tensor]], parameters: Sequence[Tensor], keep: bool
 ) -> list[Tensor]:
-    """The gradients of every pass (outputs, their deltas), one row each."""
+    """Return the gradients of every pass (outputs, their deltas), one row each."""
     rows: list[list[Tensor]] = [[] for _ in parameters]
     for outputs, delta in passes:
         found: Sequence[Tensor | None] = [None] * len(parameters)

@@ -1,4 +1,4 @@
-"""A model that is elsewhere: moved to the CPU for the run, and put back."""
+"""Placement of a model: moved to the CPU for the run, and back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CPU = torch.device("cpu")
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The one device of all parameters and buffers; the CPU where there are none.
+    """Return the device of all parameters and buffers; the CPU where there are none.
 
     Raises:
-        ImpossibleRequestError: they are spread over several.
+        ImpossibleRequestError: they are on several devices.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     first: dict[torch.device, str] = {}
@@ -38,13 +38,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def on_cpu(model: nn.Module) -> Iterator[torch.device]:
-    """Inside, the model is on the CPU; afterwards, also on an error, where it was.
+    """Keep the model on the CPU within the context; afterwards, also on an error, move it back.
 
-    Parameters stay the objects that they are, so that an optimiser still knows them. A model that
-    is spread over processes (`qprune.sharding`) is left to them.
+    Parameters stay the same objects, so that an optimiser still refers to them. A model sharded
+    over processes (`qprune.sharding`) is not moved.
 
     Yields:
-        Where the model was.
+        The model's original device.
 
     Raises:
         ImpossibleRequestError: it is on several devices, or cannot be moved.
@@ -71,7 +71,7 @@ def on_cpu(model: nn.Module) -> Iterator[torch.device]:
 
 @contextmanager
 def back_home(model: nn.Module, home: torch.device) -> Iterator[None]:
-    """Inside `on_cpu`: where the model was, for what its owner does with it."""
+    """Move the model to its original device within the context, inside `on_cpu`."""
     if home.type == "cpu":
         yield
         return

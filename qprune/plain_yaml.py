@@ -1,8 +1,7 @@
-"""Settings files in YAML: plain values, each as it is written, or refused with its line.
+"""Settings files in YAML restricted to plain values; anything else is refused with its line.
 
-What YAML has besides is no part of a settings file, and is where its surprises are: anchors and
-merged mappings (a few lines that are gigabytes), tags (objects of Python), dates, and numbers that
-are something else than they look like (``017`` is 15, ``1:30`` is 90).
+Refused are anchors and merged mappings (a few lines can expand to gigabytes), tags (Python
+objects), dates, and numbers in misleading forms (``017`` is 15, ``1:30`` is 90).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 from qprune.errors import ImpossibleRequestError
 from solvers.legible import legible
 
-#: Bytes of a file, and levels of lists and mappings in it; settings need a few of either.
+#: Largest size of a file in bytes, and largest nesting of lists and mappings.
 LARGEST, DEEPEST = 2**18, 16
-# Digits of a number. Which range a setting has is its own to say.
+# Largest number of digits; each setting checks its own range.
 _LONGEST_NUMBER = 300
 
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -29,11 +28,11 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def read_plain_yaml(path: Path) -> Any:
-    """What a file of plain values holds: text, numbers, truth values, null, lists, mappings.
+    """Read a file of plain values: text, numbers, booleans, null, lists, mappings.
 
     Raises:
-        ImpossibleRequestError: the file cannot be read, or holds something else; in one line,
-            with the file and the line in it.
+        ImpossibleRequestError: the file cannot be read, or holds other values; names the file
+            and the line.
     """
     try:
         return _load(_read(path))
@@ -46,7 +45,7 @@ def read_plain_yaml(path: Path) -> Any:
 def _read(path: Path) -> str:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        # Reading a pipe would wait for whoever writes it.
+        # Reading a pipe would wait for its writer.
         raise ValueError("it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
@@ -85,12 +84,12 @@ def _refuse(node: Node, problem: str) -> NoReturn:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, for plain values alone."""
+    """PyYAML's safe loader, restricted to plain values."""
 
     _depth = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        # Before anything is expanded.
+        # Checked before anything is expanded.
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
@@ -127,19 +126,19 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def whole_number(self, node: ScalarNode) -> int:
-        """A number in decimal digits."""
+        """Parse a number in decimal digits."""
         if not _WHOLE.fullmatch(node.value) or len(node.value) > _LONGEST_NUMBER:
             _refuse(node, f"{legible(node.value, 40)} is no whole number in plain decimal digits")
         return int(node.value)
 
     def number(self, node: ScalarNode) -> float:
-        """A number with a point, an exponent, or neither."""
+        """Parse a number with a point, an exponent, or neither."""
         if not _BROKEN.fullmatch(node.value) or len(node.value) > _LONGEST_NUMBER:
             _refuse(node, f"{legible(node.value, 40)} is no finite number in decimal digits")
         return float(node.value)
 
     def something_else(self, node: ScalarNode) -> NoReturn:
-        """A date, which no setting is."""
+        """Refuse a date, since no setting is one."""
         kind = node.tag.removeprefix(_TAG)
         shown = legible(node.value, 40)
         _refuse(node, f"{shown} is a {kind}, which no setting is; text stands in quotes")

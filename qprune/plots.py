@@ -1,4 +1,4 @@
-"""The report's plots: each a pure function from steps to one inline SVG.
+"""Plots of the report: each a pure function from steps to one inline SVG.
 
 Text and axes take the page's own colour (``currentColor``), so that a plot reads on light and
 dark pages and on paper. Series colours are Okabe and Ito's, told apart by all kinds of colour
@@ -34,7 +34,7 @@ PHASES: Mapping[str, str] = {
     "compensate": "#d55e00",
 }
 
-#: Stands for the page's text colour until the SVG is written.
+#: Placeholder of the page's text colour until the SVG is written.
 _INK = "#010203"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -57,7 +57,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def loss_curve(steps: Sequence[Step]) -> str:
-    """Loss on the acceptance split after each step; rejected proposals where they would be."""
+    """Plot the loss on the acceptance split after each step, rejected proposals included."""
     with rc_context(_STYLE):
         axes = _axes()
         _shade_stages(axes, steps)
@@ -78,7 +78,7 @@ def loss_curve(steps: Sequence[Step]) -> str:
 
 
 def accuracy_curve(points: Sequence[ScorePoint], dense: float | None) -> str:
-    """Share of right labels on test data along the run."""
+    """Plot the accuracy on test data along the run."""
     with rc_context(_STYLE):
         axes = _axes()
         known = [(p.step, p.score.accuracy) for p in points if p.score.accuracy is not None]
@@ -92,7 +92,7 @@ def accuracy_curve(points: Sequence[ScorePoint], dense: float | None) -> str:
 
 
 def sparsity_curve(steps: Sequence[Step], asked: float) -> str:
-    """Share of targeted weights that are zero after each step."""
+    """Plot the share of zeros among the targeted weights after each step."""
     with rc_context(_STYLE):
         axes = _axes()
         _shade_stages(axes, steps)
@@ -106,7 +106,7 @@ def sparsity_curve(steps: Sequence[Step], asked: float) -> str:
 
 
 def prediction_scatter(steps: Sequence[Step]) -> str:
-    """Predicted against real change of the loss; on the diagonal the model was right."""
+    """Plot predicted against real change of the loss, with the diagonal."""
     with rc_context(_STYLE):
         axes = _axes()
         told = [s for s in steps if s.predicted is not None and np.isfinite(s.real)]
@@ -128,7 +128,7 @@ def prediction_scatter(steps: Sequence[Step]) -> str:
 
 
 def layer_bars(layers: Sequence[LayerRecord], asked: float) -> str:
-    """Sparsity of every targeted tensor, with the share of all weights that it holds."""
+    """Plot the sparsity of every targeted tensor, with its share of all weights."""
     with rc_context(_STYLE):
         axes = _axes(width=13.2, height=0.3 * len(layers) + 1.0)
         places = list(range(len(layers)))
@@ -149,7 +149,7 @@ def layer_bars(layers: Sequence[LayerRecord], asked: float) -> str:
 
 
 def flip_bars(steps: Sequence[Step]) -> str:
-    """Decisions that each step of blocks changed, and the trust region's price."""
+    """Plot the decisions changed by each step of blocks, and the trust region's price."""
     with rc_context(_STYLE):
         figure = _figure()
         flips, price = figure.subplots(2, sharex=True, height_ratios=(2, 1))
@@ -164,7 +164,7 @@ def flip_bars(steps: Sequence[Step]) -> str:
 
 
 def phase_bars(steps: Sequence[Step]) -> str:
-    """Wall time of every phase, by kind of step."""
+    """Plot the wall time of every phase, by kind of step."""
     spent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for step in steps:
         for phase, seconds in step.seconds.items():
@@ -203,7 +203,7 @@ def _steps_and(axes: Axes, label: str) -> None:
 
 
 def _shade_stages(axes: Axes, steps: Sequence[Step]) -> None:
-    """A band behind every second stage."""
+    """Shade every second stage."""
     for stage in sorted({step.stage for step in steps})[1::2]:
         inside = [step.index for step in steps if step.stage == stage]
         axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, color=_INK, alpha=0.05, linewidth=0)
@@ -216,7 +216,7 @@ def _logarithmic_if_wide(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _svg(figure: object, name: str) -> str:
-    """The figure as an SVG element, the same for the same data."""
+    """Return the figure as an SVG element, the same for the same data."""
     assert isinstance(figure, Figure)
     target = io.StringIO()
     with rc_context({"svg.hashsalt": name}), any_script():

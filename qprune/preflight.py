@@ -1,10 +1,10 @@
-"""A check before anything is pruned: which gradients of which tensors can be believed.
+"""Check before pruning that per-sample gradients are right, tensor by tensor.
 
 On one batch of a few unequal samples, autograd's own gradients of every sample are compared with
-those of the trace, for every targeted tensor. A tensor whose trace differs (a function that no
-trace sees, rows that are not samples) is left to autograd; one that no gradient reaches is
-reported, so that it is not taken for worthless. What a sample's outputs are must not depend on
-the other samples of its batch, nor on chance.
+those of the trace, for every targeted tensor. A tensor whose trace differs (a function that the
+trace does not cover, rows that are not samples) is left to autograd; one that no gradient reaches
+is reported, so that it is not taken for worthless. A sample's outputs must not depend on the
+other samples of its batch, nor on chance.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from qprune.traces import Recorder, differentiating, forward, out_of_memory, ref
 
 logger = logging.getLogger(__name__)
 
-# Samples of the batch: not a number that lengths of sequences are often multiples of.
+# Samples of the batch; lengths of sequences are rarely multiples of it.
 _SAMPLES = 5
-# Samples that are looked through for unequal ones, and for one that reaches a tensor.
+# Samples searched for unequal ones, and for one that reaches a tensor.
 _LOOKED_AT, _REACHED_AT = 64, 1024
-# All gradients of a tensor are compared up to so many, else a random choice of so many.
+# Largest number of gradients compared per tensor; of more, a random choice.
 _ALL, _SOME = 1_000_000, 100_000
-# Largest difference that is rounding, as a share of the largest gradient of a sample. Half
-# precision rounds each product; a wrong order of samples differs by about one.
+# Tolerance for rounding, as a share of the largest gradient of a sample. Half precision
+# rounds each product; a wrong order of samples differs by about one.
 _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDING_OF_HALVES = 5e-2
 
 
 def examined(model: nn.Module, layers: Layers, inputs: AnyInputs) -> Layers:
-    """The tensors with the path that each one's per-sample gradients take.
+    """Return the tensors with the path of each one's per-sample gradients.
 
     Args:
         model: any module.
@@ -66,7 +66,7 @@ def examined(model: nn.Module, layers: Layers, inputs: AnyInputs) -> Layers:
             raise CalibrationError(
                 "the loss does not depend on any targeted weight; look at targets and ignore"
             )
-        # All outputs at once, weighed at random: what no loss feels by chance is felt here.
+        # A random weighting of all outputs, so that no gradient vanishes by chance.
         generator = torch.Generator().manual_seed(0)
         deltas = torch.randn(outputs.shape, generator=generator).to(outputs)
         truth = _Truth.of(layers, weights, outputs, deltas, generator)
@@ -80,7 +80,7 @@ def _with_paths(layers: Layers, paths: Sequence[Path]) -> Layers:
 
 
 class _Truth:
-    """Autograd's gradients of every sample, where they are compared.
+    """Autograd's gradients of every sample at the compared entries.
 
     Attributes:
         at: per tensor, flat positions (k,).
@@ -99,7 +99,7 @@ class _Truth:
         deltas: Tensor,
         generator: torch.Generator,
     ) -> _Truth:
-        """One backward pass a sample; of each, only the compared entries are kept."""
+        """Compute them by one backward pass per sample; only the compared entries are kept."""
         at = [
             torch.arange(layer.size)
             if layer.size <= _ALL
@@ -119,7 +119,7 @@ class _Truth:
         return cls(at, stacked)
 
     def holds(self, number: int, columns: Tensor) -> bool:
-        """Whether ``columns`` (m, k) are the gradients of tensor ``number``, up to rounding."""
+        """Return True if ``columns`` (m, k) are the gradients of tensor ``number``."""
         truth = self.gradients[number]
         if truth is None:
             return False
@@ -128,7 +128,7 @@ class _Truth:
         return bool(difference <= rounding * truth.double().norm(dim=1).max())
 
     def reached(self, number: int) -> bool:
-        """Whether any gradient of a tensor is not zero."""
+        """Return True if any gradient of a tensor is not zero."""
         truth = self.gradients[number]
         return truth is not None and bool(truth.any())
 
@@ -178,7 +178,7 @@ def _paths(
 def _uses(
     recorder: Recorder, outputs: Tensor, deltas: Tensor
 ) -> list[list[tuple[Use, Tensor, Tensor]]]:
-    """Per tensor: its uses in the pass, and the derivative by what came out of each."""
+    """Return per tensor its uses in the pass, with the derivative by each output."""
     noted = recorder.outputs()
     found = noted and torch.autograd.grad(
         outputs, noted, deltas, retain_graph=True, allow_unused=True
@@ -189,10 +189,9 @@ def _uses(
 def _uses_backwards(
     model: nn.Module, layers: Layers, inputs: AnyInputs, deltas: Tensor
 ) -> list[list[tuple[Use, Tensor, Tensor]]]:
-    """`_uses` of the same samples in the other order.
+    """Return `_uses` of the same samples in reverse order.
 
-    A network that sorts its samples, by length or by expert, may find one order sorted already,
-    but not both.
+    A network that sorts its samples, by length or by expert, cannot leave both orders unchanged.
     """
     order = torch.arange(len(inputs)).flip(0)
     with Recorder(layers) as recorder:
@@ -201,7 +200,7 @@ def _uses_backwards(
 
 
 def _columns(uses: list[tuple[Use, Tensor, Tensor]], at: Tensor, num_samples: int) -> Tensor:
-    """Per-sample gradients of one tensor at ``at`` (k,), by its trace, shape (m, k)."""
+    """Return per-sample gradients of one tensor at ``at`` (k,) by its trace, shape (m, k)."""
     parts = [
         use.call(inputs, delta, num_samples).columns(at)
         for use, inputs, delta in uses
@@ -219,13 +218,13 @@ def _way(
     truth: _Truth,
     numbers: list[int],
 ) -> Way:
-    """The fastest way that gives autograd's gradients."""
+    """Return the fastest way that gives autograd's gradients."""
     named = {layers[n].parameter_name: layers[n].parameter for n in numbers}
     for way in WAYS[:-1]:
         try:
             found = way.gradients(model, named, inputs, outputs, deltas)
         except Exception as error:
-            # Anything can go wrong in a network that is passed in a way it was not made for.
+            # The network may raise any error under vmap.
             if out_of_memory(error):
                 raise
             logger.debug("per-sample gradients %s fail: %s", way.name, error)
@@ -246,13 +245,13 @@ def _reason_unreached(layer: Layer, recorder: Recorder, number: int, samples: in
 
 
 def reached(model: nn.Module, layers: Layers, inputs: AnyInputs, batch_size: int) -> Layers:
-    """Those tensors that some sample reaches; the others stay dense, by name.
+    """Return the tensors that some sample's gradient reaches; the others stay dense, by name.
 
     Args:
         model: any module.
-        layers: examined.
-        inputs: all samples; looked through until every tensor is reached, at most 1,024.
-        batch_size: samples of one pass.
+        layers: examined tensors.
+        inputs: all samples; searched until every tensor is reached, at most 1,024.
+        batch_size: samples per pass.
 
     Raises:
         ImpossibleRequestError: no sample reaches any of the tensors.
@@ -286,7 +285,7 @@ def reached(model: nn.Module, layers: Layers, inputs: AnyInputs, batch_size: int
 
 
 def _unequal(inputs: AnyInputs) -> AnyInputs:
-    """A few samples, no two of them equal as far as there are such."""
+    """Return a few samples, distinct as far as possible."""
     chosen: list[int] = []
     tensors = tensors_of(inputs[:_LOOKED_AT])
     for number in range(len(tensors[0])):
@@ -317,7 +316,7 @@ def _refuse_mixing(model: nn.Module, inputs: AnyInputs, outputs: Tensor) -> None
         try:
             fewer = forward(model, inputs[order])
         except QpruneError:
-            return  # A network for batches of one length.
+            return  # The network accepts only this batch size.
     difference = float((fewer - outputs[order]).abs().max()) if len(order) else 0.0
     if fewer.shape != outputs[order].shape or difference > rounding:
         raise CalibrationError(

@@ -1,4 +1,4 @@
-"""Progress bars for a terminal: observers among others."""
+"""Progress bars for a terminal."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from qprune.steps import Step
 from qprune.terminal import LegibleFormatter
 from solvers.legible import legible
 
-# Characters beside a bar: a long name would leave no room for it.
+# Largest number of characters beside a bar.
 _LONGEST_STATE = 120
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
-"""Goes through items while it shows how far it is: (items, what is done with them)."""
+"""Iteration with a progress display: (items, description of the work)."""
 
 
 def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
-    """The `Track` that shows nothing."""
+    """Return the items unchanged: the `Track` without a bar."""
     return items
 
 
 def tracked(console: Console) -> Track:
-    """The `Track` that draws a bar, where there is a terminal."""
+    """Return a `Track` that draws a bar, where there is a terminal."""
 
     def through(items: Sequence[Any], description: str) -> Iterable[Any]:
         return track(
@@ -49,11 +49,11 @@ def tracked(console: Console) -> Track:
 
 @contextmanager
 def logged(console: Console) -> Iterator[None]:
-    """Inside, what qprune and its solvers log is a line each on ``console``, above its bars.
+    """Print log messages of qprune and solvers on ``console`` within the context, above its bars.
 
-    Warnings of tensors left dense are such lines, too.
+    Warnings of tensors left dense are printed in the same way.
     """
-    # Where nobody looks on, lines are not broken to a width that nobody has.
+    # Without a terminal, lines are not wrapped.
     handler: logging.Handler = logging.StreamHandler(console.file)
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
@@ -82,11 +82,11 @@ def logged(console: Console) -> Iterator[None]:
 
 
 class _Bar:
-    """A bar that is drawn while it is entered.
+    """Progress bar, drawn within its context.
 
     Args:
         console: where to draw; nothing is drawn where there is no terminal.
-        total: how much there is to do.
+        total: number of units of work.
     """
 
     def __init__(self, console: Console, total: float | None = None) -> None:
@@ -116,10 +116,10 @@ class _Bar:
 
 
 class Waiting(_Bar):
-    """Shows for how long one thing has been done.
+    """Clock of one task without known length.
 
     Args:
-        what: is done, in a few words.
+        what: short description of the task.
         console: where to draw.
     """
 
@@ -129,26 +129,26 @@ class Waiting(_Bar):
 
 
 class StagesBar(_Bar):
-    """Shows where a language model's run is: its text, stage 1, stage 2; on standard error.
+    """Progress bars of a language model's run on standard error: text, stage 1, stage 2.
 
-    Each method is an observer of one kind of thing.
+    Each method is a callback.
     """
 
     def text(self, done: int, total: int) -> None:
-        """Show how many sequences the model has written."""
+        """Show the number of sequences that the model has written."""
         self._show("the model writes text", done, total, f"{done} of {total} sequences")
 
     def layer(self, outcome: LayerOutcome, done: int, total: int) -> None:
-        """Show the matrix that stage 1 is done with."""
+        """Show the matrix that stage 1 has finished."""
         state = f"{done} of {total}: {outcome.name}, output error {outcome.error:.3g}"
         self._show("stage 1, layer by layer", done, total, state)
 
     def moves(self, done: int, total: int) -> None:
-        """Show the optimiser's steps in this stretch of stage 2."""
+        """Show the optimiser's steps in this part of stage 2."""
         self._show("stage 2, across the network", done, total, f"{done} of {total} moves")
 
     def step(self, step: Step) -> None:
-        """Show what became of a step of stage 2."""
+        """Show a finished step of stage 2."""
         if step.kind != "start":
             taken = "taken" if step.accepted else "not taken"
             self._show(
@@ -159,7 +159,7 @@ class StagesBar(_Bar):
             )
 
     def track(self, items: Sequence[Any], description: str) -> Iterable[Any]:
-        """A `Track`: rich of before 14.1 has no second bar beside this one."""
+        """Yield the items; a `Track` without a bar, since rich before 14.1 allows only one."""
         for number, item in enumerate(items):
             self._show(description, number, len(items), "")
             yield item
@@ -175,10 +175,10 @@ class StagesBar(_Bar):
 
 
 class ProgressBar(_Bar):
-    """Shows sparsity, loss and how many steps were taken, on standard error.
+    """Progress bar on standard error: sparsity, loss and number of accepted steps.
 
     Args:
-        sparsity: what was asked; the bar is full when it is reached.
+        sparsity: requested sparsity, at which the bar is full.
         console: where to draw; nothing is drawn where there is no terminal.
     """
 
@@ -187,7 +187,7 @@ class ProgressBar(_Bar):
         self._accepted = 0
 
     def __call__(self, step: Step) -> None:
-        """Show the step."""
+        """Show a finished step."""
         self._accepted += step.accepted
         self._progress.update(
             self._task,

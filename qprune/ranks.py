@@ -1,7 +1,7 @@
-"""Calibration over processes: every rank passes its micro-batches, and all get the same sums.
+"""Data-parallel calibration: ranks share the micro-batches, and all get the same sums.
 
-Every rank runs the whole walk; what is shared out is the passes. Micro-batch b is passed by rank
-b mod size. Sums over batches are taken in the order of the batches, whoever made the parts: each
+Every rank runs the whole walk; only the passes are shared. Micro-batch b is passed by rank
+b mod size. Sums over batches are taken in the order of the batches: each
 rank adds up its own slice of a sum (an all-to-all for every turn, as large as FSDP's own
 reduce-scatter), and the slices are joined at the end. The bytes are therefore those of one
 process with the same micro-batches, for any number of ranks on machines of one kind. Blocks are
@@ -26,50 +26,50 @@ from qprune.errors import ImpossibleRequestError, LostRankError, QpruneError
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: How long ranks wait for one another.
+#: Time limit of ranks that wait for one another.
 TIMEOUT = timedelta(minutes=30)
-# Parts of a sum are sent in messages of about this many numbers.
+# Approximate number of floats per message.
 _MESSAGE_FLOATS = 1 << 22
 
 Parts = Iterable[Tensor | None]
 
 
 class Sums(Protocol):
-    """Sums over batches, under way."""
+    """Protocol of unfinished sums over batches."""
 
     def add(self, parts: Parts, number: int) -> None:
-        """Every rank's parts of a turn, in the order of ranks; only ``number`` of them count."""
+        """Add this rank's parts of a turn; only those of the first ``number`` ranks count."""
         ...
 
     def close(self) -> None:
-        """The totals are complete, on every rank."""
+        """Complete the totals on every rank."""
         ...
 
 
 class Ranks(Protocol):
-    """A strategy: which process passes which micro-batch, and how all learn what came out."""
+    """Protocol of a group of processes: shares micro-batches and exchanges results."""
 
     @property
     def rank(self) -> int:
-        """This process, from 0."""
+        """Number of this process, from 0."""
         ...
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         ...
 
     @property
     def serial(self) -> Ranks:
-        """The same, but batch after batch within a process: for what no threads may share."""
+        """Same group without threads within a process."""
         ...
 
     def own(self, things: T) -> T:
-        """What this thread may run and change: ``things``, or its own copy of them."""
+        """Return ``things``, or this thread's own copy of them, which it may run and change."""
         ...
 
     def gather(self, function: Callable[[int, T], R], batches: Sequence[T]) -> list[R]:
-        """``function(number, batch)`` of every batch, in their order, on every rank."""
+        """Return ``function(number, batch)`` of every batch, in order, on every rank."""
         ...
 
     def accumulate(
@@ -81,34 +81,34 @@ class Ranks(Protocol):
         """Add every batch's parts into ``totals``, in the order of the batches.
 
         Args:
-            function: (number, batch) -> (what this rank keeps of it, one part for each total; a
-                part may be None and is then nothing).
-            batches: all of them, the same on every rank.
+            function: (number, batch) -> (result that this rank keeps, one part for each total; a
+                part may be None, which adds nothing).
+            batches: all batches, the same on every rank.
             totals: flat vectors, changed in place to the same bytes on every rank.
 
         Returns:
-            What this rank kept, by the batches' numbers.
+            Results that this rank kept, by batch number.
         """
         ...
 
     def summing(self, totals: Sequence[Tensor]) -> Sums:
-        """Sums to be taken into ``totals`` turn by turn, where `accumulate` does not suit."""
+        """Return sums into ``totals`` taken turn by turn, where `accumulate` does not suit."""
         ...
 
     def once(self, function: Callable[[], R]) -> R:
-        """What ``function`` gives on rank 0, on every rank; what it raises is raised on all."""
+        """Call ``function`` on rank 0 and return its result, or raise its error, on every rank."""
         ...
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Return True if ``flag`` is true on any rank."""
         ...
 
     def total(self, number: int) -> int:
-        """The sum of every rank's number."""
+        """Return the sum of ``number`` over the ranks."""
         ...
 
     def require_equal(self, what: str, value: str) -> None:
-        """Refuse when a rank has another ``value`` than rank 0.
+        """Refuse a ``value`` that differs from rank 0's.
 
         Raises:
             ImpossibleRequestError: names the rank.
@@ -117,13 +117,13 @@ class Ranks(Protocol):
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, losing another rank is a `LostRankError`."""
+        """Turn the loss of another rank within the context into a `LostRankError`."""
         ...
 
 
 @dataclass(frozen=True)
 class Alone:
-    """One process that does everything."""
+    """Single process without a group."""
 
     @property
     def rank(self) -> int:
@@ -176,10 +176,10 @@ class Alone:
 
 
 class DataParallel:
-    """The processes of a `torch.distributed` group, as torchrun starts them.
+    """Processes of a `torch.distributed` group, as torchrun starts them.
 
     Args:
-        group: of processes; None = all. Its backend must work where the model is (gloo: CPU).
+        group: process group; None = all. Its backend must support the model's device (gloo: CPU).
 
     Raises:
         ImpossibleRequestError: no process group has been joined; see `joined`.
@@ -222,7 +222,7 @@ class DataParallel:
         for numbers in self._turns(batches):
             own = self._own(numbers)
             found, parts = self._together(lambda at=own: function(at, batches[at]))
-            # An idle rank has passed a batch again; what it found first stays.
+            # An idle rank has repeated a batch; its first result stays.
             kept.setdefault(own, found)
             sums.add(parts, len(numbers))
         sums.close()
@@ -268,22 +268,22 @@ class DataParallel:
             ) from error
 
     def _turns(self, batches: Sequence[Any]) -> Iterator[range]:
-        """The numbers of the batches that are passed at the same time."""
+        """Yield the numbers of the batches that are passed at the same time."""
         for first in range(0, len(batches), self.size):
             yield range(first, min(first + self.size, len(batches)))
 
     def _own(self, numbers: range) -> int:
-        """This rank's batch of a turn.
+        """Return this rank's batch of a turn.
 
-        Where there is none for it, one that it has passed before: the passes of a sharded model
-        need every rank.
+        Without a new one, an earlier batch of its own, since every rank takes part in the passes
+        of a sharded model.
         """
         if self.rank < len(numbers):
             return numbers[self.rank]
         return numbers.start + self.rank - self.size if numbers.start else numbers[-1]
 
     def _exchange(self, function: Callable[[], R]) -> list[R]:
-        """Every rank's result; the first rank's error is raised on all."""
+        """Return every rank's result; the first rank's error is raised on all."""
         found = self._all(_sendable(_outcome(function)))
         for _, error in found:
             if error is not None:
@@ -291,7 +291,7 @@ class DataParallel:
         return [result for result, _ in found]
 
     def _together(self, function: Callable[[], R]) -> R:
-        """This rank's result, once all have theirs; the first rank's error is raised on all."""
+        """Return this rank's result once all have theirs; raise the first rank's error on all."""
         result, error = _outcome(function)
         self._exchange(lambda: _raised(error))
         return result
@@ -307,7 +307,7 @@ class DataParallel:
 
 @dataclass(frozen=True)
 class _Here:
-    """The sums of the only process."""
+    """Sums of a single process."""
 
     totals: Sequence[Tensor]
 
@@ -321,7 +321,7 @@ class _Here:
 
 
 class _Spread:
-    """Every rank adds up its own slice of the totals, cut into messages."""
+    """Sums over ranks: each adds up its own slice of the totals, cut into messages."""
 
     def __init__(
         self, dist: Any, group: Any, rank: int, size: int, totals: Sequence[Tensor]
@@ -348,7 +348,7 @@ class _Spread:
                 total.view(-1).copy_(values)
 
     def _padded(self, parts: Sequence[Tensor | None], message: Sequence[Tensor]) -> Tensor:
-        """The parts of a message one after the other, shape (ranks, numbers of one rank)."""
+        """Return the concatenated parts of a message, shape (ranks, numbers of one rank)."""
         sizes = [total.numel() for total in message]
         length = -(-sum(sizes) // self._size)
         joined = message[0].new_zeros(length * self._size)
@@ -360,37 +360,37 @@ class _Spread:
 
 @dataclass(frozen=True)
 class FirstSolves:
-    """An executor (`qprune.executors`): rank 0 calls the function, the others get the results.
+    """Executor (`qprune.executors`) that calls the function on rank 0 and sends the results.
 
     Args:
-        ranks: all of them.
-        executor: rank 0's own.
+        ranks: all ranks.
+        executor: executor of rank 0.
     """
 
     ranks: Ranks
     executor: Any = None
 
     def map(self, function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
-        """The results, in the order of ``items``."""
+        """Return the results in the order of ``items``."""
         run = map if self.executor is None else self.executor.map
         return self.ranks.once(lambda: list(run(function, items)))
 
 
-#: The only process.
+#: Single process.
 ALONE = Alone()
 
 
 def started_ranks() -> int:
-    """How many processes torchrun started; 1 where it was not torchrun."""
+    """Return the number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def joined(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
-    """The ranks that torchrun started, or `ALONE` where it was not torchrun.
+    """Yield the ranks that torchrun started, or `ALONE` without torchrun.
 
     Args:
-        timeout: how long ranks wait for one another before they end with an error.
+        timeout: time limit of ranks that wait for one another.
     """
     if started_ranks() == 1:
         yield ALONE
@@ -405,7 +405,7 @@ def joined(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
 
 
 def _messages(totals: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive totals, together about as large as one message."""
+    """Yield groups of consecutive totals, each about as large as one message."""
     message: list[Tensor] = []
     for total in totals:
         if message and sum(t.numel() for t in message) + total.numel() > _MESSAGE_FLOATS:
@@ -421,7 +421,7 @@ def _outcome(function: Callable[[], R]) -> tuple[Any, Exception | None]:
         return function(), None
     except Exception as error:
         if is_lost(error):
-            raise  # There is nobody left to tell.
+            raise  # No other rank is left to be notified.
         return None, error
 
 
@@ -440,8 +440,8 @@ def _sendable(outcome: tuple[Any, Exception | None]) -> tuple[Any, Exception | N
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether ``error`` is from a collective that another rank did not come to."""
+    """Return True if ``error`` is from a collective that another rank missed."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    # gloo has no type of its own.
+    # gloo has no error type of its own.
     return isinstance(error, RuntimeError) and "gloo" in str(error)

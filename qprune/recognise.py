@@ -1,4 +1,4 @@
-"""Recognition of outputs by sight: one table of what they, and their labels, look like."""
+"""Recognition of the kind of outputs from their values and labels, by one table."""
 
 from __future__ import annotations
 
@@ -19,47 +19,48 @@ from qprune.kinds import (
     sums_to_one,
 )
 
-#: What a refusal offers instead.
+#: Remedy named by refusals.
 WAYS_OUT = (
     "loss='mse' (real numbers), loss='bce' (independent sigmoids), loss='cross-entropy' (classes) "
     "or loss=PerSample(...)"
 )
 
-# Rounding of a length that was made one, in half precision too.
+# Tolerance of a normalised length, in half precision too.
 _LENGTH_ONE = 5e-3
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A kind of outputs, and what gave it away."""
+    """Recognised kind of outputs, with the evidence."""
 
     kind: Kind
     reason: str
 
 
 def recognise(outputs: Tensor, labels: Tensor | None) -> Recognised:
-    """The kind of outputs, by the first row of the table that fits.
+    """Return the kind of outputs, by the first row of the table that fits.
 
     ============================================  ==================================
     float labels                                  real numbers
     outputs in [0, 1] that sum to 1               probabilities
     other outputs that are all in [0, 1]          independent sigmoids
     one column, labels 0 and 1                    the logit of a sigmoid
-    one column otherwise                          refused, with what may be asked
+    one column otherwise                          refused, with the possible requests
     rows of length one, without labels            embeddings: real numbers
     whole labels, one for each output             logits of sigmoids (several ones a row)
     everything else                               logits over classes
     ============================================  ==================================
 
     Args:
-        outputs: of some samples, shape (m, ...).
-        labels: of the same, shape (m, ...); None = there are none.
+        outputs: outputs of some samples, shape (m, ...).
+        labels: labels of the same samples, shape (m, ...); None = without.
 
     Raises:
-        CalibrationError: nothing can be told.
+        CalibrationError: the outputs are ambiguous.
 
     Example:
-        >>> recognise(torch.randn(8, 5).softmax(1), None).kind
+        >>> import torch
+        >>> recognise(torch.eye(8, 5).softmax(1), None).kind
         Classes(dim=-1, logits=False)
     """
     for row in _TABLE:
@@ -95,13 +96,13 @@ def _one_column(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
         return Recognised(Bernoulli(logits=True), "they are one column, and the labels 0 and 1")
     told = "no targets" if labels is None else "labels other than 0 and 1"
     raise CalibrationError(
-        f"outputs of shape {tuple(outputs.shape)} are one column with {told}, and may be anything; "
+        f"outputs of shape {tuple(outputs.shape)} are one column with {told}, which is ambiguous; "
         f"pass {WAYS_OUT}"
     )
 
 
 def _embeddings(outputs: Tensor, labels: Tensor | None) -> Recognised | None:
-    """Normalised vectors, as sentence encoders give them; logits have no reason to be so."""
+    """Return real numbers for rows of length one, as sentence encoders give; else None."""
     if labels is not None or outputs.ndim != 2:
         return None
     lengths = outputs.float().norm(dim=1)

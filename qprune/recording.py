@@ -1,4 +1,4 @@
-"""A run's folder while the run goes: fingerprint, journal, checkpoints; and how it goes on."""
+"""Recording of a run in its folder: fingerprint, journal, checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from qprune.steps import Step
 from qprune.walk import Progress
 
 FINGERPRINT, STEPS, ANSWERS = "fingerprint.json", "steps.jsonl", "answers"
-#: What a finished run has besides; `qprune.run` writes them, the report last of all files.
+#: Further files of a finished run; `qprune.run` writes them, the report last.
 REPORT_JSON, CHECKSUMS = "report.json", "checksums.sha256"
 
 logger = logging.getLogger(__name__)
 
-# Limits that no two runs meet at the same step.
+# Reasons to stop that depend on time, at another step in every run.
 _UNREPEATABLE = ("interrupted", "max_seconds")
 
 
 class Recording:
-    """Keeps up a run's folder, or nothing where there is none.
+    """Writer of a run's folder: journal, checkpoints, answers.
 
     Args:
-        folder: where; None = nowhere.
+        folder: folder of the run; None = nothing is written.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -56,26 +56,26 @@ class Recording:
 
     @property
     def answers(self) -> AnswerStore | None:
-        """Where answers are kept that cannot be had again."""
+        """Store of answers that cannot be repeated; None without a folder."""
         return None if self._folder is None else AnswerStore(self._folder / ANSWERS)
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run so far, in all processes."""
+        """Wall time of the run so far, over all its processes."""
         return self._before[0] + time.perf_counter() - self._began[0]
 
     @property
     def cpu_seconds(self) -> float:
-        """The same of process CPU time."""
+        """Process CPU time of the run so far, over all its processes."""
         return self._before[1] + time.process_time() - self._began[1]
 
     @property
     def checkpoint_seconds(self) -> float:
-        """Wall time that checkpoints have taken in this process."""
+        """Wall time of checkpoints in this process."""
         return 0.0 if self._checkpoints is None else self._checkpoints.spent
 
     def note(self, step: Step) -> None:
-        """An observer: append the step to the journal on disk.
+        """Step callback: append the step to the journal on disk.
 
         Raises:
             RunFolderError: it cannot be written, or the folder is no longer locked.
@@ -85,15 +85,15 @@ class Recording:
             append_line(self._folder / STEPS, strict_json(step.to_json()))
 
     def begin(self, setting: Setting, present: Fingerprint | None) -> Progress:
-        """Where the run stands: at its beginning, or at the last checkpoint.
+        """Return the state to start from: the beginning, or the last checkpoint.
 
         Args:
-            setting: of the run.
-            present: its fingerprint; not needed without a folder.
+            setting: setting of the run.
+            present: its fingerprint; not used without a folder.
 
         Raises:
             RunFolderError: the folder's run had another model, data, settings or code, its
-                checkpoints are of another run, or what tells so is missing.
+                checkpoints are of another run, or its fingerprint is missing.
         """
         if self._folder is None or self._checkpoints is None or present is None:
             return Progress.beginning(setting)
@@ -113,12 +113,12 @@ class Recording:
         return snapshot.progress
 
     def keep(self, setting: Setting, progress: Progress) -> None:
-        """Hear of the run between two steps, and write a checkpoint now and then.
+        """Callback between two steps: write a checkpoint if enough time has passed.
 
-        Once the run is to end at a moment that cannot be repeated, the last checkpoint is of
-        before that moment, so that the run can still go on as if it had not been.
+        If the run stops for a reason that depends on time, the last checkpoint is from before
+        that moment, so that a resumed run gives the same result as an uninterrupted one.
         """
-        # Every rank asks, the one with the folder and the others.
+        # Every rank must take part, with or without the folder.
         stopped = setting.journal.stopped
         if self._checkpoints is None:
             return
@@ -140,11 +140,11 @@ class Recording:
 
 @contextmanager
 def recording(output_dir: str | Path | None, resume_from: str | Path | None) -> Iterator[Recording]:
-    """The recording of one run; no other process can work in its folder meanwhile.
+    """Yield the recording of one run, whose folder is locked within the context.
 
     Args:
         output_dir: folder of a new run.
-        resume_from: folder of a run to go on with.
+        resume_from: folder of a run to resume.
 
     Raises:
         RunFolderError: the folder is in use, missing, cannot be written, or holds another run.
@@ -188,34 +188,34 @@ def _refuse_another(folder: Path) -> None:
 
 
 def drop_outcome(folder: Path) -> None:
-    """Take away what says that the run in ``folder`` has ended, since it now goes on.
+    """Remove the files that mark the run in ``folder`` as ended, since it goes on.
 
     Raises:
-        RunFolderError: it cannot be removed.
+        RunFolderError: one cannot be removed.
     """
-    # First what makes the other count; see `qprune.run.RunFolder.finish`.
+    # The report first: it marks a finished run; see `qprune.run.RunFolder.finish`.
     remove([folder / REPORT_JSON])
     flush_folder(folder)
     remove([folder / CHECKSUMS])
 
 
 def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
-    """The fingerprint that the run was started with; that of a new run is written.
+    """Return the fingerprint that the run was started with; write that of a new run.
 
     Raises:
-        RunFolderError: it is another one, it is missing from a run that has begun, or it cannot be
-            read or written.
+        RunFolderError: it differs, is missing from a run that has begun, or cannot be read or
+            written.
     """
     path = folder / FINGERPRINT
     refuse_irregular([path])
     try:
         found = Fingerprint.from_json(read_regular(path))
     except FileNotFoundError:
-        # Nothing of a run is written before its fingerprint.
+        # The fingerprint is the first file of a run.
         begun = next((name for name in (STEPS, *CHECKPOINTS) if (folder / name).exists()), None)
         if begun is not None:
             raise RunFolderError(
-                f"{path} is missing, so that nobody can tell what {begun} beside it is of; put it "
+                f"{path} is missing, so that the run of {begun} beside it is unknown; put it "
                 "back, or start the run again in a new folder"
             ) from None
         write_whole(path, strict_json(present.to_json(), indent=1).encode())
@@ -224,7 +224,7 @@ def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
         raise RunFolderError(f"{path}: {error}; start the run again") from error
     except OSError as error:
         raise RunFolderError(
-            f"cannot read {path}: {error.strerror or error}; give rights, then resume"
+            f"cannot read {path}: {error.strerror or error}; grant access, then resume"
         ) from error
     changed = found.differences(present)
     if changed:

@@ -1,4 +1,4 @@
-"""Steps and reports as JSON and back, strictly: what has no number in JSON becomes null."""
+"""Strict JSON of steps and reports; NaN and infinities become null."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _INT64 = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class ScorePoint:
-    """The network's score on test data after a step."""
+    """Score of the network on test data after a step."""
 
     step: int
     score: Score
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ScorePoint:
-        """The inverse of `to_json`.
+        """Return the score in ``record``: the inverse of `to_json`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the record has another form.
         """
         values = _named(cls, record)
         score = _with_nan(_named(Score, values["score"]), ("loss",))
@@ -43,20 +43,24 @@ class ScorePoint:
 
 
 def strict_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
-    """``value`` as JSON for any parser and reader.
+    """Return ``value`` as standard JSON.
 
-    NaN and infinities become null, huge integers text; secrets are left out (see
+    NaN and infinities become null, integers beyond 64 bits text; secrets are left out (see
     `solvers.redaction`).
+
+    Example:
+        >>> strict_json({"loss": float("nan")})
+        '{"loss": null}'
     """
     plain = without_secrets(_finite(value))
     return json.dumps(plain, allow_nan=False, indent=indent, sort_keys=sort_keys)
 
 
 def read_json(text: str | bytes) -> Any:
-    """The inverse of `strict_json`, as strict: no NaN, and no number that has no room in 64 bits.
+    """Parse strict JSON: no NaN, and no integer beyond 64 bits.
 
     Raises:
-        ValueError: it is not such JSON.
+        ValueError: the text is not such JSON.
     """
     try:
         return json.loads(
@@ -67,23 +71,23 @@ def read_json(text: str | bytes) -> Any:
 
 
 def step_from_json(record: Mapping[str, Any]) -> Step:
-    """A step from what `Step.to_json` and `strict_json` made of it.
+    """Return the step in a record from `Step.to_json` and `strict_json`.
 
     Raises:
-        ValueError: it is something else; names the field.
+        ValueError: the record has another form; names the field.
     """
     return _valid(_STEP, _plain_step(record))
 
 
 def report_from_json(record: Mapping[str, Any]) -> Report:
-    """A report from what `Report.to_json` and `strict_json` made of it.
+    """Return the report in a record from `Report.to_json` and `strict_json`.
 
     Raises:
-        ValueError: it is something else; names the field.
+        ValueError: the record has another form; names the field.
     """
     given = _fields(record)
     given.pop("num_accepted", None)
-    given.setdefault("loss", "")  # Older runs did not say.
+    given.setdefault("loss", "")  # Missing in older runs.
     values = _named(Report, given)
     for name in ("dense", "start", "final"):
         if values.get(name) is not None:
@@ -118,9 +122,9 @@ def _with_nan(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, An
 
 
 def _named(kind: type, record: Any) -> dict[str, Any]:
-    """The record's values, if they are those of a ``kind``, none more and none less."""
+    """Return the record's values, which must match the fields of ``kind`` exactly."""
     values, known = _fields(record), {field.name: field for field in fields(kind)}
-    # What came in with a later version has a default; older files do not have it.
+    # Fields of later versions have defaults, since older files lack them.
     needed = {
         name
         for name, field in known.items()
@@ -158,7 +162,7 @@ def _valid(kind: TypeAdapter[T], values: Mapping[str, Any]) -> T:
 def _whole_number(text: str) -> int:
     number = int(text)
     if not _INT64[0] <= number <= _INT64[1]:
-        raise ValueError(f"{text[:20]} has no room in 64 bits")
+        raise ValueError(f"{text[:20]} does not fit 64 bits")
     return number
 
 
@@ -170,7 +174,7 @@ def _number(text: str) -> float:
 
 
 def _finite(value: Any) -> Any:
-    """Plain JSON values, whatever numpy scalars and non-finite numbers are inside."""
+    """Return plain JSON values for numpy scalars and non-finite numbers."""
     if isinstance(value, Mapping):
         return {str(name): _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The report of a run as one HTML page that needs nothing but itself."""
+"""Report of a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING, TIMES = "\u2013", "\u00d7"
 
 @dataclass(frozen=True)
 class Figure:
-    """One plot: its title, what it shows in a sentence, and the SVG."""
+    """Plot with its title, a one-sentence caption, and the SVG."""
 
     title: str
     caption: str
@@ -37,13 +37,13 @@ def render_html(
     scores: Sequence[ScorePoint] = (),
     others: Mapping[str, Score] | None = None,
 ) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        report: what the run did.
+        report: report of the run.
         title: heading of the page.
         scores: scores on test data along the way, for the curve of accuracy.
-        others: scores of other methods at the same sparsity, shown beside ours.
+        others: scores of other methods at the same sparsity, for comparison.
     """
     environment = Environment(
         loader=PackageLoader("qprune"),
@@ -68,17 +68,17 @@ def render_html(
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """0.9 as ``90.00 %``; a dash for nothing."""
+    """Format a share: 0.9 as ``90.00 %``; None as a dash."""
     return NOTHING if share is None else f"{100 * share:.{digits}f} %"
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; a dash for nothing."""
+    """Format a number with four significant digits; None as a dash."""
     return NOTHING if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def seconds(value: float) -> str:
-    """``0.31 s``, ``42 s`` or ``3 min 5 s``."""
+    """Format seconds as ``0.31 s``, ``42 s`` or ``3 min 5 s``."""
     if value < 10:
         return f"{value:.2f} s"
     minutes, rest = divmod(round(value), 60)
@@ -86,7 +86,7 @@ def seconds(value: float) -> str:
 
 
 def _comparison(report: Report, others: Mapping[str, Score]) -> list[tuple[str, Score]]:
-    """Every score there is, from the dense network to the outcome."""
+    """Return the table of scores, from the dense network to the outcome."""
     ours = {"dense": report.dense, "first pass": report.start, **others, "qprune": report.final}
     return [(name, score) for name, score in ours.items() if score is not None]
 
@@ -135,7 +135,7 @@ def _figures(report: Report, scores: Sequence[ScorePoint]) -> list[Figure]:
 
 
 def _summary(report: Report) -> dict[str, str]:
-    """How the steps went, in a few figures."""
+    """Return key figures of the steps."""
     told = [s for s in report.steps if s.predicted is not None]
     agreement = correlation([s.predicted or 0.0 for s in told], [s.real for s in told])
     blocks = [block for step in report.steps for block in step.blocks]
@@ -150,7 +150,7 @@ def _summary(report: Report) -> dict[str, str]:
 
 
 def _cost(report: Report) -> dict[str, str]:
-    """The loss; memory and time, beside what was said beforehand."""
+    """Return the loss, and memory and time beside their estimates."""
     found: dict[str, str] = {}
     if report.loss:
         found["loss"] = report.loss
@@ -159,12 +159,12 @@ def _cost(report: Report) -> dict[str, str]:
     if report.estimate is not None:
         needs = report.estimate
         memory, time = in_bytes(needs.peak_memory), in_seconds(needs.seconds)
-        found["foreseen before it started"] = f"{memory}, {time}"
+        found["estimated before the start"] = f"{memory}, {time}"
     return found
 
 
 def _row(step: Step) -> dict[str, object]:
-    """One line of the table of steps."""
+    """Return one row of the table of steps."""
     gaps = [gap for gap in map(_gap, step.blocks) if gap is not None]
     return {
         "step": step,
@@ -182,7 +182,7 @@ def _row(step: Step) -> dict[str, object]:
 
 
 def _gap(block: BlockRecord) -> float | None:
-    """How far the block's answer is from its bound, relative; None where nothing is proved."""
+    """Return the relative gap of a block's answer to its bound; None without a bound."""
     if block.lower_bound in (float("-inf"), None):
         return None
     scale = max(abs(block.predicted), abs(block.lower_bound))

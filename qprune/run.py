@@ -1,23 +1,23 @@
-"""The folder of one run: what was asked, every step as it happened, and what came out.
+"""Folder of a run: settings, journal of steps, and outcome.
 
 - ``config.yaml``: every setting; `qprune prune --config` repeats the run
 - ``fingerprint.json``: digests of the dense model, the data and the code
-- ``steps.jsonl``: one line a step, written as it happens
+- ``steps.jsonl``: one line per step, written at once
 - ``scores.jsonl``: accuracy and loss on test data along the way
-- ``checkpoint.0.safetensors``, ``checkpoint.1.safetensors``: what `qprune resume` goes on from
+- ``checkpoint.0.safetensors``, ``checkpoint.1.safetensors``: the state for `qprune resume`
 - ``model.safetensors``: every parameter and buffer of the pruned network, exact zeros
 - ``mask.safetensors``: one boolean tensor for each targeted weight, True = kept
 - ``report.json``: the whole report
-- ``report.html``: the same to look at
+- ``report.html``: the report as a page
 - ``checksums.sha256``: of the files above, as `sha256sum --check` reads them
 
-A run is finished once ``report.json`` has got its name, in one step after all else was written:
-what a process killed before leaves is a run to be resumed, and after it checkpoints that the next
-`qprune resume` takes away. Only regular files are read, however many links lead to them.
+A run is finished once ``report.json`` exists; it is renamed into place after all other files. A
+process killed before leaves a run to be resumed; one killed after it leaves checkpoints that the
+next `qprune resume` removes. Only regular files are read; links are followed.
 
-A language model's folder is what `save_pretrained` writes, with the mask at one bit a weight
-(`qprune.packed`), the card ``pruning.json``, and ``layers.jsonl`` with one line for every matrix
-that stage 1 is done with; all else is the same.
+A language model's folder has the files of `save_pretrained`, the packed mask (`qprune.packed`),
+the card ``pruning.json``, and ``layers.jsonl`` with one line per matrix that stage 1 has
+finished; all else is the same.
 """
 
 from __future__ import annotations
@@ -77,23 +77,23 @@ FILES = (
     *(CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK),
     *(REPORT_JSON, REPORT_HTML, CHECKSUMS),
 )
-#: All names that a run may write in its folder, but for what `save_pretrained` does.
+#: All file names that a run may write, except those of `save_pretrained`.
 OURS = (*FILES, LAYERS, *CHECKPOINTS)
-# What a language model's folder has besides: weights in pieces, what loads them, what came out.
+# Further files of a language model's folder: weights in shards, their config, the outcome.
 _LOADED = ("model*.safetensors", "*.json", "tokenizer*", LAYERS)
-# Settings of a run, of either kind; each knows how to be checked and written.
+# Settings of a run, of either kind.
 RunSettings = Settings | LanguageSettings
-#: How a run ended that can go on.
+#: Reasons to stop after which a run can be resumed.
 RESUMABLE = ("unfinished", "interrupted", "max_seconds")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A run as its folder tells it.
+    """Run read from its folder.
 
     Attributes:
-        settings: what was asked.
-        report: what happened; for an unfinished run, the steps so far.
+        settings: settings of the run.
+        report: its report; for an unfinished run, the steps so far.
         scores: accuracy and loss on test data along the way.
     """
 
@@ -103,13 +103,13 @@ class Saved:
 
 
 class RunFolder:
-    """Writes a run's outcome beside the journal and the checkpoints that `qprune.prune` keeps."""
+    """Writer of a run's outcome, beside the journal and the checkpoints of `qprune.prune`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def note_score(self, point: ScorePoint) -> None:
-        """Append a score to those along the way.
+        """Append a score to ``scores.jsonl``.
 
         Raises:
             RunFolderError: the folder cannot be written.
@@ -124,7 +124,7 @@ class RunFolder:
         scores: tuple[ScorePoint, ...],
         html: str,
     ) -> None:
-        """Write the outcome, each file whole or not at all.
+        """Write the outcome, each file atomically.
 
         Raises:
             RunFolderError: the folder cannot be written.
@@ -143,16 +143,16 @@ class RunFolder:
         html: str,
         beside: Iterable[str] = (),
     ) -> None:
-        """Write what tells of the outcome, once weights and mask are there.
+        """Write reports and checksums, after weights and mask.
 
-        ``report.json`` gets its name last, when its checksum and all others are on the disk: a
-        folder that has both is finished, any other one can be resumed.
+        ``report.json`` is renamed into place last, when all checksums are on the disk: a folder
+        that has both is finished, any other one can be resumed.
 
         Args:
-            report: what happened.
+            report: report of the run.
             scores: accuracy and loss on test data along the way.
-            html: the report's page.
-            beside: names of more files that the outcome consists of.
+            html: page of the report.
+            beside: names of further files of the outcome.
 
         Raises:
             RunFolderError: the folder cannot be written; the run can be resumed.
@@ -180,30 +180,30 @@ class RunFolder:
         """
         page = _page(html)
         if not ended(self.path):
-            # Perhaps under way, in another process that holds the lock.
+            # Another process may hold the lock and be running.
             write_whole(self.path / REPORT_HTML, page)
             return
         with locked(self.path):
             sums = read_checksums(self.path)
             digest = hashlib.sha256(page).hexdigest()
             if sums.pop(REPORT_HTML, None) != digest:
-                # Meanwhile the page is in no checksum, rather than in a wrong one.
+                # Until then the page has no checksum, rather than a wrong one.
                 write_whole(self.path / CHECKSUMS, _told(sums))
             write_whole(self.path / REPORT_HTML, page)
             write_whole(self.path / CHECKSUMS, _told(sums | {REPORT_HTML: digest}))
 
 
 def ended(folder: Path) -> bool:
-    """Whether the run in ``folder`` has ended, with all that tells of it on the disk."""
+    """Return True if the run in ``folder`` has ended, with report and checksums on the disk."""
     return all((folder / name).is_file() for name in (REPORT_JSON, CHECKSUMS))
 
 
 def summed(folder: Path, *, loaded: bool) -> set[str]:
-    """Names that must have a checksum.
+    """Return the names that must have a checksum.
 
     Args:
-        folder: of a run that has ended.
-        loaded: whether a model's files lie in it, any of which may be read with it.
+        folder: folder of a run that has ended.
+        loaded: True for a transformers folder, any file of which may be read with the model.
     """
     names = {*FILES} - {CHECKSUMS}
     if not loaded:
@@ -214,10 +214,10 @@ def summed(folder: Path, *, loaded: bool) -> set[str]:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """sha256 by name of file, as ``checksums.sha256`` tells it.
+    """Read ``checksums.sha256``: sha256 by file name.
 
     Raises:
-        RunFolderError: it is not there, or says something else.
+        RunFolderError: it is missing or malformed.
     """
     path = folder / CHECKSUMS
     try:
@@ -232,7 +232,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def _told(sums: Mapping[str, str]) -> bytes:
-    """The lines of `sha256sum`, in the order of names."""
+    """Return the lines of `sha256sum`, sorted by name."""
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
 
 
@@ -242,7 +242,7 @@ def _page(html: str) -> bytes:
 
 @contextmanager
 def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
-    """A folder made for one run; one that fails before its first step leaves nothing behind.
+    """Make the folder of one run; a run that fails before its first step leaves nothing behind.
 
     Raises:
         RunFolderError: it holds another run, is a file, or cannot be written.
@@ -272,7 +272,7 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
             yield RunFolder(path)
         except BaseException:
             if not _began(path):
-                # Not what it failed by, which is worth more than tidiness.
+                # An error here must not replace the run's own error.
                 with suppress(OSError):
                     sweep(path, OURS)
                     remove(path / name for name in (*OURS, LOCK))
@@ -283,7 +283,7 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
 
 @contextmanager
 def resumed_folder(path: Path) -> Iterator[RunFolder]:
-    """The folder of a run that goes on; its outcome so far counts until its fingerprint fits.
+    """Open the folder of a resumed run; its old outcome stays until the fingerprint is checked.
 
     Raises:
         RunFolderError: another process works in it, it cannot be written, or something that is no
@@ -294,19 +294,19 @@ def resumed_folder(path: Path) -> Iterator[RunFolder]:
         sweep(path, OURS)
         whole = _lines(read_scores(path))
         if (path / SCORES).is_file() and read_regular(path / SCORES) != whole:
-            # Without a last line that a kill cut off.
+            # Without a last line that was cut off.
             write_whole(path / SCORES, whole)
         yield RunFolder(path)
 
 
 def tidy(path: Path) -> None:
-    """Take away what a process killed at the very end of a run left in its folder.
+    """Remove the files that a process killed at the end of a run left in its folder.
 
     Raises:
-        RunFolderError: that cannot be removed, or a file of the run is missing.
+        RunFolderError: one cannot be removed, or a file of the run is missing.
     """
     refuse_irregular(path / name for name in OURS)
-    # The page can be written again.
+    # The page can be rewritten from the report.
     needed = {*read_checksums(path)} - {REPORT_HTML}
     missing = sorted(name for name in needed if not (path / name).is_file())
     if missing:
@@ -325,10 +325,10 @@ def tidy(path: Path) -> None:
 
 
 def read_run(path: Path) -> Saved:
-    """The run that a folder holds.
+    """Read the run in a folder.
 
     Raises:
-        RunFolderError: no run is there, or a file cannot be read.
+        RunFolderError: the folder holds no run, or a file cannot be read.
     """
     settings = read_settings(path)
     try:
@@ -342,7 +342,7 @@ def read_run(path: Path) -> Saved:
 
 
 def stopped_by(path: Path) -> str:
-    """How the run in ``path`` ended; "unfinished" where it did not, or not to the end.
+    """Return the run's reason to stop; "unfinished" if it has not ended.
 
     Raises:
         RunFolderError: its report cannot be read.
@@ -359,37 +359,37 @@ def stopped_by(path: Path) -> str:
 
 
 def read_settings(path: Path) -> RunSettings:
-    """What the run in ``path`` was asked.
+    """Read the settings of the run in ``path``.
 
     Raises:
-        RunFolderError: no run is there, or its settings cannot be read.
+        RunFolderError: the folder holds no run, or its settings cannot be read.
     """
     refuse_irregular(path / name for name in OURS)
     if not (path / CONFIG).exists():
         raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
         values = read_plain_yaml(path / CONFIG)
-        # Only language models are pruned by one of several methods.
+        # Only settings of language models have a method.
         return LanguageSettings(**values) if "method" in values else Settings(**values)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
 def read_steps(path: Path) -> tuple[Step, ...]:
-    """The journal of the run in ``path``, without a last line that a kill cut off.
+    """Read the journal of the run in ``path``, without a last line that was cut off.
 
     Raises:
-        OSError: there is none.
-        ValueError: a line of it is not a step.
+        OSError: there is no journal.
+        ValueError: a line is not a step.
     """
     return tuple(step_from_json(read_json(line)) for line in _whole_lines(path / STEPS))
 
 
 def read_scores(path: Path) -> tuple[ScorePoint, ...]:
-    """The scores along the way, up to the first line that is none; nothing hangs on them.
+    """Read the scores along the way, up to the first invalid line.
 
     Raises:
-        RunFolderError: they cannot be read at all, or are no file.
+        RunFolderError: they cannot be read, or are no file.
     """
     try:
         lines = read_regular(path / SCORES).split(b"\n")[:-1]
@@ -426,15 +426,15 @@ def _unreadable(path: Path, error: BaseException) -> RunFolderError:
 
 
 def _began(path: Path) -> bool:
-    """Whether the run in ``path`` has come to its first step."""
+    """Return True if the run in ``path`` has reached its first step."""
     return (path / STEPS).exists() and (path / STEPS).stat().st_size > 0
 
 
 def sha256(path: Path) -> str:
-    """Digest of a regular file.
+    """Return the sha256 of a regular file.
 
     Raises:
-        RunFolderError: it cannot be read, or is something else.
+        RunFolderError: it cannot be read, or is no regular file.
     """
     try:
         with regular(path).open("rb") as file:

@@ -1,4 +1,4 @@
-"""The samples of a run: what is fitted on, what is judged on, and what the dense network says."""
+"""Samples of a run: splits to fit and to accept on, with the dense network's outputs."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from qprune.workers import PerThread
 
 logger = logging.getLogger(__name__)
 
-# So many samples show what outputs look like; fewer where they are large.
+# Number of samples used to recognise outputs; fewer where they are large.
 _LOOKED_AT, _LOOKED_AT_TOGETHER, _LOOKED_AT_FLOATS = 32, 8, 1 << 22
 
-#: Outputs that are no logits, by their names.
+#: Names of outputs that are no logits.
 HIDDEN_STATES = ("last_hidden_state",)
 
 #: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
@@ -48,12 +48,12 @@ KEEP_OUTPUTS = 1 << 26
 
 @dataclass(frozen=True)
 class SampleSize:
-    """What one sample's pass costs and holds.
+    """Cost and memory of one sample's pass.
 
     Attributes:
-        multiplications: of the targeted layers.
-        floats: numbers that a trace and the outputs hold.
-        outputs: numbers that come out.
+        multiplications: multiplications of the targeted layers.
+        floats: numbers in the trace and the outputs.
+        outputs: numbers in the outputs.
     """
 
     multiplications: int
@@ -62,7 +62,7 @@ class SampleSize:
 
 
 def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSize:
-    """Seen on the first two samples, since some networks take no batch of one."""
+    """Measure it on the first two samples, since some networks take no batch of one."""
     inputs = data.inputs[:2]
     number = len(inputs)
     with differentiating(model, layers), Recorder(layers) as recorder:
@@ -79,13 +79,13 @@ def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSi
 
 @dataclass(frozen=True, eq=False)
 class DenseNetwork:
-    """The network before anything is pruned.
+    """Network before pruning.
 
     Attributes:
-        model: while it is dense.
-        outputs: numbers that come out for one sample.
+        model: the dense model.
+        outputs: numbers in one sample's outputs.
         batch_size: samples per forward pass.
-        ranks: who passes which batch.
+        ranks: processes that share the batches.
     """
 
     model: nn.Module
@@ -98,7 +98,7 @@ class DenseNetwork:
         return copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def answers(self, inputs: AnyInputs) -> Tensor | Callable[[AnyInputs], Tensor]:
-        """Its outputs; where they are too many to keep, what computes them from a copy.
+        """Return its outputs; if too many to keep, a function that computes them from a copy.
 
         Raises:
             ImpossibleRequestError: they are too many, and a sharded model cannot be copied.
@@ -111,16 +111,16 @@ class DenseNetwork:
                 f"numbers (limit {KEEP_OUTPUTS}), and a sharded model cannot be copied to make "
                 "them when needed; pass fewer or shorter samples, or loss=Labels()"
             )
-        dense = self._copy  # Made now: the model will not stay dense.
+        dense = self._copy  # Copied now, while the model is dense.
         own = PerThread(lambda: self.ranks.own(dense))
         return lambda inputs: outputs_of(own(), inputs, self.batch_size)
 
 
 def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
-    """The loss with what it left open decided by the model's outputs on some samples.
+    """Return the loss resolved by the model's outputs on some samples.
 
     Raises:
-        CalibrationError, ImpossibleRequestError: it does not suit them.
+        CalibrationError, ImpossibleRequestError: the loss does not fit them.
     """
     with torch.no_grad():
         few = data.take(torch.arange(min(2, len(data)))).inputs
@@ -130,19 +130,19 @@ def loss_for(loss: Loss, model: nn.Module, data: Calibration) -> Loss:
         some = data.take(torch.arange(number) * len(data) // number)
         outputs = outputs_of(model, some.inputs, _LOOKED_AT_TOGETHER)
     if name:
-        logger.info("of what the model returns, %s is compared", name)
+        logger.info("the model's output %s is compared", name)
     if name in HIDDEN_STATES and getattr(loss, "kind", loss) is None:
         loss = replace(loss, kind=Real())  # pyright: ignore
     return loss.resolved(outputs, some.labels)
 
 
 def counted_samples(data: Calibration, loss: Loss) -> Calibration:
-    """The samples with a label that counts, where the loss needs labels.
+    """Return the samples with a label that counts, where the loss needs labels.
 
-    One without any has no loss, and would only make the mean smaller.
+    A sample without one has no loss, and would only lower the mean.
 
     Raises:
-        CalibrationError: there is none.
+        CalibrationError: there is no such sample.
     """
     ignored = getattr(loss, "ignored", None)
     if not loss.needs_labels or data.labels is None or ignored is None:
@@ -173,14 +173,14 @@ def splits_of(
     generator: torch.Generator,
     note: Callable[[Fault], None],
 ) -> tuple[list[Samples], int]:
-    """The samples of every split, and the batch size that memory sufficed for.
+    """Return the samples of every split, and the batch size that fits memory.
 
     Args:
-        splits: data, and what makes more of them.
-        loss: says whether their labels count or the network's outputs.
-        network: what answers; its batch is halved where it runs out of memory.
+        splits: data of each split, with its augmentation.
+        loss: decides between labels and the network's outputs as targets.
+        network: dense network; its batch is halved when memory runs out.
         generator: for augmentations.
-        note: hears of it.
+        note: callback for each halving.
 
     Raises:
         CalibrationError: the loss needs labels, and there are none.
@@ -204,7 +204,7 @@ def samples_of(
     network: DenseNetwork,
     generator: torch.Generator,
 ) -> Samples:
-    """The samples of one split, augmented ones behind those that were given.
+    """Return the samples of one split, augmented ones after the given ones.
 
     Raises:
         CalibrationError: the loss needs labels, and there are none.
@@ -230,10 +230,10 @@ def samples_of(
 
 
 def augmentation_for(request: Request, fit: Calibration) -> Augmentation | None:
-    """What was asked, or what suits the data by itself.
+    """Return the requested augmentation, or the default one for the data.
 
     Raises:
-        ImpossibleRequestError: no such augmentation, or one that does not suit the loss.
+        ImpossibleRequestError: no such augmentation, or one that does not fit the loss.
     """
     augment = request.augment
     if isinstance(augment, str):

@@ -1,7 +1,7 @@
-"""First passes: how much each weight seems worth before any couplings are looked at.
+"""First passes: scores of weights without couplings.
 
-A start is a strategy with one method, `scores`; the higher, the more worth keeping. Or it is a
-`Pruner`, which gives mask and values at once.
+A start is a strategy with one method, `scores`; higher = more worth keeping. Or it is a
+`Pruner`, which sets mask and values at once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from qprune.traces import Recorder, Samples, forward
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """What a start may look at.
+    """Input of a start.
 
     Attributes:
-        model: with its current weights.
+        model: the model with its current weights.
         layers: the targeted weights.
         samples: the fitting split.
         weights: current values, shape (N,).
-        expansion: of the loss at the current weights.
+        expansion: expansion of the loss at the current weights.
         batch_size: for passes over the samples.
         generator: for random choices.
     """
@@ -44,27 +44,27 @@ class Situation:
 
 
 class Start(Protocol):
-    """A strategy: scores to prune by."""
+    """Protocol of a start that scores weights."""
 
     def scores(self, situation: Situation) -> Tensor:
-        """Worth of every targeted weight, shape (N,)."""
+        """Return the worth of every targeted weight, shape (N,)."""
         ...
 
 
 @runtime_checkable
 class Pruner(Protocol):
-    """A start that prunes by itself: it chooses the mask, and may move the kept values."""
+    """Protocol of a start that chooses the mask itself, and may move the kept values."""
 
     def prune(
         self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
     ) -> Tensor:
-        """Prune ``model`` in place to the counts of ``groups``; the mask (N,), True = kept."""
+        """Prune ``model`` in place to the counts of ``groups``; return the mask (N,)."""
         ...
 
 
 @dataclass(frozen=True)
 class Random:
-    """Uniformly random."""
+    """Uniformly random scores."""
 
     def scores(self, situation: Situation) -> Tensor:
         return torch.rand(situation.weights.shape, generator=situation.generator)
@@ -72,7 +72,7 @@ class Random:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """|w|."""
+    """Magnitude |w|."""
 
     def scores(self, situation: Situation) -> Tensor:
         return situation.weights.abs()
@@ -80,7 +80,7 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class Gradient:
-    """|w g|: the first-order change of the loss (SNIP, Lee et al., arXiv 1810.02340)."""
+    """First-order change of the loss |w g| (SNIP, Lee et al., arXiv 1810.02340)."""
 
     def scores(self, situation: Situation) -> Tensor:
         return (situation.weights * situation.expansion.gradient).abs()
@@ -88,11 +88,19 @@ class Gradient:
 
 @dataclass(frozen=True)
 class DiagonalFisher:
-    """1/2 w^2 (H_ii + damping mean(H)): the second-order change without couplings (OBD).
+    """Second-order change without couplings, 1/2 w^2 (H_ii + damping mean(H)) (OBD).
 
     Args:
-        damping: draws the scores towards squared magnitude, for a curvature from few samples
-            is mostly noise. Weights that no sample reaches (H_ii = 0) still go first.
+        damping: weight of squared magnitude, since a curvature from few samples is mostly
+            noise. Weights that no sample reaches (H_ii = 0) are still pruned first.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, start=DiagonalFisher())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     damping: float = 1.0
@@ -105,7 +113,7 @@ class DiagonalFisher:
 
 @dataclass(frozen=True)
 class Wanda:
-    """|w| times the norm of the input it multiplies (Sun et al., arXiv 2306.11695, eq. 1)."""
+    """|w| times the norm of its input (Wanda, Sun et al., arXiv 2306.11695, eq. 1)."""
 
     def scores(self, situation: Situation) -> Tensor:
         norms = _input_norms(situation)
@@ -114,10 +122,10 @@ class Wanda:
 
 
 def _input_norms(situation: Situation) -> list[Tensor]:
-    """Per layer, the norm of every weight's input over samples and tokens, flat (size,).
+    """Return per layer the norm of every weight's input over samples and tokens, flat (size,).
 
     Raises:
-        ImpossibleRequestError: the inputs of a tensor are not seen, as within an LSTM.
+        ImpossibleRequestError: the inputs of a tensor are unknown, as within an LSTM.
     """
     layers = situation.layers
     squares = [torch.zeros(layer.size, dtype=layers.dtype) for layer in layers]
@@ -128,7 +136,7 @@ def _input_norms(situation: Situation) -> list[Tensor]:
         for number, uses in enumerate(recorder.seen):
             used[number] |= bool(uses)
             for use, inputs, outputs in uses:
-                # Whose row is whose does not matter to a sum over all of them.
+                # The order of the samples does not matter to a sum.
                 samples = len(batch) if recorder.rows(number, len(batch)) else 1
                 seen = use.call(inputs, outputs, samples).input_squares()
                 assert seen is not None

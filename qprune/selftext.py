@@ -1,9 +1,9 @@
-"""Text that a language model writes itself: more sequences to fit on than were given.
+"""Augmentation by text that the dense language model writes itself.
 
-The dense model goes on from pieces of the calibration sequences, one token after the other drawn
-from its own distribution. No other text is seen, and no label: as with every augmentation, the
-dense model says what the pruned one should answer (LLM-QAT, Liu et al., arXiv 2305.17888, makes
-its training data in this way).
+The dense model continues pieces of the calibration sequences, token by token from its own
+distribution. No other text and no labels are used: as with every augmentation, the dense
+model's outputs are the targets (LLM-QAT, Liu et al., arXiv 2305.17888, makes its training data
+in this way).
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from qprune.augment import check_copies
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.kinds import draw_classes
 
-#: Tokens whose keys and values are cached at once.
+#: Largest number of tokens with cached keys and values.
 CACHED_TOKENS = 1 << 15
-# The argument and output that holds keys and values: renamed in transformers 5.
+# Argument and output for keys and values; renamed in transformers 5.
 _CACHES = ("cache", "past_key_values")
 
 
 def cache_name(model: nn.Module) -> str | None:
-    """The argument by which ``model`` takes keys and values; None where it cannot write text."""
+    """Return the name of the argument for keys and values; None if the model cannot write text."""
     takes = inspect.signature(model.forward).parameters
     return next((name for name in _CACHES if name in takes), None)
 
 
 @dataclass(frozen=True)
 class OwnText:
-    """Continuations of pieces of the calibration sequences, at temperature 1.
+    """Augmentation by continuations of pieces of the calibration sequences, at temperature 1.
 
     Args:
         model: causal language model with Hugging Face's interface (``past_key_values``, or
             ``cache`` since transformers 5), called while it is dense.
         copies: sequences written per calibration sequence.
-        prefix: tokens of a calibration sequence, from a random place, that each begins with.
-        observe: called with how many sequences are written, and how many there will be.
-        enough: asked at every token; True ends the writing, with the sequences that are whole.
+        prefix: tokens that each begins with, from a random place of a calibration sequence.
+        observe: progress callback: (sequences written, total).
+        enough: callback at every token; True ends the writing with the complete sequences.
 
     Raises:
         ImpossibleRequestError: ``copies`` is negative, or ``prefix`` less than 1.
@@ -61,11 +61,11 @@ class OwnText:
             raise ImpossibleRequestError(f"prefix must be at least 1 token, not {self.prefix!r}")
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """See `Augmentation`; ``inputs`` are token ids (m, T).
+        """Return written sequences for token ids ``inputs`` (m, T); see `Augmentation`.
 
         Raises:
             CalibrationError: the inputs are no sequences of tokens, or too short; or the model
-                does not write text.
+                cannot write text.
         """
         if inputs.ndim != 2 or inputs.is_floating_point() or inputs.shape[1] < 2:
             raise CalibrationError(
@@ -89,7 +89,7 @@ class OwnText:
 
     @torch.no_grad()
     def _continued(self, tokens: Tensor, length: int, generator: torch.Generator) -> Tensor | None:
-        """``tokens`` (m, t) and what the model writes after them, (m, length); None: enough."""
+        """Return ``tokens`` (m, t) with their continuation, (m, length); None if ended early."""
         name = cache_name(self.model)
         if name is None:
             raise CalibrationError(

@@ -1,4 +1,4 @@
-"""Weights that are spread over processes by FSDP2 (`torch.distributed.fsdp.fully_shard`).
+"""Weights sharded over processes by FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
 Such a weight is a DTensor: every rank holds some of its rows, and only while a module runs does
 it hold all of them. FSDP's own gradients are not used, since it adds them up over the ranks in
@@ -18,17 +18,17 @@ from qprune.errors import ImpossibleRequestError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor; asked without importing what few need."""
+    """Return True for a DTensor, without importing torch's distributed package."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it, on every rank; every rank must ask."""
+    """Return the whole tensor on every rank; every rank must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # pyright: ignore
 
 
 def local_rows(weight: Tensor) -> tuple[Tensor, int]:
-    """(this rank's rows, the number of the first)."""
+    """Return (this rank's rows, the index of the first)."""
     mesh = weight.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
     length = -(-weight.shape[0] // mesh.size())
     local = weight.to_local()  # pyright: ignore[reportAttributeAccessIssue]
@@ -36,7 +36,7 @@ def local_rows(weight: Tensor) -> tuple[Tensor, int]:
 
 
 def write_rows(weight: Tensor, values: Tensor) -> None:
-    """Set a sharded weight from all of its values, of which every rank takes its own."""
+    """Set a sharded weight from all of its values; every rank writes its own rows."""
     local, first = local_rows(weight)
     local.copy_(values[first : first + len(local)])
 
@@ -50,10 +50,10 @@ def write_elements(weight: Tensor, positions: tuple[Tensor, ...], values: Tensor
 
 
 def refuse_other_shardings(name: str, weight: Tensor, num_ranks: int) -> None:
-    """Refuse what is not spread row by row over all ranks.
+    """Refuse weights that are not sharded by rows over all ranks.
 
     Raises:
-        ImpossibleRequestError: it is not.
+        ImpossibleRequestError: the sharding is another one.
     """
     mesh = weight.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
     placements = weight.placements  # pyright: ignore[reportAttributeAccessIssue]
@@ -73,7 +73,7 @@ class Tangents:
     """Forward hooks that move the layers' weights along a direction (forward differentiation).
 
     Args:
-        modules: with the direction of each one's weight.
+        modules: modules with the direction of each one's weight.
     """
 
     def __init__(self, modules: Iterator[tuple[nn.Module, Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""What a model's forward takes: its arguments, by position and by name."""
+"""Signature of a model's forward: its arguments, by position and by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-# Modules that call the one inside with whatever they are given.
+# Attributes of wrappers that hold the wrapped module.
 _INSIDE = ("module", "_orig_mod", "_fsdp_wrapped_module", "base_model", "model")
 
 
@@ -36,7 +36,7 @@ class Signature:
 
     @classmethod
     def of(cls, model: nn.Module | None) -> Signature:
-        """That of ``model``; anything goes where there is none to be seen."""
+        """Return the signature of ``model``; any arguments where it cannot be read."""
         anything = cls(any_positional=True, any_keyword=True)
         if model is None:
             return anything
@@ -50,7 +50,7 @@ class Signature:
         tensors = []
         for p in ordered:
             if p.default is not empty and p.default is not None:
-                break  # A flag or a number, and nothing behind it goes by position.
+                break  # A flag or a number; arguments after it are not passed by position.
             tensors.append(p.name)
         extra = next((p for p in parameters if p.kind == p.VAR_KEYWORD), None)
         known = _typed_keywords(extra.annotation) if extra else frozenset()
@@ -68,11 +68,11 @@ class Signature:
 
     @property
     def required_positional(self) -> int:
-        """Tensors that must be given by position, or by name in their place."""
+        """Number of tensors required by position, or by the same name."""
         return sum(name in self.required for name in self.positional)
 
     def takes(self, name: str) -> bool:
-        """By keyword."""
+        """Return True if ``name`` can be given by keyword."""
         return name in self.names or self.any_keyword
 
     def __str__(self) -> str:
@@ -82,14 +82,14 @@ class Signature:
 
 
 def _typed_keywords(annotation: Any) -> frozenset[str]:
-    """Names of ``**kwargs: Unpack[...]``; empty where any name goes."""
+    """Return the names of ``**kwargs: Unpack[...]``; empty where any name is allowed."""
     if typing.get_origin(annotation) is not typing.Unpack:
         return frozenset()
     return frozenset(getattr(typing.get_args(annotation)[0], "__annotations__", {}))
 
 
 def inside(model: nn.Module) -> nn.Module:
-    """The module whose forward says what is taken, inside ``DataParallel`` and its like."""
+    """Return the module inside wrappers such as ``DataParallel`` whose forward names arguments."""
     if Signature.of(model).positional:
         return model
     for name in _INSIDE:

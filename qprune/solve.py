@@ -1,4 +1,4 @@
-"""The one border to samplers: a problem goes out, a checked answer comes back."""
+"""Border to samplers: sends problems and checks the answers."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from solvers.repair import repair
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The best decision found for one problem; never worse than the present one.
+    """Best decision found for one problem, never worse than the present one.
 
     Attributes:
         sample: shape (n,), int8, 1 = pruned, counts exact.
         energy: of the sample, recomputed in float64, nats.
         lower_bound: no decision with these counts has less energy; -inf when unknown.
         seconds: wall time inside the sampler.
-        info: what the sampler said, JSON-friendly.
-        faults: failures that were got over on the way to this answer.
+        info: information from the sampler, JSON-friendly.
+        faults: failures before this answer.
     """
 
     sample: NDArray[np.int8]
@@ -47,21 +47,21 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class SolvedBlock:
-    """One problem put to the sampler, and what came back.
+    """Problem of a block with the sampler's answer.
 
     Attributes:
         step: index of the next step; it is of this block, unless the answer changes nothing.
         stage, round: as in `qprune.steps.Step`.
-        block: which of the step's blocks, from 0.
-        sampler: how reports call it.
-        layers: layer name -> how many of the variables lie in it.
-        sparsity: of the network when it was asked.
-        problem: as it was asked; labels are flat indices of weights, energies nats.
-        present: shape (n,), int8, the decision before; its energy is 0 unless the caller has
-            terms of its own.
-        seed: that the sampler was offered.
-        answer: the decision taken to the acceptance split.
-        predicted: change of the loss that the answer promises, nats: its energy without prices
+        block: number of the block in its step, from 0.
+        sampler: name of the sampler in reports.
+        layers: layer name -> number of variables in it.
+        sparsity: sparsity of the network before the block.
+        problem: the problem; labels are flat indices of weights, energies nats.
+        present: shape (n,), int8, the decision before; its energy is 0 unless the caller
+            adds terms.
+        seed: seed given to the sampler.
+        answer: the decision that is tested on the acceptance split.
+        predicted: predicted change of the loss, nats: the answer's energy without prices
             and the caller's terms.
     """
 
@@ -80,17 +80,17 @@ class SolvedBlock:
 
 
 BlockObserver = Callable[[SolvedBlock], None]
-"""Called with every problem that a sampler has answered, before anything is made of it."""
+"""Callback for every problem that a sampler has answered, before the answer is used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Border:
-    """A sampler made ready: it counts, and its options are known to exist.
+    """Sampler with checked options, which keeps counts.
 
     Attributes:
-        name: how reports call it.
+        name: name in reports.
         sampler: takes problems, keeps counts.
-        options: passed with every call.
+        options: options of every call.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Border:
 
     @classmethod
     def to(cls, sampler: Any, options: Mapping[str, Any] | None = None) -> Border:
-        """The border to a registered name or to any object with ``sample(bqm, ...)``.
+        """Return the border to a registered name or to any object with ``sample(bqm, ...)``.
 
         Raises:
             UnknownSamplerError: no such name.
@@ -119,7 +119,7 @@ class Border:
         return cls(type(sampler).__name__, made, options)
 
     def solve(self, problem: QuadraticProblem, present: NDArray[np.int8], seed: int) -> Answer:
-        """The best of what the sampler answers and the ``present`` decision.
+        """Return the best of the sampler's answers and the ``present`` decision.
 
         Raises:
             SamplerError: the sampler raised, or returned nothing, NaN, or wrong variables.
@@ -128,7 +128,7 @@ class Border:
         known = self.sampler.parameters
         options = {n: v for n, v in offered.items() if n in known} | dict(self.options)
         if options.get("time_limit") is not None and "num_reads" in known:
-            # A limit ends a block early here; it does not ask for reads until it is over.
+            # Here a time limit only ends a block early; it does not ask for reads to fill the time.
             options.setdefault("num_reads", getattr(self.sampler, "default_reads", 1))
         began = time.perf_counter()
         try:
@@ -169,7 +169,7 @@ class Border:
                 answer=solution,
             )
         info = dict(getattr(solution, "info", {}))
-        # Seconds are the answer's own; what a run records must not depend on the clock.
+        # Times are left out, since a run's records must not depend on the clock.
         info.pop("timing", None)
         feasible = problem.feasible(raw)
         if not feasible.all():
@@ -178,17 +178,17 @@ class Border:
         energies = problem.energies(states)
         best = int(energies.argmin())
         told = float(getattr(solution, "lower_bound", -np.inf))
-        # A bound that is not a number is none; one above a state's energy is wrong.
+        # NaN is no bound; a bound above a state's energy is wrong.
         bound = -np.inf if np.isnan(told) else min(told, float(energies[best]))
         faults = tuple(_mended(self.name, info, solution))
         return Answer(states[best], float(energies[best]), bound, seconds, info, faults)
 
 
 def _mended(name: str, info: Mapping[str, Any], solution: Any) -> Iterator[Fault]:
-    """What was wrong with an answer that could be used all the same.
+    """Yield faults of an answer that was repaired and used.
 
-    Counts are wrong only where the sampler was to keep them: one that is given a penalty
-    instead has its own place in ``info``.
+    Wrong counts are a fault only of samplers that keep counts; a penalty's violations are in
+    ``info``.
     """
     if info.get("repaired") == 1.0:
         yield Fault("wrong counts", f"no sample of {name!r} has the counts", "repaired")

@@ -1,4 +1,4 @@
-"""From a sparsity to exact integer counts: over the model, per layer, per row, or N of every M."""
+"""Budgets: exact integer counts over the model, per layer, per row, or N of every M."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qprune.layers import Layers
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """A partition of all targeted weights, and how many of each part are to be pruned.
+    """Partition of all targeted weights, with the number to prune in each part.
 
     Attributes:
         ids: shape (N,), the group 0..g-1 of every weight; None when there is one group.
@@ -31,22 +31,22 @@ class Groups:
 
     @property
     def total(self) -> int:
-        """Weights to prune in all at the end."""
+        """Number of weights pruned at the end."""
         return int(self.counts.sum())
 
     def of(self, indices: Tensor) -> Tensor:
-        """Group of each flat index."""
+        """Return the group of each flat index."""
         return torch.zeros_like(indices) if self.ids is None else self.ids[indices]
 
     def sizes_of(self, chosen: Tensor) -> Tensor:
-        """How many True entries each group has in a bool vector (N,), shape (g,)."""
+        """Return the number of True entries of a bool vector (N,) in each group, shape (g,)."""
         if self.ids is None:
             return chosen.sum()[None]
         return torch.zeros_like(self.sizes).index_add_(0, self.ids, chosen.to(self.sizes.dtype))
 
 
 def apportion(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
-    """Whole numbers near ``wanted`` (g,), at most ``limit``, that sum to ``total``."""
+    """Round ``wanted`` (g,) to integers of sum ``total``, each at most its ``limit``."""
     whole = torch.minimum((wanted + 1e-9).floor().long(), limit)
     missing = total - int(whole.sum())
     if missing > 0:
@@ -56,16 +56,16 @@ def apportion(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
 
 
 class Budget(Protocol):
-    """A strategy: over which parts of the model the count is exact."""
+    """Protocol of a budget: the parts of the model with exact counts."""
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
-        """The partition and its counts; the counts sum to round(sparsity * N)."""
+        """Return the partition and its counts, which sum to round(sparsity * N)."""
         ...
 
 
 @dataclass(frozen=True)
 class Global:
-    """One count over all targeted weights; layers find their own sparsity."""
+    """Budget with one count over all targeted weights; each layer finds its own sparsity."""
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
         sizes, counts = (torch.tensor([n]) for n in (layers.size, round(sparsity * layers.size)))
@@ -75,7 +75,15 @@ class Global:
 
 @dataclass(frozen=True)
 class PerLayer:
-    """The same sparsity in every layer."""
+    """Budget with the same sparsity in every layer.
+
+    Example:
+        >>> from torch import nn
+        >>> from qprune.layers import find_layers
+        >>> layers = find_layers(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)))
+        >>> PerLayer().groups(layers, 0.5).counts.tolist()
+        [10, 5]
+    """
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
         sizes = torch.tensor([layer.size for layer in layers])
@@ -88,7 +96,7 @@ class PerLayer:
 
 @dataclass(frozen=True)
 class PerRow:
-    """The same sparsity for every output of every layer."""
+    """Budget with the same sparsity for every output of every layer."""
 
     def groups(self, layers: Layers, sparsity: float) -> Groups:
         sizes = torch.cat([torch.full((layer.rows,), layer.cols) for layer in layers])
@@ -114,7 +122,7 @@ def _refuse_empty(what: str, sizes: Tensor, counts: Tensor, sparsity: float, way
 
 @dataclass(frozen=True)
 class KeepNofM:
-    """At most ``n`` non-zero weights in every ``m`` consecutive inputs of an output.
+    """Budget with at most ``n`` non-zero weights in every ``m`` consecutive inputs of an output.
 
     "2:4" is NVIDIA's sense, and so is "1:4": one weight of four stays (75 % sparsity). Tools
     that read N:M as N *pruned* of M agree only for N = M / 2. The inputs of a Conv2d are counted
@@ -123,6 +131,10 @@ class KeepNofM:
     Raises:
         ImpossibleRequestError: not 0 < n < m; or, when applied, a layer's inputs are not a
             multiple of m, or a sparsity other than 1 - n/m was asked.
+
+    Example:
+        >>> KeepNofM.parse("1:4").sparsity
+        0.75
     """
 
     n: int
@@ -136,15 +148,15 @@ class KeepNofM:
 
     @property
     def sparsity(self) -> float:
-        """The share of weights that the structure prunes, 1 - n/m."""
+        """Share of weights that the structure prunes, 1 - n/m."""
         return 1 - self.n / self.m
 
     @classmethod
     def parse(cls, text: str) -> KeepNofM:
-        """From "N:M".
+        """Parse "N:M".
 
         Raises:
-            ImpossibleRequestError: it is not of that form.
+            ImpossibleRequestError: the text has another form.
         """
         match = re.fullmatch(r"(\d+):(\d+)", text.strip())
         if not match:
@@ -157,9 +169,8 @@ class KeepNofM:
         for layer in layers:
             if not layer.kind.contracted:
                 raise ImpossibleRequestError(
-                    f"no product sums over the inputs of {layer.name!r} as it lies "
-                    f"({layer.kind.why}), so that {self.n}:{self.m} means nothing there: add the "
-                    "layer to ignore"
+                    f"no product sums over the inputs of {layer.name!r} ({layer.kind.why}): "
+                    f"{self.n}:{self.m} does not apply; add the layer to ignore"
                 )
             if layer.cols % self.m:
                 raise ImpossibleRequestError(
@@ -181,7 +192,7 @@ BUDGETS: Mapping[str, Budget] = {"global": Global(), "layer": PerLayer(), "row":
 
 
 def checked_sparsity(sparsity: float | None, structure: KeepNofM | None) -> float:
-    """The sparsity to reach, in [0, 1).
+    """Return the sparsity to reach, in [0, 1).
 
     Raises:
         ImpossibleRequestError: outside [0, 1), or missing without a structure.

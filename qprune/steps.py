@@ -1,4 +1,4 @@
-"""What a run reports while it goes and when it ends: frozen, JSON-friendly values."""
+"""Records of a run: steps and report, frozen and JSON-friendly."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from qprune.estimate import Estimate
 
-#: How many names a line lists before it says how many more there are.
+#: Largest number of names in one line.
 _LISTED = 6
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that went wrong and was got over.
+    """Failure from which the run recovered.
 
     Attributes:
-        kind: "sampler" (it raised, or its answer was none), "timeout", "crash", "wrong counts",
+        kind: "sampler" (an error or an invalid answer), "timeout", "crash", "wrong counts",
             "wrong energies", "out of memory", "not finite" or "worker".
-        message: what happened, in one line.
-        remedy: what was done instead.
-        block: number of the block in its round; None where there is none.
+        message: the failure, in one line.
+        remedy: the action taken.
+        block: number of the block in its round; None outside blocks.
     """
 
     kind: str
@@ -32,18 +32,18 @@ class Fault:
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """One block of one step.
+    """Record of one block of one step.
 
     Attributes:
         num_variables: size of the block.
-        num_candidates_kept: how many of them were kept before the step.
+        num_candidates_kept: number of them that were kept before the step.
         layers: variables by layer name.
         sampler: the sampler's name.
-        predicted: change of the loss that the quadratic model promises, nats.
-        lower_bound: no sample of this block promises less (-inf when unknown).
+        predicted: change of the loss predicted by the quadratic model, nats.
+        lower_bound: lower bound of it over all samples of this block (-inf when unknown).
         flips: decisions that the best sample changes.
         seconds: wall time of the sampler.
-        info: what else the sampler said (num_reads, repaired, proved, qpu_access_time, ...).
+        info: further information from the sampler (num_reads, repaired, proved, ...).
     """
 
     num_variables: int
@@ -59,27 +59,27 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class Step:
-    """One proposal put to the acceptance split, whether taken or not.
+    """Record of one proposal tested on the acceptance split, accepted or not.
 
     Attributes:
         index: 0, 1, 2, ... over the whole run.
-        stage: which rung of the sparsity ladder, from 0.
-        round: which expansion within the stage, from 0.
+        stage: step of the sparsity schedule, from 0.
+        round: expansion within the stage, from 0.
         kind: "start" (weights pruned to reach the stage's sparsity), "blocks" (restore or
             prune by the sampler), "compensate" (kept weights moved) or "rollback" (the last
             change undone because the loss was no longer finite).
         sparsity: share of targeted weights that are zero after the step.
-        accepted: whether the proposal was taken.
-        predicted: predicted change of the loss, nats; None where there is no model of it.
+        accepted: True if the proposal was taken.
+        predicted: predicted change of the loss, nats; None without a prediction.
         real: measured change of the loss on the acceptance split, nats.
         loss: loss on the acceptance split after the step, nats.
-        fit_loss: loss on the split that the step was fitted on, before it, nats.
-        flips: decisions changed by what was taken.
+        fit_loss: loss on the fitting split before the step, nats.
+        flips: number of decisions changed.
         price: trust-region price per flip, nats.
         blocks: the blocks solved for this step.
         seconds: wall time by phase: select, curvature, formulate, solve, accept, compensate.
         cpu_seconds: process CPU time of the whole step.
-        faults: what went wrong since the step before, and was got over.
+        faults: failures since the step before from which the run recovered.
     """
 
     index: int
@@ -100,13 +100,13 @@ class Step:
     faults: tuple[Fault, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a network is on data: accuracy (share of right labels; None without) and loss."""
+    """Score of a network on data: accuracy (None without labels of classes) and mean loss."""
 
     accuracy: float | None
     loss: float
@@ -114,19 +114,19 @@ class Score:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One targeted tensor.
+    """Record of one targeted tensor.
 
     Attributes:
         name: the parameter's name, without ``.weight`` where it ends so.
-        shape: of the tensor.
-        num_weights: how many it has.
-        num_pruned: of those, pruned by the mask.
-        num_zero: of those, zero at the end; more than the pruned ones where kept weights were
-            zero from the beginning. None in files of versions that did not count them.
+        shape: shape of the tensor.
+        num_weights: number of its weights.
+        num_pruned: number of them pruned by the mask.
+        num_zero: number of them zero at the end, kept weights that were zero before the run
+            included. None in files of versions that did not count them.
         parameter: the parameter's name in the state dict.
-        input_groups: 0 where the outputs are its first dimension; else it is stored inputs first,
-            in so many groups.
-        gradients: how its per-sample gradients were found, in a few words.
+        input_groups: 0 if its outputs are the first dimension; else the number of groups of a
+            tensor stored inputs first.
+        gradients: source of its per-sample gradients, in a few words.
     """
 
     name: str
@@ -140,7 +140,7 @@ class LayerRecord:
 
     def __post_init__(self) -> None:
         if not self.parameter:
-            # As files of earlier versions have it: each record was one module's weight.
+            # In files of earlier versions each record is one module's weight.
             object.__setattr__(self, "parameter", f"{self.name}.weight" if self.name else "weight")
 
     @property
@@ -151,13 +151,13 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class LeftDense:
-    """A tensor of two or more dimensions that is not pruned.
+    """Tensor of two or more dimensions that is not pruned.
 
     Attributes:
-        name: the parameter's.
+        name: the parameter's name.
         size: number of weights.
-        reason: why it stays dense.
-        asked: whether the request says so.
+        reason: reason why it stays dense.
+        asked: True if the request left it out.
     """
 
     name: str
@@ -168,12 +168,12 @@ class LeftDense:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The share of a model that is targeted.
+    """Targeted share of a model.
 
     Attributes:
         targeted: number of weights that are targeted.
-        parameters: of the model, each tensor once.
-        vectors: of those, numbers in biases, norms and other vectors, which are never pruned.
+        parameters: number of parameters of the model, each tensor once.
+        vectors: number of those in biases, norms and other vectors, which are never pruned.
         left: tensors that stay dense.
     """
 
@@ -184,17 +184,17 @@ class Coverage:
 
     @property
     def unasked(self) -> tuple[LeftDense, ...]:
-        """What stays dense though nobody asked for it."""
+        """Tensors that stay dense without a request."""
         return tuple(tensor for tensor in self.left if not tensor.asked)
 
     def __str__(self) -> str:
-        """One line: ``targets 8,768 of 17,962 parameters (49 %); left dense: ...``."""
+        """Return one line: ``targets 8,768 of 17,962 parameters (49 %); left dense: ...``."""
         share = 100 * self.targeted / max(1, self.parameters)
         line = f"targets {self.targeted:,} of {self.parameters:,} parameters ({share:.3g} %)"
         return f"{line}; left dense: {self.listed()}"
 
     def listed(self, tensors: Sequence[LeftDense] | None = None) -> str:
-        """What is left dense, in words, the largest tensors first."""
+        """Return text that names dense tensors, the largest first."""
         chosen = sorted(self.left if tensors is None else tensors, key=lambda t: -t.size)
         told = [f"{t.name} ({t.size:,}, {t.reason})" for t in chosen[:_LISTED]]
         rest = chosen[_LISTED:]
@@ -207,26 +207,26 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did.
+    """Report of a run.
 
     Attributes:
-        asked_sparsity: what was asked for.
+        asked_sparsity: requested sparsity.
         achieved_sparsity: share of targeted weights that are zero.
         layers: every targeted tensor.
         steps: every step, in order.
-        settings: what the run was asked, JSON-friendly.
+        settings: settings of the run, JSON-friendly.
         seed: the run's seed.
         seconds: wall time.
         cpu_seconds: process CPU time.
         stopped: "done", "max_seconds", "max_steps" or "interrupted".
         dense, start, final: scores on test data, when `evaluate` was given: the dense network,
             the first pass alone at the final sparsity, and the pruned network.
-        estimate: what the run was said to need.
-        peak_memory: the most that the process held, bytes.
-        coverage: what was targeted and what was left dense.
-        loss: what was kept small, in words, and what the outputs were taken for.
-        zeros_before: targeted weights that were zero before the run; those that the mask does not
-            prune are kept zeros.
+        estimate: estimate of memory and time before the run.
+        peak_memory: peak bytes of the process.
+        coverage: targeted and dense tensors.
+        loss: the loss and the kind of outputs, in words.
+        zeros_before: targeted weights that were zero before the run; those that the mask does
+            not prune are kept zeros.
     """
 
     asked_sparsity: float
@@ -249,13 +249,13 @@ class Report:
 
     @property
     def num_accepted(self) -> int:
-        """How many steps were taken."""
+        """Number of accepted steps."""
         return sum(step.accepted for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         return asdict(self) | {"num_accepted": self.num_accepted}
 
 
 Observer = Callable[[Step], None]
-"""Called with every `Step` as it happens; progress bars, journals and reports are observers."""
+"""Callback for every `Step` as it happens, for progress bars, journals and reports."""

@@ -1,4 +1,4 @@
-"""The terminal: whatever names are in what is printed, each line is text that can be read."""
+"""Terminal output without control characters and markup, whatever names it contains."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.text import Text
 
 from solvers.legible import legible
 
-#: Characters of one cell of a table; a name of thousands would hide the rest of it.
+#: Largest number of characters in one cell of a table.
 _LONGEST_CELL = 200
 
 
 class _LegibleConsole(Console):
-    """A console to which text is text: ``[bold]`` and ``:smile:`` are parts of names, too."""
+    """Console that prints text literally: ``[bold]`` and ``:smile:`` can be parts of names."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(legible(text, _LONGEST_CELL), **options)
 
 
 def terminal(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Standard output, or standard error, for tables and bars; ``quiet`` prints nothing."""
+    """Return a console on standard output or error for tables and bars; ``quiet`` = no output."""
     return _LegibleConsole(stderr=stderr, quiet=quiet, markup=False, emoji=False)
 
 
@@ -35,15 +35,15 @@ def say(line: str, *, err: bool = False) -> None:
 
 
 class LegibleFormatter(logging.Formatter):
-    """Log messages as lines that can be read."""
+    """Formatter that escapes control characters of log messages."""
 
     def format(self, record: logging.LogRecord) -> str:
         return legible(super().format(record))
 
 
 def take_any_text() -> None:
-    """From now on standard output and error escape what their encoding has no place for."""
+    """Make standard output and error escape characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
-        # A name of a file need not be text: Python keeps its bytes as lone surrogates.
+        # File names may not be valid text: Python keeps such bytes as lone surrogates.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Extra energy of the user's own over a block's variables: a BQM or a pyqubo expression."""
+"""User's extra energy over a block's variables: a BQM or a pyqubo expression."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from solvers import Dense, QuadraticProblem
 from solvers.symbolic import from_pyqubo
 
 Terms = Callable[[Block], Any]
-"""Block -> BQM or pyqubo expression, in nats. The variable of a weight is its flat index: the
+"""Function of a block: BQM or pyqubo expression, nats. A weight's variable is its flat index: the
 integer in a BQM, its decimal string in pyqubo; 1 = pruned."""
 
 
 def with_terms(problem: QuadraticProblem, block: Block, terms: Terms) -> QuadraticProblem:
-    """``problem`` plus the user's terms, less what they give the present decision.
+    """Return ``problem`` plus the user's terms, less their energy of the present decision.
 
     Raises:
         ImpossibleRequestError: neither BQM nor pyqubo, or a variable that the block lacks.
@@ -28,7 +28,7 @@ def with_terms(problem: QuadraticProblem, block: Block, terms: Terms) -> Quadrat
     unknown = [v for v in bqm.variables if v not in position]
     if unknown:
         raise ImpossibleRequestError(
-            f"terms speak of variable {unknown[0]!r}, which is not in the block; its "
+            f"terms use the variable {unknown[0]!r}, which is not in the block; its "
             "variables are the flat indices in block.indices"
         )
     linear, quadratic = problem.linear.copy(), problem.quadratic

@@ -1,4 +1,4 @@
-"""How many threads the arithmetic may use, and how many a run works with."""
+"""Thread counts: those of a run, and limits for the arithmetic."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from threadpoolctl import threadpool_limits
 from qprune.errors import ImpossibleRequestError
 from solvers.ranges import Threads, checked
 
-#: Threads of a run where nothing is said, in Python and on the command line. One: cores are often
+#: Default threads of a run, in Python and on the command line. One: cores are often
 #: shared with others, and every further thread holds a batch of its own.
 DEFAULT_THREADS = 1
 
 
 def checked_threads(threads: int | None) -> int:
-    """``threads``, or the default for None.
+    """Return ``threads``, or the default for None.
 
     Raises:
-        ImpossibleRequestError: no number of threads.
+        ImpossibleRequestError: ``threads`` is no positive integer.
 
     Example:
         >>> checked_threads(None), checked_threads(3)
@@ -36,9 +36,9 @@ def checked_threads(threads: int | None) -> int:
 
 @contextmanager
 def limited_threads(number: int) -> Iterator[None]:
-    """At most ``number`` threads in torch and in numpy's BLAS; as before afterwards.
+    """Limit torch and numpy's BLAS to ``number`` threads within the context.
 
-    Sums come out the same only for the same number of threads (torch's sums and products of
+    Sums are reproducible only for the same number of threads (torch's sums and products of
     vectors, convolutions, layer norm; LAPACK's factors and eigenvectors), and where cores are
     shared with others, threads of one sum spend several times its work in waiting for one another.
     """

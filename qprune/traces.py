@@ -1,10 +1,10 @@
-"""One forward and backward pass, seen from the targeted tensors.
+"""Traces: inputs and derivatives of the targeted tensors in one forward and backward pass.
 
-A trace holds, per targeted tensor, what went in (inputs) and what the loss of each sample makes
-of what came out (deltas). Every entry of a per-sample weight gradient is a sum of products
+A trace holds, per targeted tensor, its inputs and the derivatives of each sample's loss by its
+outputs (deltas). Every entry of a per-sample weight gradient is a sum of products
 of the two, so that gradients at a block of weights, or their squares over a layer, need no
-per-sample gradient of the whole model. A tensor is found by what it is, not by the module that
-holds it: every call of a function of torch that takes it is seen, whoever makes it.
+per-sample gradient of the whole model. A tensor is found by identity, not by the module that
+holds it: every call of a torch function that takes it is recorded.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs and what the loss compares their outputs with.
+    """Inputs with the targets of their outputs.
 
     Attributes:
         inputs: shape (m, ...), or several tensors of that kind.
-        answers: shape (m, ...); or a function of inputs that gives them when they are asked for,
-            since the dense logits of many tokens over a large vocabulary fit into no memory.
-        ranks: who passes which batch of them; every rank has all the samples.
+        answers: targets, shape (m, ...); or a function of inputs that computes them on demand,
+            since the dense logits of many tokens over a large vocabulary exceed memory.
+        ranks: processes that share the batches; every rank has all the samples.
     """
 
     inputs: AnyInputs
@@ -55,22 +55,22 @@ class Samples:
 
     @property
     def targets(self) -> Tensor:
-        """What the outputs are compared with, shape (m, ...)."""
+        """Targets of the outputs, shape (m, ...)."""
         return self.answers if isinstance(self.answers, Tensor) else self.answers(self.inputs)
 
     def take(self, indices: Tensor) -> Samples:
-        """The samples at ``indices``."""
+        """Return the samples at ``indices``."""
         answers = self.answers[indices] if isinstance(self.answers, Tensor) else self.answers
         return Samples(self.inputs[indices], answers, self.ranks)
 
     def spread(self, number: int) -> Samples:
-        """At most ``number`` of the samples, evenly spaced."""
+        """Return at most ``number`` of the samples, evenly spaced."""
         if len(self) <= number:
             return self
         return self.take(torch.arange(number) * len(self) // number)
 
     def batches(self, size: int) -> Iterator[Samples]:
-        """Consecutive batches of at most ``size`` samples, each for one rank."""
+        """Yield consecutive batches of at most ``size`` samples, each for one rank."""
         for indices in torch.arange(len(self)).split(size):
             first, last = int(indices[0]), int(indices[-1]) + 1
             answers = self.answers
@@ -81,21 +81,21 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What every targeted tensor saw in one batch: calls per tensor, in order of use."""
+    """Trace of one batch: calls per tensor, in order of use."""
 
     calls: tuple[tuple[Call, ...], ...]
     num_samples: int
 
     @property
     def num_floats(self) -> int:
-        """Numbers held, for memory."""
+        """Count of numbers held in memory."""
         return sum(call.num_floats for calls in self.calls for call in calls)
 
     def multiplications(self, layers: Layers) -> int:
-        """Multiplications that the calls took in the forward pass.
+        """Return the multiplications of the calls in the forward pass.
 
-        Of a tensor that autograd alone sees, one for each of its weights and places of the
-        others.
+        A tensor without recorded calls counts one per weight and position of the other
+        tensors.
         """
         most = max((call.positions for calls in self.calls for call in calls), default=1)
         total = 0
@@ -106,7 +106,7 @@ class Trace:
         return total
 
     def squares(self, layers: Layers) -> Iterator[Tensor]:
-        """Tensor by tensor, the sum over samples of squared per-sample gradients."""
+        """Yield per tensor the sum over samples of squared per-sample gradients."""
         for layer, calls in zip(layers, self.calls, strict=True):
             if not calls:
                 yield torch.zeros(layer.rows, layer.cols)
@@ -114,14 +114,14 @@ class Trace:
                 yield calls[0].squares() if len(calls) == 1 else sum_of_squares(calls)
 
     def columns(self, layers: Layers, indices: Tensor) -> Tensor:
-        """Per-sample gradients at flat ``indices`` (n,), shape (m, n)."""
+        """Return per-sample gradients at flat ``indices`` (n,), shape (m, n)."""
         position = {id(layer): i for i, layer in enumerate(layers)}
         parts = [
             (where, call.columns(local))
             for layer, where, local in layers.locate(indices)
             for call in self.calls[position[id(layer)]]
         ]
-        # Of the precision that the network computes in, even where no tensor is touched.
+        # In the network's precision, even where no tensor has an index.
         known = [call for calls in self.calls for call in calls]
         dtype = known[0].columns(indices[:0]).dtype if known else torch.float32
         out = torch.zeros(self.num_samples, indices.numel(), dtype=dtype)
@@ -131,11 +131,11 @@ class Trace:
 
 
 class Recorder(TorchFunctionMode):
-    """Notes, inside, what the targeted tensors are applied to and what comes out.
+    """Context that records inputs and outputs of the targeted tensors.
 
     Attributes:
         layers: the targeted tensors.
-        seen: per tensor, its uses in order: the way, the inputs, the outputs.
+        seen: per tensor, its uses in order: kind of use, inputs, outputs.
     """
 
     def __init__(self, layers: Layers) -> None:
@@ -147,7 +147,7 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         if self.layers.sharded:
-            # Such a module has its whole weight, another tensor, only while it runs.
+            # A sharded module has its whole weight, another tensor, only while it runs.
             self._handles = [
                 layer.module.register_forward_pre_hook(self._whole(i))
                 for i, layer in enumerate(self.layers)
@@ -167,10 +167,10 @@ class Recorder(TorchFunctionMode):
         if use is None or index is None:
             return output
         if self.layers.sharded and torch.is_grad_enabled() and not output.requires_grad:
-            # No weight asks for gradients: what is differentiated begins here.
+            # No weight requires gradients, so the graph begins here.
             output.requires_grad_()
         self.seen[index].append((use.use, use.inputs.detach(), output))
-        # A later in-place operation must not overwrite the output that is differentiated.
+        # A copy, since a later in-place operation must not overwrite the output.
         return output.clone()
 
     def _whole(self, index: int):
@@ -180,11 +180,11 @@ class Recorder(TorchFunctionMode):
         return hook
 
     def outputs(self) -> list[Tensor]:
-        """All noted outputs that can be differentiated, flat, in the order of the tensors."""
+        """Return all differentiable recorded outputs, flat, in the order of the tensors."""
         return [out for uses in self.seen for _, _, out in uses if out.requires_grad]
 
     def rows(self, number: int, num_samples: int) -> tuple[int, ...] | None:
-        """Rows of one sample in every use of a tensor; None where samples have no whole rows."""
+        """Return the rows of one sample in every use of a tensor; None if not a whole number."""
         lengths = [use.rows(inputs) for use, inputs, _ in self.seen[number]]
         if any(length % num_samples for length in lengths):
             return None
@@ -196,15 +196,15 @@ class Recorder(TorchFunctionMode):
         num_samples: int,
         given: Mapping[int, Tensor] | None = None,
     ) -> Trace:
-        """The trace of what was noted.
+        """Return the trace of the recorded uses.
 
         Args:
             deltas: the gradients of `outputs`.
-            num_samples: of the batch.
-            given: per-sample gradients (m, size) that count instead, by the tensor's number.
+            num_samples: samples of the batch.
+            given: per-sample gradients (m, size) to use instead, by the tensor's number.
 
         Raises:
-            CalibrationError: a tensor was applied to what are no whole rows of each sample.
+            CalibrationError: a tensor was applied to inputs without whole rows per sample.
         """
         given = given or {}
         calls: list[tuple[Call, ...]] = []
@@ -225,7 +225,7 @@ class Recorder(TorchFunctionMode):
         return Trace(tuple(calls), num_samples)
 
     def uses(self, deltas: Sequence[Tensor | None]) -> list[list[tuple[Use, Tensor, Tensor]]]:
-        """Per tensor: the way, the inputs and the given gradients of `outputs`."""
+        """Return per tensor its uses, inputs and the given gradients of `outputs`."""
         remaining = iter(deltas)
         found = [
             [(use, x, next(remaining)) for use, x, out in uses if out.requires_grad]
@@ -234,16 +234,16 @@ class Recorder(TorchFunctionMode):
         return [[(u, x, d) for u, x, d in uses if d is not None] for uses in found]
 
     def gradients(self, deltas: Sequence[Tensor | None]) -> Parts:
-        """Gradients by the weights, tensor by tensor, from the gradients of `outputs`.
+        """Yield gradients by the weights, tensor by tensor, from the gradients of `outputs`.
 
-        One at a time, and never all of them; None for a tensor that was not used.
+        One at a time, to save memory; None for a tensor that was not used.
         """
         pairs = zip(self.layers, self.uses(deltas), strict=True)
         return (_summed(layer, uses) for layer, uses in pairs)
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Half precision in float32: squares of gradients would not be far enough from zero in it."""
+    """Return half precision as float32, since squares of gradients would underflow."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -257,9 +257,9 @@ def _summed(layer: Layer, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor 
 
 @contextmanager
 def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
-    """Evaluation mode with gradients for the targeted weights only; everything put back.
+    """Set evaluation mode and gradients for the targeted weights only within the context.
 
-    Sharded weights are not asked for gradients; see `gradients_by_weight`.
+    Sharded weights get no gradients; see `gradients_by_weight`.
     """
     weights = layers.parameters
     wanted = set() if layers.sharded else {id(weight) for weight in weights}
@@ -267,12 +267,12 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
     modes = [(m, m.training) for m in model.modules()]
     sparse = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
     for parameter, _ in before:
-        # Integers cannot ask for gradients, and are not to be told that they need not.
+        # Integer tensors cannot require gradients; setting the flag would raise.
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(id(parameter) in wanted)
     model.eval()
     for module in sparse:
-        module.sparse = False  # Sparse gradients can be neither indexed nor added up here.
+        module.sparse = False  # Sparse gradients can be neither indexed nor summed here.
     try:
         with derivable():
             yield weights
@@ -286,20 +286,20 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
 
 
 def recorder_if_needed(layers: Layers) -> AbstractContextManager[Recorder | None]:
-    """A recorder where `gradients_by_weight` needs one."""
+    """Return a recorder if `gradients_by_weight` needs one."""
     return Recorder(layers) if layers.sharded else nullcontext()
 
 
 def gradients_by_weight(
     losses: Tensor, weights: Sequence[Tensor], recorder: Recorder | None, *, again: bool
 ) -> Parts:
-    """Gradient of the summed losses by every targeted weight, in layer order.
+    """Return the gradient of the summed losses by every targeted weight, in layer order.
 
     Args:
         losses: shape (m,), made inside `differentiating`.
-        weights: that it gave.
-        recorder: of the same pass.
-        again: whether something of the pass will be differentiated once more.
+        weights: the weights that it yielded.
+        recorder: recorder of the same pass.
+        again: keep the graph for another differentiation.
     """
     if recorder is None or not recorder.layers.sharded:
         return torch.autograd.grad(losses.sum(), weights, retain_graph=again, allow_unused=True)
@@ -312,7 +312,7 @@ def gradients_by_weight(
 def outputs_of(
     model: nn.Module, inputs: AnyInputs, batch_size: int, ranks: Ranks = ALONE
 ) -> Tensor:
-    """The model's outputs on all inputs, without gradients, shape (m, ...)."""
+    """Return the model's outputs on all inputs, without gradients, shape (m, ...)."""
     own = PerThread(lambda: ranks.own(model))
     with torch.no_grad():
         return torch.cat(
@@ -321,7 +321,7 @@ def outputs_of(
 
 
 def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -> float:
-    """Mean loss over all samples, nats, accumulated in float64."""
+    """Return the mean loss over all samples, nats, accumulated in float64."""
     own = PerThread(lambda: samples.ranks.own(model))
 
     def summed(_: int, batch: Samples) -> float:
@@ -336,15 +336,15 @@ def mean_loss(model: nn.Module, samples: Samples, loss: Loss, batch_size: int) -
 
 
 def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
-    """The model's output tensor for one batch, zero at tokens that are padding.
+    """Return the model's output tensor for one batch, zero at padding tokens.
 
-    Of several outputs it is the one that `named_output` picks.
+    Among several outputs it is the one that `named_output` picks.
 
     Raises:
         CalibrationError: the model does not take such inputs, or returns no tensor per sample.
     """
     try:
-        # Of a copy: a network may change its inputs in place, and the next pass needs them.
+        # On a copy: a network may change its inputs in place, and the next pass needs them.
         returned = called(model, mapped(inputs, torch.clone))
     except Exception as error:
         if isinstance(error, QpruneError) or out_of_memory(error) or is_lost(error):
@@ -363,13 +363,13 @@ def forward(model: nn.Module, inputs: AnyInputs) -> Tensor:
         )
     mask = token_mask(inputs)
     if mask is not None and outputs.ndim > 2 and outputs.shape[:2] == mask.shape:
-        # Nothing is asked of what the model says about padding.
+        # Outputs at padding have no effect.
         outputs = outputs.masked_fill(~mask[(...,) + (None,) * (outputs.ndim - 2)], 0)
     return outputs
 
 
 class _Called(nn.Module):
-    """A model that takes its inputs as one value, and gives the output that counts."""
+    """Wrapper of a model with one input value and one output tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -380,23 +380,23 @@ class _Called(nn.Module):
 
 
 def forward_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: AnyInputs) -> Tensor:
-    """`forward` with other tensors in the place of some parameters and buffers, by their names."""
+    """Call `forward` with some parameters and buffers replaced, by name."""
     named = {f"model.{name}": tensor for name, tensor in tensors.items()}
     return functional_call(_Called(model), named, (inputs,))
 
 
-#: Names of the output that is compared, the first that is there.
+#: Names of the compared output; the first one present is used.
 OUTPUT_NAMES = ("logits", "out", "prediction_logits", "last_hidden_state", "output", "outputs")
 
 
 def named_output(returned: Any) -> tuple[str, Tensor]:
-    """The tensor that counts of what a model returned, and its name ("" where it has none).
+    """Return the compared tensor among a model's outputs, and its name ("" if it has none).
 
-    A tensor itself; of a mapping, an object or a named tuple the first of `OUTPUT_NAMES`, or its
-    only tensor; of a plain tuple or list the first entry.
+    A tensor itself; from a mapping, an object or a named tuple the first of `OUTPUT_NAMES`, or its
+    only tensor; from a plain tuple or list the first entry.
 
     Raises:
-        CalibrationError: none can be named.
+        CalibrationError: the outputs are ambiguous.
     """
     if isinstance(returned, Tensor):
         return "", returned
@@ -427,17 +427,17 @@ def _by_name(returned: Any) -> Mapping[str, Any]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory did not suffice; torch's CPU allocator has no own type."""
+    """Return True for an out-of-memory error; torch's CPU allocator has no type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def halved(batch_size: int, error: BaseException) -> tuple[int, Fault]:
-    """Half the batch, for work that ran out of memory, and what to note of it.
+    """Return half the batch size after an out-of-memory error, and the fault to record.
 
     Raises:
-        BaseException: ``error`` itself, where it is about something else or no batch is smaller.
+        BaseException: ``error`` itself, if it is another error or the batch has one sample.
     """
     if not out_of_memory(error) or batch_size == 1:
         raise error

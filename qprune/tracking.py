@@ -1,4 +1,4 @@
-"""Rows of a study to an experiment tracker, for those who ask: trackio, wandb's interface."""
+"""Optional logging of a study's rows to the experiment tracker trackio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tracker = Callable[[Mapping[str, Any], int, int], None]
 
 @contextmanager
 def tracker(project: str | None) -> Iterator[list[Tracker]]:
-    """Observers of a study that log each row's plain values to ``project``; none for None.
+    """Return observers that log each row's plain values to ``project``; none for None.
 
     Nothing leaves the machine unless trackio's own settings say so.
 
@@ -31,7 +31,7 @@ def tracker(project: str | None) -> Iterator[list[Tracker]]:
         raise ImpossibleRequestError(
             "--track needs trackio: pip install 'qprune[track]'"
         ) from error
-    # Standard output is the command's; a thread that samples the machine would disturb the clock.
+    # Standard output belongs to the command; a monitoring thread would disturb the clock.
     with redirect_stdout(sys.stderr):
         run = trackio.init(project=project, embed=False, auto_log_cpu=False, auto_log_gpu=False)
 

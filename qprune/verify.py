@@ -1,4 +1,4 @@
-"""Whether a run's folder tells the truth about the world: everything computed again that can be."""
+"""Verification of a run folder: its figures recomputed from model and data."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from qprune.zoo import load_model
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify_run` found.
+    """Result of `verify_run`.
 
     Attributes:
-        finding: the files against each other, and against what was computed again.
-        notes: what is no lie but worth knowing.
+        finding: contradictions between the files, and with the recomputed figures.
+        notes: remarks that are no contradictions.
     """
 
     finding: Finding
@@ -52,12 +52,12 @@ class Verdict:
 
 
 def trusted(settings: Asked, model: str | None, data: str | None) -> None:
-    """Refuse to import what only a file names (a run's folder, --config), and not the user.
+    """Refuse to import code that only a file names (a run folder, --config), not the user.
 
     Args:
-        settings: what the file says.
-        model: what the user says; None = nothing.
-        data: the same.
+        settings: settings in the file.
+        model: the user's ``--model``; None = not given.
+        data: the user's ``--data``.
 
     Raises:
         ImpossibleRequestError: names the option to give.
@@ -73,15 +73,15 @@ def trusted(settings: Asked, model: str | None, data: str | None) -> None:
 
 
 def verify_run(path: Path, model: str | None = None, data: str | None = None) -> Verdict:
-    """Check a finished run's files, then load its model and data and compute its figures again.
+    """Check a finished run's files, then recompute its figures from its model and data.
 
     Args:
         path: the run's folder.
         model: name of the user's own factory, where the run has one; see `trusted`.
-        data: the same.
+        data: the same for the data.
 
     Raises:
-        QpruneError: no run is there, or its model or data cannot be loaded.
+        QpruneError: the folder holds no run, or its model or data cannot be loaded.
     """
     saved = read_run(path)
     trusted(saved.settings, model, data)
@@ -102,17 +102,17 @@ def _wrong_sums(path: Path, saved: Saved) -> Iterator[str]:
         return
     for name in sorted(told):
         if not (path / name).exists():
-            yield f"{name} is missing, of which {CHECKSUMS} tells"
+            yield f"{name} is missing, but listed in {CHECKSUMS}"
         elif sha256(path / name) != told[name]:
-            yield f"{name} is not the file that {CHECKSUMS} was made of"
+            yield f"{name} does not match its checksum in {CHECKSUMS}"
     for name in sorted(summed(path, loaded=isinstance(saved.settings, LanguageSettings)) - {*told}):
-        # Earlier versions left the page out.
+        # Earlier versions had no checksum of the page.
         way_out = "; `qprune report` writes both" if name == REPORT_HTML else ""
         yield f"{name} is not in {CHECKSUMS}{way_out}"
 
 
 def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
-    """The model, the data, the kept weights and the scores, each computed again."""
+    """Recompute model and data digests, kept weights and scores; return the contradictions."""
     settings, report = saved.settings, saved.report
     print_ = _fingerprint(path)
     if isinstance(settings, LanguageSettings):
@@ -120,11 +120,11 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
         return
     network = load_model(settings.model, settings.weights)
     if digest_of_model(network) != print_.model:
-        yield f"the dense model is not the one that {FINGERPRINT} tells of"
+        yield f"the dense model is not the one in {FINGERPRINT}"
     data = load_data(settings.data, settings.normalization)
     calibration = data.calibration(settings.num_calibration_samples, settings.seed)
     if digest_of_data(as_calibration(calibration)) != print_.data:
-        yield f"the calibration data are not those that {FINGERPRINT} tells of"
+        yield f"the calibration data are not those in {FINGERPRINT}"
     yield from wrong_score("dense", report.dense, data.score(network, settings.loss))
     if not settings.compensate:
         yield from _moved(path, network)
@@ -137,7 +137,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
 
 
 def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
-    """Kept weights, or others, that differ from the dense ones though none were to move."""
+    """Yield weights that differ from the dense ones though none were to move."""
     pruned, mask = load_file(regular(path / MODEL)), load_file(regular(path / MASK))
     original = dense.state_dict()
     for name, tensor in pruned.items():

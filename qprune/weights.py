@@ -1,7 +1,7 @@
-"""Kinds of weights: which tensors of a module are pruned by default, and how they lie.
+"""Kinds of weights: default targets among a module's tensors, and their layouts.
 
-One table over torch's own modules. A tensor that is in no row can still be pruned, where it is
-named: its first dimension is then taken for the outputs, the rest for the inputs.
+One table over torch's own modules. A tensor in no row can still be pruned if it is named: its
+first dimension is then taken as outputs, the others as inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 
 class Layout(Protocol):
-    """A strategy: where a tensor has its outputs and where its inputs.
+    """Protocol of a layout: the dimensions of a tensor's outputs and inputs.
 
     `input_groups` is 0 where the outputs come first, and else the number of groups of inputs.
     """
@@ -27,17 +27,17 @@ class Layout(Protocol):
     def input_groups(self) -> int: ...
 
     def matrix(self, tensor: Tensor) -> Tensor:
-        """The tensor as (outputs, inputs of each)."""
+        """Return the tensor as (outputs, inputs of each)."""
         ...
 
     def back(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `matrix`, for a tensor of ``shape``."""
+        """Return a tensor of ``shape``: the inverse of `matrix`."""
         ...
 
 
 @dataclass(frozen=True)
 class OutputsFirst:
-    """Outputs in the first dimension, inputs in all others: torch's Linear and convolutions."""
+    """Layout with outputs in the first dimension, inputs in all others: Linear, convolutions."""
 
     @property
     def input_groups(self) -> int:
@@ -52,10 +52,10 @@ class OutputsFirst:
 
 @dataclass(frozen=True)
 class InputsFirst:
-    """Inputs in the first dimension, outputs in the second: transposed convolutions, GPT-2.
+    """Layout with inputs first, outputs second: transposed convolutions, GPT-2.
 
     Args:
-        groups: of a convolution; its inputs are cut into as many parts, one after the other.
+        groups: groups of a convolution: consecutive parts of its inputs.
     """
 
     groups: int = 1
@@ -74,19 +74,19 @@ class InputsFirst:
 
 
 def layout_of(input_groups: int) -> Layout:
-    """The layout that has this `Layout.input_groups`."""
+    """Return the layout with this `Layout.input_groups`."""
     return InputsFirst(input_groups) if input_groups else OutputsFirst()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a tensor by the module that holds it.
+    """Kind of a tensor, by the module that holds it.
 
     Attributes:
-        default: whether it is pruned where nobody names it.
-        layout: where its outputs and inputs are.
-        contracted: whether a product sums over its inputs, so that N:M means something.
-        why: why it stays dense by default.
+        default: True if it is pruned by default.
+        layout: dimensions of its outputs and inputs.
+        contracted: True if a product sums over its inputs, so that N:M applies.
+        why: reason why it stays dense by default.
     """
 
     default: bool = True
@@ -95,11 +95,11 @@ class Kind:
     why: str = ""
 
 
-#: A matrix as torch's Linear holds it.
+#: Matrix in the layout of torch's Linear.
 OUTPUTS_FIRST = Kind()
-_BARE = Kind(False, contracted=False, why="a parameter of no kind that is known")
+_BARE = Kind(False, contracted=False, why="a parameter of unknown kind")
 
-# The first row whose class a module is an instance of counts; names are full matches.
+# The first row whose class fits the module is used; names are full matches.
 _TABLE: tuple[tuple[type[nn.Module], str, Callable[[nn.Module], Kind]], ...] = (
     (_ConvTransposeNd, "weight", lambda m: Kind(layout=InputsFirst(m.groups))),  # type: ignore
     (_ConvNd, "weight", lambda m: OUTPUTS_FIRST),
@@ -114,18 +114,18 @@ _TABLE: tuple[tuple[type[nn.Module], str, Callable[[nn.Module], Kind]], ...] = (
 
 
 def kind_of(module: nn.Module, name: str) -> Kind:
-    """The kind of the tensor ``name`` that ``module`` itself holds."""
+    """Return the kind of the tensor ``name`` that ``module`` itself holds."""
     for known, pattern, kind in _TABLE:
         if isinstance(module, known) and re.fullmatch(pattern, name):
             return kind(module)
-    # transformers' own, which cannot be imported here.
+    # A class of transformers, which may not be installed.
     if type(module).__name__ == "Conv1D" and name == "weight":
         return Kind(layout=InputsFirst())
     return _BARE
 
 
 def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | None:
-    """The kind of a parameter from which ``module`` computes its tensor ``weight``.
+    """Return the kind of a parameter from which ``module`` computes its tensor ``weight``.
 
     Zeros under a spectral_norm are zeros of the weight, so that it can be pruned; through an
     orthogonal parametrization they are not. In a weight_norm's direction they are too, but a row
@@ -133,9 +133,9 @@ def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | 
     vector in the shape of a matrix, such as the lengths of a weight_norm.
 
     Args:
-        module: whose attribute ``weight`` is computed.
+        module: module whose attribute ``weight`` is computed.
         weight: the attribute's name.
-        source: what it is computed from.
+        source: name of the parameter that it is computed from.
     """
     kind = kind_of(module, weight)
     if source.numel() == max(source.shape) != getattr(module, weight).numel():
@@ -162,11 +162,11 @@ def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | 
 
 @torch.no_grad()
 def _made_with(module: nn.Module, weight: str, source: nn.Parameter, zero: Tensor) -> Tensor:
-    """The weight that ``module`` makes of a source that is zero where ``zero`` says so."""
+    """Return the weight that ``module`` computes from a source with zeros at ``zero``."""
     before = source.detach().clone()
     modes = [(inner, inner.training) for inner in module.modules()]
     try:
-        module.eval()  # In training, computing a spectral norm moves its buffers.
+        module.eval()  # In training mode a spectral norm updates its buffers.
         source.masked_fill_(zero, 0)
         return _computed(module, weight).detach().clone()
     finally:
@@ -177,9 +177,9 @@ def _made_with(module: nn.Module, weight: str, source: nn.Parameter, zero: Tenso
 
 
 def _computed(module: nn.Module, weight: str) -> Tensor:
-    """The weight from its sources as they are now."""
+    """Return the weight computed from its present sources."""
     if not parametrize.is_parametrized(module):
-        # The older way (torch.nn.utils.weight_norm): a hook before every call sets it.
+        # The older torch.nn.utils.weight_norm sets it in a hook before every call.
         for hook in module._forward_pre_hooks.values():
             hook(module, ())
     return getattr(module, weight)

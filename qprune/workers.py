@@ -1,9 +1,9 @@
-"""Threads of one process that pass batches side by side, and come to the sums of one thread.
+"""Parallel passes by threads of one process, with the same sums as one thread.
 
-The number of threads decides nothing: batches are cut as for one, every batch is passed by one
-thread of arithmetic (`qprune.threads.limited_threads`), and sums are taken in the order of the
-batches. Every thread passes its batches through a copy of the model, since modules may keep
-something on themselves while they run, and differentiation switches flags of the parameters.
+The result does not depend on the number of threads: batches are cut as for one, every batch is
+passed with one thread of arithmetic (`qprune.threads.limited_threads`), and sums are taken in
+the order of the batches. Every thread uses its own copy of the model, since modules may store
+state while they run, and differentiation switches flags of the parameters.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 class PerThread(Generic[T]):
-    """What every thread makes for itself when it first asks."""
+    """Value per thread, made on first use."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make, self._made = make, threading.local()
 
     def __call__(self) -> T:
-        """This thread's own."""
+        """Return this thread's value."""
         if not hasattr(self._made, "value"):
             self._made.value = self._make()
         return self._made.value
@@ -45,11 +45,11 @@ class PerThread(Generic[T]):
 
 @dataclass(frozen=True)
 class Workers(Alone):
-    """One process that passes as many batches at once as it has threads.
+    """Ranks of a single process that passes one batch per thread at the same time.
 
     Args:
-        number: of threads.
-        home: the thread that asks for passes; it works with what it is given.
+        number: number of threads.
+        home: the calling thread, which uses the original model.
     """
 
     number: int
@@ -74,7 +74,7 @@ class Workers(Alone):
     ) -> dict[int, R]:
         def whole(number: int, batch: T) -> tuple[R, Parts]:
             kept, parts = function(number, batch)
-            # Made by the thread that passed the batch, not by the one that adds them up.
+            # Computed in the thread that passed the batch, not in the one that adds.
             return kept, list(parts)
 
         kept, sums = {}, self.summing(totals)
@@ -87,18 +87,18 @@ class Workers(Alone):
     def _in_order(
         self, function: Callable[[int, T], R], batches: Sequence[T]
     ) -> Generator[R, None, None]:
-        """The results, as many batches under way as there are threads."""
+        """Yield the results in order, with one running batch per thread."""
         if len(batches) == 1:
             yield function(0, batches[0])
             return
         gradients = torch.is_grad_enabled()
 
         def run(number: int, batch: T) -> R:
-            with torch.set_grad_enabled(gradients):  # A thread begins with its own.
+            with torch.set_grad_enabled(gradients):  # A new thread does not inherit this flag.
                 return function(number, batch)
 
         under_way: deque[Future[R]] = deque()
-        # Filters of warnings are the process' own: what the threads leave of them is put back.
+        # Warning filters are global to the process, and are restored after the threads.
         with warnings.catch_warnings(), ThreadPoolExecutor(self.number) as pool:
             try:
                 for number, batch in enumerate(batches):
@@ -112,15 +112,15 @@ class Workers(Alone):
 
 
 def workers_for(number: int, things: T, gradients: Callable[[T], Sequence[Tensor | None]]) -> Ranks:
-    """`Workers` where a copy of ``things`` does what they do, else `ALONE`, and a warning.
+    """Return `Workers` if a copy of ``things`` gives the same gradients, else warn: `ALONE`.
 
-    A copy that goes on using tensors of the original (through a function that holds them), or a
-    model that draws random numbers, shows in other gradients.
+    Gradients differ where a copy still uses tensors of the original (through a function that
+    holds them), or where the model draws random numbers.
 
     Args:
-        number: of threads.
-        things: a model and what belongs to it.
-        gradients: of something by the weights of such things.
+        number: number of threads.
+        things: a model and its layers.
+        gradients: computes gradients by the weights of ``things``.
     """
     if number == 1:
         return ALONE

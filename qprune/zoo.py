@@ -1,4 +1,4 @@
-"""Models by name: the networks of the benchmarks, torchvision's, and the user's own."""
+"""Models by name: benchmark networks, torchvision's, and the user's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRAINING_SEED = 0
 
 
 def load_model(spec: str, weights: Path | None = None) -> nn.Module:
-    """The network that ``spec`` names, in evaluation mode.
+    """Return the network that ``spec`` names, in evaluation mode.
 
     Args:
         spec: ``digits-mlp`` (64-64-64-10, trained on the spot when no weights are given),
@@ -40,7 +40,7 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     elif rest:
         model = call_factory(spec, nn.Module)
     elif spec in _NETWORKS:
-        # torch initialises layers from the global generator, which is the caller's.
+        # torch initialises layers from the global generator, which belongs to the caller.
         with torch.random.fork_rng(devices=[]):
             model = _NETWORKS[spec](weights is None)
     else:

@@ -1,4 +1,4 @@
-"""Second-order models of the loss: which matrix stands for its curvature on a block."""
+"""Second-order models of the loss: matrices that approximate its curvature on a block."""
 
 from qprune.curvature.expansion import Expansion
 from qprune.curvature.fisher import EmpiricalFisher, SampledFisher, SketchedFisher

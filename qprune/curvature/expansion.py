@@ -16,14 +16,14 @@ from solvers import Dense, LowRank
 
 
 class BlockCurvature(Protocol):
-    """What an expansion knows of the curvature: its diagonal, and any block of it."""
+    """Protocol of an expansion's curvature: its diagonal, and any block of it."""
 
     def diagonal(self) -> Tensor:
-        """H_ii of every targeted weight, shape (N,), non-negative."""
+        """Return H_ii of every targeted weight, shape (N,), non-negative."""
         ...
 
     def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
-        """H at each of the index vectors (n,): a full matrix, or a factor (m, n) with H = F'F."""
+        """Return H at each index vector (n,): a full matrix, or a factor F (m, n), H = F'F."""
         ...
 
 
@@ -35,8 +35,8 @@ class Expansion:
         loss: mean loss over the samples, nats.
         gradient: of the mean loss, over all targeted weights, shape (N,).
         diagonal: of the curvature, shape (N,).
-        curvature: gives blocks of the curvature.
-        damping: what to add to every diagonal entry, for what the samples did not show.
+        curvature: source of blocks of the curvature.
+        damping: added to every diagonal entry, for directions that the samples miss.
     """
 
     loss: float
@@ -47,7 +47,7 @@ class Expansion:
 
 
 class Curvature(Protocol):
-    """A strategy: how to expand the loss."""
+    """Protocol of an expansion of the loss."""
 
     def expand(
         self,

@@ -37,28 +37,28 @@ from qprune.traces import (
 from qprune.workers import PerThread
 from solvers import Dense, LowRank
 
-#: Traces of at most this many numbers are kept; larger ones are made again for a round's blocks.
+#: Traces of at most this many numbers are kept; larger ones are recomputed for a round's blocks.
 KEEP_FLOATS = 1 << 28
 
 
 class SampleLosses(Protocol):
-    """Whose gradients a pass takes, batch after batch."""
+    """Losses whose gradients a pass takes, batch after batch."""
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The numbers (m,) of the next batch, to be differentiated."""
+        """Return the losses (m,) of the next batch, to be differentiated."""
         ...
 
     def skip(self, outputs: Tensor) -> None:
-        """Go past a batch, with outputs of that shape, which another rank or thread passes."""
+        """Skip a batch with outputs of that shape, which another rank or thread passes."""
         ...
 
 
 class PerSampleFisher(ABC):
-    """H = 1/m sum_s g_s g_s'; a subclass says whose gradients the g_s are."""
+    """Base of the Fisher matrices H = 1/m sum_s g_s g_s'; a subclass chooses the gradients g_s."""
 
     @abstractmethod
     def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
-        """For each pass anew: whose gradients it takes."""
+        """Return a function that makes the losses of one pass."""
 
     def expand(
         self,
@@ -70,17 +70,25 @@ class PerSampleFisher(ABC):
         batch_size: int,
         generator: torch.Generator,
     ) -> Expansion:
-        """See `Curvature.expand`."""
+        """Expand the mean loss; see `Curvature.expand`."""
         losses = self.losses(loss, generator)
         return _expand(model, layers, samples, loss, losses, batch_size)
 
 
 @dataclass(frozen=True)
 class SketchedFisher(PerSampleFisher):
-    """The Gauss-Newton matrix of the loss, one gradient of random signs over classes a sample.
+    """Estimate of the Gauss-Newton matrix: one gradient of random class signs per sample.
 
     The same expectation as `SampledFisher` at the same cost, with far less noise where the
     network is confident.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, curvature=SketchedFisher())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
@@ -89,7 +97,7 @@ class SketchedFisher(PerSampleFisher):
 
 @dataclass(frozen=True)
 class SampledFisher(PerSampleFisher):
-    """Per-sample gradients against labels drawn from the network's own output distribution."""
+    """Fisher matrix of gradients against labels drawn from the network's own distribution."""
 
     def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
         return _drawn(loss.sampled, generator)
@@ -97,7 +105,7 @@ class SampledFisher(PerSampleFisher):
 
 @dataclass(frozen=True)
 class EmpiricalFisher(PerSampleFisher):
-    """Per-sample gradients of the loss itself."""
+    """Fisher matrix of per-sample gradients of the loss itself."""
 
     def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
         return lambda: _Given(loss)
@@ -105,7 +113,7 @@ class EmpiricalFisher(PerSampleFisher):
 
 @dataclass(frozen=True)
 class _Given:
-    """The loss itself."""
+    """Losses of the samples themselves."""
 
     loss: Loss
 
@@ -118,7 +126,7 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Losses with random choices: one stream over all batches of a pass, whatever their size."""
+    """Losses with random draws from one stream over a pass, independent of the batch size."""
 
     losses: Callable[..., Tensor]
     generator: torch.Generator
@@ -132,7 +140,7 @@ class _Drawn:
 
 
 def _drawn(losses: Callable[..., Tensor], generator: torch.Generator) -> Callable[[], SampleLosses]:
-    """The same random choices in every pass."""
+    """Return a function that makes losses with the same random draws in every pass."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return lambda: _Drawn(losses, torch.Generator().manual_seed(seed))
 
@@ -143,10 +151,10 @@ class _FisherBlocks:
 
     Attributes:
         layers: the targeted weights.
-        samples: of the expansion.
-        batches: of all of them.
-        trace: of a batch, by its number; of another rank's only if that has kept none.
-        sum_of_squares: of per-sample gradients, shape (N,).
+        samples: those of the expansion.
+        batches: all batches of them.
+        trace: trace of a batch by number; another rank's batch only if that rank kept none.
+        sum_of_squares: sum of squared per-sample gradients, shape (N,).
     """
 
     layers: Layers
@@ -159,7 +167,7 @@ class _FisherBlocks:
         return self.sum_of_squares / len(self.samples)
 
     def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
-        # Traces that are too large to keep are made again: once for all blocks.
+        # Traces too large to keep are recomputed, once for all blocks.
         together = torch.cat(list(chosen))
         trace = self.trace()
         columns = self.samples.ranks.gather(
@@ -216,7 +224,7 @@ def _expand(
         return lambda number: traces[number]
 
     traces = {number: trace for number, (trace, _) in kept.items() if trace is not None}
-    # The passes of a sharded model need every rank.
+    # Every rank must take part in a pass of a sharded model.
     again = ranks.any(sum(floats) > KEEP_FLOATS)
     blocks = _FisherBlocks(layers, samples, batches, recompute if again else keep, squares)
     return Expansion(total / len(samples), gradient / len(samples), blocks.diagonal(), blocks)
@@ -224,7 +232,7 @@ def _expand(
 
 @dataclass(eq=False)
 class _Pass:
-    """A pass over the batches, those of other ranks and threads left out."""
+    """Pass over the batches of this rank and thread."""
 
     model: nn.Module
     layers: Layers
@@ -235,7 +243,7 @@ class _Pass:
     _drawn: int = field(default=0, init=False)
 
     def batch(self, number: int) -> tuple[Trace, float, Parts]:
-        """(trace, summed loss, summed gradient layer by layer) of one batch."""
+        """Return (trace, summed loss, summed gradient by layer) of one batch."""
         layers, batch = self.layers, self.batches[number]
         with differentiating(self.model, layers) as weights:
             with Recorder(layers) as recorder:
@@ -251,7 +259,7 @@ class _Pass:
             self._skip_to(number, outputs)
             sampled = self.losses(outputs, batch.targets)
             trace = trace_of(self.model, layers, batch.inputs, outputs, recorder, sampled)
-            # Only now: the backward pass of a sharded model needs every rank.
+            # After the pass, because every rank takes part in a sharded model's backward pass.
             refuse_non_finite(layers, recorder, losses.detach(), number)
         return trace, losses.detach().double().sum().item(), parts
 

@@ -23,10 +23,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExactHessian:
-    """All second derivatives of the mean loss over all targeted weights, in float64.
+    """Hessian of the mean loss over all targeted weights, in float64.
 
     Args:
         max_weights: more targeted weights than this are refused; N^2 numbers are stored.
+
+    Example:
+        >>> import qprune
+        >>> from torch import nn
+        >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, curvature=ExactHessian())
+        >>> run.report.achieved_sparsity
+        0.5
     """
 
     max_weights: int = 4096
@@ -41,7 +49,7 @@ class ExactHessian:
         batch_size: int,
         generator: torch.Generator,
     ) -> Expansion:
-        """See `Curvature.expand`.
+        """Expand the mean loss; see `Curvature.expand`.
 
         Raises:
             ImpossibleRequestError: more than ``max_weights`` targeted weights.
@@ -66,10 +74,10 @@ class ExactHessian:
 
 
 def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
-    """All second derivatives (N, N): vectorised, or row by row where the network forbids that."""
+    """Return the Hessian (N, N): vectorised, or row by row where the network forbids that."""
     try:
         return torch.func.hessian(function)(weights)
-    except (RuntimeError, CalibrationError) as error:  # What a network lacks: as either.
+    except (RuntimeError, CalibrationError) as error:  # Either if a derivative is missing.
         if out_of_memory(error):
             raise
         logger.info("the Hessian is taken row by row: %s", " ".join(str(error).split()))
@@ -83,7 +91,7 @@ def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
             f"curvature=SketchedFisher(): {' '.join(str(error).split())}"
         ) from error
     assert isinstance(found, Tensor)
-    # Functions that can be differentiated only once drop out of second derivatives unsaid.
+    # Functions with one derivative only drop out of second derivatives without an error.
     if not torch.allclose(found, found.T, rtol=1e-6, atol=1e-6 * float(found.abs().max())):
         raise ImpossibleRequestError(
             "the network has a function without a second derivative, which the exact Hessian "
@@ -95,7 +103,7 @@ def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
 def _loss_of_weights(
     model: nn.Module, layers: Layers, samples: Samples, loss: Loss
 ) -> Callable[[Tensor], Tensor]:
-    """The mean loss as a function of the flat float64 weights (N,)."""
+    """Return the mean loss as a function of the flat float64 weights (N,)."""
     named = [*model.named_parameters(), *model.named_buffers()]
     rest = {name: _double(tensor.detach()) for name, tensor in named}
     inputs, targets = mapped(samples.inputs, _double), _double(samples.targets)

@@ -1,4 +1,4 @@
-"""What was asked and what came out, in a table beside the weights."""
+"""Model card: request and outcome, in a table beside the weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from qprune.language.models import HUB
 from qprune.records import read_json
 from qprune.steps import LayerRecord, Score
 
-#: The Hugging Face name of a model's page, and the same for programs.
+#: File names of a model's page on Hugging Face, and of its JSON form.
 CARD, CARD_JSON = "README.md", "pruning.json"
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A perplexity with all that it depends on.
+    """Perplexity with its text and windows.
 
     Attributes:
         value: exponential of the mean negative log-likelihood of the predicted tokens.
         data: the text, as `qprune.language.text` names sources; its test split.
         max_seq_length: tokens in a window.
         stride: tokens from the start of a window to that of the next.
-        windows: how many windows.
-        predicted_tokens: over how many tokens the mean goes.
+        windows: number of windows.
+        predicted_tokens: number of tokens in the mean.
     """
 
     value: float
@@ -44,35 +44,35 @@ class Perplexity:
 
     @property
     def score(self) -> Score:
-        """As reports have it: its logarithm, nats a token."""
+        """Score for reports: the logarithm of the perplexity, nats per token."""
         return Score(None, math.log(self.value))
 
     @property
     def named(self) -> str:
-        """What the figure is."""
+        """Name of the figure."""
         return "test perplexity"
 
     @property
     def shown(self) -> str:
-        """The figure, for a table."""
+        """Figure as text for a table."""
         return f"{self.value:.3f}"
 
     @property
     def where(self) -> str:
-        """What it was measured on."""
+        """Data of the measurement."""
         return f"{self.data}, windows of {self.max_seq_length} tokens, stride {self.stride}"
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a model's outputs are from the dense one's, on held-out data.
+    """Divergence of a model's outputs from the dense one's, on held-out data.
 
     Attributes:
         value: mean over the samples of the run's loss; 0 for the dense model itself.
         unit: "nats per token", "nats per sample" or the like.
-        data: what it was measured on, its test part.
-        samples: how many.
-        max_seq_length: tokens in one of them; None for images.
+        data: name of the data, whose test part is used.
+        samples: number of samples.
+        max_seq_length: tokens per sample; None for images.
         accuracy: share of the labels of the data that the model finds; None without labels.
     """
 
@@ -85,24 +85,24 @@ class Divergence:
 
     @property
     def score(self) -> Score:
-        """As reports have it."""
+        """Score for reports."""
         return Score(self.accuracy, self.value)
 
     @property
     def named(self) -> str:
-        """What the figures are."""
+        """Names of the figures."""
         besides = "" if self.accuracy is None else ", accuracy"
         return f"divergence from the dense model ({self.unit}){besides}"
 
     @property
     def shown(self) -> str:
-        """The figures, for a table."""
+        """Figures as text for a table."""
         besides = "" if self.accuracy is None else f", {100 * self.accuracy:.2f} %"
         return f"{self.value:.4g}{besides}"
 
     @property
     def where(self) -> str:
-        """What it was measured on."""
+        """Data of the measurement."""
         length = f" of {self.max_seq_length} tokens" if self.max_seq_length else ""
         return f"{self.data}, {self.samples} samples{length}"
 
@@ -116,15 +116,15 @@ class Card:
 
     Attributes:
         base_model: folder or hub id of the dense model.
-        method: how it was pruned.
-        asked_sparsity: share of targeted weights that was to be zero.
-        layers: targeted tensors and how many of their weights are zero.
+        method: name of the pruning method.
+        asked_sparsity: requested share of zeros among the targeted weights.
+        layers: targeted tensors and their numbers of zeros.
         mask_structure: "2:4" and the like, None for none.
-        dense: how good the dense model is, if it was measured.
-        pruned: the same of the pruned model.
-        settings: everything else that was asked, JSON-friendly.
+        dense: quality of the dense model, if it was measured.
+        pruned: quality of the pruned model.
+        settings: all other settings, JSON-friendly.
         architecture: the class of both.
-        unused: weights that the dense checkpoint held besides, and that are not here.
+        unused: weights of the dense checkpoint that the class does not use; not saved.
     """
 
     base_model: str
@@ -146,12 +146,12 @@ class Card:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         return asdict(self) | {"achieved_sparsity": self.achieved_sparsity}
 
     @classmethod
     def read(cls, folder: Path) -> Card:
-        """The card that a pruned folder has.
+        """Read the card of a pruned folder.
 
         Raises:
             RunFolderError: there is none, or it cannot be read.
@@ -166,9 +166,9 @@ class Card:
             ) from error
 
     def to_markdown(self) -> str:
-        """A model's page as the Hugging Face hub shows it."""
+        """Return the model's page for the Hugging Face hub."""
         structure = f", {self.mask_structure}" if self.mask_structure else ""
-        # The hub takes its own ids only; a folder's path means nothing there.
+        # The hub accepts its own ids only, no paths.
         hub_id = self.base_model.removeprefix(HUB) if self.base_model.startswith(HUB) else None
         lines = [
             "---",
@@ -194,7 +194,7 @@ class Card:
         return "\n".join(lines) + "\n"
 
     def to_table(self) -> Table:
-        """The same for a terminal."""
+        """Return the card as a table for a terminal."""
         table = Table(
             title=f"{100 * self.achieved_sparsity:.2f} % of targeted weights are zero, "
             f"{100 * self.asked_sparsity:.2f} % asked"
@@ -236,7 +236,7 @@ class Card:
 def layer_records(
     mask: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
 ) -> tuple[LayerRecord, ...]:
-    """One record for each masked tensor, in the mask's order; with ``weights``, of zeros too."""
+    """Return one record per masked tensor, in the mask's order; zeros from ``weights`` if given."""
     zeros = {name: int((weights[name] == 0).sum()) for name in mask} if weights else {}
     return tuple(
         LayerRecord(name, tuple(kept.shape), kept.numel(), int((~kept).sum()), zeros.get(name))

@@ -1,4 +1,4 @@
-"""Whether a pruned language model's folder tells the truth: the files against each other."""
+"""Consistency check of a pruned language model's folder: the files against each other."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from qprune.packed import read_mask
 from qprune.run import FILES, MASK, MODEL, REPORT_JSON
 from qprune.steps import Report
 
-#: What must be there besides the weights, which may lie in several files.
+#: Required files besides the weights, which may lie in several files.
 _NEEDED = (*(name for name in FILES if name != MODEL), "config.json", CARD_JSON)
 
 
 def check_language_run(path: Path, settings: LanguageSettings, report: Report) -> Finding:
-    """Read every file of a finished run, as transformers does, and hold it against the others.
+    """Compare the files of a finished run, read as transformers reads them, with each other.
 
     Raises:
         ImpossibleRequestError: transformers is missing.
@@ -68,10 +68,10 @@ def check_language_run(path: Path, settings: LanguageSettings, report: Report) -
 
 
 def _misfits(weights: Tensors, mask: Tensors) -> Iterator[str]:
-    """Tensors that are not where, or what, the others say."""
+    """Yield tensors whose names, shapes or types differ between the files."""
     if set(mask) != set(weights):
         odd = sorted(set(mask) ^ set(weights))[0]
-        yield f"{odd} has a mask and is no target, or is a target and has none"
+        yield f"{odd} has a mask but is no target, or is a target without a mask"
         return
     for name, kept in mask.items():
         if kept.shape != weights[name].shape:
@@ -82,7 +82,7 @@ def _misfits(weights: Tensors, mask: Tensors) -> Iterator[str]:
 
 
 def _wrong_records(mask: Tensors, report: Report, card: Card) -> Iterator[str]:
-    """Counts of tensors that the mask does not have."""
+    """Yield recorded counts of tensors that differ from the mask's."""
     found = {record.name: record for record in layer_records(mask)}
     for file, told in ((REPORT_JSON, report.layers), (CARD_JSON, card.layers)):
         for record in told:
@@ -90,7 +90,7 @@ def _wrong_records(mask: Tensors, report: Report, card: Card) -> Iterator[str]:
             if replace(record, num_zero=None) != own:
                 yield f"{record.name}: {file} says {_words(record)}, the mask {_words(own)}"
         if len(told) != len(found):
-            yield f"{file} tells of {len(told)} tensors, the mask of {len(found)}"
+            yield f"{file} lists {len(told)} tensors, the mask has {len(found)}"
 
 
 def _words(record: object) -> str:
@@ -101,7 +101,7 @@ def _words(record: object) -> str:
 def _wrong_counts(
     mask: Tensors, settings: LanguageSettings, matrices: Sequence[Matrix], method: str
 ) -> Iterator[str]:
-    """Parts (the network, matrices, rows, runs of N:M) that do not have their exact count."""
+    """Yield parts (network, matrices, rows, runs of N:M) without their exact count."""
     structure, asked = settings.structure, settings.asked_sparsity
     if structure is None and method == "qprune" and settings.budget != "layer":
         total = num_weights(mask)

@@ -1,7 +1,7 @@
-"""Which transformers classes can be pruned from a folder, and as what.
+"""Transformers classes that can be pruned from a folder, by task.
 
 The class that a config names in ``architectures`` is the one that was saved, and the one that is
-loaded, pruned and saved again; no other is ever put in its place.
+loaded, pruned and saved again; it is never replaced by another.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 from qprune.errors import ImpossibleRequestError
 
-#: Where a model of another kind goes.
+#: Advice for models of another kind.
 IN_PYTHON = "load it in Python and call qprune.prune(model, batches, sparsity=...)"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a model's head is for.
+    """Task of a model's head.
 
     Attributes:
-        described: such a model, with its article.
+        described: words for such a model, with an article.
         registry: name of the table in transformers that lists the classes.
     """
 
@@ -30,7 +30,7 @@ class Task:
     registry: str
 
     def classes(self, transformers: ModuleType) -> frozenset[str]:
-        """Names of all classes that transformers has for it."""
+        """Return the names of all transformers classes for the task."""
         listed = getattr(transformers.models.auto.modeling_auto, self.registry, {}).values()
         names = (entry if isinstance(entry, tuple | list) else (entry,) for entry in listed)
         return frozenset(name for some in names for name in some)
@@ -44,17 +44,17 @@ TOKENS = Task("a token classifier", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAME
 MASKED = Task("a masked language model", "MODEL_FOR_MASKED_LM_MAPPING_NAMES")
 ENCODER_DECODER = Task("an encoder-decoder", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
 IMAGES = Task("an image classifier", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES")
-# transformers lists BART and its kin under masked language models, too.
+# transformers lists BART-like models under masked language models, too.
 TASKS = (CAUSAL, SEQUENCES, TOKENS, ENCODER_DECODER, MASKED, IMAGES)
 
 
 def task_of(name: str, transformers: ModuleType) -> Task | None:
-    """What a class is for, by its name; None where it is for nothing known here."""
+    """Return the task of a class by its name; None if there is no such task here."""
     return next((task for task in TASKS if name in task.classes(transformers)), None)
 
 
 def chosen_class(source: str, config: Mapping[str, Any], transformers: ModuleType) -> Any:
-    """The class to load a checkpoint with.
+    """Return the class to load a checkpoint with.
 
     Args:
         source: for messages.
@@ -63,7 +63,7 @@ def chosen_class(source: str, config: Mapping[str, Any], transformers: ModuleTyp
 
     Raises:
         ImpossibleRequestError: the config names no class, several, one that transformers does not
-            have, or one with a head that is not known here.
+            have, or one with an unsupported head.
     """
     named = config.get("architectures") or []
     if len(named) != 1:

@@ -1,4 +1,4 @@
-"""How good a language model is: perplexity on a text, accuracy on lm-eval's tasks."""
+"""Evaluation of language models: perplexity on a text, accuracy on lm-eval's tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qprune.language.perplexity import negative_log_likelihoods
 from qprune.language.text import encode, read_text, refuse_unknown_ids
 from qprune.progress import Track, untracked
 
-# Windows between two moves of the progress bar.
+# Windows per update of the progress bar.
 _CHUNK = 16
 
 
@@ -29,7 +29,7 @@ def evaluate_perplexity(
     stride: int | None = None,
     track: Track = untracked,
 ) -> Perplexity:
-    """Perplexity on the test split of a text, every token predicted once.
+    """Return the perplexity on the test split of a text, every token predicted once.
 
     Windows of ``max_seq_length`` tokens begin ``stride`` tokens apart, each run alone without a
     begin-of-text token; a last window that would be shorter is dropped. In the first window all
@@ -46,7 +46,7 @@ def evaluate_perplexity(
         track: wraps the windows, for a progress bar.
 
     Raises:
-        ImpossibleRequestError: no such text, or a length or stride that cannot be.
+        ImpossibleRequestError: no such text, or an impossible length or stride.
         CalibrationError: the text is shorter than one window.
         NonFiniteError: the logits are NaN or Inf.
     """
@@ -70,7 +70,7 @@ def evaluate_perplexity(
 
 
 def _summed(model: nn.Module, windows: Tensor, last: int, track: Track) -> tuple[float, int]:
-    """Nats over all predicted tokens, and how many those are."""
+    """Return the sum in nats over all predicted tokens, and their number."""
     first = negative_log_likelihoods(model, windows[:1])
     sums = math.fsum(first)
     for chunk in track(windows[1:].split(_CHUNK), "evaluating"):
@@ -89,23 +89,23 @@ def evaluate_tasks(
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Zero-shot results of EleutherAI's lm-eval, as its own `simple_evaluate` computes them.
+    """Return zero-shot results of EleutherAI's lm-eval, from its own `simple_evaluate`.
 
     Args:
         model: causal language model.
         tokenizer: of the model.
         tasks: lm-eval's names.
-        task_folder: with tasks of one's own, as lm-eval's YAML files.
-        limit: at most so many examples of each task, for a quick look.
+        task_folder: folder of the user's own tasks, as lm-eval's YAML files.
+        limit: largest number of examples per task.
         batch_size: examples run together.
-        seed: of everything random in lm-eval.
+        seed: seed of all random choices in lm-eval.
 
     Returns:
         By task, lm-eval's metrics and their standard errors.
 
     Raises:
-        ImpossibleRequestError: lm-eval is missing, there is no such task, or its data cannot be
-            had.
+        ImpossibleRequestError: lm-eval is missing, there is no such task, or its data are not
+            available.
     """
     lm_eval = optional("lm_eval", extra="eval")
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
@@ -118,7 +118,7 @@ def evaluate_tasks(
             f"lm-eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists them, and "
             "--task-folder adds your own"
         )
-    wrapper: Any = HFLM  # Its signature is not what its type says.
+    wrapper: Any = HFLM  # Its type does not match its signature.
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     try:
         found = lm_eval.simple_evaluate(
@@ -139,7 +139,7 @@ def evaluate_tasks(
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as "acc,none": 0.5, without lm-eval's notes in words."""
+    """Return the numeric metrics, such as "acc,none": 0.5, without lm-eval's texts."""
     return {name: float(value) for name, value in results.items() if _is_number(value)}
 
 
@@ -148,5 +148,5 @@ def _is_number(value: Any) -> bool:
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """``"a, b"`` as ``("a", "b")``."""
+    """Split ``"a, b"`` into ``("a", "b")``."""
     return tuple(name for part in text.split(",") if (name := part.strip()))

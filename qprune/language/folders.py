@@ -1,4 +1,4 @@
-"""What a checkpoint's files must be before anything is loaded; each refusal with its way out."""
+"""Checks of a checkpoint's files before anything is loaded; each refusal names a remedy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from qprune.errors import ImpossibleRequestError
 from qprune.records import read_json
 
 WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
-# Suffixes of weights that only other loaders, or unpickling, could read.
+# Suffixes of weights that need unpickling or another loader.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
-# What quantisers left beside config.json before transformers had a place for it.
+# Files that quantisers wrote before config.json had an entry for them.
 _QUANTISERS = ("quantize_config.json", "quant_config.json")
 
 
 def is_checkpoint(source: str) -> bool:
-    """Whether a path is meant as a transformers checkpoint, whole or not."""
+    """Return True if a path is meant as a transformers checkpoint, complete or not."""
     path = Path(source)
     if path.is_file():
         return path.suffix == ".gguf"
@@ -25,7 +25,7 @@ def is_checkpoint(source: str) -> bool:
 
 
 def refuse_other_formats(source: str) -> None:
-    """Refuse what is no checkpoint of a whole model.
+    """Refuse a source that is no checkpoint of a whole model.
 
     Raises:
         ImpossibleRequestError: it is GGUF, or an adapter.
@@ -45,7 +45,7 @@ def refuse_other_formats(source: str) -> None:
 
 
 def refuse_other_weights(source: str) -> None:
-    """Refuse a folder whose weights are not all there as safetensors.
+    """Refuse a folder without a complete set of safetensors weights.
 
     Raises:
         ImpossibleRequestError: they are pickled, there are none, or a shard is missing.
@@ -71,10 +71,10 @@ def refuse_other_weights(source: str) -> None:
 
 
 def refuse_quantised(source: str, config: Mapping[str, Any]) -> None:
-    """Refuse weights that are packed integers, before a quantiser's package is asked for.
+    """Refuse quantised weights, before a quantiser's package is required.
 
     Raises:
-        ImpossibleRequestError: names the method.
+        ImpossibleRequestError: names the quantisation method.
     """
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     said = next((part["quantization_config"] for part in parts if _quantised(part)), None)

@@ -1,4 +1,4 @@
-"""What a checkpoint's head eats, what is kept small at its end, and how good it is afterwards.
+"""Heads of checkpoints: calibration data, loss and quality for each task.
 
 One strategy for each task of `qprune.language.classes`:
 
@@ -76,7 +76,7 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Criterion:
-    """What is kept small at the network's end, and in which unit its mean is told."""
+    """Loss of a head, and the unit of its mean."""
 
     loss: Loss
     unit: str
@@ -88,18 +88,18 @@ _PER_TOKEN = Criterion(DenseOutputs(fit_scale=False), "nats per token")
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What a run is about: a dense model, and data.
+    """Dense model of a run, with its data.
 
     Attributes:
         model: dense, in evaluation mode.
-        head: what the model is for.
-        calibration: what pruning may see.
-        held_out: what the divergence is measured on; None where it is not.
-        tokenizer: of the model; None for images.
-        length: tokens in a sample; None for images.
+        head: strategy for the model's task.
+        calibration: the only data that pruning uses.
+        held_out: data for the divergence; None where it is not measured.
+        tokenizer: tokenizer of the model; None for images.
+        length: tokens per sample; None for images.
         unused: weights of the checkpoint that the model has no place for.
-        beside: files of the checkpoint to go with the pruned one.
-        augment: makes more samples of the kind; None where nothing is known to.
+        beside: files of the checkpoint to copy beside the pruned one.
+        augment: augmentation for such samples; None where there is none.
     """
 
     model: nn.Module
@@ -114,27 +114,27 @@ class Subject:
 
 
 class Head(ABC):
-    """A strategy for the models of one task; `useless` settings are of other tasks' data."""
+    """Strategy for the models of one task; `useless` names settings of other tasks' data."""
 
     task: ClassVar[Task]
     useless: ClassVar[tuple[str, ...]] = ("normalization",)
 
     @abstractmethod
     def subject(self, settings: LanguageSettings, loaded: Loaded) -> Subject:
-        """The model with its data.
+        """Return the model with its data.
 
         Raises:
-            QpruneError: there are none, or they are not for such a model.
+            QpruneError: the data are missing, or do not fit such a model.
         """
 
     def criterion(self, model: nn.Module) -> Criterion:
-        """What is kept small."""
+        """Return the loss of the head."""
         return _PER_TOKEN
 
     def own_text(
         self, model: nn.Module, observe: Callable[[int, int], None] | None, enough: Callable
     ) -> Augmentation | None:
-        """What lets the model write samples itself; None where it cannot."""
+        """Return the augmentation by text that the model writes itself; None where it cannot."""
         return None
 
     def quality(
@@ -145,7 +145,7 @@ class Head(ABC):
         dense: Callable[[], nn.Module],
         track: Track,
     ) -> Quality:
-        """How good ``model`` is on held-out data; ``dense`` loads what it was made from."""
+        """Return the quality of ``model`` on held-out data; ``dense`` loads the dense model."""
         assert subject.held_out is not None
         criterion = self.criterion(model)
         value, accuracy = compared(dense(), model, subject.held_out, criterion.loss, track)
@@ -160,7 +160,7 @@ class Head(ABC):
 
 
 class Causal(Head):
-    """Predicts the next token."""
+    """Head that predicts the next token."""
 
     task = CAUSAL
 
@@ -199,14 +199,14 @@ class Causal(Head):
 
 @dataclass(frozen=True)
 class Frame:
-    """The special tokens that a tokenizer puts before and behind a text."""
+    """Special tokens that a tokenizer puts before and after a text."""
 
     before: tuple[int, ...]
     behind: tuple[int, ...]
 
     @classmethod
     def of(cls, tokenizer: Any, text: str) -> Frame:
-        """Seen on the beginning of a text."""
+        """Return the frame that ``tokenizer`` puts around the beginning of ``text``."""
         start = text[:200]
         bare = tokenizer(start, add_special_tokens=False)["input_ids"]
         full = tokenizer(start)["input_ids"]
@@ -219,7 +219,7 @@ class Frame:
         return len(self.before) + len(self.behind)
 
     def around(self, windows: Tensor) -> Tensor:
-        """Windows (m, n) with the special tokens, (m, n + len)."""
+        """Return windows (m, n) with the special tokens, (m, n + len)."""
         before, behind = (
             windows.new_tensor(ids).expand(len(windows), -1) for ids in (self.before, self.behind)
         )
@@ -227,7 +227,7 @@ class Frame:
 
 
 class TextHead(Head):
-    """A head of a model that reads text with the special tokens of its tokenizer around it."""
+    """Base of heads whose model reads text with special tokens around it."""
 
     def subject(self, settings: LanguageSettings, loaded: Loaded) -> Subject:
         model = loaded.model
@@ -255,7 +255,7 @@ class TextHead(Head):
     def samples(
         self, settings: LanguageSettings, model: nn.Module, tokenizer: Any, length: int, split: str
     ) -> Calibration:
-        """Windows of the text: random ones to calibrate on, all in a row to score on."""
+        """Return windows of the text: random to calibrate on, all consecutive to score on."""
         text = read_corpus(settings.data, split).text
         tokens, frame = encode(text, tokenizer), Frame.of(tokenizer, text)
         refuse_unknown_ids(frame.around(tokens[None]), model)
@@ -270,18 +270,18 @@ class TextHead(Head):
         return self.made(windows, frame, model, tokenizer, settings.seed)
 
     def num_tokens(self, length: int, frame: Frame) -> int:
-        """Tokens of text that one sample takes."""
+        """Return the tokens of text in one sample."""
         return length - len(frame)
 
     @abstractmethod
     def made(
         self, windows: Tensor, frame: Frame, model: nn.Module, tokenizer: Any, seed: int
     ) -> Calibration:
-        """Samples of windows of plain text, token ids (m, num_tokens)."""
+        """Make samples from windows of plain text, token ids (m, num_tokens)."""
 
 
 class SequenceClasses(TextHead):
-    """Classes, or a reward, for a whole text."""
+    """Head that classifies, or rewards, a whole text."""
 
     task = SEQUENCES
 
@@ -291,7 +291,7 @@ class SequenceClasses(TextHead):
     def samples(
         self, settings: LanguageSettings, model: nn.Module, tokenizer: Any, length: int, split: str
     ) -> Calibration:
-        """Labelled rows where the data have them, else windows of the text."""
+        """Return labelled rows where the data have them, else windows of the text."""
         corpus = read_corpus(settings.data, split)
         if corpus.labels is None:
             return super().samples(settings, model, tokenizer, length, split)
@@ -309,7 +309,7 @@ class SequenceClasses(TextHead):
 
 
 class TokenClasses(TextHead):
-    """A class for every token."""
+    """Head that classifies every token."""
 
     task = TOKENS
 
@@ -320,7 +320,7 @@ class TokenClasses(TextHead):
 
 
 class MaskedTokens(TextHead):
-    """Predicts tokens that are masked; the loss is over these alone, as in training."""
+    """Head that predicts masked tokens; the loss is over these alone, as in training."""
 
     task = MASKED
 
@@ -344,7 +344,7 @@ class MaskedTokens(TextHead):
 
 
 class EncoderDecoder(TextHead):
-    """Reads a text and predicts, token by token, what follows."""
+    """Head that reads a text and predicts the text that follows."""
 
     task = ENCODER_DECODER
 
@@ -374,7 +374,7 @@ class EncoderDecoder(TextHead):
 
 
 class ImageClasses(Head):
-    """Classes of images."""
+    """Head that classifies images."""
 
     task = IMAGES
     useless = ("max_seq_length",)
@@ -416,14 +416,14 @@ HEADS: Mapping[Task, Head] = {
 
 
 def head_of(model: nn.Module) -> Head:
-    """The head of a model that `load_pretrained` gave."""
+    """Return the head of a model from `load_pretrained`."""
     task = task_of(type(model).__name__, optional("transformers"))
     assert task is not None
     return HEADS[task]
 
 
 def targeted(model: nn.Module, settings: LanguageSettings) -> list[list[Matrix]]:
-    """The matrices that a run prunes, block by block; of image classifiers convolutions, too.
+    """Return the matrices to prune, block by block; for images convolutions, too.
 
     Raises:
         QpruneError: see `qprune.layerwise.matrices.find_matrices`.
@@ -437,10 +437,10 @@ def targeted(model: nn.Module, settings: LanguageSettings) -> list[list[Matrix]]
 
 
 def require_causal(source: str, model: nn.Module, what: str) -> None:
-    """Refuse what is for causal language models alone.
+    """Refuse a request that is for causal language models alone.
 
     Raises:
-        ImpossibleRequestError: ``model`` is none.
+        ImpossibleRequestError: ``model`` is not causal.
     """
     task = head_of(model).task
     if task is not CAUSAL:
@@ -451,7 +451,7 @@ def require_causal(source: str, model: nn.Module, what: str) -> None:
 
 
 def classification_criterion(config: Any) -> Criterion:
-    """Of a classifier's outputs, as its config says what they are."""
+    """Return the loss of a classifier by the problem type of its config."""
     if config.problem_type == "multi_label_classification":
         return Criterion(DenseOutputs(kind=Bernoulli(logits=True)), "nats per label")
     if config.problem_type == "regression" or config.num_labels == 1:
@@ -463,7 +463,7 @@ def classification_criterion(config: Any) -> Criterion:
 def compared(
     dense: nn.Module, model: nn.Module, data: Calibration, loss: Loss, track: Track
 ) -> tuple[float, float | None]:
-    """(mean loss of ``model`` against ``dense``, accuracy where the data have labels).
+    """Return (mean loss of ``model`` against ``dense``, accuracy, or None without labels).
 
     Raises:
         CalibrationError: a model does not take the data.
@@ -490,28 +490,28 @@ def _on(inputs: Any, model: nn.Module) -> Any:
 
 
 def _read(ids: Tensor) -> dict[str, Tensor]:
-    """What a model is called with that reads whole windows."""
+    """Return the inputs of a model that reads whole windows."""
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _at_masked(model: nn.Module, tree: Mapping[str, Tensor]) -> Tensor:
-    """Logits at the masked tokens, (m, masked, vocabulary)."""
+    """Return the logits at the masked tokens, (m, masked, vocabulary)."""
     rest = {name: tensor for name, tensor in tree.items() if name != "masked"}
     logits = model(**rest).logits
     return logits.gather(1, tree["masked"][..., None].expand(-1, -1, logits.shape[-1]))
 
 
 def _to_the_last_token(model: nn.Module, tree: Mapping[str, Tensor]) -> Any:
-    """Whole windows, read to their end, whatever the model takes for padding."""
+    """Return the outputs for whole windows, with no token treated as padding."""
     with _no_padding(model):
         return model(**tree)
 
 
 @contextmanager
 def _no_padding(model: nn.Module) -> Iterator[None]:
-    """No token is padding.
+    """Treat no token as padding within the context.
 
-    A decoder with a classifier finds the end of a text by the padding behind it, and refuses
+    A decoder with a classifier finds the end of a text by the padding after it, and refuses
     batches where its config names no such token.
     """
     config: Any = model.config
@@ -525,11 +525,11 @@ def _no_padding(model: nn.Module) -> Iterator[None]:
 
 
 def _padded_rows(corpus: Corpus, model: nn.Module, tokenizer: Any, length: int) -> Calibration:
-    """Rows as they are, cut to ``length`` tokens, padded behind to the longest.
+    """Return rows cut to ``length`` tokens and padded at the end to the longest.
 
     Raises:
         ImpossibleRequestError: they cannot be padded.
-        CalibrationError: there are none, or labels that are no classes of the model.
+        CalibrationError: there are no rows, or labels that are no classes of the model.
     """
     if not corpus.texts:
         raise CalibrationError("the data have no rows in a split that is needed; pass more")
@@ -554,7 +554,7 @@ def _padded_rows(corpus: Corpus, model: nn.Module, tokenizer: Any, length: int) 
 
 
 def _classes(labels: Sequence[Any], config: Any) -> Tensor | None:
-    """Labels as numbers of classes; None where they say nothing of accuracy.
+    """Return labels as class numbers; None where accuracy cannot be measured.
 
     Raises:
         CalibrationError: the model has no such class.

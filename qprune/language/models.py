@@ -1,4 +1,4 @@
-"""Pretrained models from a folder or the Hugging Face hub, each loaded as the class it was."""
+"""Pretrained models from a folder or the Hugging Face hub, loaded as the class that was saved."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from qprune.language.folders import (
 
 logger = logging.getLogger(__name__)
 
-#: What a source that is not a folder begins with on the command line.
+#: Prefix of a hub id on the command line.
 HUB = "hf:"
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 def is_pretrained(source: str) -> bool:
-    """Whether ``source`` names a transformers model: a folder with config.json, or ``hf:ID``.
+    """Return True for a transformers model: a folder with config.json, or ``hf:ID``.
 
-    Also one that cannot be loaded, such as an adapter's folder or a GGUF file: loading it says why.
+    True also for an adapter's folder or a GGUF file; loading it raises an error that says why.
     """
     return source.startswith(HUB) or is_checkpoint(source)
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model and what its checkpoint holds besides.
+    """Loaded model, with the names of unused weights of its checkpoint.
 
     Attributes:
         model: of the class that the checkpoint names, in evaluation mode.
@@ -55,17 +55,17 @@ class Loaded:
 
 
 def load_pretrained(source: str, *, dtype: str = "float32", device: str = "cpu") -> nn.Module:
-    """The model of `load_checkpoint`."""
+    """Return the model of `load_checkpoint`."""
     return load_checkpoint(source, dtype=dtype, device=device).model
 
 
 def load_checkpoint(source: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """A model of the class that its config.json names, every weight from the checkpoint.
+    """Load a model of the class that its config.json names, every weight from the checkpoint.
 
     Args:
         source: a folder with config.json and safetensors weights, ``hf:ID`` or a hub id.
-        dtype: "float32", "bfloat16", "float16", or "auto" for what the checkpoint is stored in.
-        device: where to put it, as torch names devices.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the stored one.
+        device: torch's name of the model's device.
 
     Raises:
         ImpossibleRequestError: transformers is missing, the source cannot be read, its class is
@@ -100,7 +100,7 @@ def load_checkpoint(source: str, *, dtype: str = "float32", device: str = "cpu")
 
 
 def _refuse_missing(source: str, name: str, found: Any) -> None:
-    """Refuse a model part of whose weights would be random.
+    """Refuse a model with missing weights, which would be random.
 
     Raises:
         ImpossibleRequestError: names them.
@@ -120,7 +120,7 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer that belongs to a model.
+    """Load the tokenizer of a model.
 
     Raises:
         ImpossibleRequestError: transformers is missing, or there is no tokenizer.
@@ -133,7 +133,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def stored_dtype(source: str) -> torch.dtype:
-    """What a checkpoint's weights are stored in, as its config.json says; float32 if it does not.
+    """Return the dtype of a checkpoint by its config.json; float32 if not given there.
 
     Raises:
         ImpossibleRequestError: transformers is missing, or the source cannot be read.
@@ -147,7 +147,7 @@ def stored_dtype(source: str) -> torch.dtype:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """The longest sequence that a model takes, in tokens; None when it does not say."""
+    """Return the longest sequence that a model takes, in tokens; None if its config has none."""
     config = getattr(model, "config", None)
     if config is None:
         return None
@@ -159,7 +159,7 @@ def context_length(model: nn.Module) -> int | None:
 
 
 def _unused_positions(model: nn.Module) -> int:
-    """Positions before the first token's, in models that count from their padding (RoBERTa)."""
+    """Return the number of positions before the first token's (RoBERTa counts from padding)."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
@@ -167,7 +167,7 @@ def _unused_positions(model: nn.Module) -> int:
 
 
 def checked_length(model: nn.Module, asked: int | None, default: int = 2048) -> int:
-    """The sequence length to use: what was asked, or the model's own up to ``default``.
+    """Return the sequence length to use: ``asked``, or the model's own up to ``default``.
 
     Raises:
         ImpossibleRequestError: longer than the model's context, or shorter than two tokens.
@@ -185,7 +185,7 @@ def checked_length(model: nn.Module, asked: int | None, default: int = 2048) -> 
 
 
 def optional(package: str, extra: str = "hf") -> ModuleType:
-    """A package of one of our extras.
+    """Import a package of one of qprune's extras.
 
     Raises:
         ImpossibleRequestError: it is not installed.
@@ -203,7 +203,7 @@ def optional(package: str, extra: str = "hf") -> ModuleType:
 
 @contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """No progress bars of transformers where standard error is a file, as with our own."""
+    """Switch off transformers' progress bars where standard error is a file."""
     logging = optional("transformers").utils.logging
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
         yield
@@ -217,7 +217,7 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 @contextmanager
 def _own_words(transformers: ModuleType) -> Iterator[None]:
-    """Without transformers' table of keys: what it says, we say or refuse."""
+    """Silence transformers' table of keys, whose facts qprune reports or refuses itself."""
     logging_ = transformers.utils.logging
     before = logging_.get_verbosity()
     logging_.set_verbosity_error()
@@ -228,7 +228,7 @@ def _own_words(transformers: ModuleType) -> Iterator[None]:
 
 
 def _location(source: str) -> str:
-    """What transformers is asked for; a path that is meant as one has to be there."""
+    """Return the source as transformers takes it; a path must exist."""
     if source.startswith(HUB):
         return source.removeprefix(HUB)
     path = Path(source)
@@ -258,14 +258,14 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype_name(transformers: ModuleType) -> str:
-    """Since transformers 4.56 the option ``torch_dtype`` is named ``dtype``."""
+    """Return the name of the dtype option: ``dtype`` since transformers 4.56."""
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
     return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
-    """What transformers raises while reading ``source``, in one line that says what to do."""
+    """Turn errors of transformers while reading ``source`` into one line with a remedy."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

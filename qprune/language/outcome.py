@@ -1,4 +1,4 @@
-"""What became of a language model: for `--json`, for the terminal, for the folder."""
+"""Outcome of a language model's run: for `--json`, the terminal and the folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qprune.steps import Report
 
 @dataclass(frozen=True)
 class MatrixRecord:
-    """One pruned matrix.
+    """Record of one pruned matrix.
 
     Attributes:
-        name: the module's, with the expert's number where several share one tensor.
+        name: the module's name, with the expert's number where experts share one tensor.
         shape: (rows, inputs).
-        sparsity: share of its weights that is zero in the end.
-        error: output error after stage 1, as a share of the target outputs' energy; None where
-            that is not known any more.
-        cpu_seconds: of its solve in stage 1.
+        sparsity: share of its weights that is zero at the end.
+        error: output error after stage 1, as a share of the target outputs' energy; None
+            where unknown.
+        cpu_seconds: CPU time of its solve in stage 1.
     """
 
     name: str
@@ -36,16 +36,16 @@ class MatrixRecord:
 
 @dataclass(frozen=True, eq=False)
 class LanguageOutcome:
-    """A pruned language model and what became of it.
+    """Pruned language model with its mask, scores and records.
 
     Attributes:
-        model: the pruned model, its weights rounded to what the checkpoint stores them in.
+        model: the pruned model, its weights rounded to the stored dtype.
         mask: bool by parameter name, True = kept.
-        card: what was asked and came out, how good both models are.
+        card: request, outcome, and quality of both models.
         report: the steps of stage 2, and times of the pruning alone.
         matrices: every pruned matrix.
-        seconds, cpu_seconds: of everything, evaluation included.
-        peak_memory: bytes, of the process or of the GPU where it ran there.
+        seconds, cpu_seconds: totals, evaluation included.
+        peak_memory: bytes, of the GPU if the run used one, else of the process.
     """
 
     model: nn.Module
@@ -58,7 +58,7 @@ class LanguageOutcome:
     peak_memory: int
 
     def summary(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
+        """Return the object that ``--json`` prints."""
         card, report = self.card, self.report
         return {
             "method": card.method,
@@ -106,7 +106,7 @@ def _accuracy(card: Card) -> dict[str, float | None] | None:
 def matrix_records(
     matrices: Sequence[Matrix], mask: Mapping[str, Tensor], stage1: Sequence[LayerOutcome]
 ) -> tuple[MatrixRecord, ...]:
-    """One record for every matrix, with what stage 1 noted of it."""
+    """Return one record per matrix, with its error and time of stage 1."""
     noted = {outcome.name: outcome for outcome in stage1}
     records = []
     for matrix in matrices:

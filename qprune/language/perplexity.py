@@ -11,18 +11,18 @@ from torch.nn.functional import cross_entropy
 
 from qprune.errors import NonFiniteError
 
-# Windows run together as long as their logits stay below this many numbers.
+# Largest number of logits at once; it limits the windows of a batch.
 _LOGITS = 1 << 24
 
 
 def perplexity(model: nn.Module, windows: Tensor) -> float:
-    """The exponential of the mean negative log-likelihood of the predicted tokens.
+    """Return the exponential of the mean negative log-likelihood of the predicted tokens.
 
     Each window is run alone, without a begin-of-text token: with windows of ``T`` tokens, ``T - 1``
     of them are predicted.
 
     Args:
-        model: causal language model; evaluated where it is, in the mode that it is in.
+        model: causal language model; its device and mode are unchanged.
         windows: token ids, shape (windows, T).
 
     Raises:
@@ -36,7 +36,7 @@ def perplexity(model: nn.Module, windows: Tensor) -> float:
 def negative_log_likelihoods(
     model: nn.Module, windows: Tensor, last: int | None = None
 ) -> list[float]:
-    """The sum over each window's predicted tokens, or over the ``last`` so many, in nats."""
+    """Return sums over each window's predicted tokens, or its ``last`` ones, in nats."""
     device = next(model.parameters()).device
     sums: list[float] = []
     size = 1
@@ -59,7 +59,7 @@ def negative_log_likelihoods(
 
 
 def _first_broken(model: nn.Module, batch: Tensor) -> str:
-    """Where NaN or Inf first come out, in words; empty where no module shows it."""
+    """Return words for the first module with NaN or Inf; empty where there is none."""
     broken: list[str] = []
 
     def hook(name: str) -> Any:
@@ -83,5 +83,5 @@ def _first_broken(model: nn.Module, batch: Tensor) -> str:
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of a model's parameters, by the first of them."""
+    """Return the dtype of a model's first parameter."""
     return next(model.parameters()).dtype

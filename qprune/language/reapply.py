@@ -1,4 +1,4 @@
-"""A mask applied again to a checkpoint that was fine-tuned or merged since it was pruned."""
+"""Application of a mask to a checkpoint that was fine-tuned or merged after pruning."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from qprune.language.models import load_pretrained
 from qprune.language.save import save_model
 from qprune.packed import MASK_FILE
 
-#: Files that go with a checkpoint whatever its weights: tokenizers, image processors, templates.
+#: Files copied with a checkpoint: tokenizers, image processors, templates.
 _COMPANIONS = (".json", ".txt", ".model", ".jinja")
 
 
 @dataclass(frozen=True)
 class Reapplied:
-    """What `reapply_mask` did.
+    """Outcome of `reapply_mask`.
 
     Attributes:
-        num_weights: weights that the mask covers.
-        num_pruned: how many of them it prunes.
-        num_filled: how many of those were not zero any more.
+        num_weights: number of weights that the mask covers.
+        num_pruned: number of them that it prunes.
+        num_filled: number of those that were no longer zero.
     """
 
     num_weights: int
@@ -38,10 +38,10 @@ def reapply_mask(folder: Path, mask: Path, output: Path, *, overwrite: bool = Fa
     """Write ``folder``'s checkpoint to ``output`` with the mask's zeros, in its own dtype.
 
     Args:
-        folder: a whole transformers checkpoint, fine-tuned or merged.
+        folder: a complete transformers checkpoint, fine-tuned or merged.
         mask: the packed mask, or the pruned folder that has it.
-        output: a new folder, whole or not there.
-        overwrite: whether ``output`` may hold something already.
+        output: a new folder, written completely or not at all.
+        overwrite: allow an ``output`` that is not empty.
 
     Raises:
         ImpossibleRequestError: the checkpoint cannot be read, or the mask is of another model.

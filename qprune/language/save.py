@@ -1,4 +1,4 @@
-"""A pruned model as a folder that stock `from_pretrained` loads: whole, or as it was before."""
+"""Atomic saving of a pruned model as a folder that stock `from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def save_model(
 ) -> tuple[str, ...]:
     """Write a transformers model with exact zeros, its tokenizer, packed mask and card.
 
-    Everything is written aside, flushed to the disk, and only then takes the place of what the
-    folder held: a new folder appears at once, and in an old one each file is replaced by a
+    Everything is written aside, flushed to the disk, and only then takes the place of the
+    old files: a new folder appears at once, and in an old one each file is replaced by a
     rename, the weights last. A disk that fills leaves the old output as it was.
 
     Args:
         folder: need not exist; other files in it stay.
-        model: a transformers model. Its parameters come out rounded to ``dtype``, so that what is
-            in memory is what was saved.
+        model: a transformers model. Its parameters are rounded to ``dtype`` in place, so that
+            memory and file agree.
         mask: bool by parameter name, True = kept.
         tokenizer: saved beside the model.
         beside: files to copy beside the model, where it does not have one of that name.
-        card: what was asked and achieved, for people (README.md) and programs.
-        dtype: what to store the floating-point parameters in, by default as they are; those that
-            the architecture keeps in float32 stay so.
+        card: request and outcome, as README.md and as JSON.
+        dtype: stored dtype of floating-point parameters, by default their own; those that
+            the architecture keeps in float32 stay in float32.
 
     Returns:
         The names of the files written.
@@ -80,10 +80,10 @@ def save_model(
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """An empty neighbour of ``folder`` whose files take their place there when the block ends.
+    """Yield an empty folder beside ``folder`` whose files move there when the block ends.
 
     Raises:
-        RunFolderError: the disk is full, or cannot be written; ``folder`` is as it was.
+        RunFolderError: the disk is full, or cannot be written; ``folder`` is unchanged.
     """
     aside = aside_of(folder)
     try:
@@ -118,7 +118,7 @@ def _publish(aside: Path, folder: Path) -> None:
 
 
 def _flush(file: Path) -> None:
-    with file.open("rb+") as handle:  # Windows flushes only what may be written.
+    with file.open("rb+") as handle:  # Windows flushes only files opened for writing.
         os.fsync(handle.fileno())
 
 
@@ -140,7 +140,7 @@ def _check_zeros(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _stored_as(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Parameters in the dtype to store, then back in their own."""
+    """Cast parameters to the stored dtype within the context, then back."""
     wide = _kept_in_float32(model)
     before = {
         name: parameter.dtype
@@ -159,7 +159,7 @@ def _stored_as(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def _kept_in_float32(model: nn.Module) -> set[str]:
-    """Parts of the names of parameters that the architecture never has in half precision."""
+    """Return name parts of parameters that the architecture never has in half precision."""
     names: set[str] = set()
     for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
         names.update(getattr(model, attribute, None) or ())

@@ -1,4 +1,4 @@
-"""The settings of one `qprune prune` of a language model: checked before any work."""
+"""Settings of one `qprune prune` of a language model, checked before any work."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from qprune.errors import ImpossibleRequestError
 from qprune.threads import DEFAULT_THREADS
 from solvers.ranges import FurtherSteps, Gigabytes, Number, Pair, Seconds, Seed, Threads
 
-# What only method qprune has a use for.
+# Settings that only method qprune uses.
 _ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds", "executor")
 
 
 class LanguageSettings(Asked):
-    """Everything that decides a run, so that two equal settings give equal masks."""
+    """Complete settings of a run: two equal settings give equal masks."""
 
     method: Literal["magnitude", "wanda", "sparsegpt", "reconstruct", "qprune"] = "qprune"
     budget: Literal["global", "layer", "row"] | None = None
@@ -45,10 +45,10 @@ class LanguageSettings(Asked):
     threads: Threads = DEFAULT_THREADS
 
     def check(self) -> None:
-        """Refuse what the method has no use for, rather than leave it out unsaid.
+        """Refuse settings that the method does not use.
 
         Raises:
-            ImpossibleRequestError: names the option and the methods that take it.
+            ImpossibleRequestError: names the option and the methods that use it.
         """
         structure = self.structure
         if structure is not None and abs(self.asked_sparsity - structure.sparsity) > 1e-6:

@@ -1,9 +1,9 @@
-"""Calibration and test text: where it comes from, and windows of tokens cut from it.
+"""Calibration and test text: its sources, and windows of tokens cut from it.
 
 Sources, as on the command line:
 
 - ``wikitext2:DIR``: train.txt.gz (or train.txt) to calibrate on, test.txt.gz to score on.
-- ``text:FILE``: one file, plain or .gz; its last tenth is kept apart to score on. Of JSON lines,
+- ``text:FILE``: one file, plain or .gz; its last tenth is held out to score on. In JSON lines
   the "text" column is read.
 - ``hf:NAME`` or ``hf:NAME:CONFIG``: a data set on the hub or in a folder, its text column; split
   ``train`` to calibrate on, ``test`` (or ``validation``) to score on.
@@ -29,7 +29,7 @@ from qprune.records import read_json
 
 logger = logging.getLogger(__name__)
 
-#: Share of a single text file that is kept apart to score on.
+#: Share of a single text file that is held out to score on.
 TEST_SHARE = 0.1
 _SPLITS = {"train": ("train",), "test": ("test", "validation")}
 _LABELS = ("label", "labels")
@@ -37,11 +37,11 @@ _LABELS = ("label", "labels")
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a source holds for one split.
+    """Texts of one split of a source, with labels if any.
 
     Attributes:
-        texts: one after the other; running text is a single one.
-        labels: one for each text, as they stand there; None without.
+        texts: in order; running text is a single one.
+        labels: one for each text, as stored; None without.
     """
 
     texts: Sequence[str]
@@ -49,11 +49,11 @@ class Corpus:
 
     @property
     def text(self) -> str:
-        """All texts, a line break between them."""
+        """All texts, joined by line breaks."""
         return "\n".join(self.texts)
 
     def take(self, indices: Sequence[int]) -> Corpus:
-        """The texts at ``indices``."""
+        """Return the texts at ``indices``."""
         labels = self.labels and [self.labels[index] for index in indices]
         return Corpus([self.texts[index] for index in indices], labels)
 
@@ -61,12 +61,12 @@ class Corpus:
 def calibration_windows(
     source: str, tokenizer: Any, *, num_samples: int = 128, max_seq_length: int, seed: int = 0
 ) -> Tensor:
-    """Windows at random places of a source's training text.
+    """Return windows at random places of a source's training text.
 
     Args:
         source: see the module.
         tokenizer: of the model.
-        num_samples: how many windows.
+        num_samples: number of windows.
         max_seq_length: tokens in each.
         seed: decides the places.
 
@@ -82,7 +82,7 @@ def calibration_windows(
 
 
 def evaluation_windows(source: str, tokenizer: Any, *, max_seq_length: int) -> Tensor:
-    """All consecutive windows of a source's test text, the last partial one dropped.
+    """Return all consecutive windows of a source's test text, the last partial one dropped.
 
     Returns:
         Token ids, shape (windows, max_seq_length), int64.
@@ -95,7 +95,7 @@ def evaluation_windows(source: str, tokenizer: Any, *, max_seq_length: int) -> T
 
 
 def consecutive_windows(tokens: Tensor, max_seq_length: int) -> Tensor:
-    """All windows of ``tokens`` (n,), one behind the other, the last partial one dropped.
+    """Return consecutive windows of ``tokens`` (n,), the last partial one dropped.
 
     Raises:
         CalibrationError: fewer tokens than one window has.
@@ -107,7 +107,7 @@ def consecutive_windows(tokens: Tensor, max_seq_length: int) -> Tensor:
 
 
 def random_windows(tokens: Tensor, num_samples: int, max_seq_length: int, seed: int) -> Tensor:
-    """``num_samples`` windows of ``tokens`` (n,) that begin at random places.
+    """Return ``num_samples`` windows of ``tokens`` (n,) at random places.
 
     Raises:
         CalibrationError: fewer tokens than one window has.
@@ -123,17 +123,17 @@ def random_windows(tokens: Tensor, num_samples: int, max_seq_length: int, seed: 
 
 
 def read_text(source: str, split: str) -> str:
-    """The text of one split, see `read_corpus`."""
+    """Return the text of one split, see `read_corpus`."""
     return read_corpus(source, split).text
 
 
 def is_text(source: str) -> bool:
-    """Whether ``source`` names a text, there or not."""
+    """Return True if ``source`` names a text, existing or not."""
     return source.partition(":")[0] in _READERS
 
 
 def read_corpus(source: str, split: str) -> Corpus:
-    """The texts of one split, "train" or "test".
+    """Read the texts of one split, "train" or "test".
 
     Raises:
         ImpossibleRequestError: no such kind of source, or it cannot be read.
@@ -148,8 +148,8 @@ def read_corpus(source: str, split: str) -> Corpus:
 
 
 def encode(text: str, tokenizer: Any) -> Tensor:
-    """The tokens of a whole text without special ones, shape (n,), int64."""
-    # verbose=False: a text longer than the model's context is what we want here.
+    """Return the tokens of a whole text without special ones, shape (n,), int64."""
+    # verbose=False: the text may be longer than the model's context.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
@@ -158,7 +158,7 @@ def refuse_unknown_ids(tokens: Tensor, model: nn.Module) -> None:
     """Refuse tokens that a model has no embedding for.
 
     Raises:
-        ImpossibleRequestError: the tokenizer is of another model, or has grown since.
+        ImpossibleRequestError: the tokenizer belongs to another model, or was extended.
     """
     table: Any = getattr(model, "get_input_embeddings", lambda: None)()
     known = getattr(table, "num_embeddings", None)
@@ -190,13 +190,13 @@ def _text_file(name: str, split: str) -> Corpus:
 
 
 def _part(whole: Any, split: str) -> Any:
-    """All but the last tenth, or that."""
+    """Return all but the last tenth ("train"), or the last tenth."""
     cut = len(whole) - int(TEST_SHARE * len(whole))
     return whole[:cut] if split == "train" else whole[cut:]
 
 
 def _json_rows(name: str, text: str) -> list[Mapping[str, Any]] | None:
-    """The objects of JSON lines; None for plain text.
+    """Return the objects of JSON lines; None for plain text.
 
     Raises:
         ImpossibleRequestError: it is JSON without a text in every line.
@@ -218,7 +218,7 @@ def _json_rows(name: str, text: str) -> list[Mapping[str, Any]] | None:
 
 
 def _parsed(text: str) -> Any:
-    """JSON as an object or a list; None for anything else."""
+    """Parse JSON into an object or a list; None for anything else."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -240,7 +240,7 @@ def _hub_data(name: str, split: str) -> Corpus:
     name, _, config = name.partition(":")
     try:
         splits = datasets.load_dataset(name, config or None)
-    except Exception as error:  # whatever the many loaders of that library raise
+    except Exception as error:  # its loaders raise errors of many types
         reason = " ".join(str(error).split())[:200]
         raise ImpossibleRequestError(
             f"cannot load the data set {name!r} (is there a network?); pass text:FILE instead, or "

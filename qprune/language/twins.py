@@ -1,4 +1,4 @@
-"""Transposed layers as Linear ones for a while: what moves Linear weights then moves them too."""
+"""Temporary Linear layers in place of transposed ones, for code that moves Linear weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 @contextmanager
 def linear_twins(model: nn.Module) -> Iterator[frozenset[str]]:
-    """Inside, every Conv1D (GPT-2's) is a Linear of the same name, weights and outputs.
+    """Replace every Conv1D (GPT-2's) within the context by an equivalent Linear of the same name.
 
-    Afterwards, also on an error, the Conv1D are back with what their twins' weights have become.
+    Afterwards, also on an error, the Conv1D are back with the Linear layers' weights.
 
     Yields:
-        The parameter names of the weights that lie the other way round meanwhile.
+        The parameter names of the weights that are transposed meanwhile.
     """
     originals = {
         name: module
@@ -37,7 +37,7 @@ def linear_twins(model: nn.Module) -> Iterator[frozenset[str]]:
 
 
 def turned(mask: Mapping[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
-    """The mask with those of ``names`` the other way round."""
+    """Return the mask with the entries in ``names`` transposed."""
     return {name: kept.T.contiguous() if name in names else kept for name, kept in mask.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a pruned language model's folder says, held against its model and text once more."""
+"""Verification of a pruned language model's folder against its dense model and text."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from qprune.steps import Report
 def wrong_language_world(
     path: Path, settings: LanguageSettings, report: Report, told: Fingerprint
 ) -> Iterator[str]:
-    """The model, the text, the kept weights and the scores, each computed again.
+    """Recompute model and text digests, kept weights and scores; return the contradictions.
 
     Raises:
-        QpruneError: the dense model or the text cannot be had.
+        QpruneError: the dense model or the text is not available.
     """
     subject = load_subject(settings)
     across = Card.read(path).method == "qprune"
     with linear_twins(subject.model) if across else nullcontext():
         if digest_of_model(subject.model) != told.model:
-            yield f"the dense model is not the one that {FINGERPRINT} tells of"
+            yield f"the dense model is not the one in {FINGERPRINT}"
     if digest_of_data(subject.calibration) != told.data:
-        yield f"the calibration data are not those that {FINGERPRINT} tells of"
+        yield f"the calibration data are not those in {FINGERPRINT}"
     pruned = load_pretrained(str(path), dtype=settings.dtype, device=settings.device)
     if not settings.compensate:
         yield from _moved(path, subject.model, pruned, stored_dtype(settings.model))
@@ -50,7 +50,7 @@ def wrong_language_world(
 
 
 def _moved(path: Path, dense: nn.Module, pruned: nn.Module, dtype: torch.dtype) -> Iterator[str]:
-    """Kept weights that differ from the dense ones, as stored, though none were to move."""
+    """Yield kept weights that differ from the stored dense ones though none were to move."""
     for name, kept in read_mask(path / MASK).items():
         before = dense.get_parameter(name).detach()[kept].to(dtype)
         after = pruned.get_parameter(name).detach()[kept].to(dtype)

@@ -1,8 +1,8 @@
-"""A model's repeated blocks: where they are, and what each is called with.
+"""Repeated blocks of a model, and the arguments of each.
 
-Nothing is known about any architecture: the blocks are the ModuleList whose members hold the
-matrices, and what they are called with is seen by running the model with blocks that pass their
-input on unchanged. So no more than one block ever has to compute at a time.
+No architecture is assumed: the blocks are the ModuleList whose members hold the matrices, and
+their arguments are recorded by running the model with blocks that pass their input on
+unchanged. So at most one block computes at a time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Named = tuple[str, nn.Module]
 
 
 def find_blocks(model: nn.Module) -> list[Named]:
-    """The members of the outermost ModuleList that holds most of the model's matrices.
+    """Return the members of the outermost ModuleList that holds most of the model's matrices.
 
-    Of an encoder-decoder, those of the encoder's and then those of the decoder's.
+    For an encoder-decoder, those of the encoder's, then those of the decoder's.
 
     Raises:
-        UnsupportedLayerError: there is none.
+        UnsupportedLayerError: there is no such ModuleList.
     """
     candidates: list[tuple[int, str, nn.ModuleList]] = []
     for name, module in model.named_modules():
@@ -60,19 +60,19 @@ def find_blocks(model: nn.Module) -> list[Named]:
 
 
 def stacks_of(blocks: Sequence[Named]) -> Iterator[list[int]]:
-    """Indices of the blocks that follow one another, stack by stack."""
+    """Yield the indices of consecutive blocks, stack by stack."""
     for _, stack in groupby(range(len(blocks)), lambda i: blocks[i][0].rpartition(".")[0]):
         yield list(stack)
 
 
 def _side(name: str) -> str:
-    """The part of an encoder-decoder that a module is in, by its name."""
+    """Return the part of an encoder-decoder that a module's name belongs to."""
     return next((part for part in name.split(".") if part in ("encoder", "decoder")), "")
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Everything that a block is called with except the hidden states.
+    """Arguments of a block except the hidden states.
 
     Attributes:
         position: index of the hidden states among the positional arguments; None when they are
@@ -86,7 +86,7 @@ class Call:
     kwargs: Mapping[str, Any]
 
     def of(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's output for ``hidden``; everything moves to where that is."""
+        """Return the block's output for ``hidden``; arguments move to its device."""
         args = list(_moved(self.args, hidden.device))
         kwargs = dict(_moved(self.kwargs, hidden.device))
         if self.position is None:
@@ -99,7 +99,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What reaches the blocks.
+    """Recorded inputs of the blocks.
 
     Attributes:
         hidden: the first block's input, batch by batch.
@@ -117,7 +117,7 @@ def enter(
     batches: Sequence[AnyInputs],
     new_store: Callable[[], Store],
 ) -> Entry:
-    """Run the model on every batch with blocks that pass on their input, and note their calls.
+    """Run the model on every batch with blocks that pass on their input; record their calls.
 
     Raises:
         CalibrationError: the model does not take the batches, or a block is left out.
@@ -143,10 +143,10 @@ def enter(
 def reproduces(
     model: nn.Module, blocks: Sequence[Named], inputs: AnyInputs, new_store: Callable[[], Store]
 ) -> bool:
-    """Whether block after block gives what the model gives as a whole.
+    """Return True if running block after block gives the outputs of the whole model.
 
-    It does not where blocks change the shape of what they pass on, as those of Swin and of
-    convolutional networks do: what `enter` notes is then not what they are called with.
+    False where blocks change the shape of the hidden states, as in Swin and in convolutional
+    networks: the calls recorded by `enter` are then wrong.
     """
     seen: list[Any] = []
     handle = blocks[-1][1].register_forward_hook(lambda _, args, output: seen.append(output))
@@ -166,7 +166,7 @@ def reproduces(
 
 
 def _shared(call: Call, before: Sequence[Call], earlier: Sequence[Call]) -> Call:
-    """An equal call that is kept already, of the block before or an earlier batch, or this one."""
+    """Return an equal call already stored, of the block before or an earlier batch, or ``call``."""
     for other in (*before[:1], *earlier[:1], *earlier[-1:]):
         if other.position == call.position and _equal(
             (other.args, dict(other.kwargs)), (call.args, dict(call.kwargs))
@@ -216,7 +216,7 @@ def _passing_on(
 def _wrapping(
     model: nn.Module, blocks: Sequence[Named], batch: AnyInputs
 ) -> Callable[[Tensor], Any]:
-    """How a block's output holds the hidden states: seen once, on a single sample."""
+    """Return a function that wraps hidden states as a block's output, found on one sample."""
     outputs: list[Any] = []
     first = blocks[0][1]
 
@@ -240,7 +240,7 @@ def _wrapping(
 
 
 class _EnoughError(Exception):
-    """Ends a forward pass whose rest is not needed."""
+    """Signal that ends a forward pass early."""
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[Call, Tensor]:

@@ -1,4 +1,4 @@
-"""From a sparsity, or a structure, to the exact counts of one matrix."""
+"""Budgets: the exact counts of one matrix for a sparsity or a structure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qprune.layerwise.matrices import Matrix
 from qprune.sparsity import KeepNofM
 from solvers.row_budgets import Budget, LayerBudget, NofM, RowBudget
 
-#: Over what a matrix' count is exact: each output row, or the whole matrix.
+#: Scope of a matrix' exact count: each output row, or the whole matrix.
 Scope = Literal["row", "layer"]
 
 
 def budget_of(matrix: Matrix, sparsity: float, structure: KeepNofM | None, scope: Scope) -> Budget:
-    """The counts of ``matrix``; they add up to its share to the weight.
+    """Return the counts of ``matrix``, whose sum is exact.
 
     Raises:
-        ImpossibleRequestError: nothing would be left, or the structure does not divide the inputs.
+        ImpossibleRequestError: no weight would be left, or the structure does not fit the inputs.
     """
     if structure is not None:
         if matrix.inputs % structure.m:
@@ -44,12 +44,12 @@ def budget_of(matrix: Matrix, sparsity: float, structure: KeepNofM | None, scope
 def sparsity_by_layer(
     matrices: Sequence[Matrix], sparsity: float, given: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """The sparsity of every matrix by its name.
+    """Return the sparsity of every matrix by its name.
 
     Args:
-        matrices: all that are pruned.
-        sparsity: of those that ``given`` leaves out.
-        given: by name.
+        matrices: all targeted matrices.
+        sparsity: default for matrices not in ``given``.
+        given: sparsities by name.
 
     Raises:
         ImpossibleRequestError: an unknown name, or a value outside [0, 1).

@@ -1,4 +1,4 @@
-"""The weight matrices inside a model's blocks, whatever module holds them and however it lies."""
+"""Weight matrices inside a model's blocks, independent of their module and layout."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from qprune.layers import is_named
 
 logger = logging.getLogger(__name__)
 
-#: Routers of a mixture of experts decide, and are tiny: left dense, as the literature does.
+#: Routers of a mixture of experts: small, and left dense as in the literature.
 ROUTERS = r"re:.*\.(gate|router|shared_expert_gate)"
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One weight matrix: outputs in rows, inputs in columns.
+    """Weight matrix with outputs in rows, inputs in columns.
 
     Attributes:
-        name: the module's name, with the expert's number where several share one tensor.
+        name: the module's name, with the expert's number where experts share one tensor.
         parameter_name: the tensor's name in the model's state dict.
-        module: what holds it.
+        module: the module that holds it.
         parameter: the tensor; of shape (rows, inputs), or (inputs, rows), or with experts first,
             or a convolution's, whose channels and kernel positions are its inputs.
-        inputs_first: whether it is stored transposed, as GPT-2's Conv1D does.
-        expert: which of a tensor of experts; None for a matrix of its own.
+        inputs_first: True if stored transposed, as in GPT-2's Conv1D.
+        expert: index in a tensor of experts; None for a matrix of its own.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Matrix:
     expert: int | None = None
 
     def view(self, tensor: Tensor) -> Tensor:
-        """This matrix' part of a tensor shaped like the parameter, as (rows, inputs)."""
+        """Return this matrix' part of a tensor shaped like the parameter, as (rows, inputs)."""
         part = tensor if self.expert is None else tensor[self.expert]
         return part.T if self.inputs_first else part.flatten(1)
 
@@ -61,11 +61,11 @@ class Matrix:
 
     @property
     def routed(self) -> bool:
-        """Whether only some tokens come here, not the same ones before and after pruning."""
+        """True for an expert's matrix, whose tokens may differ before and after pruning."""
         return self.expert is not None or ".experts." in f".{self.name}."
 
     def read(self) -> Tensor:
-        """The weights, a new tensor (rows, inputs) in the parameter's dtype."""
+        """Return the weights, a new tensor (rows, inputs) in the parameter's dtype."""
         return self.view(self.parameter).detach().clone()
 
     def write(self, values: Tensor) -> None:
@@ -81,17 +81,17 @@ def find_matrices(
     *,
     convolutions: bool = False,
 ) -> list[list[Matrix]]:
-    """The targeted matrices of every block, in module order.
+    """Return the targeted matrices of every block, in module order.
 
     Args:
         blocks: (name in the model, module).
         targets: class names, module names or ``re:`` patterns; None for every Linear, Conv1D
             and tensor of experts but routers.
-        ignore: the same, taken away again.
-        convolutions: take those of Conv2d, too; layer by layer they are not pruned.
+        ignore: patterns of the same kinds to leave out.
+        convolutions: include those of Conv2d, which are not pruned layer by layer.
 
     Raises:
-        UnsupportedLayerError: a target names a module without a matrix that is known here.
+        UnsupportedLayerError: a target names a module without a supported matrix.
         ImpossibleRequestError: nothing is left to prune.
         NonFiniteError: a weight is NaN or Inf.
     """
@@ -126,7 +126,7 @@ def find_matrices(
 
 
 def refuse_tied(model: nn.Module, matrices: Sequence[Matrix]) -> None:
-    """Refuse to prune a tensor that is also something else; log the ties of other weights.
+    """Refuse targeted tensors that are tied to others; log the ties of other weights.
 
     Raises:
         ImpossibleRequestError: a targeted tensor has two names.
@@ -146,7 +146,7 @@ def refuse_tied(model: nn.Module, matrices: Sequence[Matrix]) -> None:
 
 
 def log_left_dense(model: nn.Module, matrices: Sequence[Matrix]) -> None:
-    """One log line that names the large weights that are not pruned."""
+    """Log one line that names the large weights that are not pruned."""
     targeted = {id(matrix.parameter) for matrix in matrices}
     left = [
         name.removesuffix(".weight")
@@ -159,7 +159,7 @@ def log_left_dense(model: nn.Module, matrices: Sequence[Matrix]) -> None:
 
 
 def _matrices_of(name: str, module: nn.Module) -> list[Matrix]:
-    """The matrices that a module holds itself; none for a module that holds none."""
+    """Return the matrices that a module itself holds."""
     if isinstance(module, nn.Linear):
         return [_single(name, module, inputs_first=False)]
     if type(module).__name__ == "Conv1D":

@@ -1,7 +1,7 @@
-"""How one matrix is pruned: the methods of the literature, and the row samplers.
+"""Pruning methods for one matrix: those of the literature, and the row samplers.
 
-A method is a strategy with one method, `solve`, and says what it wants to be given: targets from
-the dense network's outputs or from the inputs as they are, and inputs collected once for a block
+A method is a strategy with one method, `solve`, and declares its inputs: targets from the dense
+network's outputs or from the present inputs, and inputs collected once for a block
 or again after each group of matrices with the same input.
 """
 
@@ -24,17 +24,17 @@ from solvers.rows import RowProblem
 
 
 class Solved(NamedTuple):
-    """A mask with the problem's exact counts, and values that are zero where it is False."""
+    """Mask with the problem's exact counts, and values that are zero where it is False."""
 
     mask: Array
     values: Array
 
 
 class Method(Protocol):
-    """A strategy that prunes one matrix.
+    """Protocol of a method that prunes one matrix.
 
     Attributes:
-        scope: over what counts are exact, where no structure is asked.
+        scope: scope of the exact counts, where no structure is set.
         dense_targets: take targets from the dense network's outputs for the same tokens.
         by_group: collect inputs again after each group of matrices with the same input.
         damping: added to the diagonal of A = X X', as a share of its mean.
@@ -56,7 +56,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Keep the largest |w| of each matrix."""
+    """Magnitude pruning: keeps the largest |w| of each matrix."""
 
     scope: Scope = "layer"
     dense_targets: bool = False
@@ -69,7 +69,7 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class Wanda:
-    """Keep the largest |w_i| |X_i| of each row (Sun et al. 2023, arXiv 2306.11695, eq. 1)."""
+    """Wanda: keeps the largest |w_i| |X_i| of each row (Sun et al., arXiv 2306.11695, eq. 1)."""
 
     scope: Scope = "row"
     dense_targets: bool = False
@@ -82,7 +82,7 @@ class Wanda:
 
 @dataclass(frozen=True)
 class SparseGPT:
-    """One elimination sweep over the inputs (Frantar and Alistarh 2023, arXiv 2301.00774)."""
+    """SparseGPT: one elimination sweep over the inputs (Frantar and Alistarh, arXiv 2301.00774)."""
 
     scope: Scope = "layer"
     dense_targets: bool = False
@@ -97,11 +97,11 @@ class SparseGPT:
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Start, then swaps inside rows, trades between rows and refits until nothing improves.
+    """Local search from a start: swaps within rows, trades between rows and refits.
 
     With `dense_targets`, and inputs collected again by group, the error is that of the outputs
-    against the dense network's for the same tokens, so that a layer makes up for what pruning
-    the layers before it has done.
+    against the dense network's for the same tokens, so that a layer compensates for the
+    pruning of the layers before it.
 
     Args:
         scope: counts over the whole matrix, or every row of it.
@@ -110,11 +110,11 @@ class Reconstruct:
         damping: see `Method`.
         start: the mask to improve (`solvers.row_starts`); the default is ALPS's (Meng et al. 2024,
             arXiv 2406.07831).
-        depth: how far an oscillation goes (`solvers.row_search.solve_rows`): 4 takes about 1 %
-            off the error of a layer, and twice as long.
-        max_rounds: rounds of swaps, trades and refit at most. Every row ends where none of its
-            swaps helps; more rounds trade more between rows, and gain a few tenths of a percent.
-        num_threads: that share the rows; no effect on the answer.
+        depth: depth of an oscillation (`solvers.row_search.solve_rows`): 4 reduces the error of
+            a layer by about 1 %, and takes twice as long.
+        max_rounds: largest number of rounds of swaps, trades and refit. Every row ends where no
+            swap helps; more rounds trade more between rows, and gain a few tenths of a percent.
+        num_threads: threads that share the rows; no effect on the answer.
     """
 
     scope: Scope = "layer"
@@ -124,7 +124,7 @@ class Reconstruct:
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
     depth: int = 0
     max_rounds: int = 2
-    # Not shown: a run may be resumed with another number.
+    # Not in repr: a run may be resumed with another number.
     num_threads: int = field(default=1, repr=False, compare=False)
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
@@ -143,7 +143,7 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class SampledRows:
-    """Every output row put to a sampler as one problem with its exact count, for comparison.
+    """Sampler on every output row as one problem with its exact count, for comparison.
 
     The sampler chooses the mask as if kept values stayed at their targets (`RowProblem.
     row_as_problem`), never a worse one than the start's; then, when compensating, all kept values
@@ -151,7 +151,7 @@ class SampledRows:
 
     Args:
         sampler: a registered name, or any object with ``sample(bqm, ...) -> SampleSet``.
-        sampler_options: passed with every call.
+        sampler_options: options of every call.
         scope, dense_targets, by_group, damping, start: as in `Reconstruct`.
 
     Raises:
@@ -167,7 +167,7 @@ class SampledRows:
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
 
     def __post_init__(self) -> None:
-        self._border()  # Refused here, not after a block's passes.
+        self._border()  # Wrong options are refused before a block's passes.
 
     def _border(self) -> Border:
         return Border.to(self.sampler, self.sampler_options)

@@ -1,4 +1,4 @@
-"""What a layer-by-layer run reports."""
+"""Report of a layer-by-layer run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerOutcome:
-    """What became of one matrix.
+    """Record of one pruned matrix.
 
     Attributes:
         name: as in `Matrix`.
         shape: (rows, inputs).
         num_weights: rows x inputs.
-        num_pruned: how many of them are zero.
+        num_pruned: number of them that are zero.
         error: output error as a share of the target outputs' energy.
-        tokens: how many the statistics are from.
+        tokens: number of tokens in the statistics.
         seconds: wall time of the solve.
         cpu_seconds: process CPU time of the solve.
     """
@@ -40,12 +40,12 @@ class LayerOutcome:
 
 @dataclass(frozen=True, eq=False)
 class Layerwise:
-    """What a layer-by-layer run made.
+    """Result of a layer-by-layer run.
 
     Attributes:
         mask: True = kept, by parameter name, in each parameter's own shape.
         layers: every matrix, in order of use.
-        asked_sparsity: what was asked for.
+        asked_sparsity: requested sparsity.
         seconds: wall time.
         cpu_seconds: process CPU time.
     """
@@ -62,5 +62,5 @@ class Layerwise:
         return sum(o.num_pruned for o in self.layers) / sum(o.num_weights for o in self.layers)
 
 
-#: Called with every matrix when it is done, how many are, and how many there are in all.
+#: Progress callback: (finished matrix, number done, total).
 LayerObserver = Callable[[LayerOutcome, int, int], None]

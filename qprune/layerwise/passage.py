@@ -1,4 +1,4 @@
-"""The passes through one block: what goes into its matrices, and what comes out of it."""
+"""Passes through one block: inputs of its matrices, and its outputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from qprune.ranks import ALONE, Ranks
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What a pass through a block showed.
+    """Recorded order of use of a block's matrices.
 
     Attributes:
         groups: the matrices in order of use, those with the same input together.
-        inputs: what went into the first of each group, by its name, where inputs were kept
-            (never where tokens are routed: after pruning, others come).
-        outputs: the block's, batch by batch, where inputs were kept.
+        inputs: input of the first matrix of each group, by its name, where inputs were kept
+            (never for routed tokens, which change after pruning).
+        outputs: outputs of the block, batch by batch, where inputs were kept.
     """
 
     groups: list[list[Matrix]]
@@ -34,15 +34,15 @@ class Order:
 
 
 class Passage:
-    """One block and the passes through it.
+    """Block with the passes through it.
 
     Args:
-        block: on the device where it is to run.
-        calls: what it is called with, batch by batch.
+        block: the block, on ``device``.
+        calls: arguments of the block, batch by batch.
         inside: its matrices.
-        device: where it is.
+        device: device of the block.
         new_store: makes stores.
-        ranks: of which each has as many batches of its own.
+        ranks: processes, each with the same number of batches of its own.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Passage:
         self.device, self.new_store, self.ranks = device, new_store, ranks
 
     def order(self, hidden: Store, keep_inputs: bool) -> Order:
-        """Run the block as it is, to see the order of use and, on request, every input.
+        """Run the block to record the order of use and, on request, every input.
 
         Args:
             hidden: the block's inputs, batch by batch.
@@ -97,17 +97,17 @@ class Passage:
     def moments(
         self, hidden: Store, group: Sequence[Matrix], inputs: Mapping[str, Store]
     ) -> dict[str, Moments]:
-        """Moments of every matrix in ``group``, by name, from the block as it is now.
+        """Return the moments of every matrix in ``group``, by name, from the present block.
 
-        Matrices with the same input share them; a pass ends as soon as all have been seen.
+        Matrices with the same input share them; a pass ends once all have been used.
 
         Args:
             hidden: the block's inputs, batch by batch.
-            group: which matrices.
-            inputs: what the dense network fed into some of them.
+            group: matrices.
+            inputs: inputs of some of them in the dense network.
 
         Raises:
-            NonFiniteError: NaN or Inf on the way; names the layer.
+            NonFiniteError: NaN or Inf in an input; names the layer.
         """
         result: dict[str, Moments] = {}
         wanted = {matrix.name for matrix in group}
@@ -141,7 +141,7 @@ class Passage:
         return {m.name: result.get(m.name) or self._empty(m, False) for m in group}
 
     def forward(self, hidden: Store) -> Store:
-        """The block's outputs as it is now."""
+        """Return the outputs of the present block."""
         outputs = self.new_store()
         for index in range(len(self.calls)):
             outputs.append(self._call(index, hidden))

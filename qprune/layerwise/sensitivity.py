@@ -1,11 +1,11 @@
-"""How a run's weights to prune are shared among the layers: by what the end-to-end loss feels.
+"""Sparsity per layer by the sensitivity of the end-to-end loss.
 
 Every weight is scored by the loss that its removal alone would cost at the dense network, with
 the curvature of its layer as a product (K-FAC, Martens and Grosse 2015, arXiv 1503.05671, its
 diagonal): 1/2 w^2 E[delta_o^2] E[x_i^2], x the layer's input and delta the derivative of the
-Gauss-Newton sketch by its output. One threshold over the whole network says what every layer
-would lose; layers then keep to within a band around the common density, since the scores know
-nothing of what compensation mends. (Non-uniform budgets: OWL, Yin et al. 2023, arXiv 2310.05175.)
+Gauss-Newton sketch by its output. One threshold over the whole network gives every layer's
+share; layers then stay within a band around the common density, since the scores ignore
+compensation. (Non-uniform budgets: OWL, Yin et al. 2023, arXiv 2310.05175.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qprune.layers import Layers
 from qprune.losses import DenseOutputs, Loss
 from qprune.traces import Recorder, differentiating, forward
 
-# Scores of a layer are looked at on at most this many weights.
+# Largest number of a layer's weights that are scored.
 _SCORED = 1 << 16
 _LOSS = DenseOutputs()
 
@@ -34,11 +34,11 @@ class Sensitivity:
 
     Args:
         band: a layer's density lies within (1 - band, 1 + band) times the network's.
-        num_samples: calibration samples looked at.
-        loss: of the run.
+        num_samples: number of calibration samples used.
+        loss: loss of the run.
 
     Raises:
-        ImpossibleRequestError: ``band`` is not in [0, 1), or no sample is looked at.
+        ImpossibleRequestError: ``band`` is not in [0, 1), or ``num_samples`` is below 1.
     """
 
     band: float = 0.25
@@ -56,7 +56,7 @@ class Sensitivity:
     def shares(
         self, model: nn.Module, layers: Layers, inputs: AnyInputs, sparsity: float, seed: int
     ) -> dict[str, float]:
-        """The sparsity of every layer by module name; together close to ``sparsity``."""
+        """Return the sparsity of every layer by module name; overall close to ``sparsity``."""
         generator = torch.Generator().manual_seed(seed)
         scores = _scores(model, layers, inputs[: self.num_samples], self.loss, generator)
         sizes = [layer.size for layer in layers]
@@ -69,7 +69,7 @@ class Sensitivity:
 def _scores(
     model: nn.Module, layers: Layers, inputs: AnyInputs, loss: Loss, generator: torch.Generator
 ) -> list[Tensor]:
-    """Logarithms of the scores of some weights of every layer, ascending, in float64."""
+    """Return ascending float64 logarithms of the scores of some weights of every layer."""
     outputs_felt = [torch.zeros(layer.rows, dtype=torch.float64) for layer in layers]
     inputs_seen = [torch.zeros(layer.cols, dtype=torch.float64) for layer in layers]
     for sample in inputs.split(1):
@@ -81,7 +81,7 @@ def _scores(
             trace = recorder.trace(deltas, len(sample))
         for calls, felt, seen in zip(trace.calls, outputs_felt, inputs_seen, strict=True):
             for call in calls:
-                assert isinstance(call, LinearCall)  # Decoder blocks hold no other kind.
+                assert isinstance(call, LinearCall)  # The only kind in decoder blocks.
                 felt.add_(call.deltas.double().square().flatten(0, -2).sum(0))
                 seen.add_(call.inputs.double().square().flatten(0, -2).sum(0))
     found = []
@@ -97,7 +97,7 @@ def _scores(
 def _at_one_threshold(
     scores: Sequence[Tensor], sizes: Sequence[int], sparsity: float, low: float, high: float
 ) -> list[float]:
-    """Every layer's share below one threshold, held to [low, high]; the threshold by bisection."""
+    """Return every layer's share below one threshold, clipped to [low, high]; bisection."""
 
     def below(threshold: float) -> list[float]:
         at = torch.tensor([threshold], dtype=torch.float64)

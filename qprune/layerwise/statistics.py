@@ -12,13 +12,13 @@ from torch import Tensor
 from qprune.errors import NonFiniteError
 from qprune.ranks import ALONE, Ranks
 
-# Their significands have no more bits than TF32's.
+# Types whose significands have no more bits than TF32's.
 _EXACT_IN_TF32 = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
 def _tensor_cores(use: bool) -> Iterator[None]:
-    """Products of float32 in TF32 while this lasts, if ``use``."""
+    """Take float32 products in TF32 within the context, if ``use``."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = use or before
     try:
@@ -28,18 +28,18 @@ def _tensor_cores(use: bool) -> Iterator[None]:
 
 
 class Moments:
-    """X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
+    """Sums X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
 
     Products are taken in float32 or better, whatever the model's dtype, and summed in float64
-    (float32 on a device). A device multiplies what comes in float16 or bfloat16 on its tensor
+    (float32 on a device). A device multiplies float16 or bfloat16 inputs on its tensor
     cores: TF32 holds such numbers exactly, and sums in float32.
 
     Args:
         name: for messages.
-        inputs: how many.
-        device: where the sums are.
-        with_dense: whether the dense inputs come too.
-        ranks: of which each adds its own tokens, all at the same time.
+        inputs: number of inputs.
+        device: device of the sums.
+        with_dense: True if dense inputs are given too.
+        ranks: processes, each of which adds its own tokens, all at the same time.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Moments:
         self._sums = ranks.summing([t for t in (self.gram, self.cross) if t is not None])
 
     def add(self, x: Tensor, dense: Tensor | None = None) -> None:
-        """Inputs (..., inputs) of some tokens, and the dense network's for the same ones.
+        """Add inputs (..., inputs) of some tokens, and the dense network's for the same ones.
 
         Raises:
             NonFiniteError: NaN or Inf among them.
@@ -81,14 +81,14 @@ class Moments:
         self.tokens += len(x)
 
     def close(self) -> None:
-        """All tokens have been added, by all ranks."""
+        """Finish the sums, after all ranks have added their tokens."""
         self._sums.close()
         self.tokens = self._ranks.total(self.tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class Quadratic:
-    """What a matrix' output error is: (W - targets) gram (W - targets)' up to a constant.
+    """Output error of a matrix: (W - targets) gram (W - targets)' up to a constant.
 
     Attributes:
         gram: A, shape (inputs, inputs), symmetric.
@@ -102,20 +102,20 @@ class Quadratic:
 def quadratic(
     moments: Moments, weights: Tensor, damping: float, dense_share: float = 1.0
 ) -> Quadratic:
-    """|W X - W0 X0|^2 + ridge |W - W0|^2 as a quadratic around its unconstrained optimum.
+    """Return |W X - W0 X0|^2 + ridge |W - W0|^2 around its unconstrained optimum.
 
     With C = X0 X' the optimum is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs
     are the dense network's own (or C is not known), as SparseGPT and ALPS take them.
 
     Args:
-        moments: of the inputs.
+        moments: moments of the inputs.
         weights: W0, shape (rows, inputs).
         damping: the ridge, as a share of the mean of A's diagonal.
-        dense_share: how far the optimum goes from W0 (0) to the one for X0 (1).
+        dense_share: position of the optimum between W0 (0) and the one for X0 (1).
     """
     gram = 0.5 * (moments.gram + moments.gram.T)
     ridge = damping * gram.diagonal().mean()
-    # A matrix that no token reached is compared by the size of its weights.
+    # Without tokens the error is the squared change of the weights.
     shift = torch.where(ridge > 0, ridge, torch.ones_like(ridge)) if not moments.tokens else ridge
     gram.diagonal().add_(shift)
     targets = weights.to(gram)

@@ -1,4 +1,4 @@
-"""Where activations wait between blocks: in memory, a device's too, or in files mapped into it."""
+"""Stores of activations between blocks: in host or device memory, or in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from qprune.errors import ImpossibleRequestError
 
 
 class Store(Protocol):
-    """A list of tensors, on or off the device."""
+    """Protocol of a list of tensors, on or off the device."""
 
     def append(self, tensor: Tensor) -> None:
-        """Add one."""
+        """Add a tensor."""
         ...
 
     def __len__(self) -> int: ...
 
     def get(self, index: int, device: torch.device) -> Tensor:
-        """One of them, on ``device``."""
+        """Return the tensor at ``index``, on ``device``."""
         ...
 
 
 class MemoryStore:
-    """Tensors in memory: the host's, or (``where`` is None) of the device that they come from."""
+    """Store in memory: the host's, or (``where`` is None) that of the tensors' own device."""
 
     def __init__(self, where: str | None = "cpu") -> None:
         self._where = where
@@ -48,7 +48,7 @@ class MemoryStore:
 
 
 class DiskStore:
-    """Tensors in memory-mapped files of one folder; they go when the store does."""
+    """Store in memory-mapped files of one folder, removed with the store."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(dir=folder))
@@ -63,7 +63,7 @@ class DiskStore:
         return len(self._kinds)
 
     def get(self, index: int, device: torch.device) -> Tensor:
-        # A copy: what is done with an activation in place must not reach the file.
+        # A copy, so that in-place operations do not change the file.
         return self._mapped(index, *self._kinds[index], create=False).clone().to(device)
 
     def _mapped(self, index: int, shape: torch.Size, dtype: torch.dtype, create: bool) -> Tensor:
@@ -80,10 +80,10 @@ class DiskStore:
 
 @contextmanager
 def stores(offload: str | Path) -> Iterator[Callable[[], Store]]:
-    """A maker of stores: in memory for "cpu" and "device", else in a temporary folder in that path.
+    """Return a factory of stores: in memory for "cpu" and "device", else in files in that path.
 
     Raises:
-        ImpossibleRequestError: there is no such folder.
+        ImpossibleRequestError: the folder does not exist.
     """
     if str(offload) == "cpu":
         yield MemoryStore

@@ -1,4 +1,4 @@
-"""What goes into each matrix while a block runs."""
+"""Hooks on the inputs of matrices while a block runs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.overrides import TorchFunctionMode
 
 from qprune.layerwise.matrices import Matrix
 
-#: Called with a matrix and its input (..., inputs) every time it is used.
+#: Callback for every use of a matrix: (matrix, input (..., inputs)).
 See = Callable[[Matrix, Tensor], None]
 
 
 class Enough(Exception):  # noqa: N818 - ends a pass, no error
-    """Raised by a `See` when the rest of the block's pass is not needed."""
+    """Signal of a `See` callback that ends the block's pass early."""
 
 
 @contextmanager
 def tapped(matrices: Sequence[Matrix], see: See) -> Iterator[None]:
-    """While this lasts, ``see`` is called before each use of one of ``matrices``."""
+    """Call ``see`` before each use of one of ``matrices`` within the context."""
     handles = [
         matrix.module.register_forward_pre_hook(_hook(matrix, see))
         for matrix in matrices
@@ -48,7 +48,7 @@ def _hook(matrix: Matrix, see: See) -> Callable[[nn.Module, tuple[Any, ...]], No
 
 
 class _LinearCalls(TorchFunctionMode):
-    """Sees ``linear(x, weight)`` where the weight is one expert's slice of a larger tensor."""
+    """Observer of ``linear(x, weight)`` with one expert's slice of a larger tensor."""
 
     def __init__(self, experts: Sequence[Matrix], see: See) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _LinearCalls(TorchFunctionMode):
 
 @contextmanager
 def _one_expert_at_a_time(experts: Sequence[Matrix]) -> Iterator[None]:
-    """Transformers may fuse all experts into one product; their plain loop shows each alone."""
+    """Run experts one by one within the context, where transformers would fuse them."""
     name = "_experts_implementation"
     configs = {id(c): c for m in experts if (c := getattr(m.module, "config", None)) is not None}
     before = {key: getattr(config, name, None) for key, config in configs.items()}

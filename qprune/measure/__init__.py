@@ -1,4 +1,4 @@
-"""What pruning saves on this machine: bytes, memory, time; and whether it does at all."""
+"""Measured savings of pruning on this machine: bytes, memory, time."""
 
 from qprune.measure.folder import Measured, measure_folder
 

@@ -1,4 +1,4 @@
-"""One pruned folder measured on this machine, against the dense model or its dense twin."""
+"""Measurement of a pruned folder on this machine, against the dense model."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from qprune.traces import forward
 
 @dataclass(frozen=True)
 class Measured:
-    """What a pruned model saves here.
+    """Measured sizes and times of a pruned model.
 
     Attributes:
         folder: the pruned model.
-        against: the dense model, or None where the pruned one with its zeros filled stood in.
-        machine: device, threads and versions that the times belong to.
+        against: the dense model, or None for the pruned one with its zeros filled.
+        machine: device, threads and versions of the measurement.
         sparsity: share of the masked weights that is zero.
         dense_sizes, sizes: bytes, dense and pruned.
         latency: dense against pruned, as stored, by kind of work.
         sparse_kernels: the same with 2:4 kernels; empty where they were not tried.
-        sparse_obstacle: why they were not, or why their answer is wrong.
-        peak_memory: most bytes that a pass takes on a GPU, dense and pruned; None on a CPU.
+        sparse_obstacle: reason why they were not, or why their answer is wrong.
+        peak_memory: peak bytes of a pass on a GPU, dense and pruned; None on a CPU.
     """
 
     folder: str
@@ -54,11 +54,11 @@ class Measured:
 
     @property
     def gain(self) -> bool:
-        """Whether anything ran faster."""
+        """True if any work ran faster."""
         return any(one.gain for one in (*self.latency, *self.sparse_kernels))
 
     def verdicts(self) -> tuple[str, ...]:
-        """What the times say, one sentence each; plainly where they say no."""
+        """Verdict of each comparison, one sentence each, negative ones included."""
         lines = [one.verdict() for one in self.latency]
         lines += [f"with 2:4 kernels, {one.verdict()}" for one in self.sparse_kernels]
         if self.sparse_obstacle is not None:
@@ -71,7 +71,7 @@ class Measured:
         return tuple(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that `json.dumps` takes."""
+        """Return a dict that `json.dumps` takes."""
         record = asdict(self) | {"gain": self.gain, "verdicts": self.verdicts()}
         for name in ("latency", "sparse_kernels"):
             record[name] = [
@@ -92,24 +92,24 @@ def measure_folder(
     threads: int = 1,
     track: Track = untracked,
 ) -> Measured:
-    """Size, memory and time of a pruned transformers model.
+    """Measure size, memory and time of a pruned transformers model.
 
     Args:
-        folder: the pruned model, with its packed mask or without.
+        folder: the pruned model, with or without its packed mask.
         against: the dense model; by default the pruned one with its zeros filled at random,
-            which takes the same dense kernels as long.
-        dtype: to compute in, "auto" for the stored one.
-        device: where, as torch names devices.
+            which runs the same dense kernels.
+        dtype: dtype of the computation, "auto" for the stored one.
+        device: torch's name of the device.
         max_seq_length: tokens in the timed prompt, by default the model's own up to 2048.
         rounds: timings of each model at each kind of work.
-        threads: of torch.
+        threads: torch's threads.
         track: wraps the rounds, for a progress bar.
 
     Raises:
         ImpossibleRequestError: a model cannot be read, or ``against`` is of another shape.
-        RunFolderError: no weights are there, or the mask and the zeros disagree.
+        RunFolderError: there are no weights, or mask and zeros are inconsistent.
     """
-    weight_files(folder)  # Refused here, not after loading.
+    weight_files(folder)  # Missing files are refused before loading.
     model = load_pretrained(str(folder), dtype=dtype, device=device)
     mask = _mask(folder, model)
     if against is None:
@@ -144,14 +144,14 @@ def measure_folder(
 
 
 def _dense_folder(folder: Path, against: str | None) -> Path | None:
-    """Whose files show what the dense model takes on disk; the twin's would be the pruned one's."""
+    """Return the folder whose files give the dense size on disk, or None."""
     if against is None:
         return folder
     return Path(against) if Path(against).is_dir() else None
 
 
 def _mask(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The folder's mask, held against the weights; without one, where matrices have zeros."""
+    """Return the folder's mask, checked against the weights; without one, that of the zeros."""
     parameters = dict(model.named_parameters())
     if not (folder / MASK_FILE).is_file():
         mask = {name: kept.cpu() for name, kept in present_mask(model).items()}
@@ -191,7 +191,7 @@ def _refuse_other_shapes(against: str, dense: nn.Module, pruned: nn.Module) -> N
 
 
 def _works(model: nn.Module, max_seq_length: int | None) -> dict[str, AnyInputs]:
-    """One input for each kind of work, by its name."""
+    """Return one input for each kind of work, by name."""
     generator = torch.Generator().manual_seed(0)
     device, config = next(model.parameters()).device, cast("Any", model.config)
     if getattr(model, "main_input_name", "input_ids") == "pixel_values":
@@ -227,7 +227,7 @@ def _compare(
 def _peak_memory(
     works: Mapping[str, AnyInputs], dense: nn.Module, pruned: nn.Module, device: torch.device
 ) -> tuple[int, int] | None:
-    """Most bytes during a pass beyond the other model's weights."""
+    """Return the peak bytes during a pass, without the other model's weights."""
     if device.type != "cuda":
         return None
     peaks = []

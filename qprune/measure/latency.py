@@ -1,8 +1,8 @@
-"""How long a call takes, measured so that the answer can be no.
+"""Latency comparison of two calls, with controls for noise.
 
 Calls take turns, so that a machine that slows down slows all of them; the medians of many rounds
-are compared. Two controls say how far the clock can be trusted: the same call under two names must
-take the same time, and the call made twice must take twice as long.
+are compared. Two controls check the clock: the same call under two names must take the same
+time, and the call made twice must take twice as long.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from qprune.progress import Track, untracked
 Call = Callable[[], object]
 Clock = Callable[[], float]
 
-#: A gain is claimed from this much on, and only above three times the machine's noise.
+#: Smallest gain that is reported, if also above three times the machine's noise.
 SMALLEST_GAIN, NOISES = 0.05, 3.0
-#: A call made twice takes between so many times as long as once, or the clock is not trusted.
+#: Allowed range of the time of two calls over that of one; outside, the clock is not trusted.
 _TWICE = (1.5, 2.7)
-#: Seconds that one timing of one call lasts at least.
+#: Shortest time of one timing of one call, seconds.
 _AT_LEAST = 0.02
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median over rounds, and the distance between the quartiles."""
+    """Time of one call in seconds: the median over rounds, and the interquartile range."""
 
     median: float
     spread: float
@@ -38,13 +38,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The dense and the pruned model at one kind of work.
+    """Comparison of the dense and the pruned model at one kind of work.
 
     Attributes:
-        work: what was run, in words.
+        work: short description of the work.
         dense, pruned: the timings.
-        noise: relative difference between two timings of the very same model.
-        twice: how many times as long the pruned model's call takes when made twice.
+        noise: relative difference between two timings of the same model.
+        twice: time of two calls of the pruned model over that of one.
     """
 
     work: str
@@ -60,16 +60,16 @@ class Comparison:
 
     @property
     def trusted(self) -> bool:
-        """Whether both controls came out as they must."""
+        """True if both controls passed."""
         return _TWICE[0] <= self.twice <= _TWICE[1] and self.noise < 0.25
 
     @property
     def gain(self) -> bool:
-        """Whether the pruned model is faster by more than the machine's noise."""
+        """True if the pruned model is faster by more than the machine's noise."""
         return self.trusted and self.speedup > 1 + max(SMALLEST_GAIN, NOISES * self.noise)
 
     def verdict(self) -> str:
-        """The outcome in one sentence."""
+        """Outcome in one sentence."""
         times = f"{1e3 * self.dense.median:.3g} ms dense, {1e3 * self.pruned.median:.3g} ms pruned"
         if not self.trusted:
             return (
@@ -97,13 +97,13 @@ def compare(
     """Time two calls against each other, with both controls.
 
     Args:
-        work: what they do, in words.
+        work: short description of the work.
         dense: runs the dense model once.
         pruned: runs the pruned model once.
         rounds: timings of each.
-        threads: of torch during the timing.
+        threads: torch's threads during the timing.
         track: wraps the rounds, for a progress bar.
-        clock: seconds; by default one that waits for the GPU first.
+        clock: returns seconds; by default one that waits for the GPU first.
     """
 
     def twice() -> None:
@@ -130,14 +130,14 @@ def take_turns(
     track: Track = untracked,
     clock: Clock = synchronized,
 ) -> dict[str, Timing]:
-    """Time each call once a round, in an order that turns from round to round."""
+    """Time each call once per round, in an order that rotates from round to round."""
     timers = {
         name: Timer("call()", globals={"call": call}, num_threads=threads, timer=clock)
         for name, call in calls.items()
     }
     numbers = {}
     for name, timer in timers.items():
-        timer.timeit(1)  # The first call sets things up.
+        timer.timeit(1)  # Warm-up.
         numbers[name] = max(1, math.ceil(_AT_LEAST / timer.timeit(1).median))
     taken: dict[str, list[Measurement]] = {name: [] for name in calls}
     names = list(calls)

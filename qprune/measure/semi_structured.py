@@ -1,6 +1,6 @@
 """2:4 sparse matrices on GPUs that multiply them: torch's semi-structured tensors.
 
-The one kind of zero that hardware makes use of (NVIDIA Ampere and later): at most two non-zeros
+The one sparsity pattern that hardware supports (NVIDIA Ampere and later): at most two non-zeros
 in every four consecutive inputs, in half precision.
 """
 
@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-#: Sizes of weights must be multiples of these (rows, columns) for the kernels in half precision.
+#: Sizes of weights must be multiples of these (rows, columns) for the half-precision kernels.
 _MULTIPLES = (32, 64)
 _DTYPES = (torch.float16, torch.bfloat16)
-#: Relative error of the logits that half precision explains.
+#: Tolerated relative error of the logits in half precision.
 _TOLERANCE = 0.05
 
 
 def obstacle(model: nn.Module, mask: Mapping[str, Tensor], device: torch.device) -> str | None:
-    """Why 2:4 kernels cannot be tried, in words; None if they can."""
+    """Return the reason why 2:4 kernels cannot be tried; None if they can."""
     if device.type != "cuda":
         return f"2:4 kernels need an NVIDIA GPU, this is {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -37,7 +37,7 @@ def obstacle(model: nn.Module, mask: Mapping[str, Tensor], device: torch.device)
 def suitable_layers(
     model: nn.Module, mask: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, nn.Linear]]:
-    """Linear layers whose masks are 2:4 and whose sizes the kernels take."""
+    """Return the Linear layers whose masks are 2:4 and whose sizes suit the kernels."""
     for name, module in model.named_modules():
         kept = mask.get(f"{name}.weight")
         if isinstance(module, nn.Linear) and kept is not None and is_2_of_4(kept):
@@ -47,27 +47,27 @@ def suitable_layers(
 
 
 def is_2_of_4(kept: Tensor) -> bool:
-    """Whether every four consecutive inputs keep two weights at most; shape (outputs, inputs)."""
+    """Return True if every four consecutive inputs keep at most two; shape (outputs, inputs)."""
     if kept.ndim != 2 or kept.shape[1] % 4:
         return False
     return bool((kept.unflatten(1, (-1, 4)).sum(-1) <= 2).all())
 
 
 def with_sparse_kernels(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model whose suitable layers use the 2:4 kernels."""
+    """Return a copy of the model whose suitable layers use the 2:4 kernels."""
     from torch.sparse import to_sparse_semi_structured
 
     converted = copy.deepcopy(model)
     for _, layer in suitable_layers(converted, mask):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch: this interface is a prototype.
+            warnings.simplefilter("ignore")  # torch warns that this interface is a prototype.
             weight = to_sparse_semi_structured(layer.weight.detach())
         layer.weight = nn.Parameter(weight, requires_grad=False)
     return converted
 
 
 def disagreement(reference: Tensor, logits: Tensor) -> str | None:
-    """Why the sparse kernels' logits cannot be right, in words; None if they can."""
+    """Return the reason why the sparse kernels' logits are wrong; None if they agree."""
     error = (logits.double() - reference.double()).norm() / reference.double().norm()
     if not bool(error < _TOLERANCE):
         return f"the 2:4 kernels' logits differ from the dense kernels' by {100 * error:.1f} %"

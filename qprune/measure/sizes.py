@@ -1,4 +1,4 @@
-"""Bytes: as stored, as a compressor would leave them, and as values beside a mask."""
+"""Sizes of a model in bytes: as stored, compressed, and as values beside a mask."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from qprune.errors import RunFolderError
 
-#: The estimate of the zipped size reads so many bytes at most, in pieces from all over the weights.
+#: Bytes read to estimate the zipped size, in pieces spread over the weights.
 _SAMPLE, _PIECE = 32 << 20, 1 << 16
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's weights in bytes.
+    """Sizes of a model's weights in bytes.
 
     Attributes:
         disk: the weight files; None for a model that is not in a folder.
-        memory: parameters and buffers once loaded; zeros take the room of other numbers.
-        zipped: what zlib would leave of the parameters, about.
-        packed: kept values one after another, with one bit a weight for the mask; what no mask
-            covers as it is.
+        memory: parameters and buffers once loaded; zeros take as much as other numbers.
+        zipped: estimated size of the parameters after zlib.
+        packed: kept values and one bit per weight for the mask; weights without a mask
+            unchanged.
     """
 
     disk: int | None
@@ -35,7 +35,7 @@ class Sizes:
 
 
 def measure_sizes(folder: Path | None, model: nn.Module, mask: Mapping[str, Tensor]) -> Sizes:
-    """Sizes of a model that was loaded from ``folder``; an empty mask for a dense one.
+    """Measure a model that was loaded from ``folder``; an empty mask for a dense one.
 
     Raises:
         RunFolderError: the folder has no weight files.
@@ -49,10 +49,10 @@ def measure_sizes(folder: Path | None, model: nn.Module, mask: Mapping[str, Tens
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that hold a transformers model's weights.
+    """Return the safetensors files of a transformers model's weights.
 
     Raises:
-        RunFolderError: there are none.
+        RunFolderError: there are no such files.
     """
     files = tuple(sorted(folder.glob("model*.safetensors")))
     if not files:
@@ -61,7 +61,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def zipped_size(model: nn.Module, sample: int = _SAMPLE) -> int:
-    """What zlib would leave of the parameters, from about ``sample`` bytes taken evenly."""
+    """Estimate the zlib size of the parameters from about ``sample`` evenly spaced bytes."""
     total = sum(parameter.nbytes for parameter in model.parameters())
     step = max(_PIECE, round(_PIECE * total / max(sample, 1)))
     read = left = 0
@@ -75,7 +75,7 @@ def zipped_size(model: nn.Module, sample: int = _SAMPLE) -> int:
 
 
 def packed_size(model: nn.Module, mask: Mapping[str, Tensor]) -> int:
-    """Kept values and one bit a weight where there is a mask, everything elsewhere."""
+    """Return the bytes of kept values and one bit per weight under masks, and of all else."""
     size = 0
     for name, parameter in model.named_parameters():
         kept = mask.get(name)

@@ -1,4 +1,4 @@
-"""What happens inside the worker process: one pruning run, and what came out of it."""
+"""Pruning runs of a study, made in a worker process."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from solvers.study.bench import SamplerSetting
 from solvers.study.budgeted import Budgeted
 from solvers.study.budgets import Budget
 
-#: Answers every block besides, untimed: what the block's problem had to give, and a bound on it.
+#: Reference sampler, untimed: gives the best energy known of every block, and a bound.
 REFERENCE = "relax"
 
 
 @dataclass(eq=False)
 class Yardstick:
-    """Observer that holds every answer against a reference's answer to the same problem.
+    """Observer that compares every answer with a reference's answer to the same problem.
 
-    Runs part ways with their first answers, so that no two samplers see the same blocks; each
-    is judged by what its own blocks had to give. Leaving a block as it is has energy 0.
+    Runs diverge with their first answers, so that no two samplers get the same blocks; each is
+    compared with the reference on its own blocks. Leaving a block unchanged has energy 0.
 
     Attributes:
         missed: 1 - E / E_best for every block, E_best the lower of the answer's energy and the
-            reference's: the share of the decrease of energy that was there and not found.
+            reference's: the share of the possible decrease of energy that was not found.
         uncertain: the same against the reference's certified lower bound, so never too small.
-        sampler_seconds, sampler_cpu_seconds, preparation_seconds: of the sampler, summed.
-        spent: process CPU seconds of the reference, which are not the run's.
+        sampler_seconds, sampler_cpu_seconds, preparation_seconds: sums over the sampler's calls.
+        spent: process CPU seconds of the reference, not counted for the run.
     """
 
     missed: list[float] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Yardstick:
     _border: Border = field(default_factory=lambda: Border.to(REFERENCE))
 
     def __call__(self, block: SolvedBlock) -> None:
-        """Judge one answer."""
+        """Compare one answer."""
         began = time.process_time()
         answer, info = block.answer, block.answer.info
         self.sampler_seconds += float(info.get("sampler_seconds", answer.seconds))
@@ -56,7 +56,7 @@ class Yardstick:
         reference = self._border.solve(block.problem, block.present, block.seed)
         self.energies.append(answer.energy)
         best = min(answer.energy, reference.energy)
-        # Where there is nothing to gain, every answer is as good.
+        # Nothing can be gained, so nothing is missed.
         if best < 0:
             self.missed.append(1 - answer.energy / best)
         bound = max(answer.lower_bound, reference.lower_bound)
@@ -66,10 +66,10 @@ class Yardstick:
 
 
 class PruningBench:
-    """Makes pruning runs, one at a time, in a process of its own.
+    """Maker of pruning runs, one at a time, in a process of its own.
 
     Args:
-        threads: of the arithmetic and of the samplers.
+        threads: threads of the arithmetic and of the samplers.
         clock: a name in `solvers.study.budgets.CLOCKS`, for budgets of seconds.
     """
 
@@ -81,13 +81,13 @@ class PruningBench:
         """Load model and data.
 
         Raises:
-            QpruneError: they cannot be had.
+            QpruneError: they cannot be loaded.
         """
         with limited_threads(self._threads):
             self._loaded = trial.load()
 
     def run(self, setting: SamplerSetting, budget: Budget, seed: int) -> dict[str, Any]:
-        """One run; the fields of a row that come from it.
+        """Make one run and return its fields of a row.
 
         Raises:
             QpruneError, SolverError: it failed.
@@ -101,7 +101,7 @@ class PruningBench:
 
 
 def outcome(pruned: Pruned, yardstick: Yardstick) -> dict[str, Any]:
-    """The fields of a row that come from a run; see `qprune.study.compare_pruning`."""
+    """Return the fields of a row that come from a run; see `qprune.study.compare_pruning`."""
     report = pruned.report
     asked = [step for step in report.steps if step.kind == "blocks"]
     taken = [step for step in asked if step.accepted]

@@ -1,4 +1,4 @@
-"""Prune with one sampler after another, everything else equal; every outcome a row."""
+"""Pruning study: one sampler after another, everything else equal; one row per run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Observer = Callable[[Row, int, int], None]
-"""Called with every row, how many rows there are, and how many there will be."""
+"""Progress callback: (row, rows so far, total)."""
 
 KIND = "pruning"
 #: Fields of a row that come from pruning; None in the row of a run that failed.
@@ -37,18 +37,18 @@ OUTCOME = (
     *("uncertain_median", "sampler_seconds", "sampler_cpu_seconds", "preparation_seconds"),
     *("cpu_seconds", "seconds", "trace"),
 )
-#: Loading a model and data, or training a network that has no file of weights.
+#: Time limit for loading model and data, or training a network without a weight file.
 _PREPARATION = 1800.0
 
 
 @dataclass(frozen=True, eq=False)
 class PruningStudy:
-    """Rows and what they are rows of.
+    """Rows of a study, with its record.
 
     Attributes:
-        record: what ``study.json`` holds.
-        row_list: the rows, in the order in which they ran.
-        folder: where they are stored; None if nowhere.
+        record: content of ``study.json``.
+        row_list: the rows, in the order of the runs.
+        folder: folder of the study; None if not stored.
     """
 
     record: Mapping[str, Any]
@@ -57,7 +57,7 @@ class PruningStudy:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """One row per run, samplers in the study's own order; see `compare_pruning`."""
+        """Table of one row per run, samplers in the study's order; see `compare_pruning`."""
         import pandas as pd
 
         frame = pd.DataFrame(list(self.row_list))
@@ -70,7 +70,7 @@ class PruningStudy:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has its row."""
+        """True if every run has its row."""
         return len(self.row_list) >= self.record["runs"]
 
 
@@ -89,8 +89,8 @@ def compare_pruning(
 ) -> PruningStudy:
     """Prune with every sampler and every budget, ``repeats`` times.
 
-    The budget is what the sampler may spend on each block (`solvers.study.budgeted`), so that
-    all samplers have the same time and the same rounds; building models and warming up is not
+    The budget limits the sampler on each block (`solvers.study.budgeted`), so that all
+    samplers have the same time and the same rounds; building models and warming up is not
     counted. Runs of one repeat share their seed, and with it calibration samples, splits and
     first pass. They go in a random order, one at a time, in a process that is killed when a run
     exceeds its limit, and replaced when it crashes. With budgets in seconds a run does not
@@ -102,11 +102,11 @@ def compare_pruning(
         budgets: of one block, like ``"0.1s"``, ``"10reads"``, ``"1000sweeps"``.
         repeats: runs with the seeds ``seed``, ``seed + 1``, ...
         seed: decides the order and all seeds.
-        folder: where rows are stored as they come; a folder with the same study goes on.
+        folder: folder for the rows, stored as they come; a folder with the same study is resumed.
         time_limit: seconds after which a run is killed.
-        threads: of the arithmetic and of the samplers.
-        clock: what measures budgets of seconds: "wall"; or "cpu", on a machine with other work.
-        observe: called with every row.
+        threads: threads of the arithmetic and of the samplers.
+        clock: clock for budgets of seconds: "wall"; or "cpu", on a machine with other work.
+        observe: callback for every row.
 
     Returns:
         A study, whose ``rows`` have: ``problem`` (the trial's title)``, sampler`` (the label)``,
@@ -116,8 +116,8 @@ def compare_pruning(
         final_loss``; ``accept_loss`` (at the end, on the acceptance split); of the steps that
         the sampler proposed: ``steps, accepted, accepted_share, flips``, and summed over those
         taken ``predicted`` and ``real`` change of the loss, nats; ``blocks`` answered, their
-        ``energy_mean``, and of the decrease of energy that a block had to give the share that
-        was ``missed_mean, missed_median``, at most ``uncertain_median``; ``sampler_seconds``
+        ``energy_mean``, and of a block's possible decrease of energy the share not
+        found, ``missed_mean, missed_median``, at most ``uncertain_median``; ``sampler_seconds``
         (by the clock)``, sampler_cpu_seconds, preparation_seconds, cpu_seconds, seconds``;
         ``trace`` ([stage, round, accepted, predicted, real, loss] of every proposal).
 
@@ -125,7 +125,7 @@ def compare_pruning(
         StudyError: no sampler or budget; two of one name; no common budget.
         UnknownSamplerError, UnknownOptionError: a sampler or option does not exist.
         StudyFolderError: the folder holds another study, or cannot be used.
-        QpruneError: model or data cannot be had.
+        QpruneError: model or data cannot be loaded.
     """
     trial = SettingsTrial(trial) if isinstance(trial, Settings) else trial
     settings, allowed = checked_settings(samplers), checked_budgets(budgets)
@@ -160,7 +160,7 @@ def compare_pruning(
 
     with Worker(partial(PruningBench, threads, clock), greet) as worker:
         if home is None or not (home.path / STUDY).exists():
-            # A model that cannot be had leaves no folder behind.
+            # Loaded first: a model that cannot be loaded leaves no folder behind.
             worker.ensure()
         rows = [] if home is None else home.begin(record, here)
         done = {_key(row) for row in rows}
@@ -184,10 +184,10 @@ def compare_pruning(
 
 
 def read_pruning_study(folder: str | Path) -> PruningStudy:
-    """The study in a folder, finished or not.
+    """Read the study in a folder, finished or not.
 
     Raises:
-        StudyFolderError: no study is there, or it cannot be read.
+        StudyFolderError: the folder holds no study, or it cannot be read.
         StudyError: it is a study of samplers on problems.
     """
     path = Path(folder)
@@ -203,7 +203,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _blank(run: Run, setting: SamplerSetting, seed: int) -> Row:
-    """A row before its run."""
+    """Return a row before its run."""
     return {
         "problem": run.problem,
         "sampler": run.label,
@@ -222,8 +222,8 @@ def _blank(run: Run, setting: SamplerSetting, seed: int) -> Row:
 
 
 def _outcome(worker: Worker, setting: SamplerSetting, run: Run, seed: int, limit: float) -> Row:
-    """What the run adds to its row, whatever happens in it."""
-    # Model and data that cannot be had end the study: no run could be made.
+    """Make the run and return its fields of the row; failures are fields, too."""
+    # An error in loading ends the study, since no run could be made.
     worker.ensure()
     try:
         return worker.call("run", setting, run.budget, seed, limit=limit)

@@ -1,4 +1,4 @@
-"""The figures of a pruning study, each a pure function from a table to a figure."""
+"""Figures of a pruning study, each a pure function from a table to a figure."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from solvers.study.looks import STYLE, WIDTH, Look, legend_below, new_figure
 
 Looks = Mapping[str, Look]
 
-#: A share of the energy missed that is shown as none.
+#: Shares of missed energy below this are shown as zero.
 LEAST_MISSED = 1e-5
 # Nats below which changes are shown on a linear scale.
 _LINEAR = 1e-3
 
 
 def accuracy_by_sampler(rows: pd.DataFrame, cells: pd.DataFrame, looks: Looks) -> Figure:
-    """Final test accuracy: a mark for each seed, a bar at the mean; dense and first pass as lines.
+    """Plot final test accuracy: a mark per seed, a bar at the mean; dense and first pass as lines.
 
     Args:
         rows: one per run.
         cells: from `qprune.study.measures.summary`.
-        looks: of every sampler.
+        looks: style of every sampler.
     """
     with rc_context(STYLE):
         figure = new_figure(WIDTH, 1.3 + 0.27 * len(cells))
@@ -69,16 +69,16 @@ def accuracy_by_sampler(rows: pd.DataFrame, cells: pd.DataFrame, looks: Looks) -
 def energy_and_network(
     cells: pd.DataFrame, looks: Looks, measure: str, told: str, share: bool
 ) -> Figure:
-    """A measure of the network against the share of the blocks' energy that was missed.
+    """Plot a measure of the network against the missed share of the blocks' energy.
 
     Budgets of one sampler are joined, the smallest first.
 
     Args:
         cells: from `qprune.study.measures.summary`.
-        looks: of every sampler.
+        looks: style of every sampler.
         measure: a column of ``cells``.
-        told: what it is, for the axis.
-        share: whether it is a share, shown in percent.
+        told: label of the axis.
+        share: True for a share, shown in percent.
     """
     with rc_context(STYLE):
         figure = new_figure(5.4, 3.6)
@@ -108,13 +108,13 @@ def energy_and_network(
 
 
 def predicted_against_real(points: pd.DataFrame, looks: Looks) -> Figure:
-    """Every proposal: what the answer promised and what the acceptance split said of it.
+    """Plot the predicted against the real change of the loss for every proposal.
 
-    A panel for each sampler; filled marks were taken. On the line the two agree.
+    One panel per sampler; filled marks were accepted. On the line the two agree.
 
     Args:
         points: from `qprune.study.measures.proposals`, at one budget.
-        looks: of every sampler.
+        looks: style of every sampler.
     """
     shown = [name for name in looks if (points.sampler == name).any()]
     with rc_context(STYLE):
@@ -149,11 +149,11 @@ def _agreement(axes: Axes, points: pd.DataFrame, look: Look) -> None:
 
 
 def loss_along_the_way(points: pd.DataFrame, looks: Looks) -> Figure:
-    """Loss on the acceptance split after the last proposal of every stage, mean over seeds.
+    """Plot the acceptance loss after the last proposal of every stage, mean over seeds.
 
     Args:
         points: from `qprune.study.measures.proposals`, at one budget.
-        looks: of every sampler.
+        looks: style of every sampler.
     """
     last = points.groupby(["sampler", "seed", "stage"], sort=False).loss.last()
     means = last.groupby(["sampler", "stage"]).mean().reset_index()

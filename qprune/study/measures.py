@@ -10,18 +10,18 @@ import pandas as pd
 
 from qprune.study.compare import PruningStudy
 
-#: What is told apart: runs that differ in nothing but their seed.
+#: Columns of a cell: runs that differ only in their seed.
 CELL = ["sampler", "budget_kind", "budget"]
 
 
 @dataclass(frozen=True)
 class Link:
-    """Whether one measure goes with another, over samplers and budgets: Spearman's rank test.
+    """Spearman's rank test of two measures over samplers and budgets.
 
     Attributes:
-        correlation: between -1 and 1; NaN with fewer than three cells, or where nothing varies.
-        p_value: of no connection at all; NaN likewise.
-        cells: how many pairs.
+        correlation: between -1 and 1; NaN with fewer than three cells, or a constant measure.
+        p_value: p-value of independence; NaN likewise.
+        cells: number of pairs.
     """
 
     correlation: float
@@ -30,13 +30,13 @@ class Link:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line for each sampler and budget, in the order of ``rows``.
+    """Return one line per sampler and budget, in the order of ``rows``.
 
     Returns:
         Columns `CELL`, ``label`` (sampler, with its budget where there are several), ``runs``,
         ``failed``, then means over the runs that ended of ``missed`` (share of the blocks'
         decrease of energy that was not found, mean over blocks), ``missed_median`` (of the
-        median block), ``uncertain_median`` (the most that can be), ``predicted`` and ``real``
+        median block), ``uncertain_median`` (its upper limit), ``predicted`` and ``real``
         (change of loss summed over the steps taken, nats), ``kept_promise`` (real by predicted),
         ``accepted_share``, ``accept_loss``, ``final_loss``, ``final_accuracy``, and its
         ``accuracy_low`` and ``accuracy_high`` over the seeds, ``sampler_seconds``,
@@ -68,7 +68,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def labels(cells: pd.DataFrame) -> list[str]:
-    """The sampler of each cell, with its budget where the study has several."""
+    """Return the sampler of each cell, with its budget where the study has several."""
     several = cells[["budget_kind", "budget"]].drop_duplicates().shape[0] > 1
     units = {"seconds": " s"}
     return [
@@ -80,7 +80,7 @@ def labels(cells: pd.DataFrame) -> list[str]:
 
 
 def link(cells: pd.DataFrame, one: str, other: str) -> Link:
-    """Spearman's rank correlation of two measures over samplers and budgets."""
+    """Return Spearman's rank correlation of two measures over samplers and budgets."""
     from scipy.stats import spearmanr
 
     pairs = cells[[one, other]].dropna()
@@ -91,7 +91,7 @@ def link(cells: pd.DataFrame, one: str, other: str) -> Link:
 
 
 def paired(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """What each cell is better by than the best one, seed by seed: runs of a seed share a start.
+    """Return the difference of each cell to the best one, paired by seed, which shares the start.
 
     Returns:
         One line a cell: `CELL`, ``difference`` (mean of the best cell's measure minus the
@@ -102,7 +102,7 @@ def paired(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     wide = done.pivot_table(index="seed", columns=CELL, values=measure)
     if wide.empty:
         return pd.DataFrame(columns=[*CELL, "difference", "error", "pairs"])
-    # While a study runs, some cells have more seeds than others: the best is one on common seeds.
+    # In an unfinished study cells have different seeds: the best is chosen on common seeds.
     common = wide.dropna()
     best = wide[(wide if common.empty else common).mean().idxmax()]
     gaps = wide.rsub(best, axis=0)
@@ -117,7 +117,7 @@ def paired(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def proposals(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every proposal of every run.
+    """Return every proposal of every run.
 
     Returns:
         Columns `CELL`, ``seed``, ``stage``, ``round``, ``accepted`` (1 or 0), ``predicted`` and
@@ -134,7 +134,7 @@ def proposals(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_records(study: PruningStudy) -> list[dict[str, Any]]:
-    """The summary as the command line prints it, best network first."""
+    """Return the summary for the command line, best network first."""
     cells = summary(study.rows).sort_values(
         ["final_accuracy", "accept_loss"], ascending=[False, True], na_position="last"
     )

@@ -1,4 +1,4 @@
-"""The report of a pruning study: one page that needs nothing but itself, as `solvers.study` has."""
+"""Report of a pruning study: one self-contained page, as in `solvers.study`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def write_pruning_report(folder: str | Path, *, title: str = "") -> Path:
     """Write the report of a pruning study, finished or not, into its folder.
 
     Args:
-        folder: of the study.
+        folder: folder of the study.
         title: heading of the page; the trial's own if not given.
 
     Returns:
         The page, ``report.html``; ``figures`` and ``tables`` lie beside it.
 
     Raises:
-        StudyFolderError: no study is there, or it cannot be read.
+        StudyFolderError: the folder holds no study, or it cannot be read.
         StudyError: it is another kind of study, or no run has ended yet.
         MissingPackageError: the extra ``study`` is not installed.
     """
@@ -46,7 +46,7 @@ def write_pruning_report(folder: str | Path, *, title: str = "") -> Path:
 
 
 def sections(study: PruningStudy) -> list[Section]:
-    """What a pruning study shows."""
+    """Return the sections of a pruning study's report."""
     from qprune.study.measures import labels, proposals, summary
     from solvers.study.looks import looks_of
     from solvers.study.measures import largest_budget
@@ -72,7 +72,7 @@ def _networks(rows: pd.DataFrame, cells: pd.DataFrame, looks: Any) -> Section:
     from qprune.study.measures import CELL, paired
     from solvers.study.sections import Drawing, Section
 
-    # Without a score the loss on the acceptance split, which all runs of a seed share, judges.
+    # Without a score: the loss on the acceptance split, which all runs of a seed share.
     scored = rows.final_accuracy.notna().any()
     better = rows.assign(goodness=rows.final_accuracy if scored else -rows.accept_loss)
     gaps = paired(better, "goodness")

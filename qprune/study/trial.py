@@ -1,4 +1,4 @@
-"""A pruning run that can be made again and again, in another process, but for its sampler."""
+"""Trials: pruning runs that can be repeated in another process with any sampler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qprune.prune import Pruned, prune
 from qprune.solve import BlockObserver
 from qprune.steps import Score
 
-#: What the study decides, and no trial.
+#: Options that the study sets itself.
 _RESERVED = (
     "sampler",
     "sampler_options",
@@ -37,13 +37,13 @@ _RESERVED = (
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A trial with model and data in memory.
+    """Trial with model and data in memory.
 
     Attributes:
-        model: dense; never changed.
-        calibration: seed -> the samples that the run with that seed sees.
+        model: dense model, never changed.
+        calibration: seed -> calibration samples of the run with that seed.
         evaluate: model -> its score on test data; None without.
-        options: for `qprune.prune`.
+        options: options of `qprune.prune`.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class Loaded:
     options: Mapping[str, Any]
 
     def prune(self, sampler: Any, seed: int, observe_blocks: Sequence[BlockObserver]) -> Pruned:
-        """One run.
+        """Make one run.
 
         Raises:
             QpruneError, SolverError: see `qprune.prune`.
@@ -69,25 +69,25 @@ class Loaded:
 
 
 class Trial(Protocol):
-    """What a study makes with every sampler; it is sent to another process."""
+    """Protocol of a trial: a run for any sampler, sent to another process."""
 
     @property
     def title(self) -> str:
-        """The run in a few words."""
+        """Short title of the run."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """All that decides the run, JSON-friendly; equal for equal trials only."""
+        """Return all that decides the run, JSON-friendly; equal for equal trials only."""
         ...
 
     def load(self) -> Loaded:
-        """Model and data in memory."""
+        """Load model and data."""
         ...
 
 
 @dataclass(frozen=True)
 class SettingsTrial:
-    """The run of ``qprune prune --config``; its seed and sampler are the study's.
+    """Run of ``qprune prune --config`` with the study's seed and sampler.
 
     Raises:
         ImpossibleRequestError: it has a time limit, under which a run's steps depend on the
@@ -99,8 +99,8 @@ class SettingsTrial:
     def __post_init__(self) -> None:
         if self.settings.max_seconds is not None:
             raise ImpossibleRequestError(
-                "max_seconds would end a run after so much of everything, and not give every "
-                "sampler the same time; leave it out, and give the study a budget"
+                "max_seconds limits the whole run, so that samplers would not get the same time; "
+                "leave it out, and give the study a budget"
             )
 
     @property
@@ -109,7 +109,7 @@ class SettingsTrial:
         return self.settings.title
 
     def to_json(self) -> dict[str, Any]:
-        """The settings, and a digest of the file of weights."""
+        """Return the settings, and a digest of the weight file."""
         free = {"sampler", "sampler_options", "seed", "max_seconds", "threads"}
         told = self.settings.model_dump(mode="json", exclude=free)
         weights = self.settings.weights
@@ -123,7 +123,7 @@ class SettingsTrial:
         return told
 
     def load(self) -> Loaded:
-        """See `qprune.zoo.load_model` and `qprune.datasets.load_data`."""
+        """Load by `qprune.zoo.load_model` and `qprune.datasets.load_data`."""
         from qprune.datasets import load_data
         from qprune.job import arguments
         from qprune.zoo import load_model
@@ -141,17 +141,17 @@ class SettingsTrial:
 
 @dataclass(frozen=True, eq=False)
 class ModelTrial:
-    """A run of `qprune.prune` on a model in hand.
+    """Run of `qprune.prune` on a model in memory.
 
     Args:
-        model: dense, picklable; left as it is.
+        model: dense, picklable; not changed.
         calibration: as for `qprune.prune`; the same for all seeds.
-        evaluate: model -> `Score` on test data; a function of a module, not of a notebook.
+        evaluate: model -> `Score` on test data; defined in a module, not in a notebook.
         options: of `qprune.prune`: sparsity, stages, ...
         name: in figures and tables; the model's class if not given.
 
     Raises:
-        ImpossibleRequestError: an option is the study's own, or `qprune.prune` has none of it.
+        ImpossibleRequestError: an option is set by the study, or unknown to `qprune.prune`.
     """
 
     model: nn.Module
@@ -178,7 +178,7 @@ class ModelTrial:
         return (self.name or type(self.model).__name__) + asked
 
     def to_json(self) -> dict[str, Any]:
-        """Digests of model and data, and the options."""
+        """Return digests of model and data, and the options."""
         return plain_settings(
             {
                 "model": digest_of_model(self.model),
@@ -188,6 +188,6 @@ class ModelTrial:
         )
 
     def load(self) -> Loaded:
-        """As it is."""
+        """Return the trial itself, already in memory."""
         data = as_calibration(self.calibration, self.model)
         return Loaded(self.model, lambda seed: data, self.evaluate, self.options)

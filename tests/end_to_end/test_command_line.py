@@ -131,7 +131,7 @@ def test_resume_wants_the_fingerprint(folder, qprune):
     (folder / REPORT_JSON).unlink()
     code, _, err = qprune("resume", folder)
     assert code == 2
-    assert "fingerprint.json is missing, so that nobody can tell what steps.jsonl" in err
+    assert "fingerprint.json is missing, so that the run of steps.jsonl" in err
 
 
 def test_verify_computes_the_figures_again(finished, qprune):
@@ -167,10 +167,10 @@ def _another_page(folder):
 @pytest.mark.parametrize(
     ("tamper", "complaints"),
     [
-        (_another_model, ["config.yaml is not the file", "calibration data are not those"]),
-        (_better_score, ["report.json is not the file", "the report says final accuracy"]),
-        (_other_kept_weights, ["model.safetensors is not the file", "computed again"]),
-        (_another_page, ["report.html is not the file"]),
+        (_another_model, ["config.yaml does not match", "calibration data are not those"]),
+        (_better_score, ["report.json does not match", "the report says final accuracy"]),
+        (_other_kept_weights, ["model.safetensors does not match", "computed again"]),
+        (_another_page, ["report.html does not match"]),
     ],
 )
 def test_verify_finds_what_the_files_alone_do_not_show(folder, qprune, tamper, complaints):

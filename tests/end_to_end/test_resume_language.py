@@ -244,7 +244,7 @@ def test_verify_finds_what_the_files_alone_do_not_show(folder, command, source):
     assert command("check", folder)[0] == 0
     code, _, err = command("verify", folder)
     assert code == 1
-    assert "model.safetensors is not the file" in err
+    assert "model.safetensors does not match" in err
     assert "the report says final accuracy None" in err
 
 

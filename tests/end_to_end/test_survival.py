@@ -149,4 +149,4 @@ def test_the_death_drill_sees_what_goes_wrong(tmp_path):
     (folder / CHECKPOINTS[0]).unlink()
     (tmp_path / "place" / ".run.1.aside").rmdir()
     (folder / SCORES).write_text("")
-    assert drill.lies(folder) == [f"{SCORES} is not the file that checksums.sha256 was made of"]
+    assert drill.lies(folder) == [f"{SCORES} does not match its checksum in checksums.sha256"]

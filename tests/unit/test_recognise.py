@@ -131,7 +131,7 @@ def test_what_was_asked_is_kept(kind, outputs, labels, decided):
 
 def test_the_loss_says_what_gave_the_kind_away():
     said = str(DenseOutputs().resolved(normal(9, 4).softmax(1), None))
-    assert "probabilities that sum to 1 over the last dimension (by sight: they lie" in said
+    assert "probabilities that sum to 1 over the last dimension (recognised: they lie" in said
     assert "a guess" in str(DenseOutputs().resolved(normal(9, 4), None))
     assert "there are no labels" in str(Labels(Real(), or_dense=True).resolved(normal(9, 1), None))
     assert "(as asked)" in str(Labels(Real()).resolved(normal(9, 1), normal(9)))
@@ -143,7 +143,7 @@ def test_a_run_says_in_one_line_what_was_seen(caplog):
         run = qprune.prune(model, normal(40, 4), sparsity=0.5, stages=1, rounds=0, final_rounds=0)
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("loss: ")]
     assert said == [f"loss: {run.report.loss}"]
-    assert "by sight" in run.report.loss
+    assert "recognised" in run.report.loss
     assert run.report.settings["loss"] == (
         "DenseOutputs(scale=1.0, fit_scale=None, kind=Classes(dim=-1, logits=False))"
     )
