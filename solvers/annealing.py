@@ -143,7 +143,7 @@ def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Ite
 
 
 def _crossing_start(temperatures: Floats) -> float:
-    """Where to reheat a crossing to: hot enough to mix, not so hot that it is forgotten."""
+    """The temperature from which a crossing is annealed: it mixes the state without erasing it."""
     return float(temperatures[0] ** _REHEAT * temperatures[-1] ** (1 - _REHEAT))
 
 

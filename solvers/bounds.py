@@ -97,7 +97,7 @@ class Relaxation:
 
     @property
     def num_fractional(self) -> int:
-        """How many variables are neither 0 nor 1."""
+        """Number of variables that are neither 0 nor 1."""
         return int(((self.x > 0.0) & (self.x < 1.0)).sum())
 
 
@@ -113,7 +113,7 @@ def tangent_at(convex: Convex, y: Floats, product: Floats) -> Tangent:
 
 
 def rounding_slack(convex: Convex, y: Floats) -> float:
-    """How far off by rounding a bound can be at y, or at any point smaller in every entry.
+    """The rounding error of a bound at y, or at any point smaller in every entry, at most.
 
     |Q_ij| <= r_i r_j with r the root of the diagonal. With S = r.|y|, an entry of Q y is off by
     at most (n + m) eps r_i S (m the rank of a low-rank Q) and every sum of them with y by that
@@ -255,7 +255,7 @@ def _as(values: Any, dtype: type[np.floating]) -> Any:
 
 
 def _fits_single(convex: Convex) -> bool:
-    """Whether the coefficients are in the comfortable range of float32."""
+    """True where no coefficient comes near the limits of float32."""
     sizes = np.array([np.abs(convex.linear).max(), convex.diagonal.max()])
     return bool(((sizes < 1e15) & ((sizes > 1e-15) | (sizes == 0.0))).all())
 

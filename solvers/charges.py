@@ -1,4 +1,4 @@
-"""What paid backends cost: shown before a call, kept within a budget, recorded after it.
+"""The cost of paid backends: shown before a call, kept within a budget, recorded after it.
 
 Charges are seconds of solver time, the unit that D-Wave's Leap bills.
 """
@@ -41,7 +41,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A paid call that the backend has accepted; its answer is not there yet.
+    """A paid call that the backend has accepted and not yet answered.
 
     Attributes:
         sampler: the sampler's name.
@@ -73,7 +73,7 @@ PaidEvent = Submission | Submitted | Charge
 
 
 class Meter:
-    """Watches over the paid calls of one sampler object.
+    """The budget and the record of the paid calls of one sampler object.
 
     Args:
         name: the sampler's name.

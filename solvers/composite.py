@@ -1,4 +1,4 @@
-"""What the composites that make others count have in common: rounds, repair, the best so far."""
+"""The base of the composites that keep counts for a child: rounds, repair, the best so far."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CompositeOptions(ChildOptions):
 
 
 class AskingSampler(TimedSampler):
-    """A sampler of ours that has the options of a child beside its own."""
+    """A sampler of this package that has the options of a child beside its own."""
 
     Options = ChildOptions
     # Options of `Options` that there are only where the child has them.
@@ -92,7 +92,7 @@ class AskingSampler(TimedSampler):
 
 
 class CountingComposite(AskingSampler, dimod.ComposedSampler):
-    """What both composites share: one child, rounds, repair, and the best of everything seen.
+    """A composite with one child: rounds, repair, and the best of all samples.
 
     Args:
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
@@ -114,7 +114,7 @@ class CountingComposite(AskingSampler, dimod.ComposedSampler):
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the composite can do; the child's under ``child``."""
+        """Capabilities of the composite; the child's under ``child``."""
         return {**super().properties, "child": self._child.properties}
 
     def _search(
@@ -149,7 +149,7 @@ class CountingComposite(AskingSampler, dimod.ComposedSampler):
 
 
 class Search:
-    """What the rounds of one solve have found so far.
+    """The rounds of one solve, and the best samples so far.
 
     Args:
         problem: with counts or without.
@@ -190,7 +190,7 @@ class Search:
 
     @property
     def goes_on(self) -> bool:
-        """Whether another round may begin."""
+        """True while rounds and time are left."""
         return len(self.rounds) < self._asked.max_rounds and not self._deadline.passed
 
     def ask(
@@ -216,7 +216,7 @@ class Search:
         return self._round(self._options, endless=False)
 
     def use_time(self) -> None:
-        """Where time was given without a number of reads: the last model until it is over."""
+        """With a time limit and no number of reads, sample the last model until the limit."""
         asked, options = self._asked, self._options
         if asked.time_limit is None or asked.num_reads is not None or not self.rounds:
             return
@@ -259,7 +259,7 @@ class Search:
         return float(energies.min())
 
     def solution(self) -> Solution:
-        """Everything seen, best first, with what the rounds have to say."""
+        """The solution of all samples, best first; ``info`` has the rounds."""
         feasible = self._feasible / max(1, self._samples)
         penalty = self.info | {
             "strength": self.rounds[-1].strength if self.rounds else None,
@@ -279,7 +279,7 @@ class Search:
 
 
 def last_resort(problem: QuadraticProblem, seed: int | None, deadline: Deadline) -> States:
-    """One state where the child has found none, shape (1, n): by swap descent.
+    """One state by swap descent, shape (1, n), where the child has found none.
 
     After a time limit it is only random: the base has the descended one.
     """
@@ -290,7 +290,7 @@ def last_resort(problem: QuadraticProblem, seed: int | None, deadline: Deadline)
 
 
 def options_for(child: ForeignSampler, asked: ChildOptions, given: States | None) -> dict[str, Any]:
-    """What the child is asked: its own options, and the shared ones that it has."""
+    """The options of a call of the child: its own, and the shared ones that it has."""
     takes, options = child.theirs, dict(asked.theirs)
     for name, value in (("num_reads", asked.num_reads), ("seed", asked.seed)):
         if value is not None and name in takes:

@@ -183,7 +183,7 @@ def convexify(problem: QuadraticProblem, deadline: Deadline | None = None) -> Co
 
 
 def _positive(quadratic: Quadratic, diagonal: Floats, more: float, deadline: Deadline) -> bool:
-    """Whether Q with ``more`` on its diagonal is known to be positive semidefinite."""
+    """True where Q with ``more`` on its diagonal is proved positive semidefinite."""
     n = diagonal.size
     if (diagonal < 0).any() or (n > _DENSE and isinstance(quadratic, Sparse)):
         return False

@@ -22,7 +22,7 @@ from solvers.solution import Solution
 
 @runtime_checkable
 class ProblemSampler(Protocol):
-    """What `counting` answers with."""
+    """A sampler that takes problems with counts; what `counting` returns."""
 
     @property
     def parameters(self) -> Mapping[str, Any]:

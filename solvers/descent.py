@@ -45,7 +45,7 @@ def descend(
 
 
 def _flips(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
-    """Descend by single flips, in place; whether the bottom was reached."""
+    """Descend by single flips, in place; return True at a local minimum."""
     field = layout.fields(x[None])[0]
     most = max(1, _READS_PER_LOOK // (100 + 2 * layout.row_length))
     while flip_descent(layout.matrix, field, layout.half, x, most) == most:
@@ -55,7 +55,7 @@ def _flips(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
 
 
 def _swaps(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
-    """Descend by swaps inside groups, in place; whether the bottom was reached."""
+    """Descend by swaps inside groups, in place; return True at a local minimum."""
     field = layout.fields(x[None])[0]
     scores = np.empty(x.size, dtype=layout.dtype)
     unused, cursor = np.zeros(4, dtype=np.uint64), np.zeros(3, dtype=np.int64)

@@ -26,7 +26,7 @@ class InvalidProblemError(SolverError, ValueError):
 
 
 class FileWarning(UserWarning):
-    """A file leaves open something that changes its problem; says how it was taken."""
+    """A file is ambiguous about its problem; the message says how it was read."""
 
 
 class InvalidOptionError(SolverError, ValueError):

@@ -123,14 +123,14 @@ class Exact(TimedSampler):
 
 @dataclass(frozen=True)
 class _Goal:
-    """When an energy is good enough, given the one found.
+    """The energy at which a search may stop, given the best one found.
 
     Attributes:
-        mean: of random states, without what was decided before the search.
-        rounding: differences that do not count.
-        step: that energies, what was decided included, are multiples of; 0 where none is known.
-        decided: what was decided.
-        gap: relative, that is asked.
+        mean: mean energy of random states, without ``decided``.
+        rounding: the largest difference that rounding explains.
+        step: divides all energies, ``decided`` included; 0 where none is known.
+        decided: energy of the variables decided before the search.
+        gap: the relative gap that is asked.
     """
 
     mean: float
@@ -146,11 +146,11 @@ class _Goal:
         return cls(mean, rounding(problem), energy_step(problem), decided, gap)
 
     def target(self, energy: float, slack: float) -> float:
-        """States of this energy or more need not be looked for.
+        """The energy from which on states need no search.
 
         Args:
             energy: the best found.
-            slack: what bounds are off by.
+            slack: rounding error of bounds.
         """
         # (E - B) / (M - B) = gap, solved for B.
         wanted = energy - max(0.0, self.mean - energy) * self.gap / (1.0 - self.gap)
@@ -179,7 +179,7 @@ class _Search:
 
     @property
     def target(self) -> float:
-        """States of this energy or more need not be looked for."""
+        """The energy from which on states need no search."""
         return self.goal.target(self.energy, 0.0 if self.core is None else self.core.slack)
 
     def start(self, deadline: Deadline) -> None:
@@ -319,7 +319,7 @@ class _Search:
 
 @dataclass(frozen=True, eq=False)
 class _Core:
-    """What the root's reduced costs leave undecided, in full.
+    """The part of the problem that the root's reduced costs leave undecided.
 
     Attributes:
         whole: the whole convex problem.
@@ -328,7 +328,7 @@ class _Core:
         vertex: values of the others.
         matrix: Q of the part.
         metric: as in `solvers.bounds`.
-        slack: what rounding errors can add to a bound.
+        slack: rounding error of a bound.
     """
 
     whole: Convex

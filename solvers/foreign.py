@@ -1,4 +1,4 @@
-"""The border to samplers that are not ours: what goes in is checked, what comes out too."""
+"""Third parties' samplers, with their input and their answers checked."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Options = dict[str, Any]
 
 
 class ForeignSampler(dimod.Sampler):
-    """Someone else's sampler behind the same promises as ours, except for counts.
+    """A third party's sampler with the guarantees of this package, except for counts.
 
     Before the call: unknown options and senseless values are refused by name, coefficients are
     finite, variables become the integers 0..n-1 in the model's order (so that a seed means the
@@ -114,7 +114,7 @@ class ForeignSampler(dimod.Sampler):
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the sampler can do; the child's own properties under ``child``."""
+        """Capabilities of the sampler; the child's own properties under ``child``."""
         return {
             "counts": False,
             "bound": False,
@@ -203,13 +203,13 @@ class ForeignSampler(dimod.Sampler):
         return answer
 
     def run(self, bqm: dimod.BinaryQuadraticModel, options: Options) -> dimod.SampleSet:
-        """Call the child on a model over 0..n-1; the place for a sampler's own quirks."""
+        """Call the child on a model over 0..n-1; subclasses adapt the call here."""
         return self.child.sample(bqm, **options)
 
     # -- what a sampler may know about itself -------------------------------------------------
 
     def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
-        """Refuse what the sampler cannot do, before anything is allocated."""
+        """Refuse a model that is too large for the sampler, before anything is allocated."""
 
     def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
         """Reads of one call; more are made in several. None leaves the request whole."""
@@ -218,7 +218,7 @@ class ForeignSampler(dimod.Sampler):
     def apart(
         self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
     ) -> bool:
-        """Whether only killing its process would end a call in time."""
+        """True if a call keeps its time limit only when its process is killed."""
         return deadline.time_limit is not None
 
     def clocked(self, options: Options, deadline: Deadline, seconds_per_read: float) -> Options:
@@ -234,16 +234,16 @@ class ForeignSampler(dimod.Sampler):
         return options
 
     def hurried(self, model: dimod.BinaryQuadraticModel, options: Options) -> Options:
-        """Options that spare what would take long, where there is a time limit."""
+        """Options that shorten a call under a time limit."""
         return {}
 
     def learned(self, answer: dimod.SampleSet, options: Options) -> Options:
-        """Options that spare later calls what the first has found out."""
+        """Options that later calls take over from the first answer, to save its preparation."""
         return {}
 
     @property
     def repeats(self) -> bool:
-        """Whether another call may find something else."""
+        """True if another call may give another answer."""
         return bool({"seed", "num_reads"} & self.theirs)
 
     # -- asking -------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class ForeignSampler(dimod.Sampler):
         ask: Callable[[Options, float], Any],
         collected: _Collected,
     ) -> None:
-        """Ask for one piece after the other, until there is no more, or no more time."""
+        """Call the sampler piece by piece, until all are done or the time is over."""
         pace = 0.0
         learned: Options = {}
         for index, piece in enumerate(pieces):
@@ -322,7 +322,7 @@ class ForeignSampler(dimod.Sampler):
         deadline: Deadline,
         stack: ExitStack,
     ) -> Callable[[Options, float], Any]:
-        """How this model is asked: here, on a thread, or in a process (lent by ``stack``)."""
+        """A function that runs one call: here, on a thread, or in a process (lent by ``stack``)."""
 
         def here(options: Options, pace: float) -> Any:
             answer = self.run(model, self.clocked(options, deadline, pace))
@@ -391,7 +391,7 @@ class ForeignSampler(dimod.Sampler):
     def _instead(
         self, bqm: dimod.BinaryQuadraticModel, options: Mapping[str, Any], deadline: Deadline
     ) -> dimod.SampleSet | None:
-        """Swap descent's answer, for the case that there is no other; None if it takes long."""
+        """Swap descent's answer, as the fallback; None if it takes long."""
         if _CONVERSION * bqm.num_interactions > _SHARE_OF_FALLBACK * deadline.remaining:
             return None
         problem = QuadraticProblem.from_bqm(bqm)
@@ -400,7 +400,7 @@ class ForeignSampler(dimod.Sampler):
 
 
 class _Held:
-    """What lives in the other process: a copy of a sampler, and the model it is asked about."""
+    """The object in the other process: a copy of a sampler, and the model that it samples."""
 
     def __init__(self, copy: bytes) -> None:
         self.sampler: ForeignSampler = pickle.loads(copy)
@@ -628,7 +628,7 @@ def _numbered_states(given: Any, bqm: dimod.BinaryQuadraticModel) -> Any:
 
 
 def is_constant(bqm: dimod.BinaryQuadraticModel) -> bool:
-    """Whether every state has the same energy because every bias is zero."""
+    """True if every bias is zero, so that every state has the same energy."""
     # Sums first: they are fast, and biases that cancel are rare.
     return (
         bqm.linear.sum() == 0

@@ -1,4 +1,4 @@
-"""What annealing keeps in memory, and which form is cheapest now: fields, whole rows, factors.
+"""Forms of annealing, by the arrays that each keeps (fields, rows, factor), and their costs.
 
 All forms walk the same states; they differ in what a proposal and a move cost. Costs are in
 nanoseconds, measured on one core of a server processor (`python -m benchmarks.solvers_local
@@ -41,7 +41,7 @@ class Form(ABC):
     layout: Layout
 
     def kept(self, x: NDArray[np.int8]) -> Reals:
-        """What the kernel keeps besides the state x, computed afresh: here the fields."""
+        """The array that the kernel keeps besides the state x, computed afresh: here the fields."""
         return self.layout.fields(x[None])[0]
 
     def anneal(self, read: Read, kept: Reals, temperatures: Reals) -> float:
@@ -70,7 +70,7 @@ class Form(ABC):
         """Nanoseconds per accepted move, on top of its proposal."""
 
     def cost(self, acceptance: float) -> float:
-        """Nanoseconds per accepted move, all told, when ``acceptance`` of proposals are taken."""
+        """Nanoseconds per accepted move, its proposals included, at this rate of ``acceptance``."""
         return self.proposal / max(acceptance, 1e-9) + self.move
 
     def sweep(self, acceptance: float) -> float:

@@ -35,7 +35,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Gap:
-    """How far an energy can be from the optimum.
+    """The distance of an energy from the optimum, at most.
 
     Attributes:
         absolute: in units of the energy; infinite where there is no bound.
@@ -143,7 +143,7 @@ def magnitude(problem: QuadraticProblem) -> float:
 
 
 def rounding(problem: QuadraticProblem) -> float:
-    """What a difference of two energies, or of an energy and a bound, can be off by rounding."""
+    """The rounding error of a difference of two energies, or of an energy and a bound, at most."""
     return _FACTOR * (problem.num_variables + 64) * _EPS * magnitude(problem)
 
 
@@ -161,7 +161,7 @@ def _rounding_at_most(problem: QuadraticProblem) -> float:
 
 
 def energy_step(problem: QuadraticProblem) -> float:
-    """A number that all energies, bare of the offset, are multiples of; 0 where none is known.
+    """A number that divides all energies without the offset; 0 where none is known.
 
     It is the greatest common divisor of the coefficients where they are integers, or become so
     times a power of two up to 16.

@@ -34,7 +34,7 @@ class Random(TimedSampler):
     def _first(
         self, problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline
     ) -> States | None:
-        """Nothing that is better than chance."""
+        """No first state: random states are what this sampler answers with."""
         return None
 
     def _search(

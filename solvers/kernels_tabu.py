@@ -1,4 +1,4 @@
-"""Inner loops of tabu search: always the best move that is not tabu, downhill or up.
+"""Inner loops of tabu search: the best move that is not tabu, whether E falls or rises.
 
 The names of the arguments are those of `solvers.kernels`; besides them
 

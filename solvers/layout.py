@@ -79,7 +79,7 @@ class Layout:
         return np.ascontiguousarray(quadratic.factor.T, dtype=self.dtype)
 
     def affords_matrix(self, deadline: Deadline) -> bool:
-        """Whether ``matrix`` is there, or can be formed with time left to work on it."""
+        """True if ``matrix`` is there, or can be formed in half of the time left."""
         quadratic = self.problem.quadratic
         if not isinstance(quadratic, LowRank) or "matrix" in self.__dict__:
             return True
@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def has_matrix(self) -> bool:
-        """Whether ``matrix`` is there, or small enough to be made from the factor."""
+        """True if ``matrix`` is there, or small enough to be made from the factor."""
         n = self.problem.num_variables
         if not isinstance(self.problem.quadratic, LowRank):
             return True

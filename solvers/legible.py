@@ -1,4 +1,4 @@
-"""Text as it can be shown: names from files and models on terminals, in figures and on pages."""
+"""Names from files and models, made safe to show on terminals, in figures and on pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ _IN_FIGURES = 48
 
 
 def legible(text: object, longest: int | None = None) -> str:
-    r"""``str(text)`` on one line, with an escape for each character that nobody can see.
+    r"""``str(text)`` on one line, with an escape for each invisible character.
 
     Escaped are control characters (an escape sequence changes a terminal, and is not allowed in
     an SVG), lone surrogates (no encoding has them), marks that turn the direction of writing, and
@@ -38,7 +38,7 @@ def in_figure(text: object, longest: int = _IN_FIGURES) -> str:
 
 
 def shown_on_page(value: object) -> object:
-    """What Jinja puts into a page for ``value``, before it escapes what is HTML in it."""
+    """Jinja's ``finalize``: `legible` text for a page, before HTML is escaped."""
     return legible(value) if type(value) is str else value
 
 

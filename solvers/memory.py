@@ -1,4 +1,4 @@
-"""Whether a problem fits into memory, asked before the memory is."""
+"""Checks that a problem fits into memory, made before anything is allocated."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cgroup_memory(process: Path = Path("/proc/self"), root: Path = Path("/sys/fs
 
 
 def _left(top: Path, path: str, limit: str, usage: str) -> Iterator[float]:
-    """What each group from ``path`` up to ``top`` leaves."""
+    """Bytes that each control group from ``path`` up to ``top`` leaves."""
     own = top / path.strip("/")
     for folder in (own, *own.parents):
         if not folder.is_relative_to(top):

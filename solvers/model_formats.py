@@ -78,7 +78,7 @@ def read_cqm(contents: Contents) -> Parsed:
 
 
 def _in_order(problem: QuadraticProblem) -> QuadraticProblem:
-    """The problem with its groups numbered as their variables come: constraints come in any."""
+    """The problem with its groups numbered by their first variables, as constraints have no order."""
     if problem.groups is None or problem.counts is None:
         return problem
     old, first = np.unique(problem.groups, return_index=True)

@@ -283,5 +283,5 @@ def _require_states(model: dimod.BinaryQuadraticModel, options: Options) -> None
 
 
 def _number(value: Any, otherwise: float) -> float:
-    """A number as it is; anything else is the sampler's to refuse."""
+    """A number as it is; ``otherwise`` for anything else, which the sampler refuses."""
     return float(value) if isinstance(value, int | float) else otherwise

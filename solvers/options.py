@@ -94,7 +94,7 @@ class SamplerOptions(TimedOptions):
         return self.seed
 
     def reads(self, default: int) -> int | None:
-        """How many reads are asked; None, with a time limit alone, is as many as fit."""
+        """Number of reads; None, with a time limit alone, is as many as fit."""
         if self.num_reads is not None:
             return self.num_reads
         return default if self.time_limit is None else None
@@ -132,7 +132,7 @@ def read_options(name: str, kind: type[Asked], options: Mapping[str, Any]) -> As
 
 
 def _explained(kind: type[TimedOptions], error: ValidationError) -> str:
-    """The first of what is wrong, in one line with the range that is right."""
+    """The first invalid option, in one line with its valid range."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     allowed = _allowed(kind.model_json_schema()["properties"][name])
@@ -140,7 +140,7 @@ def _explained(kind: type[TimedOptions], error: ValidationError) -> str:
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:
-    """What a field takes, in words, from its JSON schema."""
+    """The values that a field takes, in words, from its JSON schema."""
     options = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     return " or ".join(_in_words(one) for one in options)
 

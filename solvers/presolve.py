@@ -1,4 +1,4 @@
-"""What can be decided about a problem before any search: exactly, and in a few passes.
+"""Presolve: exact reductions of a problem before any search, in a few passes.
 
 Counts of 0 or n decide their groups. Without counts, a variable whose linear term outweighs all
 its couplings has its value (first-order persistency: Hammer and Hansen 1981, in Boros and Hammer,
@@ -70,7 +70,7 @@ class Fixing:
 
 @dataclass(frozen=True, eq=False)
 class Presolved:
-    """What is left of a problem.
+    """A problem after presolve, and the way back.
 
     Attributes:
         problem: has the same optimum, up to ``slack``; its offset holds what was decided.
@@ -95,7 +95,7 @@ class Presolved:
         return states
 
     def then(self, problem: QuadraticProblem, step: _Step, slack: float) -> Presolved:
-        """One step further."""
+        """The same with one more step."""
         return Presolved(problem, max(self.slack, slack), (*self.steps, step))
 
 
@@ -148,7 +148,7 @@ def _slack(problem: QuadraticProblem) -> float:
 
 
 def _without_rivals(problem: QuadraticProblem) -> QuadraticProblem:
-    """The same without the couplings inside groups of which one is 1: no state has both ends."""
+    """The problem without couplings inside groups with count 1, of which no state has both ends."""
     quadratic, groups, counts = problem.quadratic, problem.groups, problem.counts
     if groups is None or counts is None or not (counts == 1).any():
         return problem
@@ -174,7 +174,7 @@ def _fixed(found: Presolved, state: NDArray[np.int8], kept: Integers, slack: flo
 
 
 def _forced(found: Presolved) -> Presolved:
-    """Groups of which all or none are 1 are decided, and gone."""
+    """Remove the groups with a count of 0 or of their size: these are decided."""
     problem = found.problem
     if problem.groups is None or problem.counts is None:
         return found
@@ -192,7 +192,7 @@ def _forced(found: Presolved) -> Presolved:
 
 
 def _persistent(found: Presolved, slack: Callable[[], float]) -> Presolved:
-    """Fix what has its value whatever the others have."""
+    """Fix the variables whose optimal value does not depend on the others."""
     problem = found.problem
     n = problem.num_variables
     if isinstance(problem.quadratic, LowRank) and n > _FORMED:
@@ -252,7 +252,7 @@ def _sorted_out(found: Presolved, slack: Callable[[], float]) -> Presolved:
 
 
 def _alike(problem: QuadraticProblem) -> bool:
-    """Whether a coupling depends on the two groups alone, up to rounding."""
+    """True if a coupling depends on the two groups alone, up to rounding."""
     quadratic, groups, n = problem.quadratic, problem.groups, problem.num_variables
     assert groups is not None
     if isinstance(quadratic, Sparse):

@@ -1,4 +1,4 @@
-"""The one kind of problem everything here speaks of: quadratic, binary, with exact counts."""
+"""The problem of this package: quadratic, binary, with exact counts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class QuadraticProblem:
 
     @cached_property
     def group_sizes(self) -> Integers:
-        """How many variables each group has, shape (g,)."""
+        """Number of variables in each group, shape (g,)."""
         if self.groups is None:
             return np.zeros(0, dtype=np.int64)
         return np.bincount(self.groups, minlength=self.num_groups).astype(np.int64)
@@ -116,7 +116,7 @@ class QuadraticProblem:
         return self.linear + self.quadratic.product(x)
 
     def feasible(self, samples: ArrayLike) -> NDArray[np.bool_]:
-        """Whether every group of every row has its exact count, shape (reads, n) -> (reads,)."""
+        """True for rows with the exact count in every group, shape (reads, n) -> (reads,)."""
         x = np.atleast_2d(np.asarray(samples))
         if self.groups is None or self.counts is None:
             return np.ones(len(x), dtype=bool)

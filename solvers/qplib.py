@@ -75,7 +75,7 @@ def read_qplib(text: str) -> Parsed:
 
 
 def _counted(problem: QuadraticProblem, lines: _Lines, rows: int) -> QuadraticProblem:
-    """The problem with the counts that the constraints are."""
+    """The problem with its constraints as counts."""
     where, weight = lines.entries(2, (rows, problem.num_variables))
     lines.value()  # what stands for infinity
     low, high = lines.vector(rows), lines.vector(rows)
@@ -135,7 +135,7 @@ class _Lines:
         return vector
 
     def entries(self, width: int, sizes: tuple[int, ...]) -> tuple[Indices, Floats]:
-        """How many there are, then each as ``width`` indices from 1 and a value; from 0 here."""
+        """A number of entries, then each as ``width`` indices from 1 and a value; returned from 0."""
         wanted = self.count("the number of entries")
         found, values, seen = [], [], set()
         for _ in range(wanted):

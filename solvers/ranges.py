@@ -1,4 +1,4 @@
-"""The ranges of the numbers that can be asked for: pydantic's types, and one sentence for each.
+"""Ranges of numbers as pydantic's types, with a sentence for each.
 
 Upper bounds are where more cannot be meant, because it would not end, or not fit anywhere.
 """
@@ -56,7 +56,7 @@ Repeats = Annotated[int, NUMBER, Field(ge=1, le=10_000)]
 
 
 def checked(kind: Any, value: Any, name: str) -> Any:
-    """``value``, if it is a number of a ``kind``; text and broken whole numbers are none.
+    """``value`` if it is in the range ``kind``; text, and 2.5 for a whole number, are refused.
 
     Args:
         kind: one of the types here.

@@ -1,4 +1,4 @@
-"""Independent reads of one sampler: their state, and running them on threads with a way out."""
+"""Independent reads of one sampler, run on threads until they or the time end."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Read:
 def starts(
     problem: QuadraticProblem, seed: int | None, given: States | None, num_reads: int | None
 ) -> Iterator[tuple[NDArray[np.int8], NDArray[np.uint64]]]:
-    """Where each read begins, ``given`` states first, then random ones, and its generator.
+    """The start of each read, ``given`` states first, then random ones, and its generator.
 
     Without ``num_reads`` there is no end to them.
     """
@@ -128,7 +128,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a search ends, and on how many threads it runs.
+    """The limits of a search: reads, threads, time, target energy.
 
     Attributes:
         num_reads: how many; None goes on until the deadline.
@@ -220,7 +220,7 @@ def search(
 
 
 def _on_threads(work: Callable[[], None], num_threads: int, stop: Event) -> None:
-    """Do ``work`` on so many threads; what one raises ends them all."""
+    """Run ``work`` on so many threads; an error in one ends them all."""
     if num_threads == 1:
         work()
         return

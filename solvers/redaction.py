@@ -21,7 +21,7 @@ _SHORTEST = 8
 
 
 def is_secret(name: str) -> bool:
-    """Whether an option, or a variable of the environment, of that name holds a secret."""
+    """True if an option, or a variable of the environment, of that name holds a secret."""
     return bool(_SECRET.search(name))
 
 
@@ -45,7 +45,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def _secrets() -> list[tuple[str, str]]:
-    """What to replace, as it is or as JSON and HTML have it, and by what."""
+    """Pairs of a secret, plain or as JSON or HTML escape it, and its replacement."""
     return [
         (form, f"${name}")
         for name, value in os.environ.items()

@@ -92,7 +92,7 @@ def reduced(problem: QuadraticProblem, deadline: Deadline | None = None) -> Redu
 
 
 def _few_couplings(quadratic: Quadratic) -> bool:
-    """Whether some row is short enough, diagonal included, to be worth a closer look."""
+    """True if some row is short enough, diagonal included, for its variable to be eliminated."""
     if not isinstance(quadratic, Sparse):
         return False
     lengths = np.diff(quadratic.matrix.indptr)
@@ -129,7 +129,7 @@ class _Graph:
         return (self.problem.linear + 0.5 * self.problem.quadratic.diagonal()).tolist()
 
     def eliminate(self) -> None:
-        """Until every variable left has more couplings."""
+        """Eliminate variables until all that are left have more couplings."""
         waiting = self.removable.tolist()
         gone = [False] * self.problem.num_variables
         while waiting:
@@ -140,7 +140,7 @@ class _Graph:
             waiting.extend(self._remove(i))
 
     def _remove(self, i: int) -> list[int]:
-        """Take i out; its neighbours, which may be next."""
+        """Eliminate i; return its neighbours, which may be next."""
         neighbours, linear = self.couplings[i], self.linear[i]
         self.eliminated.append((i, linear, neighbours))
         for j in neighbours:
@@ -165,7 +165,7 @@ class _Graph:
                 self.couplings[one][other] = total
 
     def reduction(self) -> Reduction:
-        """What is left, as a problem."""
+        """The remaining variables as a problem, with the way back."""
         gone = {i for i, _, _ in self.eliminated}
         kept = np.array([i for i in range(self.problem.num_variables) if i not in gone], np.int64)
         place = {i: p for p, i in enumerate(kept.tolist())}

@@ -1,4 +1,4 @@
-"""Samplers by name: ours, everyone else's, and those that third parties register.
+"""The registry of samplers by name: this package's, known libraries', and plugins'.
 
 A third party registers a name through the entry-point group ``qprune.samplers``; the value is
 a sampler class, or any callable that returns a sampler::
@@ -31,7 +31,7 @@ GROUP = "qprune.samplers"
 
 @dataclass(frozen=True)
 class SamplerEntry:
-    """One name and what stands behind it.
+    """One registered sampler.
 
     Attributes:
         name: what users write.
@@ -65,7 +65,7 @@ class SamplerEntry:
 
     @property
     def missing(self) -> str:
-        """Why the sampler cannot be used here, in one line; "" if it can."""
+        """The reason why the sampler cannot be used here, in one line; "" if it can."""
         if self.broken:
             return self.broken
         absent = [package for package in self.packages if not _importable(package)]
@@ -75,7 +75,7 @@ class SamplerEntry:
 
     @property
     def installed(self) -> bool:
-        """Whether the sampler can be made here."""
+        """True if the sampler can be made here."""
         return not self.missing
 
     def load(self) -> Callable[..., Any]:

@@ -92,7 +92,7 @@ class Relax(TimedSampler):
 def relax_and_round(
     problem: QuadraticProblem, asked: RelaxOptions, given: States | None, deadline: Deadline
 ) -> Solution:
-    """What `Relax` answers; ``given`` are its initial states, shape (k, n)."""
+    """The solution of `Relax`; ``given`` are its initial states, shape (k, n)."""
     power = extreme(problem)
     if power:
         found = relax_and_round(times_power(problem, -power), asked, given, deadline)
@@ -133,7 +133,7 @@ def relax_and_round(
 def _at_once(
     problem: QuadraticProblem, decided: Presolved | None, asked: RelaxOptions, given: States | None
 ) -> Solution:
-    """What needs no search, or leaves no time for one."""
+    """The solution of a problem that needs no search, or has no time for one."""
     info: dict[str, Any] = {"convexified": ""}
     if decided is None:
         states = rounded(problem, -problem.linear)[None] if given is None else given

@@ -43,7 +43,7 @@ _SECONDS_PER_LOOK = 0.02
 
 @dataclass(frozen=True)
 class RoofDual:
-    """What roof duality says about a problem.
+    """The roof dual of a problem: a lower bound, and variables that it fixes.
 
     Attributes:
         lower_bound: no (feasible) state has a lower energy.
@@ -117,13 +117,13 @@ class _Model:
 
     @property
     def error(self) -> float:
-        """What sums of the coefficients are off by; the flow itself rounds them to 61 bits."""
+        """The rounding error of sums of coefficients; the flow itself rounds them to 61 bits."""
         total = float(np.abs(self.linear).sum() + np.abs(self.coupling).sum())
         return (16.0 + self.linear.size) * float(np.finfo(np.float64).eps) * total
 
 
 def _flow(model: _Model, deadline: Deadline) -> RoofDual:
-    """Bound and strict persistencies; what the process could not do is in ``failed``."""
+    """Bound and strict persistencies; ``failed`` has the reason where the process failed."""
     if not model.linear.size:
         return RoofDual(0.0)
     if deadline.passed:
@@ -163,7 +163,7 @@ def _flow(model: _Model, deadline: Deadline) -> RoofDual:
 
 
 def _borne_out(model: _Model, fixed: Mapping[int, int], deadline: Deadline) -> bool:
-    """Whether no state gets worse when ``fixed`` have their values, as another flow proves.
+    """True if another flow proves that fixing ``fixed`` makes no state worse.
 
     With z = 1 where a fixed variable does not have its value, the energy less that with the
     values is a quadratic form of z and the others, each of its terms with a factor z. Its roof
@@ -221,7 +221,7 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
     bounds = True
 
     def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
-        """The child's answer, with what roof duality knows.
+        """The child's answer, with the bound and the fixed variables of roof duality.
 
         Raises:
             UnknownOptionError: an option that the child does not have.

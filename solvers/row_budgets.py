@@ -1,4 +1,4 @@
-"""How many weights a layer keeps, and where: per output row, over the whole layer, or N in M.
+"""Budgets of kept weights: per output row, over the whole layer, or N in M.
 
 Every budget answers the same questions, on numpy arrays and torch tensors alike. Masks are
 True where a weight is kept; a higher score is a better reason to keep. Ties keep the lower index.
@@ -23,7 +23,7 @@ class Budget(Protocol):
 
     @property
     def trades(self) -> bool:
-        """Whether rows may trade kept weights with one another."""
+        """True if rows may trade kept weights with one another."""
         ...
 
     def check(self, rows: int, inputs: int) -> None:
@@ -78,7 +78,7 @@ def _whole(what: str, value: ArrayLike) -> Integers:
 
 
 def _share(count: Array, columns: int, inputs: int) -> Array:
-    """How many of ``count`` fall to the first ``columns`` of ``inputs``, rounded down."""
+    """The share of ``count`` for the first ``columns`` of ``inputs``, rounded down."""
     return count * columns // inputs
 
 

@@ -104,7 +104,7 @@ def settled_row(
 
 
 class _Row:
-    """One row, its tableau, and the best mask that its values have borne out.
+    """One row, its tableau, and the best mask that was checked by its values.
 
     Attributes:
         tableau: as for `exact_swap_row`.
@@ -135,7 +135,7 @@ class _Row:
         self.tableau = tableau_of(self._gram, self._pull, self._energy, self._kept)
 
     def swap(self) -> int:
-        """Some swaps; how many, 0 where none improves."""
+        """Make some swaps; return their number, 0 where none improves."""
         swaps = exact_swap_row(
             self.tableau,
             self._gram,
@@ -149,7 +149,7 @@ class _Row:
         return swaps if self.sound else 0
 
     def swing(self, length: int) -> bool:
-        """An oscillation of so many inputs; whether it paid."""
+        """Try an oscillation of so many inputs; return True if it improved the row."""
         paid = oscillate_row(
             self.tableau,
             self._gram,
@@ -164,7 +164,7 @@ class _Row:
         return paid
 
     def finished(self) -> Floats:
-        """The values of the best mask, which ``kept`` is then."""
+        """Set ``kept`` to the best mask and return its values."""
         self._check()
         return self._values()
 
@@ -178,7 +178,7 @@ class _Row:
         return np.where(self._kept, self.tableau[-1, :-1], 0.0)
 
     def _check(self) -> None:
-        """Hold the tableau against its values; make it again, or go back, where they differ."""
+        """Check the tableau against its values; make it again, or go back, where they differ."""
         self._unchecked = 0
         change = self._values() - self._target
         claimed = float(self.tableau[-1, -1])

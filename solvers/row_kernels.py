@@ -244,7 +244,7 @@ def _toggle(tableau, gram, kept, surplus, run, k):
 
 @kernel
 def _swing(tableau, gram, kept, diagonal, run, depth, outward):
-    """``depth`` inputs more (outward) or fewer, greedily, and back; whether counts came back."""
+    """``depth`` inputs more (outward) or fewer, greedily, and back; True if counts are restored."""
     surplus = np.zeros(kept.size // run + 1, dtype=np.int64)
     anywhere = np.full(surplus.size, -1 if outward else 1)
     for _ in range(depth):
@@ -268,7 +268,7 @@ def _swing(tableau, gram, kept, diagonal, run, depth, outward):
 
 @kernel
 def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, length, max_swaps):
-    """One strategic oscillation of a row that no swap improves; whether it paid.
+    """One strategic oscillation of a row that no swap improves; True if it improved the row.
 
     Adds the ``length`` inputs that gain most, one after the other, then removes as many of the
     cheapest, then swaps; if that does not pay, the other way round. What does not lower the

@@ -57,7 +57,7 @@ class Search(Protocol):
         ...
 
     def marginals(self) -> Marginals:
-        """What every row loses or gains by one weight fewer or more."""
+        """The loss of every row by one weight fewer, and its gain by one more."""
         ...
 
     def trade(self, givers: Integers, prune: Integers, takers: Integers, restore: Integers) -> None:
@@ -86,7 +86,7 @@ def each_row(work: Callable[[int], int], rows: Integers, num_threads: int) -> In
 
 @dataclass(frozen=True, eq=False)
 class Restore:
-    """What restoring a weight gains where its field is f: curve f^2 - slope f - 1/2 slope^2 A_jj.
+    """The gain of restoring a weight of field f: curve f^2 - slope f - 1/2 slope^2 A_jj.
 
     Attributes:
         curve: 1 / (2 A_jj) where the value is the best one, 0 where it is given; shape (inputs,).

@@ -76,7 +76,7 @@ def _improved(
     max_rounds: int,
     deadline: Deadline,
 ) -> RowSolution:
-    """What ``search`` makes of the start; the start itself where rounding alone could tell."""
+    """The start improved by ``search``; the start itself where they differ by rounding alone."""
     swaps = trades = rounds = 0
     rows = np.arange(problem.num_rows)
     while rows.size and rounds < max_rounds and not deadline.passed:

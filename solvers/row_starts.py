@@ -1,4 +1,4 @@
-"""Where row problems start: magnitude, Wanda, an OBS elimination sweep, and ADMM.
+"""Starting masks of row problems: magnitude, Wanda, an OBS elimination sweep, and ADMM.
 
 Every start is a pure function of a `RowProblem` and answers a mask with the problem's exact
 counts, True where kept; the last two come with values as well.

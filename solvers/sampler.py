@@ -39,7 +39,7 @@ class CountingSampler(dimod.Sampler):
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the sampler can do."""
+        """Capabilities of the sampler."""
         return {
             "counts": True,
             "bound": self.bounds,
@@ -111,7 +111,7 @@ def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:
 
 
 def _is_plain(samples: Any) -> bool:
-    """Whether samples are an array, or lists that make one; dimod's tuples are (array, labels)."""
+    """True for an array, or lists that make one; dimod's tuples are (array, labels)."""
     if isinstance(samples, tuple):
         return all(isinstance(one, int | float | np.number) for one in samples)
     if isinstance(samples, list):

@@ -1,4 +1,4 @@
-"""What a sampler answers: samples, their recomputed energies, and what is proved about them."""
+"""Solutions: samples, their recomputed energies, and the bound proved for them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Solution:
 
     @property
     def proved(self) -> bool:
-        """Whether the best state is proved optimal, to the tolerance of `solvers.gap`."""
+        """True if the best state is proved optimal, to the tolerance of `solvers.gap`."""
         return self.certified.proved
 
     def to_sampleset(

@@ -1,4 +1,4 @@
-"""How strong a penalty for counts must be, and the problem with it added."""
+"""Penalties for counts: their strength, and the problem with one added."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _GENEROUS = 10.0
 
 @dataclass(frozen=True)
 class Conformance:
-    """What was checked.
+    """The result of `check_sampler`.
 
     Attributes:
         passed: names of the checks that ran.
@@ -65,7 +65,7 @@ class Subject:
     options: Mapping[str, Any]
 
     def has(self, option: str) -> bool:
-        """Whether the sampler lists ``option``."""
+        """True if the sampler lists ``option``."""
         return option in self.sampler.parameters
 
     def solve(self, problem: QuadraticProblem, **more: Any) -> Solution:
@@ -219,7 +219,7 @@ def check_initial_states(subject: Subject) -> None:
 
 
 def check_optimal_when_small(subject: Subject) -> None:
-    """Right on n <= 12, against enumeration."""
+    """The optimum on n <= 12, by enumeration."""
     for index, problem in enumerate(small_problems()):
         optimum = problem.energies(all_states(problem)).min()
         many = subject.has("num_reads") and "num_reads" not in subject.options
@@ -251,7 +251,7 @@ def check_edges(subject: Subject) -> None:
 
 
 def check_all_zero(subject: Subject) -> None:
-    """A problem that says nothing still has counts."""
+    """A problem with all coefficients 0 still has counts."""
     problem = QuadraticProblem(np.zeros(8), np.zeros((8, 8)), counts=3)
     solution = subject.solve(problem)
     assert problem.feasible(solution.samples).all(), "wrong counts"
@@ -311,12 +311,12 @@ def check_bad_problem(subject: Subject) -> None:
 
 
 def check_num_reads(subject: Subject) -> None:
-    """Zero reads make no sense."""
+    """Zero reads are refused."""
     _refused(ValueError, lambda: subject.solve(convex_problem(5, 48, counts=2), num_reads=0))
 
 
 def check_time_limit(subject: Subject) -> None:
-    """A negative limit makes no sense; one of zero, or of a moment, gives exact counts."""
+    """A negative limit is refused; a limit of zero, or a very short one, gives exact counts."""
     problem = convex_problem(12, 49, counts=5)
     _refused(ValueError, lambda: subject.solve(problem, time_limit=-1.0))
     for limit in (0.0, 0.05):

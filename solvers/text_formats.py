@@ -20,7 +20,7 @@ from solvers.text import Facts, Indices, LineError, Text, triples
 
 
 class Sense(Enum):
-    """Which end of the objective in a file is wanted."""
+    """The sense of the objective in a file: minimise or maximise."""
 
     MINIMISE = "minimise"
     MAXIMISE = "maximise"

@@ -88,7 +88,7 @@ class TimedSampler(CountingSampler):
     def _first(
         self, problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline
     ) -> States | None:
-        """What `Greedy` answers for the same seed; the time of its evaluation is kept back."""
+        """The state of `Greedy` for the same seed; reserves time to evaluate the answer."""
         state = random_states(problem, 1, np.random.default_rng(asked.randomness))
         state = descend(problem, state, deadline=deadline)
         before = deadline.elapsed

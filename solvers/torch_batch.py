@@ -1,4 +1,4 @@
-"""What the torch samplers share: a checked device, a generator of its own, matrices, counts."""
+"""The common part of the torch samplers: device, random generator, matrices, counts."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _rows(problem: QuadraticProblem, start: int, stop: int) -> Floats:
 
 
 def for_descent(deadline: Deadline) -> Deadline:
-    """When a last descent must end: an interrupt leaves it a moment, a time limit does not."""
+    """The deadline of the last descent: some time after an interrupt, none after a time limit."""
     return Deadline(_SECONDS_AFTER_INTERRUPT) if deadline.interrupted else deadline
 
 

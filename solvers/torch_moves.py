@@ -70,7 +70,7 @@ class Batch:
         return draws.neg_().log1p_().neg_().clamp_(min=1e-30)
 
     def offsets(self, steps: int) -> list[int]:
-        """Where in such draws each of ``steps`` steps begins to read."""
+        """The position in such draws at which each of ``steps`` steps begins to read."""
         at = torch.randint(self._spare, (steps,), generator=self.random, device=self.device)
         return at.tolist()
 

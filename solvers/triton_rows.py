@@ -1,4 +1,4 @@
-"""What restoring the best weight gains after pruning another one, as one GPU kernel.
+"""The gain of restoring the best weight after pruning another one, as one GPU kernel.
 
 The inner loop of `solvers.torch_rows`: it reads one row of A for a candidate and writes two
 numbers, where plain tensor operations write that row down ten times.

@@ -38,7 +38,7 @@ _SHORT: Mapping[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """What one call answered, before repair.
+    """The answer of one call, before repair.
 
     Attributes:
         states: shape (reads, n), int8.
@@ -103,7 +103,7 @@ class Direct:
 
 @dataclass(frozen=True, eq=False)
 class Penalised:
-    """Someone else's sampler and the model it is given: counts as a penalty, or no counts.
+    """A third party's sampler and its model: counts as a penalty, or no counts.
 
     Attributes:
         child: the sampler.
@@ -142,7 +142,7 @@ class Penalised:
 
 
 def short_options(takes: frozenset[str], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for a call that is only to be over soon; what the user fixed stays."""
+    """Options for a short call; the user's own stay."""
     return {n: v for n, v in _SHORT.items() if n in takes and n not in fixed}
 
 
@@ -218,7 +218,7 @@ def penalty_strength(problem: QuadraticProblem, seed: int) -> float:
 
 
 def learned_options(asking: Asking, answer: Any) -> dict[str, Any]:
-    """What a first answer tells of the sampler's own choices, so that it need not choose again.
+    """Options that the sampler chose itself in its first answer, to be given to later calls.
 
     D-Wave's annealers derive ``beta_range`` from the model, by a loop over all couplings that
     takes seconds at n = 1024 and does not depend on the seed.

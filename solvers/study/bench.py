@@ -1,4 +1,4 @@
-"""What happens inside the worker process: prepare a run, make it, judge what came out."""
+"""The bench in the worker process: prepares a run, makes it, and judges its answers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def made(setting: SamplerSetting) -> tuple[ProblemSampler, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Ready:
-    """What preparing took: seconds for model and penalty, and for warming up."""
+    """The time of preparing a run: seconds for model and penalty, and for warming up."""
 
     build_seconds: float
     warmup_seconds: float
@@ -122,7 +122,7 @@ class Bench:
         self._settings[setting.label] = setting
 
     def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take what was chosen for pairs in an earlier process from their rows.
+        """Take over from their rows the options chosen for pairs in an earlier process.
 
         So it need not be chosen again; and a number of sweeps, which a clock has a say in, is the
         same before and after a study was stopped.
@@ -215,7 +215,7 @@ class Bench:
 def judgement(
     problem: QuadraticProblem, asking: Asking, calls: Sequence[Call], seed: int, cap: int
 ) -> dict[str, Any]:
-    """What the problem says of the answers: energies in float64, counts, repair.
+    """The answers judged by the problem: energies in float64, counts, repair.
 
     Fields: ``energy`` (best after repair), ``energy_raw_best`` (best of the feasible before
     repair, None without), ``num_reads``, ``feasible_share`` (before repair), ``energies``

@@ -1,4 +1,4 @@
-"""A sampler whose every call spends one budget: what a study runs, as a sampler others can use."""
+"""A study's way to run a sampler, as a sampler: every call spends one budget."""
 
 from __future__ import annotations
 

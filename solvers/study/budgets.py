@@ -1,4 +1,4 @@
-"""What a run may spend: seconds, reads or sweeps, each in the sampler's own words."""
+"""Budgets of a run: seconds, reads or sweeps, in the sampler's own options."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ _WALL_PER_CPU = 20.0
 
 
 class Budget(Protocol):
-    """How much one run may spend."""
+    """The budget of one run."""
 
     #: What is counted: "seconds", "reads" or "sweeps".
     kind: ClassVar[str]
 
     @property
     def amount(self) -> float:
-        """How many of them."""
+        """Number of seconds, reads or sweeps."""
         ...
 
     def refusal(self, takes: frozenset[str]) -> str:
-        """Why a sampler with the options ``takes`` cannot keep the budget; "" if it can."""
+        """The reason why a sampler with options ``takes`` cannot keep the budget; "" if it can."""
         ...
 
     def spend(
@@ -89,7 +89,7 @@ def _seeded(takes: frozenset[str], seed: int, call: int = 0) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reads:
-    """So many independent reads, in one call.
+    """A number of independent reads, in one call.
 
     Raises:
         StudyError: no whole number of them, or none.
@@ -116,7 +116,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Sweeps:
-    """So many sweeps in each of the sampler's own number of reads, in one call.
+    """A number of sweeps in each of the sampler's own number of reads, in one call.
 
     Raises:
         StudyError: no whole number of them, or none.
@@ -145,7 +145,7 @@ class Sweeps:
 
 @dataclass(frozen=True)
 class Seconds:
-    """So much time in the sampler, by the study's clock.
+    """Seconds in the sampler, by the study's clock.
 
     A sampler that stops by the clock (`CLOCK_OPTIONS`) is told what is left. One that counts
     reads is called again and again, with as many reads as the calls before suggest will fit.
@@ -200,7 +200,7 @@ def _in_units(option: str, seconds: float, reads: int) -> float:
 
 
 def _proved(answer: Any) -> bool:
-    """Whether more calls cannot find anything better."""
+    """True if the answer is proved, so that more calls cannot improve it."""
     info = getattr(answer, "info", None)
     return bool(info.get("proved", False)) if isinstance(info, Mapping) else False
 

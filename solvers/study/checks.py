@@ -1,4 +1,4 @@
-"""Whether what a study's folder holds is what `solvers.study.compare` writes there."""
+"""Checks of the record and rows in a study's folder, as `solvers.study.compare` writes them."""
 
 from __future__ import annotations
 

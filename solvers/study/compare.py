@@ -68,7 +68,7 @@ _INCOMPATIBLE = (
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Rows and what they are rows of.
+    """The rows of a study, and the record of what was run.
 
     Attributes:
         record: what ``study.json`` holds: ``problems``, ``samplers``, ``budgets``,
@@ -112,7 +112,7 @@ class Study:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has its row."""
+        """True if every run has its row."""
         return len(self.row_list) >= self.record["runs"]
 
 
@@ -322,7 +322,7 @@ def _unready(row: Row) -> list[tuple[str, str]]:
 def _outcome(
     worker: Worker, sent: set[str], run: Run, instance: Instance, limits: tuple[float, float]
 ) -> Row:
-    """What the run adds to its row, whatever happens; limits of the run and of preparing it."""
+    """The columns that a run adds to its row, also when it fails; ``limits``: run, preparing."""
     doing = ""
     try:
         # The first call of a new process empties `sent`.
@@ -350,7 +350,7 @@ def _outcome(
 
 
 def _beaten(instance: Instance, energy: float, state: str) -> bool:
-    """Whether the best-known value is beaten, by a state that is computed here once more."""
+    """True if the state, evaluated here once more, has less than the best-known energy."""
     if instance.known is None:
         return False
     margin = BEATEN_BY * max(1.0, abs(instance.known))

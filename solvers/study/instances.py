@@ -77,7 +77,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Known:
-    """What a table of best-known values says of one problem."""
+    """The best-known value of one problem, from a table."""
 
     energy: float
     proved: bool = False
@@ -85,7 +85,7 @@ class Known:
 
 
 def fingerprint(problem: QuadraticProblem) -> str:
-    """A digest of everything that makes an energy and a count."""
+    """A checksum of all coefficients and counts."""
     quadratic = problem.quadratic
     if isinstance(quadratic, LowRank):
         parts = [quadratic.factor]

@@ -1,4 +1,4 @@
-"""Where and with what a study ran: versions, commit, processor, cards."""
+"""The machine and the software of a study: versions, commit, processor, cards."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _cpu() -> str:
 
 
 def _told(command: Sequence[str]) -> str | None:
-    """What a program writes; None if there is none or it fails."""
+    """The output of a program; None if there is none or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.SubprocessError):

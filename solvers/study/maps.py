@@ -1,4 +1,4 @@
-"""Pictures of who is how good: the gap of every sampler on every problem, and ranks."""
+"""Figures of all samplers at once: the gap on every problem, and ranks."""
 
 from __future__ import annotations
 

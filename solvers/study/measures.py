@@ -26,7 +26,7 @@ ROUNDING = 1e-9
 
 
 def gap(energies: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
-    """How far energies are above their references, relative; see the module's docstring.
+    """The relative distance of energies above their references; see the module's docstring.
 
     Args:
         energies: any shape; infinite or NaN where there is none.
@@ -48,7 +48,7 @@ def gap(energies: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
 
 
 def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    """What the energies of each problem are held against.
+    """The reference values of each problem.
 
     Args:
         rows: one row per run.

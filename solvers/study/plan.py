@@ -1,4 +1,4 @@
-"""What a study will run, in which order, under which seeds: decided before anything runs."""
+"""The plan of a study: runs, order and seeds, decided before anything runs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def key(self) -> tuple[str, str, str, float, int]:
-        """What no other run of the study shares."""
+        """The key of the run, unique within the study."""
         return (self.problem, self.label, self.budget.kind, self.budget.amount, self.repeat)
 
 
@@ -204,7 +204,7 @@ def _class_name(sampler: Any) -> str:
 
 
 def _options_of(setting: SamplerSetting) -> frozenset[str]:
-    """What a call of the sampler takes, by the study's own way of calling it."""
+    """The options of a call of the sampler, as a study calls it."""
     sampler, _ = made(setting)
     child = foreign_child(sampler)
     return frozenset(sampler.parameters if child is None else child.parameters)

@@ -1,4 +1,4 @@
-"""Who is better, and whether that is more than chance: ranks, tests, performance profiles."""
+"""Rankings of samplers: ranks, tests of significance, performance profiles."""
 
 from __future__ import annotations
 

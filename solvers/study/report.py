@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page that needs nothing but itself, figures and tables beside it.
+"""The report of a study: a self-contained HTML page, with figures and tables beside it.
 
 report.html
 figures/NAME.svg, .pdf, .png
@@ -68,7 +68,7 @@ def write_report(
 
 
 def require_packages() -> None:
-    """Refuse to begin without what a report needs.
+    """Refuse to begin without the packages that a report needs.
 
     Raises:
         MissingPackageError: has the command that installs it.
@@ -81,7 +81,7 @@ def require_packages() -> None:
 
 
 def settings_shown(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a study was made with, one line each: budgets, seed, samplers, versions, machine."""
+    """The settings of a study, one line each: budgets, seed, samplers, versions, machine."""
     budgets = ", ".join(f"{b['amount']:g} {b['kind']}" for b in record["budgets"])
     shown = {"budgets": budgets}
     shown |= {name: str(record[name]) for name in ("repeats", "seed", "threads", "runs")}
@@ -192,7 +192,7 @@ def page(
 
 
 def cards(findings: Findings) -> dict[str, Any]:
-    """What stands on top of a study's page."""
+    """The key figures on top of a study's page."""
     rows = findings.rows
     return {
         "problems": rows.problem.nunique(),

@@ -1,4 +1,4 @@
-"""What the report of a study shows: its parts, each from the same findings."""
+"""The sections of a study's report, all from the same findings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Findings:
 
     @cached_property
     def looks(self) -> dict[str, Look]:
-        """How each sampler is drawn."""
+        """The style of each sampler."""
         return looks_of(self.rows.sampler)
 
     @cached_property
@@ -90,7 +90,7 @@ class Findings:
 
 
 def study_sections(findings: Findings) -> list[Section]:
-    """What a study of samplers on problems shows."""
+    """The sections for a study of samplers on problems."""
     parts = [_samplers(findings), _against_time(findings), _targets(findings), _map(findings)]
     parts += [_problems(findings), _failures(findings)]
     cells = tables.cell_table(findings.rows, findings.against)

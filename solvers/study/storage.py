@@ -1,4 +1,4 @@
-"""A study's folder: what was asked, and every row as soon as it is there.
+"""A study's folder: the record of the study, and every row as soon as it is done.
 
 - ``study.json``: problems, samplers, budgets, repeats, seed; and, for every time that the study
   was started or went on: versions, commit, machine, threads
@@ -27,7 +27,7 @@ _SESSIONS = "sessions"
 
 
 class StudyFolder:
-    """Where one study lives.
+    """The folder of one study.
 
     Args:
         path: made if it is not there.
@@ -84,7 +84,7 @@ class StudyFolder:
             os.fsync(file.fileno())
 
     def _mended(self) -> list[dict[str, Any]]:
-        """The rows; a last line that a kill has torn is cut off."""
+        """The rows; a last line that is incomplete is cut off."""
         if not self._rows.exists():
             return []
         rows, whole = whole_lines(self._rows.read_bytes(), str(self._rows))
@@ -95,7 +95,7 @@ class StudyFolder:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What ``study.json`` says.
+    """The record in ``study.json``.
 
     Raises:
         StudyFolderError: there is none, or it cannot be read.
@@ -109,7 +109,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path, rows: str = ROWS) -> list[dict[str, Any]]:
-    """The rows so far, also of a study that still runs; a torn last line is left out.
+    """The rows so far, also of a study that still runs; an incomplete last line is left out.
 
     Raises:
         StudyFolderError: the file cannot be read.
@@ -142,7 +142,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def first_difference(held: Any, asked: Any, where: str = "") -> str:
-    """Where two records differ first, in words; "" if nowhere."""
+    """The first difference of two records, in words; "" if there is none."""
     if isinstance(held, dict) and isinstance(asked, dict):
         for name in dict.fromkeys([*held, *asked]):
             found = first_difference(held.get(name), asked.get(name), f"{where} {name}".strip())

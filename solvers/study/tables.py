@@ -83,7 +83,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold numbers, and are set flush right."""
+        """True for columns of numbers, which are aligned right."""
         return tuple(
             str(column) in self.formats or pd.api.types.is_numeric_dtype(self.frame[column])
             for column in self.frame
@@ -232,7 +232,7 @@ def target_table(times: pd.DataFrame, target: float) -> Table:
 
 
 def problem_table(against: pd.DataFrame) -> Table:
-    """What energies are held against, and where the study has found better than was known."""
+    """The reference values of each problem, and the problems where the study improved them."""
     frame = against.reset_index()
     frame["beaten"] = np.where(frame.beaten, "beaten", "")
     frame["optimum"] = np.where(frame.optimum.notna(), "proved", "")

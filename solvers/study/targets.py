@@ -35,7 +35,7 @@ _SIZE = ["kind", "n", "sampler", "budget_kind", "budget"]
 
 
 def reaching(rows: pd.DataFrame, references: pd.DataFrame, target: float) -> pd.DataFrame:
-    """When each run came within a gap of ``target`` of the best known energy.
+    """The time at which each run came within a gap of ``target`` of the best known energy.
 
     Args:
         rows: one row per run.

@@ -1,4 +1,4 @@
-"""A process of its own for what may crash or never end: asked, waited for, killed, replaced."""
+"""A worker process for calls that may crash or hang, with time limits and restarts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Worker:
         limit: float | None = None,
         deadline: Deadline | None = None,
     ) -> Any:
-        """What the object's method returns, or raises.
+        """Call a method of the object in the process; return or raise as it does.
 
         Raises:
             WorkerDiedError: the process died, or was killed after ``limit`` seconds or when
@@ -197,8 +197,8 @@ def _without_main() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
-    """The other process: make the object, then do as told until the pipe closes."""
-    # An interrupt by hand is the parent's to handle; it ends this process.
+    """Main loop of the process: make the object, then answer calls until the pipe closes."""
+    # The parent handles Ctrl-C and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -223,7 +223,7 @@ def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot stop this process, which may be in a long call."""
+    """End this process when its parent was killed, even during a long call."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
