@@ -1,4 +1,4 @@
-"""The default sampler of `qprune solve`: whichever the study of defaults found best.
+"""The default sampler of `qprune solve`: for each shape of problem the best of a study.
 
 The rules are one table, `RULES`; the first that fits decides. Each names the families of
 ``benchmarks/SOLVERS.md``, section "Defaults", that set it.
@@ -34,8 +34,8 @@ class Shape:
 
     Attributes:
         size: number of variables.
-        neighbours: variables that one is coupled with, on average.
-        counts: whether there are exact counts.
+        neighbours: mean number of couplings of a variable.
+        counts: True with exact counts.
     """
 
     size: int
@@ -56,7 +56,7 @@ class Shape:
         return cls(size, coupled / max(1, size), problem.counts is not None)
 
 
-# Dense matrices up to this size are looked through for zeros.
+# Zeros of dense matrices are counted up to this size.
 _COUNTED = 1000
 
 

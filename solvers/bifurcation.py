@@ -32,7 +32,7 @@ from solvers.torch_batch import (
     write_matrix,
 )
 
-# Reads of one batch: their positions, and the multiplications of one step, bound it.
+# Limits of a batch: its positions, and the multiplications of one step.
 _MOST_POSITIONS, _MOST_PRODUCTS = 1 << 22, 1 << 26
 # States of a batch that are evaluated when the time is over.
 _MOST_AFTERWARDS = 1
@@ -138,7 +138,7 @@ class Bifurcation(TimedSampler):
     """Simulated bifurcation, ballistic or discrete, then swap descent.
 
     Reads start near the given states, which are also descended as they are. Where the time is
-    over the pump stops, and what the positions stand for is the answer.
+    over the pump stops, and the spins of the positions are the answer.
     """
 
     Options = BifurcationOptions

@@ -1,8 +1,8 @@
 """Time limits and interrupts of one call of a sampler, and the clock that measures it.
 
 The clock stands still while numba compiles or loads an inner loop, or a process for a sampler
-starts, so that the first call has as much time to search as any other. How long that was is kept
-beside it.
+starts, so that the first call has as much time to search as any other. That time is counted
+apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORTH_SAYING = 1.0
 class Compiling:
     """Clock of the seconds spent in numba's compiler, in loading its cache, and in `clock_stopped`.
 
-    `solvers.kernels`, with which numba is imported, tells it when.
+    `solvers.kernels`, which imports numba, calls `began` and `ended`.
     """
 
     def __init__(self) -> None:
@@ -78,8 +78,8 @@ class Deadline:
         time_limit: seconds of wall time, not counting what numba compiles.
 
     Attributes:
-        interrupted: whether the call is to end before its limit.
-        listens: whether Ctrl-C interrupts it, which Python lets only the main thread hear of.
+        interrupted: True if the call is to end before its limit.
+        listens: True if Ctrl-C interrupts it; Python delivers signals to the main thread only.
 
     Raises:
         InvalidOptionError: the limit is negative or not a number.
@@ -96,7 +96,7 @@ class Deadline:
         self._interrupted = False
         self._whole: Deadline | None = None
         self.listens = False
-        #: Seconds of the limit that are left for what comes after the search.
+        #: Seconds of the limit reserved for evaluating the answer.
         self.kept_back = 0.0
         self._compiled_before = COMPILING.seconds
         self._began = time.perf_counter()
@@ -109,7 +109,7 @@ class Deadline:
     @property
     def elapsed(self) -> float:
         """Seconds since the call began, without compiling."""
-        # The compiler's seconds first: what passes between the two looks only adds to the result.
+        # The compiler's clock first: time between the two readings then counts as elapsed.
         compiled = self.compiled
         return time.perf_counter() - self._began - compiled
 
@@ -149,9 +149,8 @@ class Deadline:
 def running(time_limit: float | None = None) -> Iterator[Deadline]:
     """A call that ends by its limit, or by the first Ctrl-C or SIGTERM, with the best so far.
 
-    A signal is taken over where nobody else handles it: where its handler is Python's own for
-    Ctrl-C, or that of a call around this one, which is then to end, too. A second Ctrl-C is a
-    `KeyboardInterrupt`, as ever.
+    A signal is handled here only where its handler is Python's own for Ctrl-C, or that of an
+    enclosing call, which then ends, too. A second Ctrl-C raises `KeyboardInterrupt`.
 
     Args:
         time_limit: seconds, see `Deadline`.

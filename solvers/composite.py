@@ -25,10 +25,10 @@ from solvers.solution import Solution
 from solvers.strength import with_matrix
 from solvers.timed import EVALUATIONS_AFTER, TimedSampler
 
-# Seconds that making a model takes, per entry of the matrix.
+# Seconds to build a model, per entry of the matrix.
 _MODEL = 1e-7
 _SECONDS_AFTER_INTERRUPT = 0.4
-# Samples that are repaired and evaluated when the time is over, and evaluations it takes.
+# Samples that are repaired and evaluated after the time limit, and evaluations that takes.
 _MOST_AFTERWARDS, _EVALUATIONS = 4, 8.0
 _SECONDS_AFTERWARDS = 0.005
 
@@ -64,7 +64,7 @@ class AskingSampler(TimedSampler):
     """A sampler of this package that has the options of a child beside its own."""
 
     Options = ChildOptions
-    # Options of `Options` that there are only where the child has them.
+    # Fields of `Options` that are offered only where the child has them, too.
     shared: ClassVar[frozenset[str]] = frozenset({"num_reads", "seed"})
 
     @property
@@ -155,7 +155,7 @@ class Search:
         problem: with counts or without.
         child: the sampler to ask.
         asked: options of the composite and of the child.
-        given: initial states, which compete.
+        given: initial states; the best may be among them.
         deadline: of the whole search.
     """
 
@@ -182,7 +182,7 @@ class Search:
         self._feasible = 0
         self._senseless = 0
         self._learned: dict[str, Any] = {}
-        # With a limit, the base has measured what evaluating takes.
+        # With a time limit, the base has measured the time of an evaluation.
         self._seconds = max(1e-5, deadline.kept_back / EVALUATIONS_AFTER)
         deadline.kept_back = max(deadline.kept_back, _EVALUATIONS * self._seconds)
         if given is not None:
@@ -202,7 +202,7 @@ class Search:
         """One round; returns the share of feasible samples before repair, None without any.
 
         Args:
-            model: makes what the child is asked: over the labels, in the problem's order, binary.
+            model: builds the child's model: binary, over the labels, in the problem's order.
             strength: for the record.
             pairs: couplings that the model has beside those of the problem, at most.
         """
@@ -234,7 +234,7 @@ class Search:
         raw = np.asarray(answer.record.sample, dtype=np.int8)
         raw = np.repeat(raw, answer.record.num_occurrences, axis=0)
         if self._deadline.time_limit is not None:
-            # What follows takes time; the best are enough.
+            # Repair and evaluation take time; only the best samples get it.
             most = _MOST_AFTERWARDS + int(_SECONDS_AFTERWARDS / self._seconds)
             most = most if self._deadline.passed else max(most, MOST_KEPT)
             order = np.argsort(np.repeat(answer.record.energy, answer.record.num_occurrences))
@@ -281,7 +281,7 @@ class Search:
 def last_resort(problem: QuadraticProblem, seed: int | None, deadline: Deadline) -> States:
     """One state by swap descent, shape (1, n), where the child has found none.
 
-    After a time limit it is only random: the base has the descended one.
+    After a time limit it is random: the base already has a descended one.
     """
     state = random_states(problem, 1, np.random.default_rng(seed))
     if deadline.time_limit is not None and not deadline.interrupted:

@@ -76,7 +76,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def compiler(**options: Any) -> Callable[[Any], Any]:
-    """numba's decorator with the settings of this package, caching on disk where that is possible.
+    """A numba decorator with the settings of this package; it caches on disk where possible.
 
     Args:
         **options: of numba's ``njit``, beside those that all kernels have.
@@ -96,7 +96,7 @@ def compiler(**options: Any) -> Callable[[Any], Any]:
 #: Compiles an inner loop.
 kernel = compiler()
 
-#: Compiles a part of one, always inlined: a call with several arrays costs some 20 ns.
+#: Compiles a part of an inner loop, always inlined: a call with several arrays costs some 20 ns.
 part = compiler(forceinline=True)
 
 #: Quantiles of the unit exponential: a Metropolis threshold costs one table look-up, no log.
