@@ -1,4 +1,4 @@
-"""Any sampler as one that takes a problem with exact counts: the one way in for callers."""
+"""`counting`: any sampler as one that takes a problem with exact counts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class ProblemSampler(Protocol):
 class CountsByModel(AskingSampler):
     """A third party's sampler that counts by ``sample(bqm, cardinality=..., groups=...)``.
 
-    Its counts are checked: what does not fit is repaired, and ``info["repaired"]`` says how
-    large a share that was.
+    Samples with wrong counts are repaired; ``info["repaired"]`` has their
+    share.
 
     Args:
         child: a sampler with ``cardinality`` among its parameters.
@@ -117,9 +117,9 @@ def configured(
 
     Args:
         name: a name that `list_samplers` has.
-        options: of the constructor or of ``sample_problem``; each goes where it belongs.
+        options: of the constructor or of ``sample_problem``.
         **wanted: options of ``sample_problem`` that are dropped where None. ``seed`` is also
-            dropped where the sampler has none: it has nothing random then.
+            dropped where the sampler has none: it is deterministic.
 
     Raises:
         UnknownOptionError: neither has an option of that name.

@@ -26,11 +26,11 @@ def descend(
     """Every row of ``states`` after swap (or flip) descent; rows keep their counts.
 
     Args:
-        problem: what to descend on.
+        problem: with or without counts.
         states: shape (reads, n), with exact counts.
-        layout: the problem's layout, when the caller has it; otherwise one in float64 is made.
-        deadline: when to stop; what is not at the bottom then is returned as far as it is, all of
-            it where forming the matrix alone would take longer.
+        layout: the problem's layout; None makes one in float64.
+        deadline: time limit; rows not at a local minimum by then are returned as they are, all
+            of them unchanged where forming the matrix alone would take longer.
     """
     deadline = deadline or Deadline()
     layout = layout or Layout.of(problem)

@@ -22,7 +22,7 @@ from solvers.sampler import random_states
 
 State = NDArray[np.int8]
 
-#: Improves a read step by step; the second argument tells a crossing from a random state.
+#: Improves a read step by step; the second argument is True for a crossing.
 Improve = Callable[[Read, bool], Iterator[None]]
 
 

@@ -13,7 +13,7 @@ from solvers.text import Text, is_number
 
 
 class Evidence(IntEnum):
-    """Strength of what speaks for a format."""
+    """The strength of the evidence for a format."""
 
     NONE = 0
     SHAPE = 1
@@ -95,14 +95,14 @@ def of_rudy(contents: Contents) -> Evidence:
         return Evidence.NONE
     rows = text.fields[1:]
     matrix = _has_diagonal(text, 1) or any("0" in row[:2] for row in rows)
-    # Without entries it is the same problem as OR-Library's, which .txt is rather.
+    # Without entries it is the same problem as OR-Library's, the likelier format of a .txt.
     matrix |= not rows and contents.suffix == ".txt"
     return Evidence.NONE if matrix else Evidence.SHAPE
 
 
 def is_edges(text: Text) -> bool:
     """True where a text is like a list of edges: lines of three numbers."""
-    # A loop is the reader's to refuse: left out here, a matrix would be the only one to fit.
+    # Loops count as evidence: the reader refuses them, and no other format is meant.
     return _numbers(text, 3) and not has_long_header(text)
 
 
@@ -144,7 +144,7 @@ def of_lp(contents: Contents) -> Evidence:
         return Evidence.NONE
     words = lp_words(contents.text.whole[:10_000])
     begins = bool(words) and words[0] in LP_SENSES
-    # Quantagonia's .qubo begins in the same way and is another format.
+    # Quantagonia's .qubo, another format, begins in the same way.
     return Evidence.SIGNATURE if begins and contents.suffix != ".qubo" else Evidence.NONE
 
 

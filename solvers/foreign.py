@@ -36,24 +36,24 @@ from solvers.sampler import random_states, states_of
 
 logger = logging.getLogger(__name__)
 
-#: In ``info``: in how many answers the sampler's own energies were NaN or infinite.
+#: Key of ``info``: number of answers in which the sampler's own energies were NaN or infinite.
 NOT_FINITE = "not_finite"
-#: In ``info``: who answered where the sampler had found nothing when its time was over.
+#: Key of ``info``: the fallback that answered where the sampler had found nothing in time.
 INSTEAD = "instead"
-#: Where a time limit leaves the number of reads open, the best so many are kept.
+#: Samples kept, the best ones, with a time limit and no number of reads.
 MOST_KEPT = 100
-# Foreign generators take 31 or 32 bits.
+# Third parties' generators take seeds of 31 or 32 bits.
 _SEED_LIMIT = 2**31
-# Seconds that a call has to come back by itself after its time limit, and after an interrupt.
+# Grace seconds for a call to return by itself, after its time limit and after an interrupt.
 _GRACE, _GRACE_OF_INTERRUPT = 0.02, 0.4
-# Seconds that making a problem of a model takes, and evaluating a state, per coupling.
+# Seconds per coupling to convert a model into a problem and to evaluate a state.
 _CONVERSION, _EVALUATION = 4e-7, 1e-8
-# Seconds that sending a model to a process takes, per coupling.
+# Seconds per coupling to send a model to a process.
 _SENDING = 1.5e-7
 _LARGE = 1_000_000
 # With less time than this no process is started.
 _WORTH_A_PROCESS = 0.03
-# The part of a time limit that may go into an answer for the case that the sampler finds none.
+# Share of a time limit that the fallback may take.
 _SHARE_OF_FALLBACK = 0.25
 _SECONDS_OF_FALLBACK = 0.4
 
@@ -63,7 +63,7 @@ Options = dict[str, Any]
 class ForeignSampler(dimod.Sampler):
     """A third party's sampler with the guarantees of this package, except for counts.
 
-    Before the call: unknown options and senseless values are refused by name, coefficients are
+    Before the call: unknown options and invalid values are refused by name, coefficients are
     finite, variables become the integers 0..n-1 in the model's order (so that a seed means the
     same for every labelling), a seed of any size is folded to 31 bits, initial states may be
     anything dimod takes or a plain (k, n) array. After it: the answer has every variable once,
@@ -80,7 +80,7 @@ class ForeignSampler(dimod.Sampler):
 
     Args:
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
-        name: how errors call it; default the class's name.
+        name: its name in messages; default the class's name.
 
     Raises:
         InvalidOptionError: ``child`` has no ``sample``.
@@ -127,7 +127,7 @@ class ForeignSampler(dimod.Sampler):
 
         Raises:
             UnknownOptionError: an option that `parameters` does not list.
-            InvalidOptionError: an option has a value that makes no sense.
+            InvalidOptionError: an option has an invalid value.
             InvalidProblemError: no BQM, or a coefficient is not finite.
             SamplerFailedError: the sampler raised, or its answer is not one.
         """
@@ -155,13 +155,13 @@ class ForeignSampler(dimod.Sampler):
         *,
         endless: bool = True,
     ) -> dimod.SampleSet | None:
-        """As `sample`, until ``deadline`` instead of a time limit; None if nothing was found.
+        """`sample` with a ``deadline`` instead of a time limit; None if nothing was found.
 
         Args:
             bqm: the model, coefficients finite.
             options: as in `sample`.
-            deadline: of a call that is under way.
-            endless: whether a limit alone means to ask until it is over.
+            deadline: of the enclosing call.
+            endless: True to repeat calls until the time limit where no number of reads is given.
         """
         stamps = [time.perf_counter_ns()]
         asked = self._checked(options)
@@ -206,7 +206,7 @@ class ForeignSampler(dimod.Sampler):
         """Call the child on a model over 0..n-1; subclasses adapt the call here."""
         return self.child.sample(bqm, **options)
 
-    # -- what a sampler may know about itself -------------------------------------------------
+    # -- overridden for single samplers -------------------------------------------------------
 
     def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         """Refuse a model that is too large for the sampler, before anything is allocated."""
@@ -246,7 +246,7 @@ class ForeignSampler(dimod.Sampler):
         """True if another call may give another answer."""
         return bool({"seed", "num_reads"} & self.theirs)
 
-    # -- asking -------------------------------------------------------------------------------
+    # -- calls --------------------------------------------------------------------------------
 
     def _checked(self, options: Mapping[str, Any]) -> Options:
         refuse_unknown(self.name, options, self.parameters)
@@ -338,7 +338,7 @@ class ForeignSampler(dimod.Sampler):
 
         if deadline.time_limit is None and not deadline.listens:
             return here
-        # What makes arrays of a large model holds Python's lock for a second, so that no other
+        # Conversion of a large model to arrays holds the GIL for a second, so that no other
         # thread would see the deadline pass.
         large = deadline.time_limit is not None and model.num_interactions > _LARGE
         apart = large or self.apart(model, asked, deadline)
@@ -502,7 +502,7 @@ def _add_timing(info: dict[str, Any], stamps: Sequence[int]) -> None:
 
 
 def _seed_of(asked: Options, index: int) -> Options:
-    """The seed of the first call is the one that was given, those of later ones come from it."""
+    """The seed of one call: the given one for the first, derived from it for later ones."""
     if "seed" not in asked or not index:
         return {}
     state = np.random.SeedSequence([asked["seed"], index]).generate_state(1)
@@ -552,7 +552,7 @@ def require_finite(bqm: dimod.BinaryQuadraticModel) -> None:
     Raises:
         InvalidProblemError: names the variable or pair.
     """
-    # Sums of finite numbers are finite but for overflow, so the slow search is rarely made.
+    # A finite sum shows that all terms are finite: the slow search is rarely made.
     total = bqm.linear.sum() + bqm.quadratic.sum() + bqm.offset
     if np.isfinite(total):
         return
@@ -584,7 +584,7 @@ def checked_answer(answer: Any, bqm: dimod.BinaryQuadraticModel, name: str) -> N
     """The states of an answer to a model over 0..n-1, shape (reads, n), in the model's vartype.
 
     Raises:
-        SamplerFailedError: not a `dimod.SampleSet`, no rows, other variables, other values.
+        SamplerFailedError: no `dimod.SampleSet`, no rows, wrong variables or values.
     """
     size = bqm.num_variables
     if not isinstance(answer, dimod.SampleSet):
@@ -629,7 +629,7 @@ def _numbered_states(given: Any, bqm: dimod.BinaryQuadraticModel) -> Any:
 
 def is_constant(bqm: dimod.BinaryQuadraticModel) -> bool:
     """True if every bias is zero, so that every state has the same energy."""
-    # Sums first: they are fast, and biases that cancel are rare.
+    # Sums first: they are fast, and rarely 0 otherwise.
     return (
         bqm.linear.sum() == 0
         and bqm.quadratic.sum() == 0

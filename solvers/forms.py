@@ -26,11 +26,11 @@ from solvers.reads import Read
 
 Reals = NDArray[np.floating]
 
-# A matrix beyond this many bytes streams from main memory, one below from the cache.
+# A matrix of more bytes is read from main memory, a smaller one from the cache.
 _CACHE_BYTES = 16e6
-# A row's heat bath moves about as often as one single proposal to every so many of its group.
+# Proposals that one heat bath of a row is worth: the size of its group over this number.
 _GROUP_PER_PROPOSAL = 16
-#: Beyond this many variables a sweep over whole rows takes too long to be stopped in time.
+#: With more variables a sweep over whole rows takes too long between two looks at the clock.
 LONGEST_GROUP = 8192
 
 

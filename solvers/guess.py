@@ -1,4 +1,4 @@
-"""Random states with exact counts: the floor of every comparison."""
+"""Random states with exact counts: the baseline of every comparison."""
 
 from __future__ import annotations
 

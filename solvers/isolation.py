@@ -21,7 +21,7 @@ from solvers.solution import Solution
 if TYPE_CHECKING:
     from solvers.study.worker import Worker
 
-# Between two looks at a deadline, which an interrupt moves.
+# Seconds between two looks at a deadline, which an interrupt moves.
 _SECONDS_PER_LOOK = 0.02
 
 
@@ -68,14 +68,14 @@ def _stop_all(idle: queue.SimpleQueue[Worker]) -> None:
 
 
 class Isolated:
-    """A sampler that runs in a process of its own: what crashes or hangs there ends there.
+    """A sampler in a process of its own, so that a crash or a hang does not reach the caller.
 
-    Several threads may ask at once; each has a process to itself. A process is started with the
-    first call and lives on, until it dies or is killed at the limit; the next call starts another.
+    Several threads may call at once; each has a process to itself. A process is started with the
+    first call and kept until it crashes or is killed at the limit; the next call starts another.
 
     Args:
         child: takes problems (see `solvers.counting`); can be pickled.
-        time_limit: seconds for one call; None = as long as it takes.
+        time_limit: seconds for one call; None is no limit.
 
     Raises:
         InvalidOptionError: the sampler cannot be sent to another process.
@@ -114,7 +114,7 @@ class Isolated:
             with self._processes.lent() as worker:
                 return worker.call("ask", problem, options, limit=self._limit)
         except StudyError as error:
-            # It failed to start, on a busy machine, or where a script lacks its main guard.
+            # The process failed to start: a busy machine, or a script without its main guard.
             raise WorkerDiedError(f"no process for the sampler: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
