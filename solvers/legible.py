@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Characters of a name in a figure, where a longer one would leave no room for the curves.
+#: Characters of a name in a figure; a longer one leaves no room for the curves.
 _IN_FIGURES = 48
 
 
@@ -33,7 +33,7 @@ def in_figure(text: object, longest: int = _IN_FIGURES) -> str:
         \$\frac
     """
     shown = legible(text, longest).replace("$", r"\$")
-    # Legends leave out what begins with an underscore.
+    # Matplotlib's legends omit labels that begin with an underscore.
     return f" {shown}" if shown.startswith("_") else shown
 
 

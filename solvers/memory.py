@@ -23,7 +23,7 @@ def peak_memory() -> float:
     """The most bytes that this process has held in memory so far."""
     try:
         import resource
-    except ImportError:  # Windows, which counts by itself.
+    except ImportError:  # Windows, where psutil has the peak.
         return float(psutil.Process().memory_info().peak_wset)  # pyright: ignore[reportAttributeAccessIssue]
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -33,7 +33,7 @@ class QuadraticProblem:
         offset: added to every energy.
         groups: shape (n,), the group 0..g-1 of every variable; None with ``counts`` means one
             group of all variables, None without means no counts at all (plain QUBO).
-        counts: shape (g,), or one integer: how many variables of each group are 1.
+        counts: shape (g,), or one integer: number of variables of each group that are 1.
         labels: a name for each variable, in order; None means 0..n-1.
 
     Raises:
@@ -155,7 +155,7 @@ class QuadraticProblem:
                 linear, (upper.row, upper.col, upper.data), self.offset, dimod.BINARY
             )
         else:
-            # The dense constructor adds Q_ij and Q_ji, so half of each is handed over.
+            # dimod's dense constructor adds Q_ij and Q_ji, so each is halved.
             half = 0.5 * self.quadratic.dense()
             np.fill_diagonal(half, 0.0)
             bqm = dimod.BinaryQuadraticModel(linear, half, self.offset, dimod.BINARY)
@@ -208,7 +208,7 @@ class QuadraticProblem:
         linear, data = np.asarray(given, np.float64), np.asarray(couplings, np.float64)
         offset = float(constant)
         if bqm.vartype is not dimod.BINARY:
-            # In float64, whatever the model's own type: s = 2 x - 1.
+            # s = 2 x - 1, in float64 also for models of another dtype.
             offset += float(data.sum() - linear.sum())
             both, twice = np.concatenate([row, col]), np.concatenate([data, data])
             linear = 2.0 * (linear - np.bincount(both, weights=twice, minlength=size))
@@ -254,7 +254,7 @@ class QuadraticProblem:
 
         Raises:
             InvalidProblemError: a variable is not binary, a hard constraint is not
-                ``sum of variables == count``, two of them share a variable, or a variable
+                ``sum of variables == count``, two constraints share a variable, or a variable
                 is in none while others are; or a soft constraint costs something else.
         """
         others = [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]

@@ -1,7 +1,7 @@
 """D-Wave's quantum processors and hybrid solvers, which are remote and paid.
 
-Every call goes through a `Meter`: its cost is shown before, its problem id stored before
-waiting, its charge booked after. Connection settings (``solver``, ``token``, ``profile``, ...)
+A `Meter` shows the cost of every call before it is made, stores its problem id before
+waiting and records its charge. Connection settings (``solver``, ``token``, ``profile``, ...)
 are D-Wave's own and better kept in its configuration file; no message shows a token.
 """
 
@@ -124,11 +124,11 @@ def _failed(meter: Meter, error: Exception, problem: Any) -> SamplerFailedError:
 
 
 class PaidSampler(ForeignSampler):
-    """A foreign sampler whose calls cost money: each is waited for, as nothing stops its charge.
+    """A third party's sampler whose calls are paid; each runs to its end, since its charge is due.
 
     Args:
         child: D-Wave's sampler.
-        meter: watches over its calls.
+        meter: of its calls.
     """
 
     def __init__(self, child: Any, meter: Meter) -> None:
@@ -268,7 +268,7 @@ class HybridCqm(CountingSampler):
 
     Args:
         child: `dwave.system.LeapHybridCQMSampler`.
-        meter: watches over its calls.
+        meter: of its calls.
     """
 
     options: ClassVar = {
