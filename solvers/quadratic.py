@@ -1,7 +1,7 @@
-"""The quadratic part of a problem in the form it naturally comes in: dense, low-rank or sparse.
+"""The quadratic part of a problem: dense, low-rank or sparse.
 
-All three answer the same six questions, in float64, without building a dense copy that
-nobody asked for. Arrays are shared with the caller, not copied, when they already have the
+All three have the methods of `Quadratic`, in float64, and build no dense copy
+unasked. Arrays are shared with the caller, not copied, when they already have the
 right dtype and layout; treat them as read-only.
 """
 
@@ -18,7 +18,7 @@ from solvers.errors import InvalidProblemError
 
 Floats = NDArray[np.float64]
 
-# Below this share of non-zero entries a matrix given entry by entry is kept sparse.
+# A matrix given by its entries is kept sparse below this share of non-zero ones.
 SPARSE_DENSITY = 0.1
 
 
@@ -97,7 +97,7 @@ class Dense:
 
     @classmethod
     def trusted(cls, matrix: Floats) -> Dense:
-        """A matrix known to be square, symmetric, finite and float64: not looked at again."""
+        """A matrix known to be square, symmetric, finite and float64; it is not checked."""
         dense = object.__new__(cls)
         object.__setattr__(dense, "matrix", matrix)
         return dense
@@ -231,7 +231,7 @@ class Sparse:
 
 
 def dense_or_sparse(matrix: sparse.csr_array) -> Dense | Sparse:
-    """A symmetric sparse matrix in the form that suits how full it is; small ones are dense."""
+    """A symmetric sparse matrix as `Dense` or `Sparse`, by size and share of non-zero entries."""
     size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
     if size <= 64 or matrix.nnz > SPARSE_DENSITY * size * size:
         return Dense(matrix.toarray())

@@ -9,14 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: In place of an option's value that nobody should read.
+#: Shown in place of a secret option's value.
 HIDDEN = "(hidden)"
 _SECRET = re.compile(
     r"(token|secret|password|passwd|passphrase|api_?key|access_?key|private_?key|credentials?)"
     r"(_id)?$",
     re.IGNORECASE,
 )
-# Shorter values are words that stand in many a text.
+# Shorter values are common words.
 _SHORTEST = 8
 
 
@@ -26,7 +26,7 @@ def is_secret(name: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """``text`` with the name, as ``$NAME``, wherever the value of a secret variable stands.
+    """``text`` with each value of a secret environment variable replaced by its ``$NAME``.
 
     Example:
         >>> os.environ["SOME_API_TOKEN"] = "abc-123-xyz"

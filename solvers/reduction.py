@@ -1,4 +1,4 @@
-"""Eliminate variables with at most two couplings: exact, and most of a very sparse problem.
+"""Exact elimination of variables with at most two couplings, most of a very sparse problem's.
 
 With its neighbours fixed, such a variable has a best value, and the energy at that value is a
 function of at most two binary variables: linear terms and one coupling. So the smaller problem
@@ -25,7 +25,7 @@ from solvers.solution import Solution
 
 _MOST_COUPLINGS = 2
 _SHARE = 0.05
-# To eliminate, and to come back from, about.
+# Seconds to eliminate a variable and to restore it, about.
 _SECONDS_PER_VARIABLE = 15e-6
 
 #: A variable, its linear term, and its couplings when it went: it is 1 where their sum is below 0.
@@ -40,7 +40,7 @@ class Reduction:
         original: the problem as given.
         problem: the smaller one, the original itself if nothing could be eliminated.
         kept: its variables as indices of the original.
-        eliminated: the others, in the order they went.
+        eliminated: the others, in the order of their elimination.
     """
 
     original: QuadraticProblem
@@ -75,9 +75,9 @@ class Reduction:
 
 
 def reduced(problem: QuadraticProblem, deadline: Deadline | None = None) -> Reduction:
-    """Eliminate what can be from a sparse problem without counts; others come back as they are.
+    """Eliminate variables from a sparse problem without counts; return others as given.
 
-    So does one whose elimination would take more than a small part of the time left.
+    So is one whose elimination would take more than a small part of the time left.
     """
     everything = np.arange(problem.num_variables)
     left = float("inf") if deadline is None else _SHARE * deadline.remaining

@@ -1,4 +1,4 @@
-"""Part of a problem, the rest held fixed."""
+"""`restricted`: part of a problem, the rest held fixed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def restricted(
 ) -> QuadraticProblem:
     """The problem over the variables ``free``, the others held at ``x``.
 
-    Its energies are those of the whole problem; its counts are what the fixed ones leave.
+    Its energies are those of the whole problem; its counts are the given ones less the fixed ones.
 
     Args:
         problem: with or without counts.

@@ -49,8 +49,8 @@ class RoofDual:
         lower_bound: no (feasible) state has a lower energy.
         fixed: index -> value in every optimal state; empty for a problem with counts, where
             persistency does not hold.
-        failed: why there was no flow; the bound is then what signs alone prove. "" where there
-            was one.
+        failed: reason why there is no flow; the bound is then that of the signs. "" where there
+            is one.
     """
 
     lower_bound: float
@@ -61,13 +61,13 @@ class RoofDual:
 def roof_dual(problem: QuadraticProblem, deadline: Deadline | None = None) -> RoofDual:
     """The roof dual of ``problem``.
 
-    Variables are fixed only where a second flow bears it out: where no state gets worse when they
+    Variables are fixed only where a second flow confirms it: no state gets worse when they
     are given their values. With counts the bound is the better of two Lagrangians: without
     multipliers, and with the marginal costs of a greedy state as multipliers.
 
     Args:
         problem: with or without counts.
-        deadline: a flow that has not ended by then is ended.
+        deadline: time limit; a flow that takes longer is stopped.
 
     Raises:
         MissingPackageError: ``dwave-preprocessing`` is not installed.
@@ -130,9 +130,9 @@ def _flow(model: _Model, deadline: Deadline) -> RoofDual:
         return RoofDual(-math.inf, failed="no time was left for it")
     sent = io.BytesIO()
     np.savez(sent, **vars(model))
-    # -P: the folder of `solvers` must not hide modules of others.
+    # -P: modules in the folder of `solvers` must not shadow others.
     command = [sys.executable, "-P", str(_PROGRAM)]
-    # A session of its own: an interrupt by hand is this process's to handle.
+    # A session of its own, so that Ctrl-C reaches only this process.
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -147,7 +147,7 @@ def _flow(model: _Model, deadline: Deadline) -> RoofDual:
                     told, _ = process.communicate(given, timeout=_SECONDS_PER_LOOK)
                     break
                 except subprocess.TimeoutExpired:
-                    # What is not sent yet is sent by the next call, which takes no input.
+                    # The next call, without input, sends the rest.
                     given = None
                     if deadline.passed:
                         return RoofDual(-math.inf, failed="it did not end in time")
@@ -189,10 +189,10 @@ def _borne_out(model: _Model, fixed: Mapping[int, int], deadline: Deadline) -> b
 
 
 class RoofDuality(CountingSampler, dimod.ComposedSampler):
-    """Fixes what roof duality decides and leaves the rest to another sampler.
+    """A sampler that fixes variables by roof duality and leaves the rest to another sampler.
 
     A problem with counts goes to the child whole, and gets the bound only. Where there is no
-    roof dual, for lack of time or because its process failed, ``info["roof_failed"]`` says why.
+    roof dual, for lack of time or because its process failed, ``info["roof_failed"]`` says so.
 
     Args:
         child: a sampler for the rest: a name, a class or an object.
@@ -225,7 +225,7 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
 
         Raises:
             UnknownOptionError: an option that the child does not have.
-            InvalidOptionError: an option's value makes no sense.
+            InvalidOptionError: an option has an invalid value.
             MissingPackageError: ``dwave-preprocessing`` is not installed.
             ProblemTooLargeError: the flow network does not fit into memory.
         """

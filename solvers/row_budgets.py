@@ -1,6 +1,6 @@
 """Budgets of kept weights: per output row, over the whole layer, or N in M.
 
-Every budget answers the same questions, on numpy arrays and torch tensors alike. Masks are
+All budgets have the methods of `Budget`, for numpy arrays and torch tensors. Masks are
 True where a weight is kept; a higher score is a better reason to keep. Ties keep the lower index.
 """
 
@@ -31,7 +31,7 @@ class Budget(Protocol):
         ...
 
     def run(self, inputs: int) -> int:
-        """Swaps stay inside runs of this many consecutive inputs."""
+        """Length of the runs of consecutive inputs that swaps stay inside."""
         ...
 
     def select(self, scores: Array) -> Array:
@@ -127,7 +127,7 @@ class RowBudget:
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """The layer keeps ``kept_in_all`` weights, wherever they serve best; rows may trade."""
+    """The layer keeps ``kept_in_all`` weights in all; rows may trade them."""
 
     kept_in_all: int
     trades = True

@@ -34,11 +34,11 @@ from solvers.rows import RowProblem
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# Improvements below this share of a row's energy when pruned entirely do not count: in float64,
+# Least improvement of a row, as a share of its energy when pruned entirely: in float64,
 # and in the float32 of a device.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-6}
 
-# What rounding leaves of a row's energy, as a share of the sum of its terms' sizes.
+# Rounding error of a row's energy, as a share of the sum of its terms' sizes.
 _ROUNDING = {"float64": 1e-15, "float32": 5e-7}
 # Numbers read between two looks at the clock.
 _READS_PER_LOOK = 1e8

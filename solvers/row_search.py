@@ -42,7 +42,7 @@ def solve_rows(
         compensate: move the kept values to their best; False holds them at the targets.
         exact: make swaps that account for the refit of all kept values (host only). None:
             where that costs little, on the host up to `EXACT_INPUTS` inputs.
-        depth: with exact swaps, how many weights an oscillation (some more, then as many fewer)
+        depth: with exact swaps, weights that an oscillation (some more, then as many fewer)
             goes beyond the counts to leave a local optimum; 0 for swaps alone. Time grows with
             it, steadily better results too.
         max_rounds: rounds of swaps, trades and refit at most.
@@ -83,7 +83,7 @@ def _improved(
         rounds += 1
         made, rows = search.settle(rows, deadline)
         swaps += made
-        # The last word is a row's own: every row ends where none of its swaps improves.
+        # Rows come last, so that every row ends where none of its swaps improves.
         if problem.budget.trades and rounds < max_rounds and not deadline.passed:
             traded = _trade(search, search.threshold)
             trades += traded.size // 2

@@ -1,6 +1,6 @@
 """Starting masks of row problems: magnitude, Wanda, an OBS elimination sweep, and ADMM.
 
-Every start is a pure function of a `RowProblem` and answers a mask with the problem's exact
+Every start is a pure function of a `RowProblem` and returns a mask with the problem's exact
 counts, True where kept; the last two come with values as well.
 """
 
