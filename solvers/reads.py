@@ -145,7 +145,7 @@ class Limits:
 
     @classmethod
     def of(cls, asked: ReadOptions, deadline: Deadline) -> Limits:
-        """The limits by a sampler's options; with a time limit alone the number of reads is open."""
+        """The limits by a sampler's options; a time limit alone leaves the number of reads open."""
         target = -np.inf if asked.target_energy is None else asked.target_energy
         return cls(asked.reads(1), asked.num_threads, deadline, target)
 

@@ -1,4 +1,4 @@
-"""The base of our own samplers: dimod's `Sampler` plus exact counts and arrays in, arrays out."""
+"""The base of this package's samplers: dimod's `Sampler` with exact counts, and arrays."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CountingSampler(dimod.Sampler):
     ``groups`` (see `QuadraticProblem.from_bqm`), and whatever ``options`` lists.
     """
 
-    #: Option name -> one line of help. Also what `parameters` lists.
+    #: Option name -> one line of help; `parameters` lists the same names.
     options: ClassVar[Mapping[str, str]] = {}
-    #: Whether it answers with a lower bound.
+    #: True if solutions have a lower bound.
     bounds: ClassVar[bool] = False
-    #: Reads where neither a number nor a time limit is given.
+    #: Default number of reads without a time limit.
     default_reads: ClassVar[int] = 1
 
     @property
@@ -63,8 +63,8 @@ class CountingSampler(dimod.Sampler):
 
         Raises:
             UnknownOptionError: an option that `parameters` does not list.
-            InvalidProblemError: coefficients, counts or groups make no sense.
-            InvalidOptionError: an option has a value that makes no sense.
+            InvalidProblemError: coefficients, counts or groups are invalid.
+            InvalidOptionError: an option has an invalid value.
         """
         unknown = sorted(set(options) - set(self.options))
         if unknown:
@@ -85,7 +85,7 @@ def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:
     Spins -1 and +1 become 0 and 1. A plain array has the order of ``variables``.
 
     Raises:
-        InvalidOptionError: it is nothing that dimod accepts, a variable is missing, or a value is
+        InvalidOptionError: dimod does not accept it, a variable is missing, or a value is
             neither binary nor a spin.
     """
     plain = _is_plain(samples)
@@ -152,7 +152,7 @@ def positive_int(name: str, value: Any) -> int:
     """``value`` as an int of at least 1.
 
     Raises:
-        InvalidOptionError: it is not.
+        InvalidOptionError: it is none.
     """
     if isinstance(value, bool) or value != int(value) or value < 1:
         raise InvalidOptionError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -24,7 +24,7 @@ class Solution:
         samples: shape (reads, n), int8, one binary state a row.
         energies: shape (reads,), float64, computed from the problem, ascending.
         lower_bound: no feasible state has a lower energy; -inf when nothing is known.
-        info: what the sampler has to say (sweeps, swaps, timings), JSON-friendly; has ``proved``
+        info: the sampler's own data (sweeps, swaps, timings), JSON-friendly; has ``proved``
             where there is a bound.
         certified: the gap of the best state, computed without the offset; see `solvers.gap`.
     """
@@ -48,11 +48,11 @@ class Solution:
         """Order samples by the energy that the problem itself gives them (ties keep order).
 
         Args:
-            problem: what they are states of.
+            problem: the problem of the samples.
             samples: shape (reads, n) or (n,), with exact counts.
             energies: those of the samples, where they are known; shape (reads,).
             lower_bound: of the problem, offset included.
-            info: what the sampler has to say.
+            info: the sampler's own data.
         """
         states = np.atleast_2d(np.ascontiguousarray(samples, dtype=np.int8))
         energies = problem.energies(states) if energies is None else energies
@@ -61,20 +61,20 @@ class Solution:
         return found._judged(problem)
 
     def _judged(self, problem: QuadraticProblem) -> Solution:
-        """The same with its gap."""
+        """The solution with its gap."""
         if not np.isfinite(self.lower_bound) or not len(self.samples):
             return self
         offset = problem.offset
         energy = self.energy
         if offset:
             energy = float(problem.with_linear(problem.linear, 0.0).energies(self.samples[:1])[0])
-        # A bound that has been added to an offset has lost what that was rounded by.
+        # Adding the offset has rounded the bound.
         lost = 2.0 * _EPS * max(abs(offset), abs(self.lower_bound)) if offset else 0.0
         found = gap_between(problem, energy, self.lower_bound - offset, lost)
         return replace(self, certified=found, info={**self.info, "proved": found.proved})
 
     def joined(self, problem: QuadraticProblem, state: NDArray[np.int8]) -> Solution:
-        """The same with ``state``, shape (n,), for the worst sample if it beats the best."""
+        """The solution with ``state``, shape (n,), for the worst sample if it beats the best."""
         energy = problem.energy(state)
         if energy >= self.energy:
             return self

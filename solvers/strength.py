@@ -95,7 +95,7 @@ def flip_costs(problem: QuadraticProblem) -> tuple[Floats, Floats]:
 
 
 def strength_bound(problem: QuadraticProblem) -> float:
-    """A strength at and above which every minimiser of the penalised problem is feasible.
+    """A strength from which on every minimiser of the penalised problem is feasible.
 
     A state with too few ones in a group of s variables has at least s - count + 1 zeros there,
     so the cheapest of them costs at most the count-th smallest of `flip_costs`, while setting
@@ -116,9 +116,9 @@ def strength_bound(problem: QuadraticProblem) -> float:
 
 
 def first_strength(problem: QuadraticProblem) -> float:
-    """A tenth of what one variable more or less costs at a greedy state.
+    """The first strength: a tenth of the cost of one variable more or less at a greedy state.
 
-    Small on purpose. On pruning blocks, samples a few flips from feasible, repaired, are better
+    Small on purpose: on pruning blocks, samples a few flips from feasible, repaired, are better
     than feasible ones found under a penalty that hides the problem: at n = 1024 with gradient
     term, annealing reached -1548 at a fiftieth of that cost, -1454 at the cost itself.
     """
@@ -129,7 +129,7 @@ def first_strength(problem: QuadraticProblem) -> float:
 
 
 def marginal_costs(problem: QuadraticProblem) -> Floats:
-    """Per group: what the next variable costs at a greedy state, shape (g,)."""
+    """The cost of the next variable of each group at a greedy state, shape (g,)."""
     groups, counts = _counted(problem)
     x, gains = _greedy_flip_costs(problem)
     costs = np.zeros(counts.size)

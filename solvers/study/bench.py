@@ -33,9 +33,9 @@ from solvers.study.asking import (
 )
 from solvers.study.budgets import CLOCKS, SWEEP_OPTIONS, Budget, Call, Seconds
 
-#: Energies noted for a run; of more reads, a random choice of so many.
+#: Energies kept of a run: all of them, or a random sample of this size.
 MOST_ENERGIES = 1000
-# Numbers of float64, of which a half or so fits in the second cache of a core.
+# Numbers of float64; about half of them fit into the second-level cache of a core.
 _CACHED = 2**16
 #: Fields of a row that `Bench.recall` needs.
 RECALLED = ("problem", "sampler", "budget_kind", "budget", "settings")
@@ -124,8 +124,8 @@ class Bench:
     def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take over from their rows the options chosen for pairs in an earlier process.
 
-        So it need not be chosen again; and a number of sweeps, which a clock has a say in, is the
-        same before and after a study was stopped.
+        They need not be chosen again, and the number of sweeps, which depends on timing, is the
+        same before and after a study was interrupted.
         """
         for row in rows:
             pair = (row["problem"], row["sampler"])
@@ -142,7 +142,7 @@ class Bench:
         """Build the model, compile and warm up; the next `sample` is of this pair.
 
         Raises:
-            SolverError: the pair is not compatible, or the sampler fails already here.
+            SolverError: the pair is not compatible, or the sampler fails in a first call.
         """
         began = time.perf_counter()
         self._asking = asking = self._asked(problem, label)
@@ -225,7 +225,7 @@ def judgement(
     """
     told: list[Judged] = [asking.judged(call.answer) for call in calls]
     every = np.concatenate([one.states for one in told])
-    # Fast samplers find the same few states ten thousand times.
+    # Fast samplers return the same few states ten thousand times.
     raw, place = _distinct(every)
     feasible = problem.feasible(raw)
     states = raw if feasible.all() else repair(problem, raw).astype(np.int8)

@@ -40,22 +40,22 @@ Ask = Callable[..., Any]
 Clock = Callable[[], float]
 """Seconds since some moment."""
 
-#: By wall, as users wait; or by CPU, which other work on the machine does not use up.
+#: Wall time, as users wait; or CPU time, which other work on the machine does not change.
 CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-#: The least time that a sampler can be given, seconds: clocks and calls take part of it.
+#: The shortest time budget, seconds: clocks and calls take part of it.
 LEAST_SECONDS = 1e-3
 _BudgetSeconds = Annotated[
     float, NUMBER, Field(ge=LEAST_SECONDS, le=MAX_SECONDS, allow_inf_nan=False)
 ]
 _EXAMPLES = "like 0.5s, 100reads or 1000sweeps"
-# A sampler that computes elsewhere uses hardly any CPU time: its run ends by the wall clock.
+# A remote sampler uses hardly any CPU time: its run ends by the wall clock.
 _WALL_PER_CPU = 20.0
 
 
 class Budget(Protocol):
     """The budget of one run."""
 
-    #: What is counted: "seconds", "reads" or "sweeps".
+    #: The unit: "seconds", "reads" or "sweeps".
     kind: ClassVar[str]
 
     @property
@@ -83,7 +83,7 @@ def _require(budget: Budget, kind: Any) -> None:
 
 
 def _seeded(takes: frozenset[str], seed: int, call: int = 0) -> dict[str, Any]:
-    # The sum of a run's seed and the call's number is another run's with probability 1e-9.
+    # Seeds are run's seed + call's number; two runs share one with probability 1e-9.
     return {"seed": (seed + call) % 2**31} if "seed" in takes else {}
 
 
@@ -147,12 +147,12 @@ class Sweeps:
 class Seconds:
     """Seconds in the sampler, by the study's clock.
 
-    A sampler that stops by the clock (`CLOCK_OPTIONS`) is told what is left. One that counts
-    reads is called again and again, with as many reads as the calls before suggest will fit.
+    A sampler that stops by the clock (`CLOCK_OPTIONS`) gets the time left. One that counts
+    reads is called repeatedly, with as many reads as will fit by the speed of earlier calls.
     The last call may end late, by less than half a read where reads take equally long.
 
     Raises:
-        StudyError: less than `LEAST_SECONDS`, or more than a life.
+        StudyError: less than `LEAST_SECONDS`, or more than 30 years.
     """
 
     amount: float

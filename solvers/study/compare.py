@@ -52,11 +52,11 @@ ANSWERED = (
     "settings",
 )
 _BY_THE_CLOCK = ("seconds", "cpu_seconds", "build_seconds", "warmup_seconds", "started")
-#: A best-known value is beaten by an energy this much lower: tables are rounded.
+#: A best-known value is beaten by an energy lower by this share: tables are rounded.
 BEATEN_BY = 1e-6
 #: Seconds for compiling kernels, building models and choosing penalties, before any run.
 PREPARATION = 600.0
-#: How the reason of a pair begins that was not ready in that time; it is not tried again.
+#: Beginning of the reason of a pair that was not ready in that time; it is not tried again.
 UNREADY = "not ready to run: "
 _INCOMPATIBLE = (
     InvalidOptionError,
@@ -74,7 +74,7 @@ class Study:
         record: what ``study.json`` holds: ``problems``, ``samplers``, ``budgets``,
             ``repeats``, ``seed``, ``time_limit``, ``threads``, ``sessions``.
         row_list: the rows, in the order in which they ran.
-        folder: where they are stored; None if nowhere.
+        folder: where they are stored; None if they are not.
     """
 
     record: Mapping[str, Any]
@@ -154,7 +154,7 @@ def compare(
             times the longest budget.
         prepare_limit: seconds for making a sampler and a problem ready, untimed; a pair that
             takes longer is tried once, and its other runs are "timeout" too.
-        threads: of BLAS, OpenMP and numba in the samplers.
+        threads: number of threads of BLAS, OpenMP and numba in the samplers.
         clock: what measures seconds: "wall"; or "cpu", on a machine with other work, for
             samplers of one thread that run here. Limits go by it too.
         observe: called with every row.
@@ -314,7 +314,7 @@ def _blank(run: Run, instance: Instance) -> Row:
 
 
 def _unready(row: Row) -> list[tuple[str, str]]:
-    """The row's problem and sampler, if they could not be made ready in time."""
+    """The key of the row's problem and sampler if they were not ready in time, else None."""
     late = row["status"] == "timeout" and row["reason"].startswith(UNREADY)
     return [(row["problem"], row["sampler"])] if late else []
 

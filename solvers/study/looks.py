@@ -102,7 +102,7 @@ def new_figure(width: float, height: float) -> Figure:
 def legend_below(figure: Figure, handles: Mapping[str, Any], columns: int = 5) -> None:
     """One legend for all panels, under them; handles by label. A tall one adds to the height."""
     labels = [in_figure(label) for label in handles]
-    # Inches of a handle, and of a character of this size, about.
+    # Inches of a legend handle, and of a character in it, about.
     widest = 0.5 + 0.062 * max(map(len, labels), default=0)
     columns = max(1, min(columns, len(labels), int(figure.get_figwidth() / widest)))
     lines = -(-len(labels) // columns)

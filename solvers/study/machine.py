@@ -49,7 +49,7 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """The commit of the sources, with ``-dirty`` where they were changed since; None outside."""
     here = ["git", "-C", str(Path(__file__).parent)]
-    # Installed inside someone else's checkout, the commit would be theirs.
+    # An installation inside another project's checkout has that project's commit.
     if _told([*here, "ls-files", "--error-unmatch", Path(__file__).name]) is None:
         return None
     return _told([*here, "describe", "--always", "--dirty", "--abbrev=12", "--match="])

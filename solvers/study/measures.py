@@ -1,8 +1,8 @@
 """Measures of a study: pure functions from rows, one per run, to tables.
 
 A gap here is (E - reference) / max(|E|, |reference|), the reference being the best known energy:
-it is that of a study, and not the gap to what is proved of `solvers.gap`. It is 0 where they are
-equal, between 1 and 2 where they differ in sign, and untouched by the scale of the energies. A run
+it is that of a study, and not the gap to a proved bound of `solvers.gap`. It is 0 where they are
+equal, between 1 and 2 where they differ in sign, and independent of the scale of energies. A run
 that crashed, ran out of time or could not be made has no energy; its gap is infinite and it has
 not succeeded, so that no measure is better for a run that is missing.
 """
@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-#: Identify the runs that differ in nothing but their seed.
+#: Columns that are equal for runs that differ only in their seed.
 CELL = ["problem", "sampler", "budget_kind", "budget"]
-#: A run has found the best known energy when it is this close: tables give six decimals.
+#: Gap up to which a run has found the best known energy: tables give six decimals.
 SUCCESS_GAP = 1e-4
-#: No gap is larger: the energies are then of opposite sign and of one size.
+#: The largest gap: energies of opposite sign and equal size.
 WORST_GAP = 2.0
-#: Energies this close, relatively, are one energy to rounding.
+#: Relative difference up to which two energies are equal but for rounding.
 ROUNDING = 1e-9
 
 
@@ -53,14 +53,14 @@ def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: one row per run.
         problems: columns ``problem``, ``n``, ``kind``, ``known`` (best energy known before the
-            study, NaN if none), ``proved`` (whether that is the optimum), ``bound`` (a lower
-            bound known before, NaN if none), ``beaten`` (whether the study has verified a lower
+            study, NaN if none), ``proved`` (True if that is the optimum), ``bound`` (a lower
+            bound known before, NaN if none), ``beaten`` (True if the study has verified a lower
             energy than was known); see `solvers.study.Study.problems`.
 
     Returns:
         Indexed by problem, in the order of ``problems``: ``n``, ``kind``, ``known``,
         ``beaten``, ``best_seen`` (in the study), ``best`` (the lower of both), ``lower_bound``
-        (the highest that anyone certified),
+        (the highest certified),
         ``optimum`` (best, where that is proved or equals the bound; else NaN).
     """
     table = problems.set_index("problem")[["n", "kind", "known", "proved", "bound", "beaten"]]
@@ -83,7 +83,7 @@ def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
 def in_order(
     rows: pd.DataFrame, problems: Iterable[object], samplers: Iterable[object]
 ) -> pd.DataFrame:
-    """The rows as the study names its problems and samplers, and not as they ran."""
+    """The rows in the study's order of problems and samplers, not in the order of the runs."""
     places = pd.DataFrame(
         {
             "problem": rows.problem.map({name: i for i, name in enumerate(problems)}),
@@ -100,7 +100,7 @@ def in_order(
 def with_gaps(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     """The rows with ``gap`` (to the best known), ``gap_optimum``, ``gap_bound`` and ``hit``.
 
-    ``gap_bound`` is to the highest bound certified in the study, whoever certified it.
+    ``gap_bound`` is to the highest bound that any sampler certified in the study.
     """
     against = references.reindex(rows.problem)
     energies = rows.energy.astype(float).where(rows.status == "ok", np.inf).to_numpy()
@@ -232,15 +232,15 @@ def _best_by(trace: object, grid: NDArray[np.float64]) -> NDArray[np.float64]:
     if not isinstance(trace, list):
         return np.full(grid.size, np.inf)
     times, energies = np.array(trace, np.float64).T
-    # The grid's own first time must not be missed by rounding.
+    # Rounding must not move the first time of the grid.
     place = np.searchsorted(times, grid * (1 + 1e-9), side="right") - 1
     return np.where(place >= 0, energies[np.maximum(place, 0)], np.inf)
 
 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every kind of run that gave no energy: sampler, status, reason, how many, on what.
+    """Runs without an energy, grouped: sampler, status, reason, number of runs, problems.
 
-    Nothing is left out: an incompatible pair is here with its reason, as is a crash.
+    Incompatible pairs and crashes are included, with their reasons.
     """
     failed = rows[rows.status != "ok"]
     table = failed.assign(reason=failed.reason.fillna("")).groupby(

@@ -12,15 +12,15 @@ from solvers.study.measures import SUCCESS_GAP
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Ranks of samplers over problems, and whether they differ.
+    """Ranks of samplers over problems, and tests of their differences.
 
     Attributes:
         mean_ranks: by sampler, 1 is best, the best first; ties share their mean rank.
-        num_problems: how many problems were ranked.
+        num_problems: number of problems ranked.
         p_value: of Friedman's test that all samplers are alike; NaN where it cannot be made.
         pairwise: p-values of Nemenyi's test for every two samplers, which accounts for their
             number; empty where it cannot be made.
-        reason: why there is no test, "" if there is one.
+        reason: reason why there is no test, "" if there is one.
     """
 
     mean_ranks: pd.Series
@@ -33,7 +33,7 @@ class Ranking:
 def rank(gaps: pd.DataFrame) -> Ranking:
     """Rank samplers by their gap on every problem; test as Demsar (JMLR 7, 2006) does.
 
-    Friedman's test asks whether samplers differ at all, Nemenyi's which ones do. Gaps below
+    Friedman's test is for any difference of samplers, Nemenyi's for each pair. Gaps below
     `SUCCESS_GAP` are one gap: all of these have found the best known. A sampler that failed on
     a problem (infinite gap) is last there.
 
@@ -54,7 +54,7 @@ def rank(gaps: pd.DataFrame) -> Ranking:
     from scipy.stats import friedmanchisquare
 
     p_value = friedmanchisquare(*(leveled[name] for name in leveled)).pvalue
-    # Nemenyi's test looks at ranks only; they stand for gaps that may be infinite.
+    # Nemenyi's test uses ranks alone, which replace gaps that may be infinite.
     pairwise = posthoc_nemenyi_friedman(ranks.reset_index(drop=True))
     return Ranking(mean_ranks, problems, float(p_value), pairwise)
 
@@ -63,8 +63,8 @@ def performance_profile(costs: pd.DataFrame) -> pd.DataFrame:
     """Dolan and More's (Math. Program. 91, 2002) performance profile.
 
     rho_s(tau) is the share of problems on which sampler s costs at most tau times what the
-    cheapest costs. A cost that is infinite or NaN was not reached and never counts; problems
-    that nobody reached stay in the denominator.
+    cheapest costs. An infinite or NaN cost never counts as solved; problems
+    that no sampler solved stay in the denominator.
 
     Args:
         costs: problems by samplers, above 0.

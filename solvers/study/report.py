@@ -24,7 +24,7 @@ from solvers.study.compare import read_study
 if TYPE_CHECKING:
     from solvers.study.sections import Findings, Section
 
-#: Needed for a report, and not for a study.
+#: Packages needed for a report, but not for a study.
 PACKAGES = ("pandas", "scikit_posthocs", "tabulate", "matplotlib")
 
 
@@ -71,7 +71,7 @@ def require_packages() -> None:
     """Refuse to begin without the packages that a report needs.
 
     Raises:
-        MissingPackageError: has the command that installs it.
+        MissingPackageError: one is missing; the message has the command that installs it.
     """
     absent = [name for name in PACKAGES if find_spec(name) is None]
     if absent:
@@ -140,8 +140,8 @@ def write_sections(
         folder: exists; what is there of an earlier report is replaced.
         sections: in order.
         title: heading of the page.
-        settings: shown at the end, name by name.
-        cards: the figures on top, by what they are.
+        settings: name -> text, shown at the end.
+        cards: name -> key figure, shown on top.
 
     Returns:
         The page.

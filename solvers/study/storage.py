@@ -22,7 +22,7 @@ from solvers.errors import StudyFolderError
 from solvers.redaction import without_secrets
 
 STUDY, ROWS, LOCK = "study.json", "rows.jsonl", ".lock"
-#: What may differ between the times that one study is worked on.
+#: Fields of the record that may differ between sessions of one study.
 _SESSIONS = "sessions"
 
 
@@ -36,15 +36,15 @@ class StudyFolder:
 
     def __init__(self, path: Path, rows: str = ROWS) -> None:
         self.path, self._rows = path, path / rows
-        # Of this process, which may come again; the lock lives as long as this object.
+        # Reentrant within this process; the lock is held as long as this object lives.
         self._lock = FileLock(path / LOCK, blocking=False, is_singleton=True)
 
     def begin(self, record: Mapping[str, Any], session: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Enter the study, or go on with it: the rows that are there already.
+        """Begin or continue the study; return the rows so far.
 
         Raises:
             StudyFolderError: the folder holds another study (the message names the first
-                difference), something else, another process works there, or it cannot be written.
+                difference) or other files, another process uses it, or it cannot be written.
         """
         plain = json.loads(as_line(record))
         with _told(self.path):
@@ -56,7 +56,7 @@ class StudyFolder:
             return self._mended()
 
     def _sessions(self, plain: Mapping[str, Any]) -> list[Any]:
-        """The sessions of the study so far, which must be the one that is asked for."""
+        """The sessions of the study so far; refuse another study."""
         if (self.path / STUDY).exists():
             held = read_record(self.path)
             sessions = held.pop(_SESSIONS, [])
@@ -161,7 +161,7 @@ def first_difference(held: Any, asked: Any, where: str = "") -> str:
 
 
 def as_line(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: what has no number there becomes null, and secrets are left out."""
+    """A line of strict JSON: NaN and infinity become null, secrets are replaced."""
     return json.dumps(without_secrets(_plain(value)), allow_nan=False, indent=indent)
 
 

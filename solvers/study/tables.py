@@ -15,7 +15,7 @@ from solvers.study.measures import SUCCESS_GAP, median_with_infinity, share_inte
 from solvers.study.ranking import Ranking
 
 Format = Callable[[object], str]
-# Characters of a cell; what a crash said may be pages.
+# Characters of a cell; the message of a crash may be pages long.
 _LONGEST_CELL = 1000
 NOTHING, NEVER = "\u2013", "\u221e"
 
@@ -26,7 +26,7 @@ def number(value: object) -> str:
 
 
 def percent(value: object) -> str:
-    """0.0123 as ``1.23 %``; what counts as found is ``0``."""
+    """0.0123 as ``1.23 %``; a gap up to `SUCCESS_GAP` is ``0``."""
     return _finite(value, lambda v: "0" if 0 <= v <= SUCCESS_GAP else f"{100 * v:.3g} %")
 
 
@@ -53,14 +53,14 @@ def _finite(value: object, form: Callable[[float], str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One table: what it is called in files, its caption, its numbers and how they are read.
+    """One table: its name in files, caption, numbers and formats.
 
     Attributes:
-        name: of its files.
+        name: stem of its files.
         caption: one sentence.
         frame: the numbers; no index is shown.
-        formats: of columns that are not shown as they are.
-        headings: shown instead of a column's name.
+        formats: column -> function that formats its values.
+        headings: column -> heading in place of its name.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Table:
     def to_markdown(self) -> str:
         """The table in Markdown."""
         aligned = ["right" if numeric else "left" for numeric in self.numeric]
-        # A bar in a cell would begin the next one.
+        # A bar would end the cell.
         shown = self.shown.map(lambda text: text.replace("|", "\\|"))
         shown.columns = [name.replace("|", "\\|") for name in shown.columns]
         return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
