@@ -39,7 +39,7 @@ NUMBER = BeforeValidator(_no_truth)
 Seed = Annotated[int, NUMBER, Field(ge=0, le=MAX_SEED)]
 Threads = Annotated[int, NUMBER, Field(ge=1, le=MAX_THREADS)]
 Seconds = Annotated[float, NUMBER, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
-#: A time limit in seconds, or infinity for none.
+#: A time limit in seconds; may be 0.
 Limit = Annotated[float, NUMBER, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Gigabytes = Annotated[float, NUMBER, Field(gt=0, le=1e9, allow_inf_nan=False)]
 #: Counts of at least 0, 1 and 2.

@@ -314,7 +314,7 @@ def _blank(run: Run, instance: Instance) -> Row:
 
 
 def _unready(row: Row) -> list[tuple[str, str]]:
-    """The key of the row's problem and sampler if they were not ready in time, else None."""
+    """The row's (problem, sampler) if they were not ready in time, else an empty list."""
     late = row["status"] == "timeout" and row["reason"].startswith(UNREADY)
     return [(row["problem"], row["sampler"])] if late else []
 
