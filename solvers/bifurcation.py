@@ -139,6 +139,11 @@ class Bifurcation(TimedSampler):
 
     Reads start near the given states, which are also descended as they are. Where the time is
     over the pump stops, and the spins of the positions are the answer.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> Bifurcation().sample_problem(problem, seed=1).sample.tolist()
+        [0, 1, 1]
     """
 
     Options = BifurcationOptions

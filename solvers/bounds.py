@@ -137,6 +137,11 @@ def relax(
         problem: with or without counts.
         tolerance: relative gap between the energy of x and the bound at which to stop.
         deadline: time limit.
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, -1.0], 2.0 * np.eye(2), counts=1)
+        >>> round(relax(problem).lower_bound, 6)
+        -0.5
     """
     return relax_convex(convexify(problem, deadline), tolerance=tolerance, deadline=deadline)
 

@@ -24,6 +24,11 @@ def from_terms(
 
     Raises:
         ProblemTooLargeError: ``size`` alone does not fit into memory.
+
+    Example:
+        >>> row, col = np.array([0, 0]), np.array([0, 1])
+        >>> from_terms(2, row, col, np.array([2.0, -3.0])).energies([[1, 1]]).tolist()
+        [-1.0]
     """
     require_memory(64.0 * size + 100.0 * value.size, f"a problem of {size} variables", "split it")
     own = row == col
@@ -37,6 +42,10 @@ def from_matrix(matrix: Any) -> QuadraticProblem:
 
     Raises:
         InvalidProblemError: it is not square, or its entries are no finite real numbers.
+
+    Example:
+        >>> from_matrix(np.array([[1.0, 2.0], [0.0, -1.0]])).energies([[1, 1]]).tolist()
+        [2.0]
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise InvalidProblemError(f"a matrix of a problem is square; this has shape {matrix.shape}")

@@ -31,6 +31,11 @@ def descend(
         layout: the problem's layout; None makes one in float64.
         deadline: time limit; rows not at a local minimum by then are returned as they are, all
             of them unchanged where forming the matrix alone would take longer.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> descend(problem, np.array([[1, 1, 0]])).tolist()
+        [[0, 1, 1]]
     """
     deadline = deadline or Deadline()
     layout = layout or Layout.of(problem)

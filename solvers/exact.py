@@ -358,7 +358,14 @@ class _Core:
 
 
 class Enumeration(TimedSampler):
-    """Every state, for problems of at most 24 variables: the ground truth of the tests."""
+    """Every state, for problems of at most 24 variables: the ground truth of the tests.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> found = Enumeration().sample_problem(problem)
+        >>> found.sample.tolist(), found.proved
+        ([0, 1, 1], True)
+    """
 
     Options = TimedOptions
 

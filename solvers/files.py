@@ -114,6 +114,13 @@ def write_problem(problem: QuadraticProblem, path: str | Path, format: str | Non
         InvalidProblemError: no format has that suffix, or the format cannot hold
             a part of the problem (counts, labels, an offset); the message has the way out.
         InvalidOptionError: ``format`` is no name of a format that can be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.coo"
+        >>> write_problem(QuadraticProblem([1.0, -1.0], [[0.0, 2.0], [2.0, 0.0]]), path)
+        >>> read_problem(path).energies([[1, 1]]).tolist()
+        [2.0]
     """
     path = Path(path)
     path.write_bytes(problem_bytes(problem, path, format))
@@ -122,7 +129,13 @@ def write_problem(problem: QuadraticProblem, path: str | Path, format: str | Non
 def problem_bytes(
     problem: QuadraticProblem, name: str | Path = "problem.npz", format: str | None = None
 ) -> bytes:
-    """The bytes of a file of that name with ``problem`` in it, see `write_problem`."""
+    """The bytes of a file of that name with ``problem`` in it, see `write_problem`.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0], [[0.0, 2.0], [2.0, 0.0]])
+        >>> problem_bytes(problem, "two.qs").decode().splitlines()[-3:]
+        ['1 1 1.0', '2 2 -1.0', '1 2 1.0']
+    """
     path = Path(name)
     packing = next((one for one in PACKINGS if one.suffix == path.suffix.lower()), None)
     if packing is not None and packing.pack is None:
@@ -137,7 +150,13 @@ def problem_bytes(
 
 
 def with_counts(problem: QuadraticProblem, counts: ArrayLike) -> QuadraticProblem:
-    """The problem with other counts: one for all variables, or one per group it already has."""
+    """The problem with other counts: one for all variables, or one per group it already has.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0, 0.0], np.zeros((3, 3)))
+        >>> with_counts(problem, 2).counts.tolist()
+        [2]
+    """
     groups = problem.groups if np.size(counts) > 1 else None
     return QuadraticProblem(
         problem.linear, problem.quadratic, problem.offset, groups, counts, problem.labels

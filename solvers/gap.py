@@ -60,6 +60,11 @@ def gap_between(problem: QuadraticProblem, energy: float, bound: float, error: f
         energy: of a feasible state.
         bound: no feasible state has a lower energy; -inf when nothing is known.
         error: rounding error of their difference.
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, -3.0], np.zeros((2, 2)), counts=1)
+        >>> gap_between(problem, -2.5, -3.0).relative
+        0.5
     """
     if not np.isfinite(bound) or not np.isfinite(energy):
         return UNKNOWN

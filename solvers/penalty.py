@@ -91,6 +91,12 @@ class LagrangeCardinality(CountingComposite):
 
     Args:
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
+
+    Example:
+        >>> from dimod import ExactSolver
+        >>> problem = QuadraticProblem([-1.0, -2.0, -3.0], np.zeros((3, 3)), counts=1)
+        >>> LagrangeCardinality(ExactSolver()).sample_problem(problem).energy
+        -3.0
     """
 
     def _rounds(self, search: Search, asked: CompositeOptions) -> None:

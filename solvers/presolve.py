@@ -100,7 +100,13 @@ class Presolved:
 
 
 def presolved(problem: QuadraticProblem, deadline: Deadline | None = None) -> Presolved:
-    """Apply all reductions for which there is time."""
+    """Apply all reductions for which there is time.
+
+    Example:
+        >>> problem = QuadraticProblem([5.0, -1.0], [[0.0, 2.0], [2.0, 0.0]])
+        >>> presolved(problem).problem.num_variables
+        0
+    """
     deadline = deadline or Deadline()
     slack = cache(lambda: _slack(problem))
     found = _sorted_out(_forced(Presolved(problem)), slack)

@@ -76,6 +76,10 @@ class Dense:
 
     Raises:
         InvalidProblemError: the matrix is not square, not symmetric or not finite.
+
+    Example:
+        >>> Dense([[2.0, 1.0], [1.0, 0.0]]).product(np.array([1.0, 1.0])).tolist()
+        [3.0, 1.0]
     """
 
     matrix: Floats
@@ -135,6 +139,10 @@ class LowRank:
 
     Raises:
         InvalidProblemError: the factor is not two-dimensional or not finite.
+
+    Example:
+        >>> LowRank([[1.0, 2.0]]).dense().tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
     """
 
     factor: Floats
@@ -185,6 +193,10 @@ class Sparse:
 
     Raises:
         InvalidProblemError: the matrix is not square, not symmetric or not finite.
+
+    Example:
+        >>> Sparse(sparse.csr_array([[0.0, 3.0], [3.0, 0.0]])).values(np.array([[1, 1]])).tolist()
+        [3.0]
     """
 
     matrix: sparse.csr_array

@@ -78,6 +78,11 @@ def reduced(problem: QuadraticProblem, deadline: Deadline | None = None) -> Redu
     """Eliminate variables from a sparse problem without counts; return others as given.
 
     So is one whose elimination would take more than a small part of the time left.
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, 2.0, 1.0], sparse.csr_array((3, 3)))
+        >>> reduced(problem).problem.num_variables, reduced(problem).problem.offset
+        (0, -1.0)
     """
     everything = np.arange(problem.num_variables)
     left = float("inf") if deadline is None else _SHARE * deadline.remaining

@@ -47,6 +47,11 @@ class SamplerEntry:
         solves: the kind of problem: `QuadraticProblem`, or `RowProblem` for a whole layer.
         builtin: True for one listed here, False for a plugin's.
         broken: the error of a plugin's entry on import; "" if there is none.
+
+    Example:
+        >>> entry = find_entry("greedy")
+        >>> entry.counts, entry.where, entry.installed
+        (True, 'CPU', True)
     """
 
     name: str
@@ -226,7 +231,12 @@ BUILTIN: tuple[SamplerEntry, ...] = (
 
 
 def list_samplers() -> tuple[SamplerEntry, ...]:
-    """All entries, this package's first, then plugins'; see `SamplerEntry.installed`."""
+    """All entries, this package's first, then plugins'; see `SamplerEntry.installed`.
+
+    Example:
+        >>> "greedy" in [entry.name for entry in list_samplers()]
+        True
+    """
     names = {entry.name for entry in BUILTIN}
     registered = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     return BUILTIN + tuple(_registered(p) for p in registered if p.name not in names)
@@ -275,6 +285,10 @@ def find_entry(name: str) -> SamplerEntry:
 
     Raises:
         UnknownSamplerError: no such name; the message lists the names.
+
+    Example:
+        >>> find_entry("greedy").factory
+        'solvers.greedy:Greedy'
     """
     entries = {entry.name: entry for entry in list_samplers()}
     if name not in entries:

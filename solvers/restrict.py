@@ -22,6 +22,12 @@ def restricted(
 
     Raises:
         InvalidProblemError: the fixed ones already break a count.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, 2.0], [[0.0, 3.0], [3.0, 0.0]], counts=1)
+        >>> part = restricted(problem, [1, 0], [1])
+        >>> part.linear.tolist(), part.offset, part.counts.tolist()
+        ([5.0], 1.0, [0])
     """
     rest = np.array(x, dtype=np.float64)
     rest[free] = 0.0

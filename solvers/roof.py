@@ -72,6 +72,11 @@ def roof_dual(problem: QuadraticProblem, deadline: Deadline | None = None) -> Ro
     Raises:
         MissingPackageError: ``dwave-preprocessing`` is not installed.
         ProblemTooLargeError: the flow network does not fit into memory.
+
+    Example:
+        >>> problem = QuadraticProblem([-3.0, 1.0], [[0.0, 1.0], [1.0, 0.0]])
+        >>> round(roof_dual(problem).lower_bound, 6)
+        -3.0
     """
     deadline = deadline or Deadline()
     if find_spec("dwave.preprocessing") is None:

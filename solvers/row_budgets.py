@@ -88,6 +88,10 @@ class RowBudget:
 
     Args:
         kept_per_row: one integer for all rows, or one for each, shape (rows,).
+
+    Example:
+        >>> RowBudget(1).select(np.array([[0.1, 0.9], [0.8, 0.2]])).tolist()
+        [[False, True], [True, False]]
     """
 
     kept_per_row: ArrayLike
@@ -127,7 +131,12 @@ class RowBudget:
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """The layer keeps ``kept_in_all`` weights in all; rows may trade them."""
+    """The layer keeps ``kept_in_all`` weights in all; rows may trade them.
+
+    Example:
+        >>> LayerBudget(2).select(np.array([[0.1, 0.2], [0.8, 0.9]])).tolist()
+        [[False, False], [True, True]]
+    """
 
     kept_in_all: int
     trades = True
@@ -166,6 +175,10 @@ class NofM:
     Args:
         n: weights kept in every run.
         m: length of a run; it divides the number of inputs.
+
+    Example:
+        >>> NofM(1, 2).select(np.array([[0.1, 0.2, 0.9, 0.8]])).tolist()
+        [[False, True, True, False]]
     """
 
     n: int

@@ -55,6 +55,14 @@ def solve_rows(
     Raises:
         InvalidOptionError: the mask does not have the budget's counts, or an option makes no
             sense.
+
+    Example:
+        >>> from solvers.row_budgets import RowBudget
+        >>> from solvers.row_starts import magnitude
+        >>> problem = RowProblem(np.diag([1.0, 4.0, 9.0]), [[3.0, 2.0, 1.0]], RowBudget(2))
+        >>> found = solve_rows(problem, mask=magnitude(problem).mask)
+        >>> found.mask.tolist(), found.objective
+        ([[True, True, False]], 4.5)
     """
     max_rounds = positive_int("max_rounds", max_rounds)
     start_mask = problem.checked_mask(mask)

@@ -23,6 +23,12 @@ class CountingSampler(dimod.Sampler):
     A subclass implements `sample_problem` and lists its options in `options` with a line each.
     `sample` is dimod's interface: it takes a BQM of either vartype, ``cardinality`` and
     ``groups`` (see `QuadraticProblem.from_bqm`), and whatever ``options`` lists.
+
+    Example:
+        >>> from solvers import get_sampler
+        >>> answer = get_sampler("greedy").sample_ising({"a": 1.0, "b": -1.0}, {}, cardinality=1)
+        >>> int(answer.first.sample["b"]), float(answer.first.energy)
+        (1, -2.0)
     """
 
     #: Option name -> one line of help; `parameters` lists the same names.
@@ -87,6 +93,10 @@ def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:
     Raises:
         InvalidOptionError: dimod does not accept it, a variable is missing, or a value is
             neither binary nor a spin.
+
+    Example:
+        >>> states_of([[-1, 1]], ["a", "b"]).tolist()
+        [[0, 1]]
     """
     plain = _is_plain(samples)
     try:
@@ -137,7 +147,13 @@ def given_states(problem: QuadraticProblem, initial_states: Any) -> States | Non
 
 
 def random_states(problem: QuadraticProblem, num: int, rng: np.random.Generator) -> States:
-    """``num`` uniformly random states with exact counts, shape (num, n)."""
+    """``num`` uniformly random states with exact counts, shape (num, n).
+
+    Example:
+        >>> problem = QuadraticProblem(np.zeros(4), np.zeros((4, 4)), counts=2)
+        >>> random_states(problem, 3, np.random.default_rng(0)).sum(axis=1).tolist()
+        [2, 2, 2]
+    """
     if problem.groups is None or problem.counts is None:
         return rng.integers(0, 2, (num, problem.num_variables), dtype=np.int8)
     states = np.zeros((num, problem.num_variables), dtype=np.int8)
@@ -153,6 +169,10 @@ def positive_int(name: str, value: Any) -> int:
 
     Raises:
         InvalidOptionError: it is none.
+
+    Example:
+        >>> positive_int("num_reads", 5)
+        5
     """
     if isinstance(value, bool) or value != int(value) or value < 1:
         raise InvalidOptionError(f"{name} must be a whole number of at least 1, not {value!r}")

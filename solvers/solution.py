@@ -27,6 +27,12 @@ class Solution:
         info: the sampler's own data (sweeps, swaps, timings), JSON-friendly; has ``proved``
             where there is a bound.
         certified: the gap of the best state, computed without the offset; see `solvers.gap`.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0], np.zeros((2, 2)))
+        >>> found = Solution.of(problem, [[1, 1], [0, 1]], lower_bound=-1.0)
+        >>> found.samples.tolist(), found.energies.tolist(), found.proved
+        ([[0, 1], [1, 1]], [-1.0, 0.0], True)
     """
 
     samples: NDArray[np.int8]

@@ -23,6 +23,11 @@ def penalised(problem: QuadraticProblem, strength: float) -> QuadraticProblem:
         InvalidProblemError: the problem has no counts.
         ProblemTooLargeError: the penalty couples every pair of a group, and the pairs do not
             fit into memory.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, 1.0], np.zeros((2, 2)), counts=1)
+        >>> penalised(problem, 5.0).energies([[0, 0], [0, 1], [1, 1]]).tolist()
+        [5.0, 1.0, 7.0]
     """
     groups, counts = _counted(problem)
     return QuadraticProblem(
@@ -100,6 +105,11 @@ def strength_bound(problem: QuadraticProblem) -> float:
     A state with too few ones in a group of s variables has at least s - count + 1 zeros there,
     so the cheapest of them costs at most the count-th smallest of `flip_costs`, while setting
     it lowers the penalty by at least the strength; likewise for too many ones.
+
+    Example:
+        >>> problem = QuadraticProblem([-3.0, 1.0], np.zeros((2, 2)), counts=2)
+        >>> round(float(strength_bound(problem)), 3)
+        1.0
     """
     groups, counts = _counted(problem)
     up, down = flip_costs(problem)

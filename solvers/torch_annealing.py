@@ -80,6 +80,11 @@ class TorchAnnealing(TimedSampler):
     """Heat-bath swap annealing of many problems x many reads in one batch.
 
     A GPU and a CPU draw different numbers from a seed.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> TorchAnnealing().sample_problem(problem, seed=1).sample.tolist()
+        [0, 1, 1]
     """
 
     Options = TorchAnnealingOptions

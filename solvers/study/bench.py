@@ -52,6 +52,10 @@ class SamplerSetting:
         name: a registered name, or the class of `sampler`.
         options: of the constructor or of the call.
         sampler: a sampler object or class where no registered name is meant; picklable.
+
+    Example:
+        >>> SamplerSetting("long", "swap-anneal", {"num_sweeps": 5000}).label
+        'long'
     """
 
     label: str

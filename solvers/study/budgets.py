@@ -93,6 +93,10 @@ class Reads:
 
     Raises:
         StudyError: no whole number of them, or none.
+
+    Example:
+        >>> Reads(100).refusal(frozenset({"seed"}))
+        'it has no option num_reads'
     """
 
     amount: float
@@ -120,6 +124,10 @@ class Sweeps:
 
     Raises:
         StudyError: no whole number of them, or none.
+
+    Example:
+        >>> Sweeps(1000).refusal(frozenset({"num_sweeps"}))
+        ''
     """
 
     amount: float
@@ -153,6 +161,10 @@ class Seconds:
 
     Raises:
         StudyError: less than `LEAST_SECONDS`, or more than 30 years.
+
+    Example:
+        >>> Seconds(0.5).amount
+        0.5
     """
 
     amount: float
@@ -223,6 +235,10 @@ def parse_budget(budget: str | Budget) -> Budget:
 
     Raises:
         StudyError: it is none of these, or out of range.
+
+    Example:
+        >>> parse_budget("0.5s"), parse_budget("100 reads")
+        (Seconds(amount=0.5), Reads(amount=100.0))
     """
     if not isinstance(budget, str):
         if not hasattr(budget, "spend"):

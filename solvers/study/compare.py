@@ -256,6 +256,15 @@ def read_study(folder: str | Path) -> Study:
 
     Raises:
         StudyFolderError: no study is there, or it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from solvers.study.instances import generate
+        >>> folder = tempfile.mkdtemp()
+        >>> problem = generate("fisher:n=16,samples=4,count=8,seed=1")
+        >>> _ = compare([problem], ["greedy"], ["1reads"], repeats=1, folder=folder)
+        >>> read_study(folder).complete
+        True
     """
     path = Path(folder)
     return Study(checked_record(read_record(path), path), checked_rows(read_rows(path), path), path)

@@ -50,6 +50,11 @@ class Instance:
         proved: True if that is the optimum.
         bound: a lower bound known before the study; None if none is.
         about: where it comes from, JSON-friendly (file; or step, stage, layers of a block).
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, 1.0], np.zeros((2, 2)))
+        >>> Instance("two", problem, known=-1.0, proved=True).to_json()["known"]
+        -1.0
     """
 
     name: str
@@ -122,6 +127,14 @@ def read_instances(
     Raises:
         InvalidProblemError: a file cannot be read, or a count does not fit.
         StudyError: the folder has no problems.
+
+    Example:
+        >>> import tempfile
+        >>> from solvers.files import write_problem
+        >>> path = Path(tempfile.mkdtemp()) / "two.npz"
+        >>> write_problem(QuadraticProblem([-1.0, 1.0], np.zeros((2, 2))), path)
+        >>> [one.name for one in read_instances(path)]
+        ['two']
     """
     path = Path(path)
     read = partial(_file, counts=counts, maximize=maximize, format=format)
@@ -135,12 +148,19 @@ def read_instances(
 
 
 def read_known(path: str | Path) -> dict[str, Known]:
-    """Best-known values from a CSV file with columns problem, energy and maybe proved, bound.
+    r"""Best-known values from a CSV file with columns problem, energy and maybe proved, bound.
 
     ``proved`` is yes or no; an empty ``bound`` is none.
 
     Raises:
         StudyError: the file cannot be read, lacks a column, or a value is no number.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "known.csv"
+        >>> _ = path.write_text("problem,energy,proved\ntwo,-1,yes\n")
+        >>> read_known(path)["two"]
+        Known(energy=-1.0, proved=True, bound=None)
     """
     try:
         with Path(path).open(encoding="utf-8", newline="") as stream:
@@ -170,6 +190,11 @@ def generate(spec: str) -> Instance:
     Raises:
         StudyError: no such generator or parameter, or an invalid value.
         ProblemTooLargeError: there is no memory for it.
+
+    Example:
+        >>> one = generate("fisher:n=16,samples=4,count=8,seed=1")
+        >>> one.problem.num_variables, one.problem.counts.tolist()
+        (16, [8])
     """
     kind, _, rest = spec.partition(":")
     if kind not in _GENERATORS:

@@ -34,6 +34,10 @@ def gap(energies: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
 
     Returns:
         Never below 0; infinite where there is no energy, NaN where there is no reference.
+
+    Example:
+        >>> gap([-9.0, -10.0, np.inf], -10.0).tolist()
+        [0.1, 0.0, inf]
     """
     energy, reference = np.broadcast_arrays(
         np.asarray(energies, np.float64), np.asarray(references, np.float64)
@@ -152,7 +156,13 @@ def summary(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's (1927) confidence interval of a probability."""
+    """Wilson's (1927) confidence interval of a probability.
+
+    Example:
+        >>> low, high = share_interval(9, 10)
+        >>> round(float(low), 2), round(float(high), 2)
+        (0.6, 0.98)
+    """
     from scipy.stats import binomtest
 
     interval = binomtest(int(successes), int(trials)).proportion_ci(level, method="wilson")
@@ -160,7 +170,12 @@ def share_interval(successes: int, trials: int, level: float = 0.95) -> tuple[fl
 
 
 def median_with_infinity(values: ArrayLike) -> float:
-    """The median; of an even number with an infinite middle value, infinity."""
+    """The median; of an even number with an infinite middle value, infinity.
+
+    Example:
+        >>> median_with_infinity([1.0, 2.0, np.inf, np.inf])
+        inf
+    """
     ordered = np.sort(np.asarray(values, np.float64))
     if not ordered.size:
         return float("nan")

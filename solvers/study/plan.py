@@ -81,6 +81,10 @@ def as_setting(sampler: Any) -> SamplerSetting:
 
     Raises:
         StudyError: it is none of these.
+
+    Example:
+        >>> as_setting(("long", "swap-anneal", {"num_sweeps": 5000})).name
+        'swap-anneal'
     """
     if isinstance(sampler, SamplerSetting):
         return sampler

@@ -39,6 +39,11 @@ def rank(gaps: pd.DataFrame) -> Ranking:
 
     Args:
         gaps: problems by samplers, see `solvers.study.measures.median_gaps`.
+
+    Example:
+        >>> gaps = pd.DataFrame({"a": [0.0, 0.1, 0.2], "b": [0.5, 0.6, 0.7]})
+        >>> rank(gaps).mean_ranks.to_dict()
+        {'a': 1.0, 'b': 2.0}
     """
     leveled = gaps.where(gaps > SUCCESS_GAP, 0.0)
     ranks = leveled.rank(axis=1)
@@ -71,6 +76,11 @@ def performance_profile(costs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by tau (every value at which some rho steps, and 1), one column a sampler.
+
+    Example:
+        >>> costs = pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, np.inf]})
+        >>> performance_profile(costs)["b"].to_dict()
+        {1.0: 0.0, 2.0: 0.5}
     """
     best = costs.min(axis=1)
     ratios = costs.div(best, axis=0).replace(np.inf, np.nan)
@@ -80,7 +90,12 @@ def performance_profile(costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def gap_profile(gaps: pd.DataFrame) -> pd.DataFrame:
-    """The share of problems on which each sampler's gap is at most g, indexed by every g."""
+    """The share of problems on which each sampler's gap is at most g, indexed by every g.
+
+    Example:
+        >>> gap_profile(pd.DataFrame({"a": [0.0, 0.5]}))["a"].tolist()
+        [0.5, 1.0]
+    """
     values = gaps.to_numpy()
     levels = np.unique(np.concatenate([[SUCCESS_GAP], values[np.isfinite(values)]]))
     levels = levels[levels >= SUCCESS_GAP]

@@ -142,7 +142,12 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def first_difference(held: Any, asked: Any, where: str = "") -> str:
-    """The first difference of two records, in words; "" if there is none."""
+    """The first difference of two records, in words; "" if there is none.
+
+    Example:
+        >>> first_difference({"seed": 0}, {"seed": 1})
+        'its seed is 0, not 1'
+    """
     if isinstance(held, dict) and isinstance(asked, dict):
         for name in dict.fromkeys([*held, *asked]):
             found = first_difference(held.get(name), asked.get(name), f"{where} {name}".strip())

@@ -26,7 +26,12 @@ def number(value: object) -> str:
 
 
 def percent(value: object) -> str:
-    """0.0123 as ``1.23 %``; a gap up to `SUCCESS_GAP` is ``0``."""
+    """0.0123 as ``1.23 %``; a gap up to `SUCCESS_GAP` is ``0``.
+
+    Example:
+        >>> percent(0.0123), percent(0.0)
+        ('1.23 %', '0')
+    """
     return _finite(value, lambda v: "0" if 0 <= v <= SUCCESS_GAP else f"{100 * v:.3g} %")
 
 
@@ -41,7 +46,12 @@ def seconds(value: object) -> str:
 
 
 def probability(value: object) -> str:
-    """A p-value."""
+    """A p-value.
+
+    Example:
+        >>> probability(0.0002), probability(0.05)
+        ('< 0.001', '0.050')
+    """
     return _finite(value, lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}")
 
 
