@@ -40,7 +40,7 @@ class AnnealingOptions(ReadOptions):
 
     num_sweeps: Sweeps = Field(
         default=1000,
-        description="temperatures, one sweep each (default 1000; more and more with a time limit)",
+        description="temperatures, one sweep each (default 1000; growing with a time limit)",
     )
     num_restarts: Whole = Field(
         default=0,

@@ -160,8 +160,8 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
         yield deadline
     if time_limit is not None and deadline.compiled > _WORTH_SAYING:
         logger.warning(
-            "%.1f s went into compiling inner loops and starting processes, once; they are no "
-            "part of the time limit",
+            "%.1f s went into compiling inner loops and starting processes, once; the time "
+            "limit does not count them",
             deadline.compiled,
         )
 

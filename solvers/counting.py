@@ -137,7 +137,7 @@ def configured(
     if "seed" not in known:
         rest.pop("seed", None)
     if "time_limit" in rest and "time_limit" not in known:
-        raise InvalidOptionError(f"{name} keeps no time limit; leave time_limit out")
+        raise InvalidOptionError(f"{name} cannot keep a time limit; leave time_limit out")
     unknown = sorted(set(rest) - known)
     if unknown:
         raise UnknownOptionError(

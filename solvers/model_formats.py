@@ -144,7 +144,7 @@ def read_bqpjson(contents: Contents) -> Parsed:
         raise InvalidProblemError("variable_ids of bqp-json are whole numbers, each once")
     domain = _entry(content, "variable_domain", str, "the file")
     if domain not in ("spin", "boolean"):
-        raise InvalidProblemError(f"variable_domain {domain!r}: there are spin and boolean")
+        raise InvalidProblemError(f"variable_domain must be spin or boolean, not {domain!r}")
     place = {one: k for k, one in enumerate(ids)}
     linear = _terms(content, "linear_terms", ("id",), place)
     quadratic = _terms(content, "quadratic_terms", ("id_tail", "id_head"), place)

@@ -157,7 +157,7 @@ class ReadOptions(SamplerOptions):
         default=1, description="threads that share the reads (default 1); no effect on the answer"
     )
     target_energy: Energy | None = Field(
-        default=None, description="a read that gets there stops (default: none)"
+        default=None, description="energy at which a read stops (default: none)"
     )
 
 

@@ -302,7 +302,9 @@ def _made(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) ->
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
-        raise UnknownOptionError(f"sampler {name!r} cannot be made so: {error}") from error
+        raise UnknownOptionError(
+            f"sampler {name!r} cannot be made with these options: {error}"
+        ) from error
     try:
         return factory(**options)
     except SolverError:

@@ -42,11 +42,11 @@ class TabuOptions(ReadOptions):
     num_restarts: Whole = Field(
         default=10,
         description="further searches in a read, from the 8th on crossings of its best "
-        "(default 10; more and more with a time limit)",
+        "(default 10; growing with a time limit)",
     )
     tenure: Whole | None = Field(
         default=None,
-        description="iterations that a moved variable rests, at least "
+        description="iterations that a moved variable is tabu, at least "
         "(default: a fiftieth of the variables; with counts 2); up to 9 more at random",
     )
 
@@ -122,7 +122,7 @@ class _Tabu:
     Attributes:
         layout: the problem.
         num_iterations: moves of one search.
-        tenure: least iterations that a moved variable rests.
+        tenure: least iterations that a moved variable is tabu.
         deadline: of the whole search; one that cannot even form the matrix is not begun.
     """
 

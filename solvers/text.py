@@ -174,7 +174,7 @@ def _fact(number: int, key: str, value: str) -> float:
 
 def _is_spin(number: int, value: str) -> bool:
     if value.upper() not in ("SPIN", "BINARY"):
-        raise LineError(number, f"vartype {value[:60]!r}: there are SPIN and BINARY")
+        raise LineError(number, f"vartype must be SPIN or BINARY, not {value[:60]!r}")
     return value.upper() == "SPIN"
 
 

@@ -218,6 +218,6 @@ def _refuse_reserved(setting: SamplerSetting, budget: Budget) -> None:
     both = [name for name in _RESERVED[budget.kind] if name in setting.options]
     if both:
         raise StudyError(
-            f"sampler {setting.label!r}: {both[0]} is the budget's in a study by {budget.kind}; "
+            f"sampler {setting.label!r}: {both[0]} is set by the budget of {budget.kind}; "
             "leave it out, or choose another kind of budget"
         )
