@@ -34,7 +34,7 @@ from solvers.torch_batch import (
 
 # Limits of a batch: its positions, and the multiplications of one step.
 _MOST_POSITIONS, _MOST_PRODUCTS = 1 << 22, 1 << 26
-# States of a batch that are evaluated when the time is over.
+# States of a batch that are evaluated after the time limit.
 _MOST_AFTERWARDS = 1
 
 

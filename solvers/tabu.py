@@ -123,7 +123,7 @@ class _Tabu:
         layout: the problem.
         num_iterations: moves of one search.
         tenure: least iterations that a moved variable is tabu.
-        deadline: of the whole search; one that cannot even form the matrix is not begun.
+        deadline: of the whole search; there is none if forming the matrix alone would take longer.
     """
 
     layout: Layout
@@ -150,7 +150,7 @@ class _Tabu:
         for done in range(0, self.num_iterations, step):
             moves = min(step, self.num_iterations - done)
             self._run(read, field, until, scores, moves)
-            # The next call counts its iterations from zero again.
+            # The next call starts at iteration 0.
             until = np.maximum(until - moves, 0).astype(np.int32)
             yield
 
