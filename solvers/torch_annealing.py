@@ -63,8 +63,8 @@ class TorchAnnealingOptions(SamplerOptions):
     )
     num_sweeps: Count = Field(
         default=100,
-        description="temperatures; a sweep moves as often as there are ones (default 100; more "
-        "and more with a time limit)",
+        description="temperatures; a sweep moves as often as there are ones (default 100; growing "
+        "with a time limit)",
     )
     beta_range: tuple[Positive, Positive] | None = Field(
         default=None,

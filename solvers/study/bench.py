@@ -270,7 +270,7 @@ def _distinct(states: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.in
 
 
 def _energies(problem: QuadraticProblem, states: NDArray[np.int8]) -> NDArray[np.float64]:
-    """In parts that stay in the cache as float64."""
+    """The energies of all states, computed in parts that fit into the cache."""
     size = max(1, _CACHED // max(1, states.shape[1]))
     parts = range(0, len(states), size)
     return np.concatenate([problem.energies(states[start : start + size]) for start in parts])

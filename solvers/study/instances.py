@@ -66,7 +66,7 @@ class Instance:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the coefficients, whose digest is ``fingerprint``."""
+        """All fields but the problem, with the checksum of its coefficients (``fingerprint``)."""
         return {
             "problem": self.name,
             "n": self.problem.num_variables,

@@ -85,7 +85,7 @@ class Findings:
 
     @cached_property
     def ranking(self) -> ranking.Ranking:
-        """Of the median gaps."""
+        """The ranking of the median gaps."""
         return ranking.rank(self.gaps)
 
 
