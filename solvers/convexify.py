@@ -144,6 +144,12 @@ def convexify(problem: QuadraticProblem, deadline: Deadline | None = None) -> Co
     Args:
         problem: with or without counts.
         deadline: shifts that take longer are not tried; the result may be larger then.
+
+    Example:
+        >>> problem = QuadraticProblem([0.0, 0.0], [[0.0, 1.0], [1.0, 0.0]])
+        >>> convex = convexify(problem)
+        >>> convex.method != "", bool(convex.diagonal.min() >= 1.0)
+        (True, True)
     """
     deadline = deadline or Deadline()
     quadratic, linear, order = problem.quadratic, problem.linear, None

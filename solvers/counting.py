@@ -125,6 +125,11 @@ def configured(
         UnknownOptionError: neither has an option of that name.
         InvalidOptionError: ``time_limit`` is wanted of a sampler that cannot keep one, or the
             sampler solves another kind of problem.
+
+    Example:
+        >>> sampler, options = configured("greedy", {}, seed=1, time_limit=None)
+        >>> options
+        {'seed': 1}
     """
     entry = find_entry(name)
     if entry.solves == "RowProblem":

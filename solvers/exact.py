@@ -141,7 +141,7 @@ class _Goal:
 
     @classmethod
     def of(cls, problem: QuadraticProblem, decided: float, gap: float) -> _Goal:
-        """The goal for the whole ``problem``; ``decided`` is the offset of the part that is left."""
+        """The goal for the whole ``problem``; ``decided`` is the offset of what is left of it."""
         mean = mean_energy(problem) - decided
         return cls(mean, rounding(problem), energy_step(problem), decided, gap)
 

@@ -82,7 +82,15 @@ def read_file(
     maximize: bool | None = None,
     format: str | None = None,
 ) -> Reading:
-    """The problem in a file and how it was read; arguments and errors as in `read_problem`."""
+    """The problem in a file and how it was read; arguments and errors as in `read_problem`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.qs"
+        >>> write_problem(QuadraticProblem([1.0, -1.0], np.zeros((2, 2))), path)
+        >>> read_file(path).format.name
+        'qs'
+    """
     path = Path(path)
     chosen = None if format is None else get_format(format)
     try:

@@ -571,6 +571,10 @@ def small_seed(seed: Any) -> int:
 
     Raises:
         InvalidOptionError: it is not a whole number of at least 0.
+
+    Example:
+        >>> small_seed(7), 0 <= small_seed(2**70) < 2**31
+        (7, True)
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InvalidOptionError(f"seed must be a whole number of at least 0, not {seed!r}")

@@ -72,6 +72,10 @@ def get_format(name: str) -> Format:
 
     Raises:
         InvalidOptionError: the name is unknown; the message lists the names.
+
+    Example:
+        >>> get_format("qs").suffixes
+        ('.qs',)
     """
     for one in FORMATS:
         if one.name == name:

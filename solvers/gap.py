@@ -41,6 +41,10 @@ class Gap:
         absolute: in units of the energy; infinite where there is no bound.
         relative: between 0 and 1 for a state that is better than chance; infinite likewise.
         proved: True if the energy is proved optimal, see the module.
+
+    Example:
+        >>> Gap(0.0, 0.0, True).proved, Gap().relative
+        (True, inf)
     """
 
     absolute: float = float("inf")

@@ -21,7 +21,12 @@ _SHORTEST = 8
 
 
 def is_secret(name: str) -> bool:
-    """True if an option, or a variable of the environment, of that name holds a secret."""
+    """True if an option, or a variable of the environment, of that name holds a secret.
+
+    Example:
+        >>> is_secret("SOME_API_TOKEN"), is_secret("HOME")
+        (True, False)
+    """
     return bool(_SECRET.search(name))
 
 

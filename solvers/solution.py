@@ -120,7 +120,7 @@ class Solution:
     def to_sampleset(
         self, labels: Sequence[Any], vartype: dimod.Vartype = dimod.BINARY
     ) -> dimod.SampleSet:
-        """The samples as dimod's `SampleSet`; ``info`` gains ``lower_bound``, ``gap`` and ``proved``."""
+        """A dimod `SampleSet`; ``info`` gains ``lower_bound``, ``gap`` and ``proved``."""
         states = self.samples if vartype is dimod.BINARY else 2 * self.samples - 1
         return dimod.SampleSet.from_samples(
             (states, list(labels)),

@@ -122,7 +122,12 @@ def to_pyqubo(problem: QuadraticProblem, strength: str = "strength") -> Any:
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts ``x[2]`` before ``x[10]``."""
+    """Sort key that puts ``x[2]`` before ``x[10]``.
+
+    Example:
+        >>> sorted(["x[10]", "x[2]"], key=natural_key)
+        ['x[2]', 'x[10]']
+    """
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 

@@ -183,6 +183,10 @@ def number_of(word: str) -> float:
 
     Raises:
         ValueError: it is no number.
+
+    Example:
+        >>> number_of("5.0D+00")
+        5.0
     """
     if not _NUMBER.fullmatch(word):
         raise ValueError(word)

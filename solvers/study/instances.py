@@ -90,7 +90,13 @@ class Known:
 
 
 def fingerprint(problem: QuadraticProblem) -> str:
-    """A checksum of all coefficients and counts."""
+    """A checksum of all coefficients and counts.
+
+    Example:
+        >>> one, two = generate("ran:n=8,seed=1"), generate("ran:n=8,seed=2")
+        >>> fingerprint(one.problem) == fingerprint(two.problem)
+        False
+    """
     quadratic = problem.quadratic
     if isinstance(quadratic, LowRank):
         parts = [quadratic.factor]
