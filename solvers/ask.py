@@ -27,7 +27,7 @@ def solve(problem: Any, sampler: Any = "auto", **options: Any) -> Solution:
     Raises:
         InvalidProblemError: ``problem`` is of another kind, or the file cannot be read.
         UnknownSamplerError: no sampler has that name.
-        InvalidOptionError: an option's value makes no sense.
+        InvalidOptionError: an option has an invalid value.
 
     Example:
         >>> import dimod

@@ -60,6 +60,10 @@ class Contents:
     Attributes:
         name: the file's name without suffixes of packings, in small letters.
         data: its bytes.
+
+    Example:
+        >>> Contents("two.json", b'{"n": 2}').json
+        {'n': 2}
     """
 
     name: str

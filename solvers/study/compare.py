@@ -75,6 +75,13 @@ class Study:
             ``repeats``, ``seed``, ``time_limit``, ``threads``, ``sessions``.
         row_list: the rows, in the order in which they ran.
         folder: where they are stored; None if they are not.
+
+    Example:
+        >>> from solvers.study.instances import generate
+        >>> one = generate("fisher:n=16,samples=4,count=8,seed=1")
+        >>> study = compare([one], ["greedy"], ["1reads"], repeats=1)
+        >>> study.complete, len(study.rows)
+        (True, 1)
     """
 
     record: Mapping[str, Any]

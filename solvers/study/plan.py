@@ -198,7 +198,12 @@ def ordered_runs(
 
 
 def seed_of(seed: int, *words: str) -> int:
-    """A seed of 31 bits, derived from the words."""
+    """A seed of 31 bits, derived from the words.
+
+    Example:
+        >>> seed_of("0", "a") == seed_of("0", "b")
+        False
+    """
     digest = zlib.crc32("\0".join(words).encode(errors="surrogatepass"))
     return int(np.random.SeedSequence([seed, digest]).generate_state(1)[0]) % 2**31
 
