@@ -15,8 +15,8 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def _questions(source):
     """(line, first line) of each docstring in ``source`` that opens with a question word."""
     for node in ast.walk(ast.parse(source)):
-        docstring = ast.get_docstring(node) if isinstance(node, _DOCUMENTED) else None
-        words = (docstring or "").split()
+        docstring = (ast.get_docstring(node) if isinstance(node, _DOCUMENTED) else None) or ""
+        words = docstring.split()
         if words and words[0].strip(":,;") in QUESTION_WORDS:
             yield getattr(node, "lineno", 1), docstring.splitlines()[0]
 
