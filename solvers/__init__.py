@@ -43,7 +43,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """What needs numba is imported when it is asked for."""
+    """Import the names that need numba on first use."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

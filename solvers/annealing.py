@@ -25,12 +25,12 @@ from solvers.timed import TimedSampler
 # and with them the rounding, do not depend on the machine.
 _PROPOSALS_PER_STEP = 1_000_000
 _NANOSECONDS_PER_STEP = 1e7
-# Kept fields are computed afresh after this many moves per variable, to shed rounding.
+# Fields are recomputed after this many moves per variable, so that rounding does not add up.
 _MOVES_PER_REFRESH = 32
 _QUENCH_SWEEPS = 5
 _POOL_SIZE = 16
 _REHEAT = 0.9
-# Reads with a time limit alone: so many of the first length, as many of twice that, and so on.
+# With a time limit alone: reads of each length before the length doubles.
 _READS_PER_LENGTH = 2
 _MOST_SWEEPS = 1_000_000
 
@@ -40,7 +40,7 @@ class AnnealingOptions(ReadOptions):
 
     num_sweeps: Sweeps = Field(
         default=1000,
-        description="temperatures, one sweep each (default 1000; more and more with a time limit)",
+        description="temperatures, one sweep each (default 1000; growing with a time limit)",
     )
     num_restarts: Whole = Field(
         default=0,
@@ -131,7 +131,7 @@ def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Ite
     done, acceptance = 0, 1.0
     while done < temperatures.size:
         sweeps = max(1, _PROPOSALS_PER_STEP // max(1, form.proposals))
-        # The acceptance is unknown at first and falls steeply: look again soon.
+        # The acceptance is unknown at first and falls steeply: a short first part.
         sweeps = min(sweeps, max(1, temperatures.size // 50))
         sweeps = min(sweeps, max(1, int(_NANOSECONDS_PER_STEP / form.sweep(acceptance))))
         acceptance = form.anneal(read, kept, temperatures[done : done + sweeps])
@@ -143,7 +143,7 @@ def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Ite
 
 
 def _crossing_start(temperatures: Floats) -> float:
-    """Where to reheat a crossing to: hot enough to mix, not so hot that it is forgotten."""
+    """The temperature from which a crossing is annealed: it mixes the state without erasing it."""
     return float(temperatures[0] ** _REHEAT * temperatures[-1] ** (1 - _REHEAT))
 
 

@@ -1,6 +1,6 @@
-"""What numpy arrays and torch tensors need to be told apart for; everything else they share.
+"""Operations that numpy arrays and torch tensors spell differently.
 
-The row code runs on either: on a host in numpy (float64), on a device in torch. It is written
+The row code runs on a host in numpy (float64) or on a device in torch. It is written
 once, in the operations that both spell alike.
 """
 
@@ -20,7 +20,7 @@ _MANY_ROWS = 64
 
 
 def is_tensor(array: Array) -> bool:
-    """Whether ``array`` is a torch tensor (without importing torch for that)."""
+    """True for a torch tensor; does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
@@ -33,7 +33,7 @@ def namespace(array: Array) -> ModuleType:
 def nth_smallest(array: Array, at: Array) -> Array:
     """The ``at[r]``-th smallest entry (from 0) of every row of ``array``, shape (rows,).
 
-    Where few different places are asked, rows are partitioned, which is far cheaper than sorting.
+    For few different ``at``, rows are partitioned, which is far cheaper than sorting.
     """
     places = np.unique(as_host(at))
     if is_tensor(array):

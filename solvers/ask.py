@@ -1,4 +1,4 @@
-"""One problem, any sampler, one answer: the way in for a caller who has a problem to solve."""
+"""The entry point for a caller who has a problem to solve: `solve`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from solvers.solution import Solution
 
 
 def solve(problem: Any, sampler: Any = "auto", **options: Any) -> Solution:
-    """The best states of a problem, with what is proved about them.
+    """The best states of a problem, with the lower bound proved for them.
 
     Args:
         problem: a `QuadraticProblem`, a dimod BQM of either vartype or a CQM of exact counts, or
             the path of a file in any format that `qprune formats` lists.
         sampler: a name that `list_samplers` has, a class or an object with ``sample(bqm, ...)``;
-            "auto" takes the one that suits the problem, see `solvers.auto.RULES`.
+            "auto" chooses one by the problem, see `solvers.auto.RULES`.
         **options: of the sampler: ``seed``, ``time_limit`` (seconds), ``num_reads`` and its own.
 
     Raises:
-        InvalidProblemError: it is no such problem, or the file cannot be read.
+        InvalidProblemError: ``problem`` is of another kind, or the file cannot be read.
         UnknownSamplerError: no sampler has that name.
-        InvalidOptionError: an option's value makes no sense.
+        InvalidOptionError: an option has an invalid value.
 
     Example:
         >>> import dimod

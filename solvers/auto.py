@@ -1,4 +1,4 @@
-"""The default sampler of `qprune solve`: whichever the study of defaults found best.
+"""The default sampler of `qprune solve`: for each shape of problem the best of a study.
 
 The rules are one table, `RULES`; the first that fits decides. Each names the families of
 ``benchmarks/SOLVERS.md``, section "Defaults", that set it.
@@ -30,12 +30,12 @@ _MOST_KEPT = 100
 
 @dataclass(frozen=True)
 class Shape:
-    """What the rules look at.
+    """The properties of a problem that the rules depend on.
 
     Attributes:
         size: number of variables.
-        neighbours: variables that one is coupled with, on average.
-        counts: whether there are exact counts.
+        neighbours: mean number of couplings of a variable.
+        counts: True with exact counts.
     """
 
     size: int
@@ -56,17 +56,17 @@ class Shape:
         return cls(size, coupled / max(1, size), problem.counts is not None)
 
 
-# Dense matrices up to this size are looked through for zeros.
+# Zeros of dense matrices are counted up to this size.
 _COUNTED = 1000
 
 
 @dataclass(frozen=True)
 class Step:
-    """One sampler's part.
+    """One sampler of a rule, its share of the time, and its options.
 
     Attributes:
-        sampler: which.
-        share: of the time that is left when it begins; it starts from what is best by then.
+        sampler: starts from the best state of the steps before it.
+        share: of the time that is left when it begins, in (0, 1].
         effort: its options where there is no time limit, for a problem of so many variables.
     """
 
@@ -77,11 +77,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Rule:
-    """What to do with problems of one shape.
+    """The samplers to run on problems of one shape.
 
     Attributes:
         when: the shape, in words.
-        fits: whether a problem has it.
+        fits: True for a problem of that shape.
         steps: samplers in turn, until one has proved its answer or the time is over.
         study: the families of the study that set the rule.
     """
@@ -206,7 +206,7 @@ def _answer(
     start: States | None,
     deadline: Deadline,
 ) -> Solution:
-    """What one step answers."""
+    """The solution that one step finds."""
     kind = step.sampler.Options
     wanted = {"num_reads": asked.num_reads, "seed": asked.seed, "time_limit": asked.time_limit}
     given = {name: value for name, value in wanted.items() if value is not None}

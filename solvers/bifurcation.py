@@ -32,9 +32,9 @@ from solvers.torch_batch import (
     write_matrix,
 )
 
-# Reads of one batch: their positions, and the multiplications of one step, bound it.
+# Limits of a batch: its positions, and the multiplications of one step.
 _MOST_POSITIONS, _MOST_PRODUCTS = 1 << 22, 1 << 26
-# States of a batch that are evaluated when the time is over.
+# States of a batch that are evaluated after the time limit.
 _MOST_AFTERWARDS = 1
 
 
@@ -138,7 +138,12 @@ class Bifurcation(TimedSampler):
     """Simulated bifurcation, ballistic or discrete, then swap descent.
 
     Reads start near the given states, which are also descended as they are. Where the time is
-    over the pump stops, and what the positions stand for is the answer.
+    over the pump stops, and the spins of the positions are the answer.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> Bifurcation().sample_problem(problem, seed=1).sample.tolist()
+        [0, 1, 1]
     """
 
     Options = BifurcationOptions

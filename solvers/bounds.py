@@ -27,7 +27,7 @@ from solvers.quadratic import Floats, LowRank, Quadratic, Sparse
 _EPS = float(np.finfo(np.float64).eps)
 # Up to this size Q is formed and all variables are worked on at once.
 _SMALL = 384
-# A working set beyond this is not formed; Newton then runs on the whole problem, if it can.
+# A larger working set is not formed; Newton then runs on the whole problem where it can.
 _LARGEST_SET = 1200
 # Accelerated steps before Newton, and proximal step that fits where they end.
 _WARM_UP = 80
@@ -37,11 +37,11 @@ _MAX_SETS = 20
 # Entries of a matrix read, and multiplications of a factorisation made, in a second; at least.
 _ENTRIES_PER_SECOND = 7e8
 _OPERATIONS_PER_SECOND = 6e9
-# A new look at the clock after about so long.
+# Seconds between two looks at the clock, about.
 _SECONDS_PER_LOOK = 0.03
-# Without the time for so many looks at the whole matrix, the bound is that of the centre.
+# With less time than this many passes over the matrix take, the bound is that of the centre.
 _FEWEST_PASSES = 20
-# A gap of this share of what random states are above the bound is none.
+# A relative gap below this counts as 0.
 _LEAST_SHARE = 1e-6
 # A variable at a bound is beyond doubt when ``_DOUBT`` diagonal Newton steps would not free it.
 _DOUBT = 20.0
@@ -97,7 +97,7 @@ class Relaxation:
 
     @property
     def num_fractional(self) -> int:
-        """How many variables are neither 0 nor 1."""
+        """Number of variables that are neither 0 nor 1."""
         return int(((self.x > 0.0) & (self.x < 1.0)).sum())
 
 
@@ -113,11 +113,11 @@ def tangent_at(convex: Convex, y: Floats, product: Floats) -> Tangent:
 
 
 def rounding_slack(convex: Convex, y: Floats) -> float:
-    """How far off by rounding a bound can be at y, or at any point smaller in every entry.
+    """The rounding error of a bound at y, or at any point smaller in every entry, at most.
 
     |Q_ij| <= r_i r_j with r the root of the diagonal. With S = r.|y|, an entry of Q y is off by
     at most (n + m) eps r_i S (m the rank of a low-rank Q) and every sum of them with y by that
-    times S. What Q lacks in being positive semidefinite counts, too.
+    times S. Negative eigenvalues of Q, by rounding, add to that.
     """
     size = float(np.sqrt(np.maximum(convex.diagonal, 0.0)) @ np.abs(y))
     terms = size * size + float(np.abs(convex.linear).sum()) + abs(convex.offset)
@@ -136,7 +136,12 @@ def relax(
     Args:
         problem: with or without counts.
         tolerance: relative gap between the energy of x and the bound at which to stop.
-        deadline: when to stop regardless.
+        deadline: time limit.
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, -1.0], 2.0 * np.eye(2), counts=1)
+        >>> round(relax(problem).lower_bound, 6)
+        -0.5
     """
     return relax_convex(convexify(problem, deadline), tolerance=tolerance, deadline=deadline)
 
@@ -147,15 +152,15 @@ def relax_convex(
     """`relax` for a problem known to be convex.
 
     Accelerated projected gradient steps, in single precision, find the region; proximal Newton
-    steps on a working set of the variables whose value is in doubt find the point. The set grows
-    by what the whole gradient contradicts until the whole gap is small.
+    steps on the working set of undecided variables find the point. The set grows by the variables
+    whose bound the whole gradient contradicts, until the whole gap is small.
     """
     deadline = deadline or Deadline(None)
     look = pass_seconds(convex.quadratic)
     if convex.size <= _SMALL and not isinstance(convex.quadratic, Sparse):
         convex = convex.as_dense()
     metric = diagonal_metric(convex)
-    # A rough answer needs only a rough start.
+    # A large tolerance needs few accelerated steps.
     steps = _WARM_UP if tolerance < 0.1 else _WARM_UP // 4
     if deadline.remaining > _FEWEST_PASSES * look:
         x, shift = _warm_up(convex, metric, steps, deadline)
@@ -165,7 +170,7 @@ def relax_convex(
     energy = convex.energy(x, product)
     best = tangent_at(convex, x, product)
     members = np.zeros(convex.size, bool)
-    # Where the optimum is next to 0, so is no gap relative to it.
+    # A gap relative to an optimum near 0 would never be small.
     least = _LEAST_SHARE * max(0.0, _mean(convex) - best.bound)
     newton = _Newton(metric, shift, 0.5 * tolerance, least, deadline)
     for _ in range(_MAX_SETS):
@@ -240,7 +245,7 @@ def _warm_up(
             y_product,
             momentum,
         )
-    # Single precision leaves the counts inexact; the entries between 0 and 1 make up for it.
+    # Single precision leaves the counts inexact; entries between 0 and 1 are corrected.
     target = np.where(x <= 0.0, -1.0, np.where(x >= 1.0, 2.0, x)).astype(np.float64)
     exact = np.empty(convex.size)
     project(target, width, convex.starts, convex.counts, np.zeros_like(shift), exact)
@@ -255,7 +260,7 @@ def _as(values: Any, dtype: type[np.floating]) -> Any:
 
 
 def _fits_single(convex: Convex) -> bool:
-    """Whether the coefficients are in the comfortable range of float32."""
+    """True where no coefficient comes near the limits of float32."""
     sizes = np.array([np.abs(convex.linear).max(), convex.diagonal.max()])
     return bool(((sizes < 1e15) & ((sizes > 1e-15) | (sizes == 0.0))).all())
 
@@ -288,7 +293,7 @@ def _step_seconds(quadratic: Quadratic, fractional: int) -> float:
 
 
 class _Newton:
-    """Proximal Newton on parts of a problem; carries what one part leaves to the next."""
+    """Proximal Newton on parts of a problem; each part starts from the state of the one before."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ def free_part(state, starts, counts):
 def settle(state, starts, counts):
     """Decide what the counts force; False if what is decided already breaks one.
 
-    A group that is full takes no more, one that needs all it has left takes all.
+    The rest of a full group is 0; where a group needs all of its rest, that is 1.
     """
     for g in range(counts.size):
         left = counts[g]
@@ -98,7 +98,7 @@ def bound_node(
         starts: group boundaries.
         counts: (g,).
         metric: (n,), positive, see `proximal_newton`.
-        upper: states of this energy or more are of no interest.
+        upper: states of this energy or more are not searched for.
         slack: taken off every bound for rounding errors.
         accuracy: gap at which the relaxation is good enough.
         max_steps: Newton steps at most.
@@ -162,7 +162,7 @@ def bound_node(
 
 @kernel
 def choose_branch(matrix, starts, counts, metric, x):
-    """The variable whose two values both cost most, by the curvature on the current face.
+    """The variable to branch on: both its values raise E most, by the curvature on the face.
 
     Moving x_i by d and the other fractional ones after it costs d^2 / (2 G_ii), G the inverse of
     the Hessian on the face.

@@ -1,4 +1,4 @@
-"""What paid backends cost: shown before a call, kept within a budget, recorded after it.
+"""The cost of paid backends: shown before a call, kept within a budget, recorded after it.
 
 Charges are seconds of solver time, the unit that D-Wave's Leap bills.
 """
@@ -41,11 +41,11 @@ class Submission:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A paid call that the backend has accepted; its answer is not there yet.
+    """A paid call that the backend has accepted and not yet answered.
 
     Attributes:
         sampler: the sampler's name.
-        problem_id: under which the answer can be fetched, whatever happens here.
+        problem_id: the backend's name for it, under which the answer can be fetched later.
     """
 
     sampler: str
@@ -73,11 +73,11 @@ PaidEvent = Submission | Submitted | Charge
 
 
 class Meter:
-    """Watches over the paid calls of one sampler object.
+    """The budget and the record of the paid calls of one sampler object.
 
     Args:
         name: the sampler's name.
-        max_charge_seconds: no call is made that could go past this in all; None: no budget.
+        max_charge_seconds: budget of all calls together; None is no budget.
         confirm: called with the `Submission` before each call; False declines it.
         observe: called with every `Submission`, `Submitted` and `Charge`.
         problem_ids: a file to which problem ids are appended as soon as they are known.
@@ -108,7 +108,7 @@ class Meter:
         self._problem_ids = None if problem_ids is None else Path(problem_ids)
 
     def approve(self, num_variables: int, seconds: float, minimum_seconds: float) -> None:
-        """Show what a call costs, and let it pass or not.
+        """Show what a call costs; refuse it over budget, or when it is declined.
 
         Raises:
             ChargeRefusedError: past the budget, or declined by ``confirm``.
@@ -130,11 +130,11 @@ class Meter:
             raise ChargeRefusedError(f"{self.name}: the call of about {seconds:.3g} s was declined")
 
     def collect(self, answer: dimod.SampleSet, estimate: float) -> dimod.SampleSet:
-        """Store the problem id, wait for the answer, and book what it cost.
+        """Store the problem id, wait for the answer, and record its charge.
 
         Args:
             answer: what the backend's client returned, resolved or not.
-            estimate: booked where the backend does not say what it charged.
+            estimate: recorded where the backend does not report its charge.
         """
         self._note(answer.wait_id())
         answer.resolve()

@@ -1,8 +1,8 @@
-"""The end of one call of a sampler: a time limit, a wish to stop, and the clock that they share.
+"""Time limits and interrupts of one call of a sampler, and the clock that measures it.
 
 The clock stands still while numba compiles or loads an inner loop, or a process for a sampler
-starts, so that the first call has as much time to search as any other. How long that was is kept
-beside it.
+starts, so that the first call has as much time to search as any other. That time is counted
+apart.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _WORTH_SAYING = 1.0
 
 
 class Compiling:
-    """Seconds in numba's compiler, in loading what it compiled, and inside `clock_stopped`.
+    """Clock of the seconds spent in numba's compiler, in loading its cache, and in `clock_stopped`.
 
-    `solvers.kernels`, with which numba is imported, tells it when.
+    `solvers.kernels`, which imports numba, calls `began` and `ended`.
     """
 
     def __init__(self) -> None:
@@ -38,19 +38,19 @@ class Compiling:
 
     @property
     def seconds(self) -> float:
-        """All of them, up to now."""
+        """Seconds so far."""
         with self._lock:
             return self._total + (time.perf_counter() - self._since if self._depth else 0.0)
 
     def began(self) -> None:
-        """One thread, or one more, does what the clock does not count."""
+        """Note that one more thread does work that is not counted."""
         with self._lock:
             if self._depth == 0:
                 self._since = time.perf_counter()
             self._depth += 1
 
     def ended(self) -> None:
-        """One thread is done with it."""
+        """Note that one thread has ended such work."""
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
@@ -63,7 +63,7 @@ COMPILING = Compiling()
 
 @contextmanager
 def clock_stopped() -> Iterator[None]:
-    """Meanwhile every clock in this process stands still: for what is done once, before a call."""
+    """Stop every `Deadline` of this process, for work that is done once before a call."""
     COMPILING.began()
     try:
         yield
@@ -72,14 +72,14 @@ def clock_stopped() -> Iterator[None]:
 
 
 class Deadline:
-    """When a call must end; ``None`` leaves it as long as it takes.
+    """The time limit of a call, and its interrupt; ``None`` is no limit.
 
     Args:
         time_limit: seconds of wall time, not counting what numba compiles.
 
     Attributes:
-        interrupted: whether the call is to end before its limit.
-        listens: whether Ctrl-C interrupts it, which Python lets only the main thread hear of.
+        interrupted: True if the call is to end before its limit.
+        listens: True if Ctrl-C interrupts it; Python delivers signals to the main thread only.
 
     Raises:
         InvalidOptionError: the limit is negative or not a number.
@@ -96,26 +96,26 @@ class Deadline:
         self._interrupted = False
         self._whole: Deadline | None = None
         self.listens = False
-        #: Seconds of the limit that are left for what comes after the search.
+        #: Seconds of the limit reserved for evaluating the answer.
         self.kept_back = 0.0
         self._compiled_before = COMPILING.seconds
         self._began = time.perf_counter()
 
     @property
     def compiled(self) -> float:
-        """Seconds that went into compiling since the call began."""
+        """Seconds of compiling since the call began."""
         return COMPILING.seconds - self._compiled_before
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the call began, without those."""
-        # The compiler's seconds first: what passes between the two looks only adds to the result.
+        """Seconds since the call began, without compiling."""
+        # The compiler's clock first: time between the two readings then counts as elapsed.
         compiled = self.compiled
         return time.perf_counter() - self._began - compiled
 
     @property
     def passed(self) -> bool:
-        """Whether the search must end now."""
+        """True when the search must end."""
         return self.remaining <= 0.0
 
     @property
@@ -129,11 +129,11 @@ class Deadline:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody wished the call to end."""
+        """True after `interrupt`, here or on the deadline that this one is part of."""
         return self._interrupted or (self._whole is not None and self._whole.interrupted)
 
     def interrupt(self) -> None:
-        """End the call as soon as it looks; what it has found so far is its answer."""
+        """End the call at its next look at the clock; it answers with the best so far."""
         self._interrupted = True
 
     def part(self, share: float) -> Deadline:
@@ -149,9 +149,8 @@ class Deadline:
 def running(time_limit: float | None = None) -> Iterator[Deadline]:
     """A call that ends by its limit, or by the first Ctrl-C or SIGTERM, with the best so far.
 
-    A signal is taken over where nobody else handles it: where its handler is Python's own for
-    Ctrl-C, or that of a call around this one, which is then to end, too. A second Ctrl-C is a
-    `KeyboardInterrupt`, as ever.
+    A signal is handled here only where its handler is Python's own for Ctrl-C, or that of an
+    enclosing call, which then ends, too. A second Ctrl-C raises `KeyboardInterrupt`.
 
     Args:
         time_limit: seconds, see `Deadline`.
@@ -161,14 +160,14 @@ def running(time_limit: float | None = None) -> Iterator[Deadline]:
         yield deadline
     if time_limit is not None and deadline.compiled > _WORTH_SAYING:
         logger.warning(
-            "%.1f s went into compiling inner loops and starting processes, once; they are no "
-            "part of the time limit",
+            "%.1f s went into compiling inner loops and starting processes, once; the time "
+            "limit does not count them",
             deadline.compiled,
         )
 
 
 class _Handler:
-    """What a signal does while a call runs."""
+    """The signal handler while a call runs."""
 
     def __init__(self, deadline: Deadline, before: Any) -> None:
         self.deadline = deadline

@@ -24,6 +24,11 @@ def from_terms(
 
     Raises:
         ProblemTooLargeError: ``size`` alone does not fit into memory.
+
+    Example:
+        >>> row, col = np.array([0, 0]), np.array([0, 1])
+        >>> from_terms(2, row, col, np.array([2.0, -3.0])).energies([[1, 1]]).tolist()
+        [-1.0]
     """
     require_memory(64.0 * size + 100.0 * value.size, f"a problem of {size} variables", "split it")
     own = row == col
@@ -37,6 +42,10 @@ def from_matrix(matrix: Any) -> QuadraticProblem:
 
     Raises:
         InvalidProblemError: it is not square, or its entries are no finite real numbers.
+
+    Example:
+        >>> from_matrix(np.array([[1.0, 2.0], [0.0, -1.0]])).energies([[1, 1]]).tolist()
+        [2.0]
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise InvalidProblemError(f"a matrix of a problem is square; this has shape {matrix.shape}")
@@ -55,7 +64,13 @@ def from_matrix(matrix: Any) -> QuadraticProblem:
 
 
 def from_spins(problem: QuadraticProblem) -> QuadraticProblem:
-    """The problem whose coefficients were those of spins s = 2x - 1, over x."""
+    """The problem whose coefficients were those of spins s = 2x - 1, over x.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, 0.0], np.zeros((2, 2)))
+        >>> from_spins(problem).energies([[0, 0], [1, 0]]).tolist()
+        [-1.0, 1.0]
+    """
     h, J = problem.linear, problem.quadratic
     pulled = J.product(np.ones(problem.num_variables))
     quadratic = Sparse(4.0 * J.matrix) if isinstance(J, Sparse) else Dense(4.0 * J.dense())
@@ -64,7 +79,12 @@ def from_spins(problem: QuadraticProblem) -> QuadraticProblem:
 
 
 def scaled(problem: QuadraticProblem, factor: float) -> QuadraticProblem:
-    """The problem with energy factor * E, counts and labels as they are."""
+    """The problem with energy factor * E, counts and labels as they are.
+
+    Example:
+        >>> scaled(QuadraticProblem([1.0], np.zeros((1, 1))), -2.0).linear.tolist()
+        [-2.0]
+    """
     quadratic = problem.quadratic
     changed = (
         Sparse(factor * quadratic.matrix)
@@ -93,6 +113,11 @@ def terms_of(problem: QuadraticProblem) -> Iterator[tuple[int, int, float]]:
 
     Raises:
         InvalidProblemError: the problem has counts.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, 0.0], [[0.0, 3.0], [3.0, 0.0]])
+        >>> list(terms_of(problem))
+        [(0, 0, 1.0), (1, 1, 0.0), (0, 1, 3.0)]
     """
     if problem.counts is not None:
         raise InvalidProblemError(

@@ -1,4 +1,4 @@
-"""What the composites that make others count have in common: rounds, repair, the best so far."""
+"""The base of the composites that keep counts for a child: rounds, repair, the best so far."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from solvers.solution import Solution
 from solvers.strength import with_matrix
 from solvers.timed import EVALUATIONS_AFTER, TimedSampler
 
-# Seconds that making a model takes, per entry of the matrix.
+# Seconds to build a model, per entry of the matrix.
 _MODEL = 1e-7
 _SECONDS_AFTER_INTERRUPT = 0.4
-# Samples that are repaired and evaluated when the time is over, and evaluations it takes.
+# Samples that are repaired and evaluated after the time limit, and evaluations that takes.
 _MOST_AFTERWARDS, _EVALUATIONS = 4, 8.0
 _SECONDS_AFTERWARDS = 0.005
 
@@ -61,10 +61,10 @@ class CompositeOptions(ChildOptions):
 
 
 class AskingSampler(TimedSampler):
-    """A sampler of ours that has the options of a child beside its own."""
+    """A sampler of this package that has the options of a child beside its own."""
 
     Options = ChildOptions
-    # Options of `Options` that there are only where the child has them.
+    # Fields of `Options` that are offered only where the child has them, too.
     shared: ClassVar[frozenset[str]] = frozenset({"num_reads", "seed"})
 
     @property
@@ -92,7 +92,7 @@ class AskingSampler(TimedSampler):
 
 
 class CountingComposite(AskingSampler, dimod.ComposedSampler):
-    """What both composites share: one child, rounds, repair, and the best of everything seen.
+    """A composite with one child: rounds, repair, and the best of all samples.
 
     Args:
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
@@ -114,7 +114,7 @@ class CountingComposite(AskingSampler, dimod.ComposedSampler):
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the composite can do; the child's under ``child``."""
+        """Capabilities of the composite; the child's under ``child``."""
         return {**super().properties, "child": self._child.properties}
 
     def _search(
@@ -149,13 +149,13 @@ class CountingComposite(AskingSampler, dimod.ComposedSampler):
 
 
 class Search:
-    """What the rounds of one solve have found so far.
+    """The rounds of one solve, and the best samples so far.
 
     Args:
         problem: with counts or without.
         child: the sampler to ask.
         asked: options of the composite and of the child.
-        given: initial states, which compete.
+        given: initial states; the best may be among them.
         deadline: of the whole search.
     """
 
@@ -182,7 +182,7 @@ class Search:
         self._feasible = 0
         self._senseless = 0
         self._learned: dict[str, Any] = {}
-        # With a limit, the base has measured what evaluating takes.
+        # With a time limit, the base has measured the time of an evaluation.
         self._seconds = max(1e-5, deadline.kept_back / EVALUATIONS_AFTER)
         deadline.kept_back = max(deadline.kept_back, _EVALUATIONS * self._seconds)
         if given is not None:
@@ -190,7 +190,7 @@ class Search:
 
     @property
     def goes_on(self) -> bool:
-        """Whether another round may begin."""
+        """True while rounds and time are left."""
         return len(self.rounds) < self._asked.max_rounds and not self._deadline.passed
 
     def ask(
@@ -202,7 +202,7 @@ class Search:
         """One round; returns the share of feasible samples before repair, None without any.
 
         Args:
-            model: makes what the child is asked: over the labels, in the problem's order, binary.
+            model: builds the child's model: binary, over the labels, in the problem's order.
             strength: for the record.
             pairs: couplings that the model has beside those of the problem, at most.
         """
@@ -216,7 +216,7 @@ class Search:
         return self._round(self._options, endless=False)
 
     def use_time(self) -> None:
-        """Where time was given without a number of reads: the last model until it is over."""
+        """With a time limit and no number of reads, sample the last model until the limit."""
         asked, options = self._asked, self._options
         if asked.time_limit is None or asked.num_reads is not None or not self.rounds:
             return
@@ -234,7 +234,7 @@ class Search:
         raw = np.asarray(answer.record.sample, dtype=np.int8)
         raw = np.repeat(raw, answer.record.num_occurrences, axis=0)
         if self._deadline.time_limit is not None:
-            # What follows takes time; the best are enough.
+            # Repair and evaluation take time; only the best samples get it.
             most = _MOST_AFTERWARDS + int(_SECONDS_AFTERWARDS / self._seconds)
             most = most if self._deadline.passed else max(most, MOST_KEPT)
             order = np.argsort(np.repeat(answer.record.energy, answer.record.num_occurrences))
@@ -259,7 +259,7 @@ class Search:
         return float(energies.min())
 
     def solution(self) -> Solution:
-        """Everything seen, best first, with what the rounds have to say."""
+        """The solution of all samples, best first; ``info`` has the rounds."""
         feasible = self._feasible / max(1, self._samples)
         penalty = self.info | {
             "strength": self.rounds[-1].strength if self.rounds else None,
@@ -279,9 +279,9 @@ class Search:
 
 
 def last_resort(problem: QuadraticProblem, seed: int | None, deadline: Deadline) -> States:
-    """One state where the child has found none, shape (1, n): by swap descent.
+    """One state by swap descent, shape (1, n), where the child has found none.
 
-    After a time limit it is only random: the base has the descended one.
+    After a time limit it is random: the base already has a descended one.
     """
     state = random_states(problem, 1, np.random.default_rng(seed))
     if deadline.time_limit is not None and not deadline.interrupted:
@@ -290,7 +290,7 @@ def last_resort(problem: QuadraticProblem, seed: int | None, deadline: Deadline)
 
 
 def options_for(child: ForeignSampler, asked: ChildOptions, given: States | None) -> dict[str, Any]:
-    """What the child is asked: its own options, and the shared ones that it has."""
+    """The options of a call of the child: its own, and the shared ones that it has."""
     takes, options = child.theirs, dict(asked.theirs)
     for name, value in (("num_reads", asked.num_reads), ("seed", asked.seed)):
         if value is not None and name in takes:

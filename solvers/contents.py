@@ -23,7 +23,7 @@ from solvers.text import Text, decoded
 _CHUNK = 1 << 20
 #: Share of the free memory that unpacked contents may take; reading them takes several times more.
 _SHARE = 1 / 8
-#: A file may be packed that often, one packing around another.
+#: Nested packings of one file, at most.
 _DEPTH = 4
 
 
@@ -31,7 +31,7 @@ _DEPTH = 4
 class Packing:
     """A way to compress one file: its suffix, the bytes it starts with, both directions.
 
-    ``open`` and ``pack`` are None where this Python has neither.
+    ``open`` and ``pack`` are None where this Python lacks the module.
     """
 
     name: str
@@ -55,11 +55,15 @@ PACKINGS = (
 
 @dataclass(frozen=True)
 class Contents:
-    """A file once it is unpacked.
+    """An unpacked file.
 
     Attributes:
         name: the file's name without suffixes of packings, in small letters.
         data: its bytes.
+
+    Example:
+        >>> Contents("two.json", b'{"n": 2}').json
+        {'n': 2}
     """
 
     name: str
@@ -72,7 +76,7 @@ class Contents:
 
     @cached_property
     def text(self) -> Text | None:
-        """The bytes as text; None if they are something else."""
+        """The bytes as text; None if they are not text."""
         found = decoded(self.data)
         if found is None:
             return None
@@ -81,10 +85,10 @@ class Contents:
 
     @cached_property
     def json(self) -> dict[str, Any] | None:
-        """The JSON object in the file; None if it is something else.
+        """The JSON object in the file; None for other contents.
 
         Raises:
-            ValueError: it begins like one, but is broken.
+            ValueError: it begins like JSON but cannot be parsed.
         """
         found = decoded(self.data)
         if found is None or not found.lstrip().startswith("{"):
@@ -136,7 +140,7 @@ def unpacked(name: str, data: bytes, limit: float) -> Contents:
         else:
             break
     for packing in PACKINGS:
-        # A browser may have unpacked the file and left its name.
+        # A browser may have unpacked the file and kept its suffix.
         name = name.removesuffix(packing.suffix)
     if data[257:262] == b"ustar":
         raise InvalidProblemError("it is a tar archive; unpack it and name one of its files")
@@ -155,7 +159,7 @@ def stem(path: PurePath) -> str:
 
 def _packing_of(name: str, data: bytes) -> Packing | None:
     for packing in PACKINGS:
-        # The older lzma has no bytes of its own, so its name has to say it as well.
+        # The older lzma format has no signature, so the suffix is required as well.
         named = packing.suffix != ".lzma" or name.endswith(packing.suffix)
         if data.startswith(packing.magic) and named:
             return packing

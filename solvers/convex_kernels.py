@@ -58,8 +58,8 @@ def count_shift(target, width, count, start):
 def project(target, width, starts, counts, shift, x):
     """``x = clip(target + shift_g width, 0, 1)`` with ``shift`` so that every count is exact.
 
-    The projection of ``target`` in the metric 1 / width. ``shift`` (g,) is where the search
-    starts and where its answer goes: the multipliers of the counts.
+    The projection of ``target`` in the metric 1 / width. ``shift`` (g,) holds the multipliers
+    of the counts, in and out.
     """
     if counts.size == 0:
         for i in range(x.size):
@@ -96,7 +96,7 @@ def lagrangian(cost, starts, counts, shift):
 def linear_minimum(cost, starts, counts, state, threshold):
     """The least cost.s over binary s with exact counts; its argmin goes to ``state``.
 
-    ``threshold`` (n,) gets for every variable the cost that it would have to trade against:
+    ``threshold`` (n,) gets for every variable the cost of its best exchange partner:
     changing s_i costs |cost_i - threshold_i| more, inf where the count leaves no choice.
     """
     value = 0.0

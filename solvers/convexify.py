@@ -17,11 +17,11 @@ from solvers.clock import Deadline
 from solvers.problem import Integers, QuadraticProblem
 from solvers.quadratic import Dense, Floats, LowRank, Quadratic, Sparse
 
-# Up to this size eigenvalues are found, and a sparse matrix is worked with, in full.
+# Up to this size eigenvalues are computed from the dense matrix, also of a sparse one.
 _DENSE = 1024
-# Columns that a Cholesky factorisation takes at a time.
+# Columns of one block of the Cholesky factorisation.
 _COLUMNS = 64
-# Multiplications of it in a second, and seconds that all eigenvalues take, over n^3; on a slow
+# Multiplications per second of it, and seconds of all eigenvalues over n^3, on a slow
 # machine.
 _OPERATIONS_PER_SECOND = 5e9
 _SECONDS_OF_EIGENVALUES = 1e-9
@@ -42,8 +42,8 @@ class Convex:
             there are no counts.
         counts: shape (g,).
         order: position -> variable, or None where they are the same.
-        method: "" where Q was positive semidefinite, else how it was made so.
-        missing: how far below 0 an eigenvalue of ``quadratic`` may be, by rounding.
+        method: "" where Q was positive semidefinite, else the name of the shift.
+        missing: bound on how negative an eigenvalue of ``quadratic`` may be, by rounding.
     """
 
     quadratic: Quadratic
@@ -143,7 +143,13 @@ def convexify(problem: QuadraticProblem, deadline: Deadline | None = None) -> Co
 
     Args:
         problem: with or without counts.
-        deadline: what does not fit before it is left out; the shift is larger then.
+        deadline: shifts that take longer are not tried; the result may be larger then.
+
+    Example:
+        >>> problem = QuadraticProblem([0.0, 0.0], [[0.0, 1.0], [1.0, 0.0]])
+        >>> convex = convexify(problem)
+        >>> convex.method != "", bool(convex.diagonal.min() >= 1.0)
+        (True, True)
     """
     deadline = deadline or Deadline()
     quadratic, linear, order = problem.quadratic, problem.linear, None
@@ -183,7 +189,7 @@ def convexify(problem: QuadraticProblem, deadline: Deadline | None = None) -> Co
 
 
 def _positive(quadratic: Quadratic, diagonal: Floats, more: float, deadline: Deadline) -> bool:
-    """Whether Q with ``more`` on its diagonal is known to be positive semidefinite."""
+    """True where Q with ``more`` on its diagonal is proved positive semidefinite."""
     n = diagonal.size
     if (diagonal < 0).any() or (n > _DENSE and isinstance(quadratic, Sparse)):
         return False
@@ -194,7 +200,7 @@ def _positive(quadratic: Quadratic, diagonal: Floats, more: float, deadline: Dea
             if deadline.remaining <= _COLUMNS * low * (n - low) / _OPERATIONS_PER_SECOND:
                 return False
             high = min(low + _COLUMNS, n)
-            # The columns to the left are factorised: take off what they explain.
+            # Subtract the part of the factorised columns to the left.
             matrix[low:, low:high] -= matrix[low:, :low] @ matrix[low:high, :low].T
             block = cholesky(matrix[low:high, low:high], lower=True, check_finite=False)
             matrix[high:, low:high] = solve_triangular(
@@ -223,11 +229,11 @@ def _row_norms(quadratic: Quadratic) -> Floats:
 
 
 def _least_shift(quadratic: Quadratic, lacking: Floats, deadline: Deadline) -> Floats:
-    """The one of least trace among the shifts tried, shape (n,).
+    """The shift of least trace among those tried, shape (n,).
 
     Args:
         quadratic: Q.
-        lacking: what the diagonal lacks to dominate.
+        lacking: the shift with which the diagonal dominates, shape (n,).
         deadline: when to stop.
     """
     # The sums themselves are rounded.

@@ -1,4 +1,4 @@
-"""Any sampler as one that takes a problem with exact counts: the one way in for callers."""
+"""`counting`: any sampler as one that takes a problem with exact counts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from solvers.solution import Solution
 
 @runtime_checkable
 class ProblemSampler(Protocol):
-    """What `counting` answers with."""
+    """A sampler that takes problems with counts; what `counting` returns."""
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -37,8 +37,8 @@ class ProblemSampler(Protocol):
 class CountsByModel(AskingSampler):
     """A third party's sampler that counts by ``sample(bqm, cardinality=..., groups=...)``.
 
-    Its counts are checked: what does not fit is repaired, and ``info["repaired"]`` says how
-    large a share that was.
+    Samples with wrong counts are repaired; ``info["repaired"]`` has their
+    share.
 
     Args:
         child: a sampler with ``cardinality`` among its parameters.
@@ -117,14 +117,19 @@ def configured(
 
     Args:
         name: a name that `list_samplers` has.
-        options: of the constructor or of ``sample_problem``; each goes where it belongs.
+        options: of the constructor or of ``sample_problem``.
         **wanted: options of ``sample_problem`` that are dropped where None. ``seed`` is also
-            dropped where the sampler has none: it has nothing random then.
+            dropped where the sampler has none: it is deterministic.
 
     Raises:
         UnknownOptionError: neither has an option of that name.
         InvalidOptionError: ``time_limit`` is wanted of a sampler that cannot keep one, or the
             sampler solves another kind of problem.
+
+    Example:
+        >>> sampler, options = configured("greedy", {}, seed=1, time_limit=None)
+        >>> options
+        {'seed': 1}
     """
     entry = find_entry(name)
     if entry.solves == "RowProblem":
@@ -137,7 +142,7 @@ def configured(
     if "seed" not in known:
         rest.pop("seed", None)
     if "time_limit" in rest and "time_limit" not in known:
-        raise InvalidOptionError(f"{name} keeps no time limit; leave time_limit out")
+        raise InvalidOptionError(f"{name} cannot keep a time limit; leave time_limit out")
     unknown = sorted(set(rest) - known)
     if unknown:
         raise UnknownOptionError(

@@ -134,7 +134,7 @@ def decompose(child: Any, *, size: int | None = None) -> Decompose:
 
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same over one solve."""
+    """The settings of one solve."""
 
     problem: QuadraticProblem
     child: ProblemSampler
@@ -145,7 +145,7 @@ class _Run:
     options: Mapping[str, Any]
 
     def descend(self, x: States, totals: dict[str, Any]) -> None:
-        """Improve one state, shape (n,), in place, until two passes bring nothing."""
+        """Improve one state, shape (n,), in place, until two passes in a row do not improve it."""
         idle, enough = 0, 2 if x.size > self.size else 1
         for index in range(self.max_passes):
             if self.deadline.passed:
@@ -228,7 +228,7 @@ class _Run:
 def _start(
     problem: QuadraticProblem, index: int, given: States | None, rng: np.random.Generator
 ) -> States:
-    """Where a read begins, shape (n,): given states first, or one built greedily, then random."""
+    """The start of a read, shape (n,): given states first, or one built greedily, then random."""
     if given is not None and index < len(given):
         return given[index].copy()
     if given is None and index == 0 and problem.counts is not None:

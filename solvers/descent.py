@@ -26,11 +26,16 @@ def descend(
     """Every row of ``states`` after swap (or flip) descent; rows keep their counts.
 
     Args:
-        problem: what to descend on.
+        problem: with or without counts.
         states: shape (reads, n), with exact counts.
-        layout: the problem's layout, when the caller has it; otherwise one in float64 is made.
-        deadline: when to stop; what is not at the bottom then is returned as far as it is, all of
-            it where forming the matrix alone would take longer.
+        layout: the problem's layout; None makes one in float64.
+        deadline: time limit; rows not at a local minimum by then are returned as they are, all
+            of them unchanged where forming the matrix alone would take longer.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> descend(problem, np.array([[1, 1, 0]])).tolist()
+        [[0, 1, 1]]
     """
     deadline = deadline or Deadline()
     layout = layout or Layout.of(problem)
@@ -45,7 +50,7 @@ def descend(
 
 
 def _flips(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
-    """Descend by single flips, in place; whether the bottom was reached."""
+    """Descend by single flips, in place; return True at a local minimum."""
     field = layout.fields(x[None])[0]
     most = max(1, _READS_PER_LOOK // (100 + 2 * layout.row_length))
     while flip_descent(layout.matrix, field, layout.half, x, most) == most:
@@ -55,7 +60,7 @@ def _flips(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
 
 
 def _swaps(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
-    """Descend by swaps inside groups, in place; whether the bottom was reached."""
+    """Descend by swaps inside groups, in place; return True at a local minimum."""
     field = layout.fields(x[None])[0]
     scores = np.empty(x.size, dtype=layout.dtype)
     unused, cursor = np.zeros(4, dtype=np.uint64), np.zeros(3, dtype=np.int64)

@@ -22,7 +22,7 @@ from solvers.sampler import random_states
 
 State = NDArray[np.int8]
 
-#: Improves a read step by step; the second argument tells a crossing from a random state.
+#: Improves a read step by step; the second argument is True for a crossing.
 Improve = Callable[[Read, bool], Iterator[None]]
 
 
@@ -45,7 +45,7 @@ class Pool:
 
     @cached_property
     def mirrored(self) -> bool:
-        """Whether E(x) = E(1 - x), as in MaxCut: a state and its mirror image are then the same."""
+        """True if E(x) = E(1 - x), as in MaxCut: a state and its mirror image are then the same."""
         problem = self.layout.problem
         ones = np.ones(problem.num_variables)
         tilt = 2.0 * problem.linear + problem.quadratic.product(ones)
@@ -62,7 +62,7 @@ class Pool:
         return self._crossing(self.states[first], self._facing(self.states[second], first))
 
     def add(self, state: State, energy: float) -> None:
-        """Enter what became of the last start, unless the pool has it already."""
+        """Enter the state reached from the last start, unless the pool has it already."""
         if any(np.array_equal(self._facing(state, i), kept) for i, kept in enumerate(self.states)):
             return
         if len(self.states) < self.size:

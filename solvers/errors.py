@@ -1,4 +1,4 @@
-"""Everything `solvers` raises, in one tree; each is also the builtin a caller would expect.
+"""The errors that `solvers` raises, in one tree; each is also the usual builtin error.
 
 SolverError
 +-- InvalidProblemError (ValueError)     coefficients, groups, counts, labels or a file
@@ -22,11 +22,11 @@ class SolverError(Exception):
 
 
 class InvalidProblemError(SolverError, ValueError):
-    """The problem as given has no meaning: what is wrong, where, and what to pass instead."""
+    """The problem is invalid; the message says what, where, and what to pass instead."""
 
 
 class FileWarning(UserWarning):
-    """A file leaves open something that changes its problem; says how it was taken."""
+    """A file is ambiguous about its problem; the message says how it was read."""
 
 
 class InvalidOptionError(SolverError, ValueError):
@@ -51,7 +51,7 @@ class MissingPackageError(SolverError, ImportError):
 class ProblemTooLargeError(SolverError, ValueError):
     """The problem does not fit; the message says what is needed and the way out.
 
-    It is no `MemoryError`: to ask again, or for a smaller batch, is of no use.
+    It is no `MemoryError`: a retry, or a smaller batch, does not help.
     """
 
 
@@ -60,7 +60,7 @@ class ChargeRefusedError(SolverError, RuntimeError):
 
 
 class StudyError(SolverError, ValueError):
-    """A comparison that has no meaning as asked: what is wrong, and what to pass instead."""
+    """A study is invalid as asked; the message says what, and what to pass instead."""
 
 
 class StudyFolderError(SolverError, OSError):
@@ -68,10 +68,10 @@ class StudyFolderError(SolverError, OSError):
 
 
 class WorkerDiedError(SolverError, RuntimeError):
-    """The process that runs samplers ended by itself, or was ended because its time was over.
+    """The process that runs samplers crashed, or was killed at its time limit.
 
     Attributes:
-        timed_out: whether its time was over.
+        timed_out: True after the time limit.
     """
 
     def __init__(self, message: str, *, timed_out: bool = False) -> None:
@@ -84,7 +84,7 @@ class SamplerFailedError(SolverError, RuntimeError):
 
     Attributes:
         problem: the problem that was asked, if known.
-        answer: what came back, if anything did.
+        answer: the invalid answer, if there is one.
     """
 
     def __init__(self, message: str, *, problem: object = None, answer: object = None) -> None:

@@ -13,7 +13,7 @@ from solvers.text import Text, is_number
 
 
 class Evidence(IntEnum):
-    """Strength of what speaks for a format."""
+    """The strength of the evidence for a format."""
 
     NONE = 0
     SHAPE = 1
@@ -64,7 +64,7 @@ def _is_offset_of_qs(text: Text) -> bool:
 
 
 def of_coo(contents: Contents) -> Evidence:
-    """For dimod's COO: a comment ``vartype``, or lines of three numbers."""
+    """Evidence for dimod's COO: a comment ``vartype``, or lines of three numbers."""
     text = contents.text
     if text is None or not text.rows or not _numbers(text, 3):
         return Evidence.NONE
@@ -74,7 +74,7 @@ def of_coo(contents: Contents) -> Evidence:
 
 
 def of_qubo(contents: Contents) -> Evidence:
-    """For qbsolv's: a line ``p qubo``."""
+    """Evidence for qbsolv's format: a line ``p qubo``."""
     text = contents.text
     if text is None or not text.rows or text.fields[0][0].lower() != "p":
         return Evidence.NONE
@@ -89,25 +89,25 @@ def is_orlib(text: Text) -> bool:
 
 
 def of_rudy(contents: Contents) -> Evidence:
-    """For rudy's: ``n m``, from 1, without a diagonal."""
+    """Evidence for rudy's format: ``n m``, indices from 1, no diagonal."""
     text = contents.text
     if text is None or not text.rows or not _numbers(text, 2) or _is_offset_of_qs(text):
         return Evidence.NONE
     rows = text.fields[1:]
     matrix = _has_diagonal(text, 1) or any("0" in row[:2] for row in rows)
-    # Without entries it is the same problem as OR-Library's, which .txt is rather.
+    # Without entries it is the same problem as OR-Library's, the likelier format of a .txt.
     matrix |= not rows and contents.suffix == ".txt"
     return Evidence.NONE if matrix else Evidence.SHAPE
 
 
 def is_edges(text: Text) -> bool:
     """True where a text is like a list of edges: lines of three numbers."""
-    # A loop is the reader's to refuse: left out here, a matrix would be the only one to fit.
+    # Loops count as evidence: the reader refuses them, and no other format is meant.
     return _numbers(text, 3) and not has_long_header(text)
 
 
 def of_qs(contents: Contents) -> Evidence:
-    """For QOBLIB's: ``n m`` and a comment ``ObjectiveOffset``."""
+    """Evidence for QOBLIB's format: ``n m`` and a comment ``ObjectiveOffset``."""
     text = contents.text
     if text is None or not text.rows or not _numbers(text, 2):
         return Evidence.NONE
@@ -117,13 +117,13 @@ def of_qs(contents: Contents) -> Evidence:
 
 
 def of_qubist(contents: Contents) -> Evidence:
-    """For Qubist's: ``n m`` and its suffix, since nothing else tells it from a matrix."""
+    """Evidence for Qubist's format: ``n m`` and the suffix; otherwise it looks like a matrix."""
     fits = has_shape(lambda text: _numbers(text, 2))
     return fits(contents) if contents.suffix in (".qh", ".qubist") else Evidence.NONE
 
 
 def of_bqm_json(contents: Contents) -> Evidence:
-    """For dimod's JSON, and for JSON that is nobody's."""
+    """Evidence for dimod's JSON, and for JSON of no known format."""
     content = contents.json
     if content is None:
         return Evidence.NONE
@@ -132,24 +132,24 @@ def of_bqm_json(contents: Contents) -> Evidence:
 
 
 def of_bqpjson(contents: Contents) -> Evidence:
-    """For bqp-json: its key ``variable_domain``."""
+    """Evidence for bqp-json: its key ``variable_domain``."""
     content = contents.json
     ours = content is not None and "variable_domain" in content
     return Evidence.SIGNATURE if ours else Evidence.NONE
 
 
 def of_lp(contents: Contents) -> Evidence:
-    """For LP: Minimize or Maximize in front."""
+    """Evidence for LP: Minimize or Maximize in front."""
     if contents.text is None:
         return Evidence.NONE
     words = lp_words(contents.text.whole[:10_000])
     begins = bool(words) and words[0] in LP_SENSES
-    # Quantagonia's .qubo begins in the same way and is another format.
+    # Quantagonia's .qubo, another format, begins in the same way.
     return Evidence.SIGNATURE if begins and contents.suffix != ".qubo" else Evidence.NONE
 
 
 def of_qplib(contents: Contents) -> Evidence:
-    """For QPLIB: name, class and sense in the first three lines."""
+    """Evidence for QPLIB: name, class and sense in the first three lines."""
     if contents.text is None:
         return Evidence.NONE
     words = [words[0] for _, words in qplib_lines(contents.text.whole[:10_000])][:3]
@@ -158,6 +158,6 @@ def of_qplib(contents: Contents) -> Evidence:
 
 
 def of_mtx(contents: Contents) -> Evidence:
-    """For Matrix Market's: its banner."""
+    """Evidence for Matrix Market's format: its banner."""
     ours = contents.data[:14].lower() == b"%%matrixmarket"
     return Evidence.SIGNATURE if ours else Evidence.NONE

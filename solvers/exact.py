@@ -1,4 +1,4 @@
-"""Samplers that prove what they answer: branch and bound, and enumeration."""
+"""Exact samplers: branch and bound, and enumeration."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _MOST_ENUMERATED = 24
 _LOW_BITS = 12
 # Blocks of 2^_LOW_BITS states between two looks at the clock.
 _BLOCKS_PER_LOOK = 32
-# Nodes explored best first for each one of a dive.
+# Nodes in all for each node of a dive.
 _NODES_PER_DIVE = 4
 # Open nodes beyond this many bytes are explored depth first, which opens few new ones.
 _MEMORY = 1 << 30
 _BYTES_PER_NODE = 450
-# More undecided variables are not branched on: a node would take seconds, and decide nothing.
+# With more undecided variables there is no branching: a node takes seconds and decides nothing.
 _LARGEST_TREE = 1200
-# Newton steps of a node at most, and seconds that they may take.
+# Limits of a node: Newton steps, and their seconds.
 _MOST_STEPS = 200
 _SECONDS_PER_NODE = 0.5
-# Where all energies are multiples of one number: how much less than it may still be better.
+# Where all energies are multiples of a step: a better state is lower by more than this share.
 _PART_OF_STEP = 0.9375
 
-#: Bound, serial number, what is decided, where the relaxation of the parent was.
+#: Bound, serial number, decided variables, the parent's fractional point.
 _Node = tuple[float, int, NDArray[np.int8], NDArray[np.floating]]
 
 
@@ -107,7 +107,7 @@ class Exact(TimedSampler):
             bound = float(np.ldexp(found.lower_bound, power))
             return Solution.of(problem, found.samples, lower_bound=bound, info=found.info)
         left = presolved(problem, deadline)
-        # As in `TimedSampler`: what has been decided must not blur what has not.
+        # As in `TimedSampler`: the offset of decided variables must not add rounding to the search.
         decided = left.problem.offset
         part = left.problem.with_linear(left.problem.linear, 0.0)
         goal = _Goal.of(problem, decided, asked.gap)
@@ -123,14 +123,14 @@ class Exact(TimedSampler):
 
 @dataclass(frozen=True)
 class _Goal:
-    """When an energy is good enough, given the one found.
+    """The energy at which a search may stop, given the best one found.
 
     Attributes:
-        mean: of random states, without what was decided before the search.
-        rounding: differences that do not count.
-        step: that energies, what was decided included, are multiples of; 0 where none is known.
-        decided: what was decided.
-        gap: relative, that is asked.
+        mean: mean energy of random states, without ``decided``.
+        rounding: the largest difference that rounding explains.
+        step: divides all energies, ``decided`` included; 0 where none is known.
+        decided: energy of the variables decided before the search.
+        gap: the relative gap that is asked.
     """
 
     mean: float
@@ -141,16 +141,16 @@ class _Goal:
 
     @classmethod
     def of(cls, problem: QuadraticProblem, decided: float, gap: float) -> _Goal:
-        """For the whole ``problem``, ``decided`` being the offset of what is left of it."""
+        """The goal for the whole ``problem``; ``decided`` is the offset of what is left of it."""
         mean = mean_energy(problem) - decided
         return cls(mean, rounding(problem), energy_step(problem), decided, gap)
 
     def target(self, energy: float, slack: float) -> float:
-        """States of this energy or more need not be looked for.
+        """The energy from which on states need no search.
 
         Args:
             energy: the best found.
-            slack: what bounds are off by.
+            slack: rounding error of bounds.
         """
         # (E - B) / (M - B) = gap, solved for B.
         wanted = energy - max(0.0, self.mean - energy) * self.gap / (1.0 - self.gap)
@@ -161,7 +161,7 @@ class _Goal:
 
 @dataclass
 class _Search:
-    """The best state so far and what is still open."""
+    """The best state so far and the open nodes."""
 
     problem: QuadraticProblem
     first: Solution
@@ -179,7 +179,7 @@ class _Search:
 
     @property
     def target(self) -> float:
-        """States of this energy or more need not be looked for."""
+        """The energy from which on states need no search."""
         return self.goal.target(self.energy, 0.0 if self.core is None else self.core.slack)
 
     def start(self, deadline: Deadline) -> None:
@@ -200,7 +200,7 @@ class _Search:
         self.open = [self._node(self.bound, state, relaxation.x[self.core.keep])]
 
     def sample(self, asked: ExactOptions, deadline: Deadline) -> None:
-        """Use the time that is left for better states."""
+        """Search for better states by annealing in the time that is left."""
         if asked.time_limit is None or asked.num_reads is not None or deadline.passed:
             return
         seed = None if asked.seed is None else asked.seed + 1
@@ -214,9 +214,9 @@ class _Search:
     def run(self, deadline: Deadline, max_nodes: int | None) -> None:
         """Explore open nodes until none can hold a better state.
 
-        Best bound first, but every so often down from there to the nearer value until nothing is
-        left: that finds good states, which rule out more than bounds do. Where memory is short
-        everything below a node is explored before the next.
+        Best bound first; now and then a dive from there, to the nearer value, until nothing is
+        open: that finds good states, which cut off many nodes. Where memory is short
+        the order is depth first.
         """
         dived = 0
         while self.open and self.open[0][0] < self.target:
@@ -319,7 +319,7 @@ class _Search:
 
 @dataclass(frozen=True, eq=False)
 class _Core:
-    """What the root's reduced costs leave undecided, in full.
+    """The part of the problem that the root's reduced costs leave undecided.
 
     Attributes:
         whole: the whole convex problem.
@@ -328,7 +328,7 @@ class _Core:
         vertex: values of the others.
         matrix: Q of the part.
         metric: as in `solvers.bounds`.
-        slack: what rounding errors can add to a bound.
+        slack: rounding error of a bound.
     """
 
     whole: Convex
@@ -346,7 +346,7 @@ class _Core:
         fixed = tangent.vertex.astype(np.float64)
         convex = whole.restrict(keep, fixed, whole.quadratic.product(fixed))
         matrix = np.ascontiguousarray(convex.quadratic.dense())
-        # What is fixed is rounded, too.
+        # The fixed part adds rounding, too.
         slack = rounding_slack(whole, np.ones(whole.size))
         return cls(whole, convex, keep, tangent.vertex, matrix, diagonal_metric(convex), slack)
 
@@ -358,7 +358,14 @@ class _Core:
 
 
 class Enumeration(TimedSampler):
-    """Every state, for problems of at most 24 variables: the ground truth of the tests."""
+    """Every state, for problems of at most 24 variables: the ground truth of the tests.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> found = Enumeration().sample_problem(problem)
+        >>> found.sample.tolist(), found.proved
+        ([0, 1, 1], True)
+    """
 
     Options = TimedOptions
 

@@ -1,7 +1,7 @@
 """Reading and writing problem files: see `solvers.formats` for the formats there are.
 
-docs/formats.md tells what each of them holds, which way its objective goes, how a file's format is
-found and what may be compressed.
+docs/formats.md has the contents and sense of each of them, the rule by which a file's format is
+found, and the packings.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Reading:
     Attributes:
         problem: to be minimised.
         format: the format that the file was read in.
-        sense: what the problem does with the file's objective; its energy is minus that where it
+        sense: the sense in which the file's objective is taken; the energy is minus that where it
             is maximised.
-        notes: sentences about what may have been meant otherwise, each with the file's name.
+        notes: sentences about ambiguities of the file, each with its name.
     """
 
     problem: QuadraticProblem
@@ -50,17 +50,17 @@ def read_problem(
 
     Args:
         path: the file; see `solvers.formats.FORMATS`.
-        count: how many variables are 1 (or one count per group of the file's own groups);
+        count: number of variables that are 1 (or one count per group of the file's own groups);
             None leaves the file's counts, which most formats lack.
-        maximize: whether the file's objective is to be maximised, so that the problem is minus
-            it; None leaves that to the file, and minimises where it does not say.
+        maximize: True if the file's objective is to be maximised, so that the problem is minus
+            it; None takes the file's own sense, else minimises.
         format: the name of its format; None finds it, see `solvers.formats`.
 
     Raises:
-        InvalidProblemError: the file cannot be read, is empty, is in no known format or in one of
-            two, or holds what a binary quadratic problem cannot; names the file, and the line
-            where there are lines.
-        InvalidOptionError: ``format`` is no name of one, or ``maximize`` contradicts the file.
+        InvalidProblemError: the file cannot be read, is empty, fits no format or
+            two, or is no binary quadratic problem; names the file, and the line
+            in text.
+        InvalidOptionError: ``format`` is unknown, or ``maximize`` contradicts the file.
         ProblemTooLargeError: it does not fit into memory.
 
     Example:
@@ -82,7 +82,15 @@ def read_file(
     maximize: bool | None = None,
     format: str | None = None,
 ) -> Reading:
-    """The problem in a file and how it was read; arguments and errors as in `read_problem`."""
+    """The problem in a file and how it was read; arguments and errors as in `read_problem`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.qs"
+        >>> write_problem(QuadraticProblem([1.0, -1.0], np.zeros((2, 2))), path)
+        >>> read_file(path).format.name
+        'qs'
+    """
     path = Path(path)
     chosen = None if format is None else get_format(format)
     try:
@@ -96,7 +104,7 @@ def read_file(
             else InvalidProblemError(f"{path}, {error}")
         ) from None
     except Exception as error:
-        # A broken file makes gzip, zip, JSON and dimod's readers raise nearly anything.
+        # On a broken file, gzip, zip, JSON and dimod's readers raise errors of nearly any type.
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         named = f" as {chosen.name}" if chosen is not None else ""
         raise InvalidProblemError(f"cannot read {path}{named}: {reason}") from error
@@ -111,9 +119,16 @@ def write_problem(problem: QuadraticProblem, path: str | Path, format: str | Non
     A further suffix ``.gz``, ``.bz2`` or ``.xz`` compresses it.
 
     Raises:
-        InvalidProblemError: no format has that suffix, or the format has no place for
-            something the problem has (counts, labels, an offset); the message has the way out.
+        InvalidProblemError: no format has that suffix, or the format cannot hold
+            a part of the problem (counts, labels, an offset); the message has the way out.
         InvalidOptionError: ``format`` is no name of a format that can be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.coo"
+        >>> write_problem(QuadraticProblem([1.0, -1.0], [[0.0, 2.0], [2.0, 0.0]]), path)
+        >>> read_problem(path).energies([[1, 1]]).tolist()
+        [2.0]
     """
     path = Path(path)
     path.write_bytes(problem_bytes(problem, path, format))
@@ -122,7 +137,13 @@ def write_problem(problem: QuadraticProblem, path: str | Path, format: str | Non
 def problem_bytes(
     problem: QuadraticProblem, name: str | Path = "problem.npz", format: str | None = None
 ) -> bytes:
-    """The bytes of a file of that name with ``problem`` in it, see `write_problem`."""
+    """The bytes of a file of that name with ``problem`` in it, see `write_problem`.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0], [[0.0, 2.0], [2.0, 0.0]])
+        >>> problem_bytes(problem, "two.qs").decode().splitlines()[-3:]
+        ['1 1 1.0', '2 2 -1.0', '1 2 1.0']
+    """
     path = Path(name)
     packing = next((one for one in PACKINGS if one.suffix == path.suffix.lower()), None)
     if packing is not None and packing.pack is None:
@@ -137,7 +158,13 @@ def problem_bytes(
 
 
 def with_counts(problem: QuadraticProblem, counts: ArrayLike) -> QuadraticProblem:
-    """The problem with other counts: one for all variables, or one per group it already has."""
+    """The problem with other counts: one for all variables, or one per group it already has.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0, 0.0], np.zeros((3, 3)))
+        >>> with_counts(problem, 2).counts.tolist()
+        [2]
+    """
     groups = problem.groups if np.size(counts) > 1 else None
     return QuadraticProblem(
         problem.linear, problem.quadratic, problem.offset, groups, counts, problem.labels
@@ -145,7 +172,7 @@ def with_counts(problem: QuadraticProblem, counts: ArrayLike) -> QuadraticProble
 
 
 def _wanted(parsed: Parsed, chosen: Format, maximize: bool | None) -> Reading:
-    """The problem to be minimised, from what a file has and what is asked."""
+    """The problem to be minimised, by the sense of the file and the caller's."""
     asked = None if maximize is None else Sense.MAXIMISE if maximize else Sense.MINIMISE
     if parsed.stated is not None:
         if asked not in (None, parsed.stated):

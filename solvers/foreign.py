@@ -1,4 +1,4 @@
-"""The border to samplers that are not ours: what goes in is checked, what comes out too."""
+"""Third parties' samplers, with their input and their answers checked."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ from solvers.sampler import random_states, states_of
 
 logger = logging.getLogger(__name__)
 
-#: In ``info``: in how many answers the sampler's own energies were NaN or infinite.
+#: Key of ``info``: number of answers in which the sampler's own energies were NaN or infinite.
 NOT_FINITE = "not_finite"
-#: In ``info``: who answered where the sampler had found nothing when its time was over.
+#: Key of ``info``: the fallback that answered where the sampler had found nothing in time.
 INSTEAD = "instead"
-#: Where a time limit leaves the number of reads open, the best so many are kept.
+#: Samples kept, the best ones, with a time limit and no number of reads.
 MOST_KEPT = 100
-# Foreign generators take 31 or 32 bits.
+# Third parties' generators take seeds of 31 or 32 bits.
 _SEED_LIMIT = 2**31
-# Seconds that a call has to come back by itself after its time limit, and after an interrupt.
+# Grace seconds for a call to return by itself, after its time limit and after an interrupt.
 _GRACE, _GRACE_OF_INTERRUPT = 0.02, 0.4
-# Seconds that making a problem of a model takes, and evaluating a state, per coupling.
+# Seconds per coupling to convert a model into a problem and to evaluate a state.
 _CONVERSION, _EVALUATION = 4e-7, 1e-8
-# Seconds that sending a model to a process takes, per coupling.
+# Seconds per coupling to send a model to a process.
 _SENDING = 1.5e-7
 _LARGE = 1_000_000
 # With less time than this no process is started.
 _WORTH_A_PROCESS = 0.03
-# The part of a time limit that may go into an answer for the case that the sampler finds none.
+# Share of a time limit that the fallback may take.
 _SHARE_OF_FALLBACK = 0.25
 _SECONDS_OF_FALLBACK = 0.4
 
@@ -61,9 +61,9 @@ Options = dict[str, Any]
 
 
 class ForeignSampler(dimod.Sampler):
-    """Someone else's sampler behind the same promises as ours, except for counts.
+    """A third party's sampler with the guarantees of this package, except for counts.
 
-    Before the call: unknown options and senseless values are refused by name, coefficients are
+    Before the call: unknown options and invalid values are refused by name, coefficients are
     finite, variables become the integers 0..n-1 in the model's order (so that a seed means the
     same for every labelling), a seed of any size is folded to 31 bits, initial states may be
     anything dimod takes or a plain (k, n) array. After it: the answer has every variable once,
@@ -80,7 +80,7 @@ class ForeignSampler(dimod.Sampler):
 
     Args:
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
-        name: how errors call it; default the class's name.
+        name: its name in messages; default the class's name.
 
     Raises:
         InvalidOptionError: ``child`` has no ``sample``.
@@ -114,7 +114,7 @@ class ForeignSampler(dimod.Sampler):
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the sampler can do; the child's own properties under ``child``."""
+        """Capabilities of the sampler; the child's own properties under ``child``."""
         return {
             "counts": False,
             "bound": False,
@@ -127,7 +127,7 @@ class ForeignSampler(dimod.Sampler):
 
         Raises:
             UnknownOptionError: an option that `parameters` does not list.
-            InvalidOptionError: an option has a value that makes no sense.
+            InvalidOptionError: an option has an invalid value.
             InvalidProblemError: no BQM, or a coefficient is not finite.
             SamplerFailedError: the sampler raised, or its answer is not one.
         """
@@ -155,13 +155,13 @@ class ForeignSampler(dimod.Sampler):
         *,
         endless: bool = True,
     ) -> dimod.SampleSet | None:
-        """As `sample`, until ``deadline`` instead of a time limit; None if nothing was found.
+        """`sample` with a ``deadline`` instead of a time limit; None if nothing was found.
 
         Args:
             bqm: the model, coefficients finite.
             options: as in `sample`.
-            deadline: of a call that is under way.
-            endless: whether a limit alone means to ask until it is over.
+            deadline: of the enclosing call.
+            endless: True to repeat calls until the time limit where no number of reads is given.
         """
         stamps = [time.perf_counter_ns()]
         asked = self._checked(options)
@@ -203,13 +203,13 @@ class ForeignSampler(dimod.Sampler):
         return answer
 
     def run(self, bqm: dimod.BinaryQuadraticModel, options: Options) -> dimod.SampleSet:
-        """Call the child on a model over 0..n-1; the place for a sampler's own quirks."""
+        """Call the child on a model over 0..n-1; subclasses adapt the call here."""
         return self.child.sample(bqm, **options)
 
-    # -- what a sampler may know about itself -------------------------------------------------
+    # -- overridden for single samplers -------------------------------------------------------
 
     def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
-        """Refuse what the sampler cannot do, before anything is allocated."""
+        """Refuse a model that is too large for the sampler, before anything is allocated."""
 
     def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
         """Reads of one call; more are made in several. None leaves the request whole."""
@@ -218,7 +218,7 @@ class ForeignSampler(dimod.Sampler):
     def apart(
         self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
     ) -> bool:
-        """Whether only killing its process would end a call in time."""
+        """True if a call keeps its time limit only when its process is killed."""
         return deadline.time_limit is not None
 
     def clocked(self, options: Options, deadline: Deadline, seconds_per_read: float) -> Options:
@@ -234,19 +234,19 @@ class ForeignSampler(dimod.Sampler):
         return options
 
     def hurried(self, model: dimod.BinaryQuadraticModel, options: Options) -> Options:
-        """Options that spare what would take long, where there is a time limit."""
+        """Options that shorten a call under a time limit."""
         return {}
 
     def learned(self, answer: dimod.SampleSet, options: Options) -> Options:
-        """Options that spare later calls what the first has found out."""
+        """Options that later calls take over from the first answer, to save its preparation."""
         return {}
 
     @property
     def repeats(self) -> bool:
-        """Whether another call may find something else."""
+        """True if another call may give another answer."""
         return bool({"seed", "num_reads"} & self.theirs)
 
-    # -- asking -------------------------------------------------------------------------------
+    # -- calls --------------------------------------------------------------------------------
 
     def _checked(self, options: Mapping[str, Any]) -> Options:
         refuse_unknown(self.name, options, self.parameters)
@@ -267,7 +267,7 @@ class ForeignSampler(dimod.Sampler):
         ask: Callable[[Options, float], Any],
         collected: _Collected,
     ) -> None:
-        """Ask for one piece after the other, until there is no more, or no more time."""
+        """Call the sampler piece by piece, until all are done or the time is over."""
         pace = 0.0
         learned: Options = {}
         for index, piece in enumerate(pieces):
@@ -322,7 +322,7 @@ class ForeignSampler(dimod.Sampler):
         deadline: Deadline,
         stack: ExitStack,
     ) -> Callable[[Options, float], Any]:
-        """How this model is asked: here, on a thread, or in a process (lent by ``stack``)."""
+        """A function that runs one call: here, on a thread, or in a process (lent by ``stack``)."""
 
         def here(options: Options, pace: float) -> Any:
             answer = self.run(model, self.clocked(options, deadline, pace))
@@ -338,7 +338,7 @@ class ForeignSampler(dimod.Sampler):
 
         if deadline.time_limit is None and not deadline.listens:
             return here
-        # What makes arrays of a large model holds Python's lock for a second, so that no other
+        # Conversion of a large model to arrays holds the GIL for a second, so that no other
         # thread would see the deadline pass.
         large = deadline.time_limit is not None and model.num_interactions > _LARGE
         apart = large or self.apart(model, asked, deadline)
@@ -391,7 +391,7 @@ class ForeignSampler(dimod.Sampler):
     def _instead(
         self, bqm: dimod.BinaryQuadraticModel, options: Mapping[str, Any], deadline: Deadline
     ) -> dimod.SampleSet | None:
-        """Swap descent's answer, for the case that there is no other; None if it takes long."""
+        """Swap descent's answer, as the fallback; None if it takes long."""
         if _CONVERSION * bqm.num_interactions > _SHARE_OF_FALLBACK * deadline.remaining:
             return None
         problem = QuadraticProblem.from_bqm(bqm)
@@ -400,7 +400,7 @@ class ForeignSampler(dimod.Sampler):
 
 
 class _Held:
-    """What lives in the other process: a copy of a sampler, and the model it is asked about."""
+    """The object in the other process: a copy of a sampler, and the model that it samples."""
 
     def __init__(self, copy: bytes) -> None:
         self.sampler: ForeignSampler = pickle.loads(copy)
@@ -502,7 +502,7 @@ def _add_timing(info: dict[str, Any], stamps: Sequence[int]) -> None:
 
 
 def _seed_of(asked: Options, index: int) -> Options:
-    """The seed of the first call is the one that was given, those of later ones come from it."""
+    """The seed of one call: the given one for the first, derived from it for later ones."""
     if "seed" not in asked or not index:
         return {}
     state = np.random.SeedSequence([asked["seed"], index]).generate_state(1)
@@ -552,7 +552,7 @@ def require_finite(bqm: dimod.BinaryQuadraticModel) -> None:
     Raises:
         InvalidProblemError: names the variable or pair.
     """
-    # Sums of finite numbers are finite but for overflow, so the slow search is rarely made.
+    # A finite sum shows that all terms are finite: the slow search is rarely made.
     total = bqm.linear.sum() + bqm.quadratic.sum() + bqm.offset
     if np.isfinite(total):
         return
@@ -571,6 +571,10 @@ def small_seed(seed: Any) -> int:
 
     Raises:
         InvalidOptionError: it is not a whole number of at least 0.
+
+    Example:
+        >>> small_seed(7), 0 <= small_seed(2**70) < 2**31
+        (7, True)
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InvalidOptionError(f"seed must be a whole number of at least 0, not {seed!r}")
@@ -584,7 +588,7 @@ def checked_answer(answer: Any, bqm: dimod.BinaryQuadraticModel, name: str) -> N
     """The states of an answer to a model over 0..n-1, shape (reads, n), in the model's vartype.
 
     Raises:
-        SamplerFailedError: not a `dimod.SampleSet`, no rows, other variables, other values.
+        SamplerFailedError: no `dimod.SampleSet`, no rows, wrong variables or values.
     """
     size = bqm.num_variables
     if not isinstance(answer, dimod.SampleSet):
@@ -628,8 +632,8 @@ def _numbered_states(given: Any, bqm: dimod.BinaryQuadraticModel) -> Any:
 
 
 def is_constant(bqm: dimod.BinaryQuadraticModel) -> bool:
-    """Whether every state has the same energy because every bias is zero."""
-    # Sums first: they are fast, and biases that cancel are rare.
+    """True if every bias is zero, so that every state has the same energy."""
+    # Sums first: they are fast, and rarely 0 otherwise.
     return (
         bqm.linear.sum() == 0
         and bqm.quadratic.sum() == 0

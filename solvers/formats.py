@@ -35,13 +35,13 @@ class Format:
         name: what ``--format`` and ``format=`` take.
         suffixes: of files that usually hold it.
         contents: one line about what is in it.
-        sense: what its publishers do with the objective.
-        evidence: what in a file speaks for it.
-        read: the problem in a file of it.
-        write: the bytes of a file of it; None if it is only read.
-        counts: whether it holds exact counts.
+        sense: what its publishers do with the objective, minimise or maximise.
+        evidence: function from a file's contents to its `Evidence`.
+        read: function from a file's contents to its problem.
+        write: function from a problem to the bytes of a file; None if the format is only read.
+        counts: True if it holds exact counts.
         names: pattern of the names of public files in it, without a folder, in small letters.
-        doubt: sentence for those who say neither ``maximize`` nor ``minimize``.
+        doubt: note for callers who give neither ``maximize`` nor ``minimize``.
     """
 
     name: str
@@ -71,7 +71,11 @@ def get_format(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        InvalidOptionError: there is none; the message lists those there are.
+        InvalidOptionError: the name is unknown; the message lists the names.
+
+    Example:
+        >>> get_format("qs").suffixes
+        ('.qs',)
     """
     for one in FORMATS:
         if one.name == name:
@@ -95,7 +99,7 @@ def format_of(contents: Contents) -> Format:
     if len(both) == 1 or (len(shaped) == 1 and (signed or not named)):
         return (both or shaped)[0]
     if not shaped and len(named) == 1:
-        return named[0]  # its reader says what is wrong
+        return named[0]  # its reader raises with the reason
     if shaped:
         raise InvalidProblemError(_doubt(contents, both or shaped, named))
     raise InvalidProblemError(_unknown(contents))

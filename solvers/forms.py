@@ -1,4 +1,4 @@
-"""What annealing keeps in memory, and which form is cheapest now: fields, whole rows, factors.
+"""Forms of annealing, by the arrays that each keeps (fields, rows, factor), and their costs.
 
 All forms walk the same states; they differ in what a proposal and a move cost. Costs are in
 nanoseconds, measured on one core of a server processor (`python -m benchmarks.solvers_local
@@ -26,11 +26,11 @@ from solvers.reads import Read
 
 Reals = NDArray[np.floating]
 
-# A matrix beyond this many bytes streams from main memory, one below from the cache.
+# A matrix of more bytes is read from main memory, a smaller one from the cache.
 _CACHE_BYTES = 16e6
-# A row's heat bath moves about as often as one single proposal to every so many of its group.
+# Proposals that one heat bath of a row is worth: the size of its group over this number.
 _GROUP_PER_PROPOSAL = 16
-#: Beyond this many variables a sweep over whole rows takes too long to be stopped in time.
+#: With more variables a sweep over whole rows takes too long between two looks at the clock.
 LONGEST_GROUP = 8192
 
 
@@ -41,7 +41,7 @@ class Form(ABC):
     layout: Layout
 
     def kept(self, x: NDArray[np.int8]) -> Reals:
-        """What the kernel keeps besides the state x, computed afresh: here the fields."""
+        """The array that the kernel keeps besides the state x, computed afresh: here the fields."""
         return self.layout.fields(x[None])[0]
 
     def anneal(self, read: Read, kept: Reals, temperatures: Reals) -> float:
@@ -70,7 +70,7 @@ class Form(ABC):
         """Nanoseconds per accepted move, on top of its proposal."""
 
     def cost(self, acceptance: float) -> float:
-        """Nanoseconds per accepted move, all told, when ``acceptance`` of proposals are taken."""
+        """Nanoseconds per accepted move, its proposals included, at this rate of ``acceptance``."""
         return self.proposal / max(acceptance, 1e-9) + self.move
 
     def sweep(self, acceptance: float) -> float:

@@ -1,12 +1,12 @@
-"""The gap between the best energy found and what is proved: one notion, for every sampler.
+"""The gap between the best energy found and the proved lower bound.
 
 The *absolute* gap is E - B, with E the energy found and B a lower bound. The *relative* gap is
 (E - B) / (M - B), with M the mean energy of uniformly random feasible states: 0 is the optimum,
-1 is no better than chance. Neither sees a constant that is added to a problem, nor whether it is
-written in spins or in bits, and the relative one no positive factor either.
+1 is no better than chance. Neither depends on a constant added to the problem, nor on whether it is
+written in spins or in bits; the relative gap does not depend on a positive factor either.
 
 A state is *proved* optimal where the relative gap is at most `TOLERANCE`; or where the absolute
-one is within `rounding`, what the coefficients themselves (never the offset) let a sum be off by,
+one is within `rounding`, the error of a sum of the coefficients (without the offset),
 and then counts as 0. Where all energies are multiples of one number (integer coefficients), the
 absolute gap must be less than it, however large the coefficients are, and is 0 then.
 """
@@ -25,22 +25,26 @@ from solvers.quadratic import Dense, Floats, LowRank, Sparse
 TOLERANCE = 1e-10
 
 _EPS = float(np.finfo(np.float64).eps)
-# Sums of integers up to here are exact, and a sixteenth of one is no matter of rounding.
+# Sums of integers up to here are exact, also in sixteenths.
 _EXACT = 2.0**48
-# Of the rounding of one sum; twice what a bound takes off for its own sums, on either side.
+# Times the rounding of one sum: twice the slack of a bound.
 _FACTOR = 32.0
-# Rows of a dense matrix looked at together.
+# Rows of a dense matrix in one block.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far an energy can be from the optimum.
+    """The distance of an energy from the optimum, at most.
 
     Attributes:
         absolute: in units of the energy; infinite where there is no bound.
         relative: between 0 and 1 for a state that is better than chance; infinite likewise.
-        proved: whether that is nothing, see the module.
+        proved: True if the energy is proved optimal, see the module.
+
+    Example:
+        >>> Gap(0.0, 0.0, True).proved, Gap().relative
+        (True, inf)
     """
 
     absolute: float = float("inf")
@@ -59,7 +63,12 @@ def gap_between(problem: QuadraticProblem, energy: float, bound: float, error: f
         problem: its offset does not matter.
         energy: of a feasible state.
         bound: no feasible state has a lower energy; -inf when nothing is known.
-        error: how far off by rounding the difference of both may be.
+        error: rounding error of their difference.
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, -3.0], np.zeros((2, 2)), counts=1)
+        >>> gap_between(problem, -2.5, -3.0).relative
+        0.5
     """
     if not np.isfinite(bound) or not np.isfinite(energy):
         return UNKNOWN
@@ -97,11 +106,11 @@ def mean_energy(problem: QuadraticProblem) -> float:
         sizes = problem.group_sizes
         share = problem.counts / np.maximum(sizes, 1)
         p = share[problem.groups]
-        # What two of a group have less in common than independent ones.
+        # The covariance of two variables of one group.
         less = -share * (1.0 - share) / np.maximum(sizes - 1, 1)
         own = np.bincount(problem.groups, weights=quadratic.diagonal(), minlength=sizes.size)
         if sizes.size == 1:
-            # One look at the matrix serves both.
+            # One pass over the matrix for both.
             sums = quadratic.product(np.ones(n))
             product, inside = share[0] * sums, np.array([sums.sum()])
         else:
@@ -143,7 +152,7 @@ def magnitude(problem: QuadraticProblem) -> float:
 
 
 def rounding(problem: QuadraticProblem) -> float:
-    """What a difference of two energies, or of an energy and a bound, can be off by rounding."""
+    """The rounding error of a difference of two energies, or of an energy and a bound, at most."""
     return _FACTOR * (problem.num_variables + 64) * _EPS * magnitude(problem)
 
 
@@ -161,7 +170,7 @@ def _rounding_at_most(problem: QuadraticProblem) -> float:
 
 
 def energy_step(problem: QuadraticProblem) -> float:
-    """A number that all energies, bare of the offset, are multiples of; 0 where none is known.
+    """A number that divides all energies without the offset; 0 where none is known.
 
     It is the greatest common divisor of the coefficients where they are integers, or become so
     times a power of two up to 16.
@@ -199,7 +208,7 @@ def energy_step(problem: QuadraticProblem) -> float:
 def raised(bound: float, step: float) -> float:
     """The least multiple of ``step`` from ``bound`` on; ``bound`` itself where there is no step.
 
-    Both without the offset. Division rounds no quotient past a whole number, so that a valid
+    Both without the offset. Division never rounds a quotient past an integer, so that a valid
     bound stays one.
     """
     return step * float(np.ceil(bound / step)) if step > 0.0 and np.isfinite(bound) else bound

@@ -1,4 +1,4 @@
-"""Foreign readers in a process of their own, for files on which they would end this one."""
+"""Third parties' readers in a process of their own, since a broken file can crash them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def run_apart(imports: str, statement: str, data: bytes) -> subprocess.Completed
     """Run a statement, of ``given`` and ``answer`` (streams), apart from this process.
 
     Raises:
-        InvalidProblemError: the process did not survive it.
+        InvalidProblemError: the process crashed.
     """
-    # What is printed below Python goes to the error output, apart from the answer.
+    # Output of C code goes to stderr, apart from the answer.
     program = (
         f"import io, os, sys; {imports}\n"
         "out = os.fdopen(os.dup(1), 'wb'); os.dup2(2, 1)\n"

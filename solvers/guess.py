@@ -1,4 +1,4 @@
-"""Random states with exact counts: the floor of every comparison."""
+"""Random states with exact counts: the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Random(TimedSampler):
     def _first(
         self, problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline
     ) -> States | None:
-        """Nothing that is better than chance."""
+        """No first state: random states are what this sampler answers with."""
         return None
 
     def _search(

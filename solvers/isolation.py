@@ -1,4 +1,4 @@
-"""A sampler at arm's length: in a process of its own, or at least with a limit to its time."""
+"""Samplers in a process of their own, or with a limit to the time that a caller waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from solvers.solution import Solution
 if TYPE_CHECKING:
     from solvers.study.worker import Worker
 
-# Between two looks at a deadline, which an interrupt moves.
+# Seconds between two looks at a deadline, which an interrupt moves.
 _SECONDS_PER_LOOK = 0.02
 
 
@@ -35,7 +35,7 @@ class _ProblemSampler(Protocol):
 class Processes:
     """Processes that hold a copy of one object each, lent one at a time and kept while idle.
 
-    They are started when there is none to lend, and ended with this object.
+    A process is started when none is idle; all end with this object.
 
     Args:
         factory: makes the object there; see `solvers.study.worker.Worker`.
@@ -49,7 +49,7 @@ class Processes:
 
     @contextmanager
     def lent(self) -> Iterator[Worker]:
-        """One of them, to be had back."""
+        """Lend one process; it comes back at the end of the block."""
         from solvers.study.worker import Worker
 
         try:
@@ -68,14 +68,14 @@ def _stop_all(idle: queue.SimpleQueue[Worker]) -> None:
 
 
 class Isolated:
-    """A sampler that runs in a process of its own: what crashes or hangs there ends there.
+    """A sampler in a process of its own, so that a crash or a hang does not reach the caller.
 
-    Several threads may ask at once; each has a process to itself. A process is started with the
-    first call and lives on, until it dies or is killed at the limit; the next call starts another.
+    Several threads may call at once; each has a process to itself. A process is started with the
+    first call and kept until it crashes or is killed at the limit; the next call starts another.
 
     Args:
         child: takes problems (see `solvers.counting`); can be pickled.
-        time_limit: seconds for one call; None = as long as it takes.
+        time_limit: seconds for one call; None is no limit.
 
     Raises:
         InvalidOptionError: the sampler cannot be sent to another process.
@@ -114,7 +114,7 @@ class Isolated:
             with self._processes.lent() as worker:
                 return worker.call("ask", problem, options, limit=self._limit)
         except StudyError as error:
-            # It failed to start, on a busy machine, or where a script lacks its main guard.
+            # The process failed to start: a busy machine, or a script without its main guard.
             raise WorkerDiedError(f"no process for the sampler: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Isolated:
 
 
 class TimeLimited:
-    """A sampler whose caller waits no longer than the limit; what hangs goes on unheard.
+    """A sampler whose caller waits no longer than the limit; a call that hangs is left behind.
 
     For samplers that wait for a remote machine. One that computes is better `Isolated`, where
     it can be killed.
@@ -161,7 +161,7 @@ class TimeLimited:
 
 
 class _LeftBehindError(WorkerDiedError):
-    """Nobody waits for the call any more; also raised where it still runs, which ends it."""
+    """The call was left behind; also raised inside the call, to end it."""
 
     def __init__(self) -> None:
         super().__init__("left behind at its deadline", timed_out=True)
@@ -170,21 +170,21 @@ class _LeftBehindError(WorkerDiedError):
 def on_a_thread(
     call: Callable[[], Any], deadline: Deadline, grace: Callable[[], float] = lambda: 0.0
 ) -> Any:
-    """What ``call`` returns or raises, on a thread of its own that is not waited for for ever.
+    """Run ``call`` on a thread of its own, with a limit to the wait; return or raise as it does.
 
-    What is left behind ends with its next line of Python: an exception is raised there. Code
-    in C is not stopped by that; where it may take long, use a process.
+    A call left behind ends at its next line of Python, where an exception is raised. This does
+    not stop code in C; use a process where that may take long.
 
     Args:
         call: takes no arguments.
-        deadline: when to wait no longer; also reached by an interrupt.
-        grace: seconds to wait after that, for what ends by itself.
+        deadline: end of the wait; an interrupt ends it, too.
+        grace: seconds to wait after that, for a call that ends by itself.
 
     Raises:
         WorkerDiedError: the call was left behind.
     """
     answers: list[tuple[bool, Any]] = []
-    # No queue: in CPython, one that a signal wakes at the end of its time waits for ever.
+    # No queue: CPython's waits for ever if a signal comes at the end of its timeout.
     answered = threading.Event()
     context = contextvars.copy_context()
 
@@ -195,7 +195,7 @@ def on_a_thread(
             answers.append((False, error))
         answered.set()
 
-    # A daemon: what hangs must not keep the process from ending.
+    # A daemon: a call that hangs must not keep the process from ending.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     try:
@@ -216,7 +216,7 @@ def on_a_thread(
 
 
 class _Served:
-    """What lives in the other process."""
+    """The object in the other process: a sampler."""
 
     def __init__(self, child: _ProblemSampler) -> None:
         self.child = child

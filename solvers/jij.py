@@ -13,9 +13,9 @@ import numpy as np
 from solvers.clock import Deadline
 from solvers.foreign import ForeignSampler, Options
 
-# Seconds that a read takes per coupling before its first sweep, and in a sweep, about.
+# Seconds of a read per coupling: before its first sweep, and in a sweep, about.
 _PER_COUPLING, _PER_SWEEP = 2e-5, 2e-9
-# Reads in one call take no longer than this; longer ones are made in a process.
+# Seconds of a read; longer ones are made in a process of their own.
 _LONG = 0.2
 
 
@@ -34,9 +34,9 @@ def quantum_annealing() -> OpenJij:
 
 
 class OpenJij(ForeignSampler):
-    """An OpenJij sampler that keeps the promises of this package.
+    """An OpenJij sampler with the guarantees of this package.
 
-    By itself it makes every read of a seeded call the same read, seeds numpy's global
+    OpenJij itself makes all reads of a seeded call alike, seeds numpy's global
     generator, and takes one initial state. Here each read has a seed and an initial state of
     its own, and the global generator is left as it was.
     """
@@ -55,7 +55,7 @@ class OpenJij(ForeignSampler):
     def apart(
         self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline
     ) -> bool:
-        # It hears nothing during a read.
+        # A read cannot be interrupted.
         limited = deadline.time_limit is not None
         return limited or self._seconds_per_read(model, options) > _LONG
 

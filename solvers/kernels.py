@@ -1,4 +1,4 @@
-"""What all inner loops share: the numba settings, random numbers, and how a matrix is read.
+"""The common part of all inner loops: numba settings, random numbers, access to a matrix.
 
 Every kernel works in place on plain arrays, releases the GIL and carries its own random state.
 Names used throughout:
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Watch(event.Listener):
-    """Tells the clock when numba compiles, or loads what it has compiled."""
+    """Listener that stops the clock while numba compiles or loads its cache."""
 
     def on_start(self, event: event.Event) -> None:
         COMPILING.began()
@@ -48,7 +48,7 @@ class _Watch(event.Listener):
 
 
 class _Announcement(event.Listener):
-    """Says once that numba compiles: that takes seconds."""
+    """Listener that logs once that numba compiles, which takes seconds."""
 
     said = False
 
@@ -61,8 +61,8 @@ class _Announcement(event.Listener):
         pass
 
 
-# The first in numba's list: that changes while compilers run in several threads, and whoever
-# stands behind others can be left out.
+# Registered first: numba's list of listeners changes while threads compile, and later ones in
+# it can be skipped.
 event.register("numba:compiler_lock", _Watch())
 event.register("numba:compile", _Announcement())
 
@@ -76,7 +76,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def compiler(**options: Any) -> Callable[[Any], Any]:
-    """A decorator that compiles, and keeps the result in a file where there is a place for it.
+    """A numba decorator with the settings of this package; it caches on disk where possible.
 
     Args:
         **options: of numba's ``njit``, beside those that all kernels have.
@@ -87,7 +87,7 @@ def compiler(**options: Any) -> Callable[[Any], Any]:
         try:
             return njit(**settings)(function)
         except RuntimeError:
-            # Neither the package's folder nor the user's can be written to.
+            # No cache folder can be written to.
             return njit(**settings | {"cache": False})(function)
 
     return compiled
@@ -96,7 +96,7 @@ def compiler(**options: Any) -> Callable[[Any], Any]:
 #: Compiles an inner loop.
 kernel = compiler()
 
-#: Compiles a part of one, always inlined: a call with several arrays costs some 20 ns.
+#: Compiles a part of an inner loop, always inlined: a call with several arrays costs some 20 ns.
 part = compiler(forceinline=True)
 
 #: Quantiles of the unit exponential: a Metropolis threshold costs one table look-up, no log.

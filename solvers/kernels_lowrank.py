@@ -1,4 +1,4 @@
-"""Inner loops on the factor itself: Q = U'U, and instead of n fields the m numbers U x are kept.
+"""Inner loops on the factor U of Q = U'U: the m numbers U x are kept instead of n fields.
 
 A proposal costs a pass over m numbers instead of one look-up, an accepted move a pass over m
 instead of n: the form for high temperatures and m much smaller than n. Arguments beyond those of
@@ -42,7 +42,7 @@ def push(factor, projection, i, sign):
 def exchange_gain(factor, linear, projection, out, into, steps):
     """Change of E when ``out`` (at 1) and ``into`` (at 0) exchange.
 
-    That is the difference of linear plus d.(U x + d / 2); d = U_into - U_out is left in ``steps``.
+    It is the difference of linear plus d.(U x + d / 2); d = U_into - U_out is left in ``steps``.
     """
     real = projection.dtype.type
     out_row, in_row = factor[out], factor[into]

@@ -87,8 +87,8 @@ def swap_descent(matrix, field, half, x, starts, random, noise, scores, most_row
     """Swaps inside groups until none improves E, or ``most_rows`` were looked at.
 
     Every variable of the rarer value in turn takes its best partner if that lowers E. ``cursor``
-    is where a call ends and the next goes on: the variable, its group, and how many variables in
-    a row have had no better partner; pass zeros at first. At the end the last is n or more.
+    is the position of a call, in and out: the variable, its group, and how many variables in
+    a row had no better partner; zeros at first. At a local minimum the last is n or more.
     ``scores`` is scratch, as long as the largest group, ``random`` and ``noise`` are not used.
     """
     real = field.dtype.type
@@ -120,10 +120,10 @@ def swap_descent(matrix, field, half, x, starts, random, noise, scores, most_row
 def swap_heat_bath(
     matrix, field, half, x, starts, places, temperatures, random, noise, best, tally, scores
 ):
-    """Anneal by heat-bath swaps, one sweep per temperature: the kernel for cold and warm starts.
+    """Anneal by heat-bath swaps, one sweep per temperature: for low temperatures and warm starts.
 
     Every variable i of the rarer value of its group in turn moves to a partner j, or stays, with
-    probability proportional to exp(-E / T): an exact Gibbs update of where that one sits.
+    probability proportional to exp(-E / T): an exact Gibbs update of the position of that value.
 
     Args:
         matrix: (n, n) float32 or float64, or CSR.
@@ -161,7 +161,7 @@ def swap_heat_bath(
                         lowest = energy
                         copy_into(best, x)
                     swap(matrix, field, x, i, j)
-                    # The list of the rarer value moves on; that of the other is not read here.
+                    # Only the list of the rarer value is read here, and updated.
                     place[p] = j
                     energy += gain
                     moves += 1
@@ -173,7 +173,7 @@ def swap_heat_bath(
 
 @kernel
 def swap_metropolis(matrix, field, half, x, starts, temperatures, random, best, tally):
-    """Anneal by random swaps, one sweep of n proposals per temperature: the kernel for hot ones.
+    """Anneal by random swaps, one sweep of n proposals per temperature: for high temperatures.
 
     Every variable in turn is offered a random partner of the other value in its group and takes
     it with probability min(1, exp(-dE / T)) (Metropolis et al. 1953). Arguments are those of

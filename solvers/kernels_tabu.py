@@ -1,4 +1,4 @@
-"""Inner loops of tabu search: always the best move that is not tabu, downhill or up.
+"""Inner loops of tabu search: the best move that is not tabu, whether E falls or rises.
 
 The names of the arguments are those of `solvers.kernels`; besides them
 
@@ -50,8 +50,8 @@ def flip_tabu(
         field: linear + Q x, kept right in place.
         half: half the diagonal.
         x: state, changed in place.
-        until: see above; pass zeros.
-        tenure: least number of iterations a flipped variable rests.
+        until: see the module; zeros at first.
+        tenure: least number of iterations that a flipped variable is tabu.
         spread: its random part, at least 1.
         iterations: how many.
         goal: stop when E, in the tally's terms, is at most this.
@@ -67,7 +67,7 @@ def flip_tabu(
         aspired = real(lowest - energy) - real(1e-6) * abs(real(lowest - energy))
         least = flip_scores(field, half, x, until, now, aspired, scores)
         if least == np.inf:
-            # Everything rests: let the least recently moved go first.
+            # All variables are tabu: flip the one whose tenure ends first.
             i = np.argmin(until)
             least = (field[i] if x[i] == 0 else -field[i]) + half[i]
         else:
@@ -134,8 +134,8 @@ def swap_tabu(
     """Swap tabu search with a candidate list.
 
     An iteration draws ``candidates`` random variables, finds the best partner of each that is
-    not tabu by its whole row, and makes the best of these swaps. (The cheapest pair over all
-    variables would be found among the few with the smallest coefficients, again and again.)
+    not tabu by its whole row, and makes the best of these swaps. (The cheapest pair of all
+    variables would nearly always be among the few with the smallest coefficients.)
     Other arguments are those of `flip_tabu`; ``starts`` are the group boundaries.
     """
     real = field.dtype.type

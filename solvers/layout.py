@@ -13,11 +13,11 @@ from solvers.clock import Deadline
 from solvers.problem import QuadraticProblem
 from solvers.quadratic import LowRank, Quadratic, Sparse
 
-# A dense matrix beyond this is never built for a problem given by its factor.
+# Bytes of the largest dense matrix that is formed from a factor.
 _MOST_BYTES = 4e9
-# Beyond this single precision could overflow or lose whole coefficients.
+# Range of coefficients in which single precision neither overflows nor loses one.
 _SINGLE_LIMIT = 1e15
-# Of one thread, at the least, when it forms a matrix.
+# Of one thread on a slow machine, when it forms a matrix.
 _MULTIPLICATIONS_PER_SECOND = 2e10
 
 
@@ -26,7 +26,7 @@ class Layout:
     """The arrays that kernels read, see `solvers.kernels` for their names.
 
     Attributes:
-        problem: where they come from.
+        problem: the problem that is laid out.
         dtype: float32 or float64.
         starts: group boundaries, (g + 1,); ``[0, n]`` where there are no counts.
         order: position -> variable, or None where the variables are sorted already.
@@ -79,7 +79,7 @@ class Layout:
         return np.ascontiguousarray(quadratic.factor.T, dtype=self.dtype)
 
     def affords_matrix(self, deadline: Deadline) -> bool:
-        """Whether ``matrix`` is there, or can be formed with time left to work on it."""
+        """True if ``matrix`` is there, or can be formed in half of the time left."""
         quadratic = self.problem.quadratic
         if not isinstance(quadratic, LowRank) or "matrix" in self.__dict__:
             return True
@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def has_matrix(self) -> bool:
-        """Whether ``matrix`` is there, or small enough to be made from the factor."""
+        """True if ``matrix`` is there, or small enough to be made from the factor."""
         n = self.problem.num_variables
         if not isinstance(self.problem.quadratic, LowRank):
             return True

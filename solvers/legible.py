@@ -1,13 +1,13 @@
-"""Text as it can be shown: names from files and models on terminals, in figures and on pages."""
+"""Names from files and models, made safe to show on terminals, in figures and on pages."""
 
 from __future__ import annotations
 
-#: Characters of a name in a figure, where a longer one would leave no room for the curves.
+#: Characters of a name in a figure; a longer one leaves no room for the curves.
 _IN_FIGURES = 48
 
 
 def legible(text: object, longest: int | None = None) -> str:
-    r"""``str(text)`` on one line, with an escape for each character that nobody can see.
+    r"""``str(text)`` on one line, with an escape for each invisible character.
 
     Escaped are control characters (an escape sequence changes a terminal, and is not allowed in
     an SVG), lone surrogates (no encoding has them), marks that turn the direction of writing, and
@@ -33,12 +33,12 @@ def in_figure(text: object, longest: int = _IN_FIGURES) -> str:
         \$\frac
     """
     shown = legible(text, longest).replace("$", r"\$")
-    # Legends leave out what begins with an underscore.
+    # Matplotlib's legends omit labels that begin with an underscore.
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def shown_on_page(value: object) -> object:
-    """What Jinja puts into a page for ``value``, before it escapes what is HTML in it."""
+    """Jinja's ``finalize``: `legible` text for a page, before HTML is escaped."""
     return legible(value) if type(value) is str else value
 
 

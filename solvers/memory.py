@@ -1,4 +1,4 @@
-"""Whether a problem fits into memory, asked before the memory is."""
+"""Checks that a problem fits into memory, made before anything is allocated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def peak_memory() -> float:
     """The most bytes that this process has held in memory so far."""
     try:
         import resource
-    except ImportError:  # Windows, which counts by itself.
+    except ImportError:  # Windows, where psutil has the peak.
         return float(psutil.Process().memory_info().peak_wset)  # pyright: ignore[reportAttributeAccessIssue]
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -51,7 +51,7 @@ def cgroup_memory(process: Path = Path("/proc/self"), root: Path = Path("/sys/fs
 
 
 def _left(top: Path, path: str, limit: str, usage: str) -> Iterator[float]:
-    """What each group from ``path`` up to ``top`` leaves."""
+    """Bytes that each control group from ``path`` up to ``top`` leaves."""
     own = top / path.strip("/")
     for folder in (own, *own.parents):
         if not folder.is_relative_to(top):

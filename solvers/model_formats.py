@@ -30,7 +30,7 @@ LP_SENSES = {
     **dict.fromkeys(("minimize", "minimise", "minimum", "min"), Sense.MINIMISE),
     **dict.fromkeys(("maximize", "maximise", "maximum", "max"), Sense.MAXIMISE),
 }
-#: Heads of sections of an LP file that dimod's reader passes over, or has no place for.
+#: Heads of sections of an LP file that dimod's reader ignores or does not support.
 _LP_FOREIGN = re.compile(
     r"(sos[12]?|semi-continuous|semis?|lazy constraints|user cuts|pwlobj|general constraints?)",
     re.IGNORECASE,
@@ -70,7 +70,7 @@ def _require_variables(stream: io.BytesIO) -> None:
 
 def read_cqm(contents: Contents) -> Parsed:
     """A CQM as `dimod.ConstrainedQuadraticModel.to_file` writes it; its constraints are counts."""
-    # dimod's own reader trusts the indices in a file and would take this process with it.
+    # dimod's own reader does not check indices; an invalid one would end this process.
     statement = "dimod.ConstrainedQuadraticModel.from_file(given)"
     run_apart("import dimod", statement, contents.data)
     cqm = dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(contents.data))
@@ -78,7 +78,7 @@ def read_cqm(contents: Contents) -> Parsed:
 
 
 def _in_order(problem: QuadraticProblem) -> QuadraticProblem:
-    """The problem with its groups numbered as their variables come: constraints come in any."""
+    """The problem with its groups numbered by first variable; constraints have no fixed order."""
     if problem.groups is None or problem.counts is None:
         return problem
     old, first = np.unique(problem.groups, return_index=True)
@@ -144,7 +144,7 @@ def read_bqpjson(contents: Contents) -> Parsed:
         raise InvalidProblemError("variable_ids of bqp-json are whole numbers, each once")
     domain = _entry(content, "variable_domain", str, "the file")
     if domain not in ("spin", "boolean"):
-        raise InvalidProblemError(f"variable_domain {domain!r}: there are spin and boolean")
+        raise InvalidProblemError(f"variable_domain must be spin or boolean, not {domain!r}")
     place = {one: k for k, one in enumerate(ids)}
     linear = _terms(content, "linear_terms", ("id",), place)
     quadratic = _terms(content, "quadratic_terms", ("id_tail", "id_head"), place)
@@ -194,7 +194,7 @@ def read_lp(contents: Contents) -> Parsed:
     """An LP file, through `dimod.lp`: binary variables; constraints that are exact counts.
 
     Raises:
-        InvalidProblemError: dimod cannot read it, or it has something else in it.
+        InvalidProblemError: dimod cannot read it, or it holds another kind of problem.
     """
     text = contents.text
     words = lp_words("" if text is None else text.whole)
@@ -207,7 +207,7 @@ def read_lp(contents: Contents) -> Parsed:
                 f"its section {line.strip()!r} has no place in a binary quadratic problem; leave "
                 "it out"
             )
-    # A byte-order mark is not for dimod's reader.
+    # dimod's reader does not accept a byte-order mark.
     data = ("" if text is None else text.whole).encode()
     statement = "answer.write(dimod.lp.loads(given.read().decode()).to_file().read())"
     done = run_apart("import dimod, dimod.lp", statement, data)
@@ -228,7 +228,7 @@ def read_lp(contents: Contents) -> Parsed:
             raise InvalidProblemError(
                 f"variable {name!r} has bounds {low:g} and {high:g}; put its value in instead"
             )
-    # dimod has turned the sign of what is maximised.
+    # dimod has changed the sign of a maximised objective.
     return Parsed(_in_order(QuadraticProblem.from_cqm(cqm)), sense)
 
 

@@ -23,7 +23,7 @@ def multiply(matrix, v, out):
 def newton_step(matrix, free, reference, damping, right, step, change):
     """Solve (Q + damping) step = right on the free variables, counts kept; ``change += Q step``.
 
-    Leaves ``step`` at 0 where there is no cheap way. In kernels only.
+    Leaves ``step`` at 0 where no system is cheap enough. In kernels only.
     """
     raise NotImplementedError
 
@@ -113,7 +113,7 @@ def back_solve(a, b):
 def choose_references(x, starts, counts, free, reference):
     """List the fractional variables; the first of every group is its others' reference.
 
-    Counts are kept by letting the reference make up for the others. Returns the numbers of
+    The reference of a group takes the sum that keeps its count. Returns the numbers of
     non-references, whose indices go to ``free`` and references to ``reference`` (-1: no counts).
     """
     found = 0
@@ -287,7 +287,7 @@ def accelerate(
     """Accelerated projected gradient steps ``width`` (Beck and Teboulle 2009) on x, Q x.
 
     Restarted when a step goes uphill (O'Donoghue and Candes 2015). ``y``, ``y_product`` (x, Q x
-    at first) and ``momentum`` (1,) (1 at first) are what another call needs to go on.
+    at first) and ``momentum`` (1,) (1 at first) are in and out, for further calls.
     """
     new = np.empty_like(x)
     new_product = np.empty_like(x)
@@ -384,7 +384,7 @@ def proximal_newton(
             width = real(best[2]) / metric
             copy_into(centre, point)
             copy_into(y, point)
-            # Afresh, so that rounding errors do not pile up.
+            # Recomputed, so that rounding errors do not add up.
             multiply(matrix, y, y_product)
             project(centre - width * (linear + y_product), width, starts, counts, shift, point)
             continue
@@ -405,7 +405,7 @@ def proximal_newton(
 
 @kernel
 def search(linear, starts, counts, width, centre, y, y_product, step, change, moved, shift, x):
-    """Move y along ``step`` to where the slope of the concave dual has mostly gone.
+    """Move y along ``step`` until the slope of the concave dual is small (line search).
 
     ``x`` becomes the projection that belongs to the new y.
     """

@@ -1,6 +1,6 @@
 """D-Wave's samplers that run on this machine, and `neal`, each behind `ForeignSampler`.
 
-`solvers.registry` calls these factories by name, so that nothing here is imported unasked.
+`solvers.registry` calls these factories by name, so that this module is imported only on use.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from solvers.foreign import ForeignSampler, Options
 from solvers.memory import require_memory
 
 _HOUR_IN_MS = 3_600_000
-# A read of more seconds than these ends too late for a clock or an interrupt.
+# Seconds of a read; a longer one ends too late for a time limit or an interrupt.
 _LONG_READ = 0.3
-# Seconds, about, and entries of the states of one call: more reads are made in several.
+# Limits of one call: seconds, about, and entries of its states.
 _CALL, _MOST_ENTRIES = 1.0, 1 << 22
-# From here on temperatures are chosen here where there is a time limit.
+# From this many couplings on, temperatures are chosen here where there is a time limit.
 _MANY_COUPLINGS = 30_000
 
 
@@ -75,11 +75,11 @@ def tree() -> Tree:
 
 
 class Annealing(ForeignSampler):
-    """One of D-Wave's annealers: after each read they ask whether to go on.
+    """One of D-Wave's annealers, which can be interrupted after each read.
 
     Args:
         child: the sampler.
-        name: how errors call it.
+        name: its name in messages.
         per_coupling: seconds of a sweep per coupling at most, about.
     """
 
@@ -101,7 +101,7 @@ class Annealing(ForeignSampler):
         seconds = self._seconds_per_read(model, options)
         if seconds > _LONG_READ:
             return 1
-        # States are drawn before the first read, so that an interrupt may find none made.
+        # Initial states are drawn before the first read: an interrupt may come before any answer.
         return max(1, min(int(_CALL / seconds), _MOST_ENTRIES // model.num_variables))
 
     def apart(
@@ -129,14 +129,14 @@ class Annealing(ForeignSampler):
         return options | {"interrupt_function": ended}
 
     def hurried(self, model: dimod.BinaryQuadraticModel, options: Options) -> Options:
-        # Their own choice of temperatures is a loop over all couplings in Python.
+        # D-Wave's own choice of temperatures is a loop over all couplings in Python.
         given = options.keys() & {"beta_range", "beta_schedule", "Hp_field", "Hd_field"}
         if given or model.num_interactions < _MANY_COUPLINGS:
             return {}
         return {"beta_range": _beta_range(model)}
 
     def learned(self, answer: dimod.SampleSet, options: Options) -> Options:
-        # Found by a loop over all couplings that does not depend on the seed.
+        # A loop over all couplings finds them; they do not depend on the seed.
         chosen = answer.info.get("beta_range")
         if chosen is None or options.keys() & {"beta_schedule", "Hp_field", "Hd_field"}:
             return {}
@@ -144,7 +144,7 @@ class Annealing(ForeignSampler):
 
 
 class Steepest(ForeignSampler):
-    """D-Wave's steepest descent: a read is short, and calls of many reads are made in several."""
+    """D-Wave's steepest descent; reads are short, and many reads are made in several calls."""
 
     def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
         _require_states(model, options)
@@ -152,7 +152,7 @@ class Steepest(ForeignSampler):
     def reads_at_once(self, model: dimod.BinaryQuadraticModel, options: Options) -> int | None:
         if options.get("initial_states_generator", "random") != "random":
             return None
-        # As long as a call takes before its first read, but at least some 50 ms.
+        # Enough reads to outweigh the time before the first one, and some 50 ms at least.
         size, couplings = model.num_variables, model.num_interactions
         return int((0.05 + 4e-7 * couplings) // (1e-6 + 8e-9 * size * size)) + 1
 
@@ -165,7 +165,7 @@ class Steepest(ForeignSampler):
 class Tabu(ForeignSampler):
     """D-Wave's tabu search, deterministic for a seed.
 
-    By itself it stops after 20 ms of wall clock, so that a seed means little. Here a read is
+    D-Wave's default stops after 20 ms of wall clock, so that a seed means little. Here a read is
     one search of ``max(200 n, 10000)`` moves with one restart of a quarter of that, unless
     ``timeout`` (ms) is given, which brings the clock back; so does ``time_limit``.
     """
@@ -200,7 +200,7 @@ class Tabu(ForeignSampler):
     def clocked(self, options: Options, deadline: Deadline, seconds_per_read: float) -> Options:
         if deadline.time_limit is None:
             return options
-        # Whole milliseconds, of each read; what follows the search needs some, too.
+        # Whole milliseconds for each read; the rest of the call needs some, too.
         left = int(1000.0 * deadline.remaining / _number(options.get("num_reads"), 1.0))
         asked = _number(options.get("timeout"), float(_HOUR_IN_MS))
         return self._by_moves(options) | {"timeout": int(max(1, min(asked, left)))}
@@ -221,7 +221,7 @@ class Tabu(ForeignSampler):
 class Tree(ForeignSampler):
     """D-Wave's tree decomposition: exact, for models of small treewidth only."""
 
-    # Beyond these variables it may take long, and hears nothing meanwhile.
+    # Variables; a larger model may take long and cannot be interrupted.
     _SMALL = 20
 
     def require_room(self, model: dimod.BinaryQuadraticModel, options: Options) -> None:
@@ -259,10 +259,10 @@ class Tree(ForeignSampler):
 
 
 def _beta_range(model: dimod.BinaryQuadraticModel) -> list[float]:
-    """Inverse temperatures from where all spins are loose to where couplings hold.
+    """First and last inverse temperature: spins are free at the first, frozen at the last.
 
-    By the root of the sum of squares of what acts on a spin: its field where neighbours are
-    random, and divided by the root of their number the size of one coupling.
+    From the root of the sum of squares of a spin's bias and couplings: its field with
+    random neighbours and, divided by the root of their number, the size of one coupling.
     """
     vectors = model.to_numpy_vectors(variable_order=range(model.num_variables))
     linear, (row, col, bias) = vectors[:2]
@@ -283,5 +283,5 @@ def _require_states(model: dimod.BinaryQuadraticModel, options: Options) -> None
 
 
 def _number(value: Any, otherwise: float) -> float:
-    """A number as it is; anything else is the sampler's to refuse."""
+    """A number as it is; ``otherwise`` for anything else, which the sampler refuses."""
     return float(value) if isinstance(value, int | float) else otherwise

@@ -1,4 +1,4 @@
-"""The options of our own samplers: their types, ranges and one line of help each."""
+"""The options of this package's samplers: types, ranges and one line of help each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from solvers.ranges import MAX_COUNT, MAX_SECONDS, MAX_THREADS, quoted, shown
 
 
 def _number(value: Any) -> Any:
-    """Numbers only: neither text that looks like one nor a truth value."""
+    """Refuse text that looks like a number, and truth values."""
     if isinstance(value, bool | np.bool_ | str | bytes):
         raise ValueError("a number")
     return value
@@ -35,15 +35,15 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT), _Number]
 Whole = Annotated[int, Field(ge=0, le=MAX_COUNT), _Number]
 #: A whole number of at least 0, of any size.
 Seed = Annotated[int, Field(ge=0), _Number]
-#: Sweeps of one read: each has a temperature in memory. More are better spent on more reads.
+#: Sweeps of one read: each has a temperature in memory. More reads are better than more sweeps.
 Sweeps = Annotated[int, Field(ge=1, le=1_000_000), _Number]
-#: The same where there may be none.
+#: The same, or 0.
 SweepsIfAny = Annotated[int, Field(ge=0, le=1_000_000), _Number]
-#: How many threads; more than a machine can start is refused.
+#: Number of threads; more than a machine can start is refused.
 Threads = Annotated[int, Field(ge=1, le=MAX_THREADS), _Number]
 #: Finite, at least 0.
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False), _Number]
-#: Finite or infinite, but a number.
+#: A number, finite or infinite; no NaN.
 Energy = Annotated[float, _Number, AfterValidator(_not_nan)]
 #: At least 0, below 1.
 Share = Annotated[float, Field(ge=0, lt=1), _Number]
@@ -52,7 +52,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 
 
 class TimedOptions(BaseModel):
-    """The option that every sampler of ours has."""
+    """The option of every sampler of this package."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,17 +62,17 @@ class TimedOptions(BaseModel):
 
     @property
     def starts(self) -> Any:
-        """States that the caller has given, in any form; None without."""
+        """Initial states of the caller, in any form; None if there are none."""
         return None
 
     @property
     def randomness(self) -> int | None:
-        """The seed of everything random; None without."""
+        """The seed; None if there is none."""
         return None
 
 
 class SamplerOptions(TimedOptions):
-    """Options that every sampler with something random has; a sampler's own are a subclass."""
+    """Options of every randomised sampler; a sampler adds its own in a subclass."""
 
     num_reads: Count | None = Field(
         default=None,
@@ -94,7 +94,7 @@ class SamplerOptions(TimedOptions):
         return self.seed
 
     def reads(self, default: int) -> int | None:
-        """How many reads are asked; None, with a time limit alone, is as many as fit."""
+        """Number of reads; None, with a time limit alone, is as many as fit."""
         if self.num_reads is not None:
             return self.num_reads
         return default if self.time_limit is None else None
@@ -113,12 +113,12 @@ def read_options(name: str, kind: type[Asked], options: Mapping[str, Any]) -> As
 
     Args:
         name: the sampler's, for messages.
-        kind: what it takes.
+        kind: class of the sampler's options.
         options: by name; None stands for the default.
 
     Raises:
         UnknownOptionError: an option that ``kind`` does not have.
-        InvalidOptionError: a value that is not in its range; the message has the range.
+        InvalidOptionError: a value out of its range; the message has the range.
     """
     unknown = sorted(set(options) - set(kind.model_fields))
     if unknown:
@@ -132,7 +132,7 @@ def read_options(name: str, kind: type[Asked], options: Mapping[str, Any]) -> As
 
 
 def _explained(kind: type[TimedOptions], error: ValidationError) -> str:
-    """The first of what is wrong, in one line with the range that is right."""
+    """The first invalid option, in one line with its valid range."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     allowed = _allowed(kind.model_json_schema()["properties"][name])
@@ -140,7 +140,7 @@ def _explained(kind: type[TimedOptions], error: ValidationError) -> str:
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:
-    """What a field takes, in words, from its JSON schema."""
+    """The values that a field takes, in words, from its JSON schema."""
     options = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     return " or ".join(_in_words(one) for one in options)
 

@@ -1,6 +1,6 @@
 """Exact counts from samplers that cannot count: by a penalty, or by Lagrange multipliers.
 
-Samplers of our own keep counts by their moves; these composites are for everyone else's.
+Samplers of this package keep counts by their moves; these composites are for all others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PenaltyOptions(CompositeOptions):
 
 
 class CardinalityPenalty(CountingComposite):
-    """Counts kept by a penalty strength * (sum of x over the group - count)^2.
+    """A composite that keeps counts by a penalty strength * (sum of x over the group - count)^2.
 
     The strength starts small (`first_strength`), grows by ``growth`` until the child returns a
     feasible sample, and never goes past the provable bound (`strength_bound`), at which every
@@ -80,7 +80,7 @@ def _model(problem: QuadraticProblem, strength: float) -> dimod.BinaryQuadraticM
 
 
 class LagrangeCardinality(CountingComposite):
-    """Counts approached by one Lagrange multiplier per group, the quadratic left as it is.
+    """A composite that keeps counts by one Lagrange multiplier per group; Q stays as it is.
 
     Each round asks the child for the minimum of E(x) - sum_g multiplier_g * (ones in g), and
     bisects every multiplier on whether its group has too many ones or too few. No coupling is
@@ -91,6 +91,12 @@ class LagrangeCardinality(CountingComposite):
 
     Args:
         child: any object with ``sample(bqm, **options) -> dimod.SampleSet``.
+
+    Example:
+        >>> from dimod import ExactSolver
+        >>> problem = QuadraticProblem([-1.0, -2.0, -3.0], np.zeros((3, 3)), counts=1)
+        >>> LagrangeCardinality(ExactSolver()).sample_problem(problem).energy
+        -3.0
     """
 
     def _rounds(self, search: Search, asked: CompositeOptions) -> None:

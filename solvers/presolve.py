@@ -1,9 +1,9 @@
-"""What can be decided about a problem before any search: exactly, and in a few passes.
+"""Presolve: exact reductions of a problem before any search, in a few passes.
 
 Counts of 0 or n decide their groups. Without counts, a variable whose linear term outweighs all
-its couplings has its value (first-order persistency: Hammer and Hansen 1981, in Boros and Hammer,
+its couplings is fixed (first-order persistency: Hammer and Hansen 1981, in Boros and Hammer,
 Discrete Applied Mathematics 123, 2002), and one with at most two couplings is eliminated. Where
-couplings do not tell the variables of a group apart, a problem with counts is one of sorting.
+couplings depend on groups alone, a problem with counts is solved by sorting.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from solvers.sampler import States
 _EPS = float(np.finfo(np.float64).eps)
 # A low-rank matrix is formed up to this size.
 _FORMED = 2048
-# About what it takes to eliminate a variable, in seconds on a slow machine.
+# Seconds to eliminate a variable, about, on a slow machine.
 _SECONDS_PER_VARIABLE = 1e-4
 _MOST_ROUNDS = 50
-# Powers of two that the largest coefficient may have before a problem is scaled.
+# Range of the largest coefficient's power of two in which a problem is not scaled.
 _COMFORTABLE = 200
-# That of a zero.
+# The power of two of a zero.
 _NONE = -10_000
-# Rows of a matrix looked at together.
+# Rows of a matrix in one block.
 _ROWS = 256
 
 
@@ -47,10 +47,10 @@ class _Step(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Fixing:
-    """Variables that have their value.
+    """A step that fixes variables.
 
     Attributes:
-        state: shape (n,), int8; what it holds for ``kept`` does not matter.
+        state: shape (n,), int8; its values at ``kept`` are not used.
         kept: indices of the others.
     """
 
@@ -70,12 +70,12 @@ class Fixing:
 
 @dataclass(frozen=True, eq=False)
 class Presolved:
-    """What is left of a problem.
+    """A problem after presolve, and the way back.
 
     Attributes:
         problem: has the same optimum, up to ``slack``; its offset holds what was decided.
-        slack: what rounding can have added to it.
-        steps: what was done.
+        slack: rounding error of its energies.
+        steps: the reductions, in order.
     """
 
     problem: QuadraticProblem
@@ -95,12 +95,18 @@ class Presolved:
         return states
 
     def then(self, problem: QuadraticProblem, step: _Step, slack: float) -> Presolved:
-        """One step further."""
+        """The same with one more step."""
         return Presolved(problem, max(self.slack, slack), (*self.steps, step))
 
 
 def presolved(problem: QuadraticProblem, deadline: Deadline | None = None) -> Presolved:
-    """Decide what can be, in the time there is."""
+    """Apply all reductions for which there is time.
+
+    Example:
+        >>> problem = QuadraticProblem([5.0, -1.0], [[0.0, 2.0], [2.0, 0.0]])
+        >>> presolved(problem).problem.num_variables
+        0
+    """
     deadline = deadline or Deadline()
     slack = cache(lambda: _slack(problem))
     found = _sorted_out(_forced(Presolved(problem)), slack)
@@ -121,7 +127,7 @@ def presolved(problem: QuadraticProblem, deadline: Deadline | None = None) -> Pr
 
 
 def without_choice(problem: QuadraticProblem) -> Presolved | None:
-    """`presolved` where counts, or sorting, already decide everything; else None."""
+    """`presolved` where counts, or sorting, already fix all variables; else None."""
     found = _sorted_out(_forced(Presolved(problem)), lambda: _slack(problem))
     return None if found.problem.num_variables else found
 
@@ -143,12 +149,12 @@ def sign_bound(problem: QuadraticProblem) -> float:
 
 
 def _slack(problem: QuadraticProblem) -> float:
-    """Enough for the error of every sum of coefficients in this module together."""
+    """A bound on the rounding error of all sums of coefficients in this module together."""
     return 0.0 if energy_step(problem) > 0.0 else 0.5 * rounding(problem)
 
 
 def _without_rivals(problem: QuadraticProblem) -> QuadraticProblem:
-    """The same without the couplings inside groups of which one is 1: no state has both ends."""
+    """The problem without couplings inside groups with count 1, of which no state has both ends."""
     quadratic, groups, counts = problem.quadratic, problem.groups, problem.counts
     if groups is None or counts is None or not (counts == 1).any():
         return problem
@@ -174,7 +180,7 @@ def _fixed(found: Presolved, state: NDArray[np.int8], kept: Integers, slack: flo
 
 
 def _forced(found: Presolved) -> Presolved:
-    """Groups of which all or none are 1 are decided, and gone."""
+    """Remove the groups with a count of 0 or of their size: these are decided."""
     problem = found.problem
     if problem.groups is None or problem.counts is None:
         return found
@@ -192,7 +198,7 @@ def _forced(found: Presolved) -> Presolved:
 
 
 def _persistent(found: Presolved, slack: Callable[[], float]) -> Presolved:
-    """Fix what has its value whatever the others have."""
+    """Fix the variables whose optimal value does not depend on the others."""
     problem = found.problem
     n = problem.num_variables
     if isinstance(problem.quadratic, LowRank) and n > _FORMED:
@@ -205,7 +211,7 @@ def _persistent(found: Presolved, slack: Callable[[], float]) -> Presolved:
     if not (zero | one).any():
         return found
     error = 4.0 * (n + 64) * _EPS * (np.abs(linear) + rises - falls)
-    # Coefficients as given, all of one sign, are no matter of rounding.
+    # A sum of given coefficients of one sign has no cancellation.
     given = not found.steps
     doubtful = (zero & (down <= error) & ~(given & (falls == 0.0))) | (
         one & (up <= error) & ~(given & (rises == 0.0))
@@ -229,14 +235,14 @@ def _sides(quadratic: Quadratic) -> tuple[Floats, Floats]:
         parts = [matrix[i : i + _ROWS] for i in range(0, max(1, len(matrix)), _ROWS)]
         negative = np.concatenate([np.minimum(part, 0.0).sum(1) for part in parts])
         positive = np.concatenate([np.maximum(part, 0.0).sum(1) for part in parts])
-    # A sum of one sign less one of its terms: 0 where that was the only one.
+    # A sum of one sign minus one of its terms: exactly 0 if that was the only one.
     falls = np.minimum(0.0, negative - np.minimum(diagonal, 0.0))
     rises = np.maximum(0.0, positive - np.maximum(diagonal, 0.0))
     return falls, rises
 
 
 def _sorted_out(found: Presolved, slack: Callable[[], float]) -> Presolved:
-    """Decide everything by sorting where couplings are the same within and between groups."""
+    """Fix all variables by sorting where couplings are the same within and between groups."""
     problem = found.problem
     if problem.groups is None or problem.counts is None or not _alike(problem):
         return found
@@ -252,7 +258,7 @@ def _sorted_out(found: Presolved, slack: Callable[[], float]) -> Presolved:
 
 
 def _alike(problem: QuadraticProblem) -> bool:
-    """Whether a coupling depends on the two groups alone, up to rounding."""
+    """True if a coupling depends on the two groups alone, up to rounding."""
     quadratic, groups, n = problem.quadratic, problem.groups, problem.num_variables
     assert groups is not None
     if isinstance(quadratic, Sparse):
@@ -264,14 +270,14 @@ def _alike(problem: QuadraticProblem) -> bool:
     allowed = 0.0
     if isinstance(quadratic, LowRank):
         allowed = 16.0 * quadratic.rank * _EPS * float(quadratic.diagonal().max())
-    # Seldom the case, and seen at once: two rows of one group that differ elsewhere.
+    # Rarely true, and cheap to refute: two rows of one group that differ elsewhere.
     i, j = np.flatnonzero(groups == groups[0])[:2]
     difference = np.abs(quadratic.row(int(i)) - quadratic.row(int(j)))
     if np.delete(difference, [i, j]).max(initial=0.0) > allowed:
         return False
     matrix = quadratic.dense()
     starts = np.array([np.flatnonzero(groups == g)[:2] for g in range(problem.num_groups)])
-    # Every group has two variables at least: others have been decided.
+    # Every group has at least two variables: smaller ones are fixed.
     between = matrix[np.ix_(starts[:, 0], starts[:, 1])][groups]
     return all(
         np.abs(np.delete(row - between[i][groups], i)).max(initial=0.0) <= allowed
@@ -282,7 +288,7 @@ def _alike(problem: QuadraticProblem) -> bool:
 def extreme(problem: QuadraticProblem) -> int:
     """The power of two of the largest coefficient where squares might not be representable; or 0.
 
-    Times 2 to minus it, nothing but the scale changes: no digit that counts is lost.
+    Times 2 to minus that, only the scale changes: no significant digit is lost.
     """
     power = max(_power(problem.linear), _largest_power(problem.quadratic))
     return power - power % 2 if abs(power) > _COMFORTABLE and power > _NONE else 0

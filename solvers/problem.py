@@ -1,4 +1,4 @@
-"""The one kind of problem everything here speaks of: quadratic, binary, with exact counts."""
+"""The problem of this package: quadratic, binary, with exact counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class QuadraticProblem:
         offset: added to every energy.
         groups: shape (n,), the group 0..g-1 of every variable; None with ``counts`` means one
             group of all variables, None without means no counts at all (plain QUBO).
-        counts: shape (g,), or one integer: how many variables of each group are 1.
+        counts: shape (g,), or one integer: number of variables of each group that are 1.
         labels: a name for each variable, in order; None means 0..n-1.
 
     Raises:
@@ -96,7 +96,7 @@ class QuadraticProblem:
 
     @cached_property
     def group_sizes(self) -> Integers:
-        """How many variables each group has, shape (g,)."""
+        """Number of variables in each group, shape (g,)."""
         if self.groups is None:
             return np.zeros(0, dtype=np.int64)
         return np.bincount(self.groups, minlength=self.num_groups).astype(np.int64)
@@ -116,7 +116,7 @@ class QuadraticProblem:
         return self.linear + self.quadratic.product(x)
 
     def feasible(self, samples: ArrayLike) -> NDArray[np.bool_]:
-        """Whether every group of every row has its exact count, shape (reads, n) -> (reads,)."""
+        """True for rows with the exact count in every group, shape (reads, n) -> (reads,)."""
         x = np.atleast_2d(np.asarray(samples))
         if self.groups is None or self.counts is None:
             return np.ones(len(x), dtype=bool)
@@ -155,7 +155,7 @@ class QuadraticProblem:
                 linear, (upper.row, upper.col, upper.data), self.offset, dimod.BINARY
             )
         else:
-            # The dense constructor adds Q_ij and Q_ji, so half of each is handed over.
+            # dimod's dense constructor adds Q_ij and Q_ji, so each is halved.
             half = 0.5 * self.quadratic.dense()
             np.fill_diagonal(half, 0.0)
             bqm = dimod.BinaryQuadraticModel(linear, half, self.offset, dimod.BINARY)
@@ -208,7 +208,7 @@ class QuadraticProblem:
         linear, data = np.asarray(given, np.float64), np.asarray(couplings, np.float64)
         offset = float(constant)
         if bqm.vartype is not dimod.BINARY:
-            # In float64, whatever the model's own type: s = 2 x - 1.
+            # s = 2 x - 1, in float64 also for models of another dtype.
             offset += float(data.sum() - linear.sum())
             both, twice = np.concatenate([row, col]), np.concatenate([data, data])
             linear = 2.0 * (linear - np.bincount(both, weights=twice, minlength=size))
@@ -254,7 +254,7 @@ class QuadraticProblem:
 
         Raises:
             InvalidProblemError: a variable is not binary, a hard constraint is not
-                ``sum of variables == count``, two of them share a variable, or a variable
+                ``sum of variables == count``, two constraints share a variable, or a variable
                 is in none while others are; or a soft constraint costs something else.
         """
         others = [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]

@@ -1,7 +1,7 @@
 """QPLIB's format, for problems of binary variables: a strict reader.
 
 F. Furini and others, "QPLIB: a library of quadratic programming instances", Mathematical
-Programming Computation 11 (2019), appendix B. A reader of every class of it is in ommx; it brings
+Programming Computation 11 (2019), appendix B. ommx reads every class of it, but it brings
 pandas and telemetry with it, and of those classes only these can be held here.
 """
 
@@ -39,7 +39,7 @@ def read_qplib(text: str) -> Parsed:
     Raises:
         InvalidProblemError: its class, the three letters in its second line, has variables that
             are not binary or constraints that are not linear; or a constraint is no exact count.
-        LineError: a line is not what the format has there.
+        LineError: a line does not follow the format.
     """
     lines = _Lines(text)
     lines.words("the problem's name")
@@ -75,9 +75,9 @@ def read_qplib(text: str) -> Parsed:
 
 
 def _counted(problem: QuadraticProblem, lines: _Lines, rows: int) -> QuadraticProblem:
-    """The problem with the counts that the constraints are."""
+    """The problem with its constraints as counts."""
     where, weight = lines.entries(2, (rows, problem.num_variables))
-    lines.value()  # what stands for infinity
+    lines.value()  # the file's infinity
     low, high = lines.vector(rows), lines.vector(rows)
     if (low != high).any():
         bad = int(np.flatnonzero(low != high)[0])
@@ -99,7 +99,7 @@ def _counted(problem: QuadraticProblem, lines: _Lines, rows: int) -> QuadraticPr
 
 
 class _Lines:
-    """The lines of a file, asked for one after the other."""
+    """The lines of a file, read one after the other."""
 
     def __init__(self, text: str) -> None:
         self._lines = list(qplib_lines(text))
@@ -135,7 +135,7 @@ class _Lines:
         return vector
 
     def entries(self, width: int, sizes: tuple[int, ...]) -> tuple[Indices, Floats]:
-        """How many there are, then each as ``width`` indices from 1 and a value; from 0 here."""
+        """A list of entries: their number, then each as ``width`` indices from 1 and a value."""
         wanted = self.count("the number of entries")
         found, values, seen = [], [], set()
         for _ in range(wanted):

@@ -1,7 +1,7 @@
-"""D-Wave's quantum processors and hybrid solvers: paid, remote, and fallible.
+"""D-Wave's quantum processors and hybrid solvers, which are remote and paid.
 
-Every call goes through a `Meter`: its cost is shown before, its problem id stored before
-waiting, its charge booked after. Connection settings (``solver``, ``token``, ``profile``, ...)
+A `Meter` shows the cost of every call before it is made, stores its problem id before
+waiting and records its charge. Connection settings (``solver``, ``token``, ``profile``, ...)
 are D-Wave's own and better kept in its configuration file; no message shows a token.
 """
 
@@ -114,7 +114,7 @@ def _connected(
 
 
 def _failed(meter: Meter, error: Exception, problem: Any) -> SamplerFailedError:
-    """What a failed call is reported as: no token, and the problem id if there is one."""
+    """The error of a failed call: no access token, the problem id if there is one."""
     stored = f"; the answer may still come: problem {meter.last_problem_id}"
     return SamplerFailedError(
         f"{meter.name} failed: {type(error).__name__}: {redacted(error)}"
@@ -124,11 +124,11 @@ def _failed(meter: Meter, error: Exception, problem: Any) -> SamplerFailedError:
 
 
 class PaidSampler(ForeignSampler):
-    """A foreign sampler whose calls cost money: each is waited for, as nothing stops its charge.
+    """A third party's sampler whose calls are paid; each runs to its end, since its charge is due.
 
     Args:
         child: D-Wave's sampler.
-        meter: watches over its calls.
+        meter: of its calls.
     """
 
     def __init__(self, child: Any, meter: Meter) -> None:
@@ -182,7 +182,7 @@ class PaidSampler(ForeignSampler):
     def cost(
         self, bqm: dimod.BinaryQuadraticModel, options: Mapping[str, Any]
     ) -> tuple[float, float]:
-        """Seconds that the call will be charged, about and at least."""
+        """Seconds that the call will be charged: (estimate, minimum)."""
 
 
 class Qpu(PaidSampler):
@@ -268,7 +268,7 @@ class HybridCqm(CountingSampler):
 
     Args:
         child: `dwave.system.LeapHybridCQMSampler`.
-        meter: watches over its calls.
+        meter: of its calls.
     """
 
     options: ClassVar = {
@@ -331,7 +331,7 @@ def _at_least(name: str, time_limit: float | None, minimum: float) -> float:
 def _access_time(
     chip: Any, bqm: dimod.BinaryQuadraticModel, options: Mapping[str, Any]
 ) -> tuple[float, float]:
-    """Seconds on the processor, about and at least: the solver's own estimate where it has one.
+    """Seconds on the processor, (estimate, minimum): the solver's own estimate where it has one.
 
     Otherwise programming (15 ms) and, per read, annealing, thermalisation and 0.2 ms of readout
     and delay, which are typical of today's processors.

@@ -1,7 +1,7 @@
-"""The quadratic part of a problem in the form it naturally comes in: dense, low-rank or sparse.
+"""The quadratic part of a problem: dense, low-rank or sparse.
 
-All three answer the same six questions, in float64, without building a dense copy that
-nobody asked for. Arrays are shared with the caller, not copied, when they already have the
+All three have the methods of `Quadratic`, in float64, and build no dense copy
+unasked. Arrays are shared with the caller, not copied, when they already have the
 right dtype and layout; treat them as read-only.
 """
 
@@ -18,7 +18,7 @@ from solvers.errors import InvalidProblemError
 
 Floats = NDArray[np.float64]
 
-# Below this share of non-zero entries a matrix given entry by entry is kept sparse.
+# A matrix given by its entries is kept sparse below this share of non-zero ones.
 SPARSE_DENSITY = 0.1
 
 
@@ -76,6 +76,10 @@ class Dense:
 
     Raises:
         InvalidProblemError: the matrix is not square, not symmetric or not finite.
+
+    Example:
+        >>> Dense([[2.0, 1.0], [1.0, 0.0]]).product(np.array([1.0, 1.0])).tolist()
+        [3.0, 1.0]
     """
 
     matrix: Floats
@@ -97,7 +101,7 @@ class Dense:
 
     @classmethod
     def trusted(cls, matrix: Floats) -> Dense:
-        """A matrix known to be square, symmetric, finite and float64: not looked at again."""
+        """A matrix known to be square, symmetric, finite and float64; it is not checked."""
         dense = object.__new__(cls)
         object.__setattr__(dense, "matrix", matrix)
         return dense
@@ -135,6 +139,10 @@ class LowRank:
 
     Raises:
         InvalidProblemError: the factor is not two-dimensional or not finite.
+
+    Example:
+        >>> LowRank([[1.0, 2.0]]).dense().tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
     """
 
     factor: Floats
@@ -185,6 +193,10 @@ class Sparse:
 
     Raises:
         InvalidProblemError: the matrix is not square, not symmetric or not finite.
+
+    Example:
+        >>> Sparse(sparse.csr_array([[0.0, 3.0], [3.0, 0.0]])).values(np.array([[1, 1]])).tolist()
+        [3.0]
     """
 
     matrix: sparse.csr_array
@@ -231,7 +243,7 @@ class Sparse:
 
 
 def dense_or_sparse(matrix: sparse.csr_array) -> Dense | Sparse:
-    """A symmetric sparse matrix in the form that suits how full it is; small ones are dense."""
+    """A symmetric sparse matrix as `Dense` or `Sparse`, by size and share of non-zero entries."""
     size = matrix.shape[0]  # pyright: ignore[reportOptionalSubscript]
     if size <= 64 or matrix.nnz > SPARSE_DENSITY * size * size:
         return Dense(matrix.toarray())

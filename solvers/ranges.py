@@ -1,6 +1,6 @@
-"""The ranges of the numbers that can be asked for: pydantic's types, and one sentence for each.
+"""Ranges of numbers as pydantic's types, with a sentence for each.
 
-Upper bounds are where more cannot be meant, because it would not end, or not fit anywhere.
+An upper bound refuses a number with which a run would not end or not fit into memory.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from solvers.legible import legible
 
-#: The largest seed: what numpy, torch, compiled kernels and JSON of 64 bits have room for.
+#: The largest seed that numpy, torch, compiled kernels and JSON of 64 bits all take.
 MAX_SEED = 2**63 - 1
-#: The most threads: what OpenMP starts anywhere. With 100,000 it ends the process.
+#: The most threads that OpenMP starts on all platforms. With 100,000 it ends the process.
 MAX_THREADS = 1024
 #: The longest time, seconds: 30 years. Clocks of processes and locks overflow soon after.
 MAX_SECONDS = 1e9
-#: The most of a thing that is counted, where nothing else bounds it: indices of 32 bits.
+#: The largest count where nothing else bounds it: indices have 32 bits.
 MAX_COUNT = 2**31 - 1
 #: The most steps of one run: each is a record in memory and a line of the report, and takes
 #: milliseconds at the least, so that a million are a gigabyte and hours.
@@ -39,32 +39,32 @@ NUMBER = BeforeValidator(_no_truth)
 Seed = Annotated[int, NUMBER, Field(ge=0, le=MAX_SEED)]
 Threads = Annotated[int, NUMBER, Field(ge=1, le=MAX_THREADS)]
 Seconds = Annotated[float, NUMBER, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
-#: A limit of time that may be none at all.
+#: A time limit in seconds; may be 0.
 Limit = Annotated[float, NUMBER, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Gigabytes = Annotated[float, NUMBER, Field(gt=0, le=1e9, allow_inf_nan=False)]
-#: How many of something there are: at least none, one, two.
+#: Counts of at least 0, 1 and 2.
 Count = Annotated[int, NUMBER, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[int, NUMBER, Field(ge=1, le=MAX_COUNT)]
 Pair = Annotated[int, NUMBER, Field(ge=2, le=MAX_COUNT)]
 #: Steps of a run, one at least, or none.
 Steps = Annotated[int, NUMBER, Field(ge=1, le=MAX_STEPS)]
 FurtherSteps = Annotated[int, NUMBER, Field(ge=0, le=MAX_STEPS)]
-#: Timings of one thing; a median needs three, and says no more after thousands.
+#: Number of timings of one thing: a median needs three, and gains nothing after thousands.
 Timings = Annotated[int, NUMBER, Field(ge=3, le=10_000)]
-#: Runs of a study that differ in their seed; each is a row in memory.
+#: Number of runs of a study that differ in their seed; each is a row in memory.
 Repeats = Annotated[int, NUMBER, Field(ge=1, le=10_000)]
 
 
 def checked(kind: Any, value: Any, name: str) -> Any:
-    """``value``, if it is a number of a ``kind``; text and broken whole numbers are none.
+    """``value`` if it is in the range ``kind``; text, and 2.5 for a whole number, are refused.
 
     Args:
         kind: one of the types here.
-        value: what was given.
-        name: what it is called where it was given, for the message.
+        value: the value to check.
+        name: its name for the message.
 
     Raises:
-        ValueError: it is out of range, or no number; one line with the range.
+        ValueError: it is out of range, or no number; the message has the range.
 
     Example:
         >>> checked(Threads, 100000, "threads")
@@ -82,7 +82,7 @@ def told(kind: Any, *more: Any) -> str:
 
     Args:
         kind: the type.
-        more: what bounds it besides, as pydantic has it beside a field's type.
+        more: further bounds, as pydantic keeps them in a field's metadata.
 
     Example:
         >>> told(Seconds)
@@ -110,7 +110,7 @@ def quoted(value: Any) -> str:
     """A value as a message shows it."""
     try:
         shown = repr(value)
-    except ValueError:  # Python writes no more than some thousand digits.
+    except ValueError:  # Python refuses to print more than some thousand digits.
         shown = "a number of thousands of digits"
     return legible(shown, 60)
 

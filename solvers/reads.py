@@ -1,4 +1,4 @@
-"""Independent reads of one sampler: their state, and running them on threads with a way out."""
+"""Independent reads of one sampler, run on threads until they or the time end."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from solvers.quadratic import LowRank
 from solvers.sampler import States, random_states
 from solvers.solution import Solution
 
-# A low-rank problem beyond this many variables is polished on the matrix that the search used.
+# A low-rank problem of more variables is polished on the matrix that the search used.
 _LARGE = 2048
-# Answers are evaluated together at the end, unless that is more multiplications than these.
+# Multiplications up to which all answers are evaluated together at the end.
 _EVALUATED_AGAIN = 100_000_000
 
 
@@ -38,9 +38,9 @@ class Read:
         best: the best state so far.
         random: the generator of the kernels, (4,) uint64.
         tally: [E now, best E, moves made], float64; energies relative to the start.
-        goal: an energy, relative to the start, that is low enough.
+        goal: energy, relative to the start, at which the read may stop.
         energy: of the best state offered, infinite before.
-        moves: made in all.
+        moves: moves made so far.
     """
 
     x: NDArray[np.int8]
@@ -65,9 +65,9 @@ class Read:
 def starts(
     problem: QuadraticProblem, seed: int | None, given: States | None, num_reads: int | None
 ) -> Iterator[tuple[NDArray[np.int8], NDArray[np.uint64]]]:
-    """Where each read begins, ``given`` states first, then random ones, and its generator.
+    """The start of each read, ``given`` states first, then random ones, and its generator.
 
-    Without ``num_reads`` there is no end to them.
+    Without ``num_reads`` the iterator has no end.
     """
     for_states, for_kernels = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(for_states)
@@ -79,14 +79,14 @@ def starts(
 
 
 class Answers:
-    """The states that reads have ended in: all, or the best ones where there is no end of reads.
+    """The final states of reads: all of them, or the best ones where the number of reads is open.
 
     Args:
         problem: gives the energies.
-        num_reads: how many are expected; None keeps the best `MOST_KEPT`.
+        num_reads: number of reads; None keeps the best `MOST_KEPT`.
     """
 
-    #: Of an unlimited number of reads.
+    #: States kept of an unlimited number of reads.
     MOST_KEPT = 100
 
     def __init__(self, problem: QuadraticProblem, num_reads: int | None) -> None:
@@ -107,18 +107,18 @@ class Answers:
         return energies[best]
 
     def repeat(self) -> None:
-        """Take the first answer for that of one more read."""
+        """Enter the first answer once more, as that of another read."""
         energy, _, state = self._found[0]
         self._found.append((energy, self.begun, state))
         self.begun += 1
 
     def solution(self, info: Mapping[str, Any], lower_bound: float = -np.inf) -> Solution:
-        """Those kept, best first; ties in the order of the reads."""
+        """The solution of the states kept, best first; ties in the order of the reads."""
         found = sorted(self._found, key=lambda one: one[:2])[: self._most]
         samples = np.array([state for _, _, state in found], dtype=np.int8)
         info = {**info, "reads_begun": self.begun}
         energies = None
-        # All at once, as whoever checks them will: sums are rounded as they are grouped.
+        # All in one product, as a check would: the rounding of sums depends on their grouping.
         if samples.size * self.problem.num_variables > _EVALUATED_AGAIN:
             energies = np.array([energy for energy, _, _ in found])
         return Solution.of(
@@ -128,13 +128,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a search ends, and on how many threads it runs.
+    """The limits of a search: reads, threads, time, target energy.
 
     Attributes:
-        num_reads: how many; None goes on until the deadline.
+        num_reads: number of reads; None goes on until the deadline.
         num_threads: threads that share the reads.
         deadline: of the whole search.
-        target: a read whose energy is at most this stops, and where there is no end of reads,
+        target: energy at which a read stops; where the number of reads is open,
             so does the search.
     """
 
@@ -145,7 +145,7 @@ class Limits:
 
     @classmethod
     def of(cls, asked: ReadOptions, deadline: Deadline) -> Limits:
-        """Those that a sampler's options ask for: with a time limit alone, reads have no end."""
+        """The limits by a sampler's options; a time limit alone leaves the number of reads open."""
         target = -np.inf if asked.target_energy is None else asked.target_energy
         return cls(asked.reads(1), asked.num_threads, deadline, target)
 
@@ -157,7 +157,7 @@ class ReadOptions(SamplerOptions):
         default=1, description="threads that share the reads (default 1); no effect on the answer"
     )
     target_energy: Energy | None = Field(
-        default=None, description="a read that gets there stops (default: none)"
+        default=None, description="energy at which a read stops (default: none)"
     )
 
 
@@ -172,11 +172,11 @@ def search(
 
     Args:
         layout: the problem.
-        beginnings: where the reads begin, in the problem's order, and their generators.
+        beginnings: start of each read, in the problem's order, and its generator.
         walk: makes the generator that works on a read, given its number; each step takes some
             milliseconds.
         limits: when to stop.
-        info: what the sampler has to say; gains ``moves`` and ``reads_begun``.
+        info: of the solution; gains ``moves`` and ``reads_begun``.
     """
     problem, deadline = layout.problem, limits.deadline
     large = isinstance(problem.quadratic, LowRank) and problem.num_variables > _LARGE
@@ -192,7 +192,7 @@ def search(
         nonlocal moves
         while True:
             with lock:
-                # The first read is always begun.
+                # The first read is always made.
                 following = None if stop.is_set() else next(numbered, None)
             if following is None or (following[0] and ended()):
                 return
@@ -220,7 +220,7 @@ def search(
 
 
 def _on_threads(work: Callable[[], None], num_threads: int, stop: Event) -> None:
-    """Do ``work`` on so many threads; what one raises ends them all."""
+    """Run ``work`` on so many threads; an error in one ends them all."""
     if num_threads == 1:
         work()
         return

@@ -9,24 +9,29 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: In place of an option's value that nobody should read.
+#: Shown in place of a secret option's value.
 HIDDEN = "(hidden)"
 _SECRET = re.compile(
     r"(token|secret|password|passwd|passphrase|api_?key|access_?key|private_?key|credentials?)"
     r"(_id)?$",
     re.IGNORECASE,
 )
-# Shorter values are words that stand in many a text.
+# Shorter values are common words.
 _SHORTEST = 8
 
 
 def is_secret(name: str) -> bool:
-    """Whether an option, or a variable of the environment, of that name holds a secret."""
+    """True if an option, or a variable of the environment, of that name holds a secret.
+
+    Example:
+        >>> is_secret("SOME_API_TOKEN"), is_secret("HOME")
+        (True, False)
+    """
     return bool(_SECRET.search(name))
 
 
 def redacted(text: str) -> str:
-    """``text`` with the name, as ``$NAME``, wherever the value of a secret variable stands.
+    """``text`` with each value of a secret environment variable replaced by its ``$NAME``.
 
     Example:
         >>> os.environ["SOME_API_TOKEN"] = "abc-123-xyz"
@@ -45,7 +50,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def _secrets() -> list[tuple[str, str]]:
-    """What to replace, as it is or as JSON and HTML have it, and by what."""
+    """Pairs of a secret, plain or as JSON or HTML escape it, and its replacement."""
     return [
         (form, f"${name}")
         for name, value in os.environ.items()

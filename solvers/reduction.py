@@ -1,4 +1,4 @@
-"""Eliminate variables with at most two couplings: exact, and most of a very sparse problem.
+"""Exact elimination of variables with at most two couplings, most of a very sparse problem's.
 
 With its neighbours fixed, such a variable has a best value, and the energy at that value is a
 function of at most two binary variables: linear terms and one coupling. So the smaller problem
@@ -25,7 +25,7 @@ from solvers.solution import Solution
 
 _MOST_COUPLINGS = 2
 _SHARE = 0.05
-# To eliminate, and to come back from, about.
+# Seconds to eliminate a variable and to restore it, about.
 _SECONDS_PER_VARIABLE = 15e-6
 
 #: A variable, its linear term, and its couplings when it went: it is 1 where their sum is below 0.
@@ -40,7 +40,7 @@ class Reduction:
         original: the problem as given.
         problem: the smaller one, the original itself if nothing could be eliminated.
         kept: its variables as indices of the original.
-        eliminated: the others, in the order they went.
+        eliminated: the others, in the order of their elimination.
     """
 
     original: QuadraticProblem
@@ -75,9 +75,14 @@ class Reduction:
 
 
 def reduced(problem: QuadraticProblem, deadline: Deadline | None = None) -> Reduction:
-    """Eliminate what can be from a sparse problem without counts; others come back as they are.
+    """Eliminate variables from a sparse problem without counts; return others as given.
 
-    So does one whose elimination would take more than a small part of the time left.
+    So is one whose elimination would take more than a small part of the time left.
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, 2.0, 1.0], sparse.csr_array((3, 3)))
+        >>> reduced(problem).problem.num_variables, reduced(problem).problem.offset
+        (0, -1.0)
     """
     everything = np.arange(problem.num_variables)
     left = float("inf") if deadline is None else _SHARE * deadline.remaining
@@ -92,7 +97,7 @@ def reduced(problem: QuadraticProblem, deadline: Deadline | None = None) -> Redu
 
 
 def _few_couplings(quadratic: Quadratic) -> bool:
-    """Whether some row is short enough, diagonal included, to be worth a closer look."""
+    """True if some row is short enough, diagonal included, for its variable to be eliminated."""
     if not isinstance(quadratic, Sparse):
         return False
     lengths = np.diff(quadratic.matrix.indptr)
@@ -129,7 +134,7 @@ class _Graph:
         return (self.problem.linear + 0.5 * self.problem.quadratic.diagonal()).tolist()
 
     def eliminate(self) -> None:
-        """Until every variable left has more couplings."""
+        """Eliminate variables until all that are left have more couplings."""
         waiting = self.removable.tolist()
         gone = [False] * self.problem.num_variables
         while waiting:
@@ -140,7 +145,7 @@ class _Graph:
             waiting.extend(self._remove(i))
 
     def _remove(self, i: int) -> list[int]:
-        """Take i out; its neighbours, which may be next."""
+        """Eliminate i; return its neighbours, which may be next."""
         neighbours, linear = self.couplings[i], self.linear[i]
         self.eliminated.append((i, linear, neighbours))
         for j in neighbours:
@@ -165,7 +170,7 @@ class _Graph:
                 self.couplings[one][other] = total
 
     def reduction(self) -> Reduction:
-        """What is left, as a problem."""
+        """The remaining variables as a problem, with the way back."""
         gone = {i for i, _, _ in self.eliminated}
         kept = np.array([i for i in range(self.problem.num_variables) if i not in gone], np.int64)
         place = {i: p for p, i in enumerate(kept.tolist())}

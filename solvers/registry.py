@@ -1,4 +1,4 @@
-"""Samplers by name: ours, everyone else's, and those that third parties register.
+"""The registry of samplers by name: this package's, known libraries', and plugins'.
 
 A third party registers a name through the entry-point group ``qprune.samplers``; the value is
 a sampler class, or any callable that returns a sampler::
@@ -31,12 +31,12 @@ GROUP = "qprune.samplers"
 
 @dataclass(frozen=True)
 class SamplerEntry:
-    """One name and what stands behind it.
+    """One registered sampler.
 
     Attributes:
         name: what users write.
         factory: ``module:attribute`` of a class or a function that makes the sampler.
-        where: "CPU", "GPU", "QPU" or "cloud"; "" if a third party does not say.
+        where: "CPU", "GPU", "QPU" or "cloud"; "" if a plugin does not declare it.
         about: one line.
         counts: keeps exact counts itself; the others are wrapped in `CardinalityPenalty`.
         warm_start: takes ``initial_states``.
@@ -45,8 +45,13 @@ class SamplerEntry:
         packages: modules that must be importable.
         install: the command that installs them.
         solves: the kind of problem: `QuadraticProblem`, or `RowProblem` for a whole layer.
-        builtin: one of those listed here, not a third party's.
-        broken: what a third party's entry raised when it was imported.
+        builtin: True for one listed here, False for a plugin's.
+        broken: the error of a plugin's entry on import; "" if there is none.
+
+    Example:
+        >>> entry = find_entry("greedy")
+        >>> entry.counts, entry.where, entry.installed
+        (True, 'CPU', True)
     """
 
     name: str
@@ -65,7 +70,7 @@ class SamplerEntry:
 
     @property
     def missing(self) -> str:
-        """Why the sampler cannot be used here, in one line; "" if it can."""
+        """The reason why the sampler cannot be used here, in one line; "" if it can."""
         if self.broken:
             return self.broken
         absent = [package for package in self.packages if not _importable(package)]
@@ -75,7 +80,7 @@ class SamplerEntry:
 
     @property
     def installed(self) -> bool:
-        """Whether the sampler can be made here."""
+        """True if the sampler can be made here."""
         return not self.missing
 
     def load(self) -> Callable[..., Any]:
@@ -226,7 +231,12 @@ BUILTIN: tuple[SamplerEntry, ...] = (
 
 
 def list_samplers() -> tuple[SamplerEntry, ...]:
-    """Every name, ours first, then third parties'; see `SamplerEntry.installed`."""
+    """All entries, this package's first, then plugins'; see `SamplerEntry.installed`.
+
+    Example:
+        >>> "greedy" in [entry.name for entry in list_samplers()]
+        True
+    """
     names = {entry.name for entry in BUILTIN}
     registered = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     return BUILTIN + tuple(_registered(p) for p in registered if p.name not in names)
@@ -240,11 +250,11 @@ def get_sampler(sampler: Any, **options: Any) -> Any:
         **options: handed to the constructor (names and classes only).
 
     Returns:
-        An object with ``sample(bqm, ...)``; ours also have ``sample_problem(problem, ...)``.
+        An object with ``sample(bqm, ...)``; this package's also have ``sample_problem``.
         ``rows``, which solves whole layers, is a function: `solvers.row_search.solve_rows`.
 
     Raises:
-        UnknownSamplerError: no such name; the message lists those there are.
+        UnknownSamplerError: no such name; the message lists the names.
         MissingPackageError: the sampler's package is not installed; has the command.
         UnknownOptionError: the constructor does not take an option.
         InvalidOptionError: the object is not a sampler.
@@ -274,7 +284,11 @@ def find_entry(name: str) -> SamplerEntry:
     """The entry of one name.
 
     Raises:
-        UnknownSamplerError: no such name; the message lists those there are.
+        UnknownSamplerError: no such name; the message lists the names.
+
+    Example:
+        >>> find_entry("greedy").factory
+        'solvers.greedy:Greedy'
     """
     entries = {entry.name: entry for entry in list_samplers()}
     if name not in entries:
@@ -288,7 +302,9 @@ def _made(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) ->
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
-        raise UnknownOptionError(f"sampler {name!r} cannot be made so: {error}") from error
+        raise UnknownOptionError(
+            f"sampler {name!r} cannot be made with these options: {error}"
+        ) from error
     try:
         return factory(**options)
     except SolverError:
@@ -302,7 +318,7 @@ def _made(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) ->
 
 
 def _registered(point: EntryPoint) -> SamplerEntry:
-    """A third party's entry; what it can do is read from its class, or its error is noted."""
+    """A plugin's entry; its capabilities are read from its class, or its error is noted."""
     try:
         factory = point.load()
     except Exception as error:

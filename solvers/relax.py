@@ -30,15 +30,15 @@ from solvers.sampler import States
 from solvers.solution import Solution
 from solvers.timed import TimedSampler
 
-# Variables that annealing works on: at least this many, and so many per fractional one.
+# Variables that are annealed: at least this many, and so many per fractional one.
 _CORE = 256
 _CORE_PER_FRACTIONAL = 6
-# Beyond this a sparse problem is annealed as it is: its core in full would not pay.
+# Variables; a larger sparse problem is annealed whole: a dense core would take longer.
 _LARGEST_CORE = 2000
 # First temperature in units of the gap per fractional variable, and its ratio to the last.
 _HOT = 2.0
 _COOLING = 50.0
-#: Without the time for so many looks at the matrix, nothing is relaxed.
+#: With less time than so many passes over the matrix take, nothing is relaxed.
 FEWEST_PASSES = 16
 # Numbers read between two looks at the clock, about.
 _READS_PER_LOOK = 20_000_000
@@ -63,7 +63,7 @@ class RelaxOptions(SamplerOptions):
 class Relax(TimedSampler):
     """Convex relaxation, rounding, descent, a short warm annealing; answers with a lower bound.
 
-    The relaxation leaves few variables in doubt. Only those whose reduced cost does not already
+    The relaxation leaves few variables undecided. Only those whose reduced cost does not already
     rule out a better state are annealed, from the rounded relaxation, at temperatures that its
     gap sets. Problems that are not convex get a larger diagonal first; ``info["convexified"]``
     says so, and their bound is weaker.
@@ -92,7 +92,7 @@ class Relax(TimedSampler):
 def relax_and_round(
     problem: QuadraticProblem, asked: RelaxOptions, given: States | None, deadline: Deadline
 ) -> Solution:
-    """What `Relax` answers; ``given`` are its initial states, shape (k, n)."""
+    """The solution of `Relax`; ``given`` are its initial states, shape (k, n)."""
     power = extreme(problem)
     if power:
         found = relax_and_round(times_power(problem, -power), asked, given, deadline)
@@ -124,7 +124,7 @@ def relax_and_round(
             best = energy
             if gap_between(problem, best, relaxation.lower_bound).proved:
                 break
-    # What is proved best needs no second read.
+    # A proved optimum needs no second read.
     while num_reads is not None and answers.begun < num_reads and not deadline.passed:
         answers.repeat()
     return answers.solution(info, relaxation.lower_bound)
@@ -133,7 +133,7 @@ def relax_and_round(
 def _at_once(
     problem: QuadraticProblem, decided: Presolved | None, asked: RelaxOptions, given: States | None
 ) -> Solution:
-    """What needs no search, or leaves no time for one."""
+    """The solution of a problem that needs no search, or has no time for one."""
     info: dict[str, Any] = {"convexified": ""}
     if decided is None:
         states = rounded(problem, -problem.linear)[None] if given is None else given
@@ -179,7 +179,7 @@ def _improved(
     asked: RelaxOptions,
     deadline: Deadline,
 ) -> Iterator[NDArray[np.int8]]:
-    """Better states than ``start``, one for each read; one alone where nothing can be better."""
+    """Better states than ``start``, one for each read; one alone where it is proved optimal."""
     keep = _core(problem, relaxation, problem.energy(start))
     if keep.size == 0 or deadline.passed:
         yield start
@@ -193,7 +193,7 @@ def _improved(
     if (not asked.num_sweeps and num_reads == 1) or deadline.passed:
         yield base
         return
-    # The better state rules out more.
+    # A better state fixes more variables.
     inside = np.isin(keep, _core(problem, relaxation, energy))
     part, x, keep = restricted(part, x, np.flatnonzero(inside)), x[inside], keep[inside]
     if keep.size == 0:
@@ -207,7 +207,7 @@ def _improved(
     for index in count() if num_reads is None else range(num_reads):
         random = random_states_for(for_kernels, 1)[0]
         if index:
-            # Rounds a variable up about with probability x_i.
+            # Rounds a variable up with probability x_i, about.
             x = rounded(part, preference + rng.uniform(-0.5, 0.5, keep.size))
         found = _annealed(layout, x, temperatures, random, deadline)
         found = descend(part, found[None], descent, deadline)[0]
@@ -218,7 +218,7 @@ def _improved(
 
 
 def _core(problem: QuadraticProblem, relaxation: Relaxation, energy: float) -> Integers:
-    """The variables worth changing: those that a state better than ``energy`` may differ in.
+    """The variables to anneal: those in which a state better than ``energy`` may differ.
 
     Where that is still many, the ones of least reduced cost.
     """
@@ -244,7 +244,7 @@ def _part(problem: QuadraticProblem, state: NDArray[np.int8], keep: Integers) ->
 
 
 def _temperatures(relaxation: Relaxation, energy: float, num_sweeps: int) -> Floats:
-    """From a multiple of the gap per fractional variable down to next to nothing."""
+    """Temperatures from a multiple of the gap per fractional variable to a small share of it."""
     gap = max(energy - relaxation.lower_bound, 1e-9 * abs(energy), 1e-300)
     hot = _HOT * gap / max(1, relaxation.num_fractional)
     return np.geomspace(hot, hot / _COOLING, num_sweeps)

@@ -22,6 +22,11 @@ def repair(problem: QuadraticProblem, states: ArrayLike) -> States:
 
     Returns:
         New states, shape (reads, n), int8.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> repair(problem, [[1, 1, 1], [0, 0, 0]]).tolist()
+        [[0, 1, 1], [0, 1, 1]]
     """
     repaired = np.array(np.atleast_2d(states), dtype=np.int8)
     if problem.groups is None or problem.counts is None:

@@ -1,4 +1,4 @@
-"""Part of a problem, the rest held fixed."""
+"""`restricted`: part of a problem, the rest held fixed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def restricted(
 ) -> QuadraticProblem:
     """The problem over the variables ``free``, the others held at ``x``.
 
-    Its energies are those of the whole problem; its counts are what the fixed ones leave.
+    Its energies are those of the whole problem; its counts are the given ones less the fixed ones.
 
     Args:
         problem: with or without counts.
@@ -22,6 +22,12 @@ def restricted(
 
     Raises:
         InvalidProblemError: the fixed ones already break a count.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, 2.0], [[0.0, 3.0], [3.0, 0.0]], counts=1)
+        >>> part = restricted(problem, [1, 0], [1])
+        >>> part.linear.tolist(), part.offset, part.counts.tolist()
+        ([5.0], 1.0, [0])
     """
     rest = np.array(x, dtype=np.float64)
     rest[free] = 0.0

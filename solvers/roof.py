@@ -43,14 +43,14 @@ _SECONDS_PER_LOOK = 0.02
 
 @dataclass(frozen=True)
 class RoofDual:
-    """What roof duality says about a problem.
+    """The roof dual of a problem: a lower bound, and variables that it fixes.
 
     Attributes:
         lower_bound: no (feasible) state has a lower energy.
         fixed: index -> value in every optimal state; empty for a problem with counts, where
             persistency does not hold.
-        failed: why there was no flow; the bound is then what signs alone prove. "" where there
-            was one.
+        failed: reason why there is no flow; the bound is then that of the signs. "" where there
+            is one.
     """
 
     lower_bound: float
@@ -61,17 +61,22 @@ class RoofDual:
 def roof_dual(problem: QuadraticProblem, deadline: Deadline | None = None) -> RoofDual:
     """The roof dual of ``problem``.
 
-    Variables are fixed only where a second flow bears it out: where no state gets worse when they
+    Variables are fixed only where a second flow confirms it: no state gets worse when they
     are given their values. With counts the bound is the better of two Lagrangians: without
     multipliers, and with the marginal costs of a greedy state as multipliers.
 
     Args:
         problem: with or without counts.
-        deadline: a flow that has not ended by then is ended.
+        deadline: time limit; a flow that takes longer is stopped.
 
     Raises:
         MissingPackageError: ``dwave-preprocessing`` is not installed.
         ProblemTooLargeError: the flow network does not fit into memory.
+
+    Example:
+        >>> problem = QuadraticProblem([-3.0, 1.0], [[0.0, 1.0], [1.0, 0.0]])
+        >>> round(roof_dual(problem).lower_bound, 6)
+        -3.0
     """
     deadline = deadline or Deadline()
     if find_spec("dwave.preprocessing") is None:
@@ -117,22 +122,22 @@ class _Model:
 
     @property
     def error(self) -> float:
-        """What sums of the coefficients are off by; the flow itself rounds them to 61 bits."""
+        """The rounding error of sums of coefficients; the flow itself rounds them to 61 bits."""
         total = float(np.abs(self.linear).sum() + np.abs(self.coupling).sum())
         return (16.0 + self.linear.size) * float(np.finfo(np.float64).eps) * total
 
 
 def _flow(model: _Model, deadline: Deadline) -> RoofDual:
-    """Bound and strict persistencies; what the process could not do is in ``failed``."""
+    """Bound and strict persistencies; ``failed`` has the reason where the process failed."""
     if not model.linear.size:
         return RoofDual(0.0)
     if deadline.passed:
         return RoofDual(-math.inf, failed="no time was left for it")
     sent = io.BytesIO()
     np.savez(sent, **vars(model))
-    # -P: the folder of `solvers` must not hide modules of others.
+    # -P: modules in the folder of `solvers` must not shadow others.
     command = [sys.executable, "-P", str(_PROGRAM)]
-    # A session of its own: an interrupt by hand is this process's to handle.
+    # A session of its own, so that Ctrl-C reaches only this process.
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -147,7 +152,7 @@ def _flow(model: _Model, deadline: Deadline) -> RoofDual:
                     told, _ = process.communicate(given, timeout=_SECONDS_PER_LOOK)
                     break
                 except subprocess.TimeoutExpired:
-                    # What is not sent yet is sent by the next call, which takes no input.
+                    # The next call, without input, sends the rest.
                     given = None
                     if deadline.passed:
                         return RoofDual(-math.inf, failed="it did not end in time")
@@ -163,7 +168,7 @@ def _flow(model: _Model, deadline: Deadline) -> RoofDual:
 
 
 def _borne_out(model: _Model, fixed: Mapping[int, int], deadline: Deadline) -> bool:
-    """Whether no state gets worse when ``fixed`` have their values, as another flow proves.
+    """True if another flow proves that fixing ``fixed`` makes no state worse.
 
     With z = 1 where a fixed variable does not have its value, the energy less that with the
     values is a quadratic form of z and the others, each of its terms with a factor z. Its roof
@@ -189,10 +194,10 @@ def _borne_out(model: _Model, fixed: Mapping[int, int], deadline: Deadline) -> b
 
 
 class RoofDuality(CountingSampler, dimod.ComposedSampler):
-    """Fixes what roof duality decides and leaves the rest to another sampler.
+    """A sampler that fixes variables by roof duality and leaves the rest to another sampler.
 
     A problem with counts goes to the child whole, and gets the bound only. Where there is no
-    roof dual, for lack of time or because its process failed, ``info["roof_failed"]`` says why.
+    roof dual, for lack of time or because its process failed, ``info["roof_failed"]`` says so.
 
     Args:
         child: a sampler for the rest: a name, a class or an object.
@@ -221,11 +226,11 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
     bounds = True
 
     def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
-        """The child's answer, with what roof duality knows.
+        """The child's answer, with the bound and the fixed variables of roof duality.
 
         Raises:
             UnknownOptionError: an option that the child does not have.
-            InvalidOptionError: an option's value makes no sense.
+            InvalidOptionError: an option has an invalid value.
             MissingPackageError: ``dwave-preprocessing`` is not installed.
             ProblemTooLargeError: the flow network does not fit into memory.
         """

@@ -1,4 +1,4 @@
-"""The maximum flow behind a roof dual, as a program: ``dwave.preprocessing`` can end a process.
+"""A program for the maximum flow of a roof dual, since ``dwave.preprocessing`` can crash.
 
 Reads a BINARY model from standard input (an ``.npz`` of linear, row, column, coupling) and writes
 to standard output, as JSON, the bound and the variables that have one value in every optimum. It
@@ -13,7 +13,7 @@ import sys
 
 
 def main() -> None:
-    """One flow."""
+    """Run one flow."""
     import dimod
     import numpy as np
     from dwave.preprocessing import roof_duality

@@ -1,6 +1,6 @@
-"""How many weights a layer keeps, and where: per output row, over the whole layer, or N in M.
+"""Budgets of kept weights: per output row, over the whole layer, or N in M.
 
-Every budget answers the same questions, on numpy arrays and torch tensors alike. Masks are
+All budgets have the methods of `Budget`, for numpy arrays and torch tensors. Masks are
 True where a weight is kept; a higher score is a better reason to keep. Ties keep the lower index.
 """
 
@@ -23,7 +23,7 @@ class Budget(Protocol):
 
     @property
     def trades(self) -> bool:
-        """Whether rows may trade kept weights with one another."""
+        """True if rows may trade kept weights with one another."""
         ...
 
     def check(self, rows: int, inputs: int) -> None:
@@ -31,7 +31,7 @@ class Budget(Protocol):
         ...
 
     def run(self, inputs: int) -> int:
-        """Swaps stay inside runs of this many consecutive inputs."""
+        """Length of the runs of consecutive inputs that swaps stay inside."""
         ...
 
     def select(self, scores: Array) -> Array:
@@ -78,7 +78,7 @@ def _whole(what: str, value: ArrayLike) -> Integers:
 
 
 def _share(count: Array, columns: int, inputs: int) -> Array:
-    """How many of ``count`` fall to the first ``columns`` of ``inputs``, rounded down."""
+    """The share of ``count`` for the first ``columns`` of ``inputs``, rounded down."""
     return count * columns // inputs
 
 
@@ -88,6 +88,10 @@ class RowBudget:
 
     Args:
         kept_per_row: one integer for all rows, or one for each, shape (rows,).
+
+    Example:
+        >>> RowBudget(1).select(np.array([[0.1, 0.9], [0.8, 0.2]])).tolist()
+        [[False, True], [True, False]]
     """
 
     kept_per_row: ArrayLike
@@ -127,7 +131,12 @@ class RowBudget:
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """The layer keeps ``kept_in_all`` weights, wherever they serve best; rows may trade."""
+    """The layer keeps ``kept_in_all`` weights in all; rows may trade them.
+
+    Example:
+        >>> LayerBudget(2).select(np.array([[0.1, 0.2], [0.8, 0.9]])).tolist()
+        [[False, False], [True, True]]
+    """
 
     kept_in_all: int
     trades = True
@@ -166,6 +175,10 @@ class NofM:
     Args:
         n: weights kept in every run.
         m: length of a run; it divides the number of inputs.
+
+    Example:
+        >>> NofM(1, 2).select(np.array([[0.1, 0.2, 0.9, 0.8]])).tolist()
+        [[False, True, True, False]]
     """
 
     n: int

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 RowMarginals = tuple[float, int, float, int]
 
-#: The marginals of a row not yet settled: nothing to trade.
+#: The marginals of a row that is not at its optimum yet: no trade.
 NO_MARGINALS: RowMarginals = (np.inf, 0, -np.inf, 0)
 
 # Ridges as shares of the mean diagonal, tried in order: float64 Gram matrices need the first.
@@ -23,7 +23,7 @@ RIDGES = (1e-9, 1e-7, 1e-5, 1e-3)
 
 # Numbers of a tableau read between two looks at the clock.
 _READS_PER_LOOK = 3e7
-# Swaps, for each input, after which a tableau is held against its values.
+# Swaps per input between two checks of a tableau against its values.
 _SWAPS_BETWEEN_CHECKS = 4
 
 
@@ -73,9 +73,9 @@ def settled_row(
 ) -> tuple[int, Floats, RowMarginals]:
     """Swap one row to its optimum, with oscillations up to ``depth``; ``kept`` changes in place.
 
-    Where kept inputs nearly depend on each other, pivots lose digits. What a tableau claims is
-    therefore held, now and then and at the end, against the values in it; one that has lost
-    touch is made again, and swaps that turn out not to have paid are undone.
+    Where kept inputs are nearly linearly dependent, pivots lose digits. A tableau is
+    therefore checked against its values, now and then and at the end; an inaccurate
+    one is made again, and swaps that did not improve the row are undone.
 
     Args:
         gram: A, positive definite; see `regular`.
@@ -104,13 +104,13 @@ def settled_row(
 
 
 class _Row:
-    """One row, its tableau, and the best mask that its values have borne out.
+    """One row, its tableau, and the best mask that was checked by its values.
 
     Attributes:
         tableau: as for `exact_swap_row`.
         diagonal: of A.
         moves: swaps and swings made.
-        sound: False once a tableau that was made again shows no progress.
+        sound: False once a tableau that was made again shows no improvement.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class _Row:
         self.tableau = tableau_of(self._gram, self._pull, self._energy, self._kept)
 
     def swap(self) -> int:
-        """Some swaps; how many, 0 where none improves."""
+        """Make some swaps; return their number, 0 where none improves."""
         swaps = exact_swap_row(
             self.tableau,
             self._gram,
@@ -149,7 +149,7 @@ class _Row:
         return swaps if self.sound else 0
 
     def swing(self, length: int) -> bool:
-        """An oscillation of so many inputs; whether it paid."""
+        """Try an oscillation of so many inputs; return True if it improved the row."""
         paid = oscillate_row(
             self.tableau,
             self._gram,
@@ -164,7 +164,7 @@ class _Row:
         return paid
 
     def finished(self) -> Floats:
-        """The values of the best mask, which ``kept`` is then."""
+        """Set ``kept`` to the best mask and return its values."""
         self._check()
         return self._values()
 
@@ -178,7 +178,7 @@ class _Row:
         return np.where(self._kept, self.tableau[-1, :-1], 0.0)
 
     def _check(self) -> None:
-        """Hold the tableau against its values; make it again, or go back, where they differ."""
+        """Check the tableau against its values; make it again, or go back, where they differ."""
         self._unchecked = 0
         change = self._values() - self._target
         claimed = float(self.tableau[-1, -1])

@@ -59,7 +59,7 @@ def swap_row(gram, values, field, kept, curve, slope, cost, run, tolerance, max_
     swaps = 0
     improved = True
     while improved and swaps < max_swaps:
-        # A call that goes on comes from a swap, so that another sweep is due.
+        # A continued call comes after a swap, so that another sweep is needed.
         improved = at[0] > 0
         first = at[0]
         at[0] = 0
@@ -196,7 +196,7 @@ def exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, max_swaps):
                 best = loss - gains[j]
                 out = i
                 into = j
-        # More than the objective itself can only be rounding's promise.
+        # A gain above the objective itself is rounding.
         if out < 0 or tableau[size, size] + best < -2.0 * tolerance:
             break
         pivot(tableau, gram, kept, out)
@@ -244,7 +244,7 @@ def _toggle(tableau, gram, kept, surplus, run, k):
 
 @kernel
 def _swing(tableau, gram, kept, diagonal, run, depth, outward):
-    """``depth`` inputs more (outward) or fewer, greedily, and back; whether counts came back."""
+    """``depth`` inputs more (outward) or fewer, greedily, and back; True if counts are restored."""
     surplus = np.zeros(kept.size // run + 1, dtype=np.int64)
     anywhere = np.full(surplus.size, -1 if outward else 1)
     for _ in range(depth):
@@ -268,7 +268,7 @@ def _swing(tableau, gram, kept, diagonal, run, depth, outward):
 
 @kernel
 def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, length, max_swaps):
-    """One strategic oscillation of a row that no swap improves; whether it paid.
+    """One strategic oscillation of a row that no swap improves; True if it improved the row.
 
     Adds the ``length`` inputs that gain most, one after the other, then removes as many of the
     cheapest, then swaps; if that does not pay, the other way round. What does not lower the
@@ -281,7 +281,7 @@ def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, length, max_swa
         diagonal: the diagonal of A.
         run: counts hold in every run of this many inputs.
         tolerance: improvements of the objective smaller than this do not count.
-        length: how many inputs.
+        length: number of inputs.
         max_swaps: of the swaps after it.
     """
     for outward in (True, False):
@@ -294,7 +294,7 @@ def oscillate_row(tableau, gram, kept, diagonal, run, tolerance, length, max_swa
         last = tableau[-1].copy()
         if _swing(tableau, gram, kept, diagonal, run, length, outward):
             exact_swap_row(tableau, gram, kept, diagonal, run, tolerance, max_swaps)
-            # Twice an objective: one below 0 is what rounding has left of the tableau.
+            # Twice the objective: below 0 the tableau is rounding alone.
             if -2.0 * tolerance <= tableau[-1, -1] < last[-1] - 2.0 * tolerance:
                 return True
         for a in range(kept.size):

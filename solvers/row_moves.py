@@ -34,11 +34,11 @@ from solvers.rows import RowProblem
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# Improvements below this share of a row's energy when pruned entirely do not count: in float64,
+# Least improvement of a row, as a share of its energy when pruned entirely: in float64,
 # and in the float32 of a device.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-6}
 
-# What rounding leaves of a row's energy, as a share of the sum of its terms' sizes.
+# Rounding error of a row's energy, as a share of the sum of its terms' sizes.
 _ROUNDING = {"float64": 1e-15, "float32": 5e-7}
 # Numbers read between two looks at the clock.
 _READS_PER_LOOK = 1e8
@@ -57,7 +57,7 @@ class Search(Protocol):
         ...
 
     def marginals(self) -> Marginals:
-        """What every row loses or gains by one weight fewer or more."""
+        """The loss of every row by one weight fewer, and its gain by one more."""
         ...
 
     def trade(self, givers: Integers, prune: Integers, takers: Integers, restore: Integers) -> None:
@@ -86,7 +86,7 @@ def each_row(work: Callable[[int], int], rows: Integers, num_threads: int) -> In
 
 @dataclass(frozen=True, eq=False)
 class Restore:
-    """What restoring a weight gains where its field is f: curve f^2 - slope f - 1/2 slope^2 A_jj.
+    """The gain of restoring a weight of field f: curve f^2 - slope f - 1/2 slope^2 A_jj.
 
     Attributes:
         curve: 1 / (2 A_jj) where the value is the best one, 0 where it is given; shape (inputs,).

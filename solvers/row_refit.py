@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from solvers.arrays import Array, as_count, as_float, namespace
 
-# Residuals below this share of the start's do not count: rounding makes up the rest.
+# Share of the start's residual at which a row has converged: smaller ones are rounding.
 CONVERGED = {"float64": 1e-12, "float32": 1e-9}
 
-# The inverse of anything smaller may overflow.
+# The inverse of a smaller number may overflow.
 SMALLEST = {"float64": 1e-300, "float32": 1e-36}
 
 # Converged rows are dropped from the products once fewer than this share are still live.
@@ -36,7 +36,7 @@ def refit(
     Solves A_SS (w_S - w0_S) = A_SP w0_P (P the pruned inputs) by conjugate gradients with the
     diagonal of A as preconditioner, started from ``values``; one product with A serves all rows.
     A row is done when r' D^-1 r (D the diagonal of A, r the residual) falls below `CONVERGED`
-    times the energy of the row pruned entirely. Converged rows stand still, and are left out of
+    times the energy of the row pruned entirely. Converged rows are kept, and left out of
     later products a quarter at a time.
 
     Args:

@@ -42,7 +42,7 @@ def solve_rows(
         compensate: move the kept values to their best; False holds them at the targets.
         exact: make swaps that account for the refit of all kept values (host only). None:
             where that costs little, on the host up to `EXACT_INPUTS` inputs.
-        depth: with exact swaps, how many weights an oscillation (some more, then as many fewer)
+        depth: with exact swaps, weights that an oscillation (some more, then as many fewer)
             goes beyond the counts to leave a local optimum; 0 for swaps alone. Time grows with
             it, steadily better results too.
         max_rounds: rounds of swaps, trades and refit at most.
@@ -55,6 +55,14 @@ def solve_rows(
     Raises:
         InvalidOptionError: the mask does not have the budget's counts, or an option makes no
             sense.
+
+    Example:
+        >>> from solvers.row_budgets import RowBudget
+        >>> from solvers.row_starts import magnitude
+        >>> problem = RowProblem(np.diag([1.0, 4.0, 9.0]), [[3.0, 2.0, 1.0]], RowBudget(2))
+        >>> found = solve_rows(problem, mask=magnitude(problem).mask)
+        >>> found.mask.tolist(), found.objective
+        ([[True, True, False]], 4.5)
     """
     max_rounds = positive_int("max_rounds", max_rounds)
     start_mask = problem.checked_mask(mask)
@@ -76,14 +84,14 @@ def _improved(
     max_rounds: int,
     deadline: Deadline,
 ) -> RowSolution:
-    """What ``search`` makes of the start; the start itself where rounding alone could tell."""
+    """The start improved by ``search``; the start itself where they differ by rounding alone."""
     swaps = trades = rounds = 0
     rows = np.arange(problem.num_rows)
     while rows.size and rounds < max_rounds and not deadline.passed:
         rounds += 1
         made, rows = search.settle(rows, deadline)
         swaps += made
-        # The last word is a row's own: every row ends where none of its swaps improves.
+        # Rows come last, so that every row ends where none of its swaps improves.
         if problem.budget.trades and rounds < max_rounds and not deadline.passed:
             traded = _trade(search, search.threshold)
             trades += traded.size // 2

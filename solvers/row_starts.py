@@ -1,6 +1,6 @@
-"""Where row problems start: magnitude, Wanda, an OBS elimination sweep, and ADMM.
+"""Starting masks of row problems: magnitude, Wanda, an OBS elimination sweep, and ADMM.
 
-Every start is a pure function of a `RowProblem` and answers a mask with the problem's exact
+Every start is a pure function of a `RowProblem` and returns a mask with the problem's exact
 counts, True where kept; the last two come with values as well.
 """
 
@@ -23,12 +23,26 @@ class Start(NamedTuple):
 
 
 def magnitude(problem: RowProblem) -> Start:
-    """Keep the largest |w0|."""
+    """Keep the largest |w0|.
+
+    Example:
+        >>> from solvers.row_budgets import RowBudget
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> magnitude(problem).mask.tolist()
+        [[True, False]]
+    """
     return _original(problem, abs(problem.targets))
 
 
 def wanda(problem: RowProblem) -> Start:
-    """Keep the largest |w0_i| |X_i| = |w0_i| sqrt(A_ii) (Sun et al. 2023, arXiv 2306.11695)."""
+    """Keep the largest |w0_i| |X_i| = |w0_i| sqrt(A_ii) (Sun et al. 2023, arXiv 2306.11695).
+
+    Example:
+        >>> from solvers.row_budgets import RowBudget
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> wanda(problem).mask.tolist()
+        [[False, True]]
+    """
     return _original(problem, abs(problem.targets) * problem.gram.diagonal() ** 0.5)
 
 
@@ -44,6 +58,12 @@ def obs_sweep(problem: RowProblem, *, damping: float = 0.01, block: int = 128) -
         problem: the rows.
         damping: added to the diagonal of A, as a share of its mean.
         block: inputs chosen together (N:M structures choose run by run).
+
+    Example:
+        >>> from solvers.row_budgets import RowBudget
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> obs_sweep(problem).mask.tolist()
+        [[False, True]]
     """
     xp = namespace(problem.gram)
     targets, inputs = problem.targets, problem.num_inputs
@@ -85,6 +105,12 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
         problem: the rows.
         damping: added to the diagonal of A, as a share of its mean.
         max_iterations: rounds at most.
+
+    Example:
+        >>> from solvers.row_budgets import RowBudget
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> admm(problem).mask.tolist()
+        [[False, True]]
     """
     xp = namespace(problem.gram)
     diagonal = problem.gram.diagonal()

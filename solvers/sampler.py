@@ -1,4 +1,4 @@
-"""The base of our own samplers: dimod's `Sampler` plus exact counts and arrays in, arrays out."""
+"""The base of this package's samplers: dimod's `Sampler` with exact counts, and arrays."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ class CountingSampler(dimod.Sampler):
     A subclass implements `sample_problem` and lists its options in `options` with a line each.
     `sample` is dimod's interface: it takes a BQM of either vartype, ``cardinality`` and
     ``groups`` (see `QuadraticProblem.from_bqm`), and whatever ``options`` lists.
+
+    Example:
+        >>> from solvers import get_sampler
+        >>> answer = get_sampler("greedy").sample_ising({"a": 1.0, "b": -1.0}, {}, cardinality=1)
+        >>> int(answer.first.sample["b"]), float(answer.first.energy)
+        (1, -2.0)
     """
 
-    #: Option name -> one line of help. Also what `parameters` lists.
+    #: Option name -> one line of help; `parameters` lists the same names.
     options: ClassVar[Mapping[str, str]] = {}
-    #: Whether it answers with a lower bound.
+    #: True if solutions have a lower bound.
     bounds: ClassVar[bool] = False
-    #: Reads where neither a number nor a time limit is given.
+    #: Default number of reads without a time limit.
     default_reads: ClassVar[int] = 1
 
     @property
@@ -39,7 +45,7 @@ class CountingSampler(dimod.Sampler):
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the sampler can do."""
+        """Capabilities of the sampler."""
         return {
             "counts": True,
             "bound": self.bounds,
@@ -63,8 +69,8 @@ class CountingSampler(dimod.Sampler):
 
         Raises:
             UnknownOptionError: an option that `parameters` does not list.
-            InvalidProblemError: coefficients, counts or groups make no sense.
-            InvalidOptionError: an option has a value that makes no sense.
+            InvalidProblemError: coefficients, counts or groups are invalid.
+            InvalidOptionError: an option has an invalid value.
         """
         unknown = sorted(set(options) - set(self.options))
         if unknown:
@@ -85,8 +91,12 @@ def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:
     Spins -1 and +1 become 0 and 1. A plain array has the order of ``variables``.
 
     Raises:
-        InvalidOptionError: it is nothing that dimod accepts, a variable is missing, or a value is
+        InvalidOptionError: dimod does not accept it, a variable is missing, or a value is
             neither binary nor a spin.
+
+    Example:
+        >>> states_of([[-1, 1]], ["a", "b"]).tolist()
+        [[0, 1]]
     """
     plain = _is_plain(samples)
     try:
@@ -111,7 +121,7 @@ def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:
 
 
 def _is_plain(samples: Any) -> bool:
-    """Whether samples are an array, or lists that make one; dimod's tuples are (array, labels)."""
+    """True for an array, or lists that make one; dimod's tuples are (array, labels)."""
     if isinstance(samples, tuple):
         return all(isinstance(one, int | float | np.number) for one in samples)
     if isinstance(samples, list):
@@ -137,7 +147,13 @@ def given_states(problem: QuadraticProblem, initial_states: Any) -> States | Non
 
 
 def random_states(problem: QuadraticProblem, num: int, rng: np.random.Generator) -> States:
-    """``num`` uniformly random states with exact counts, shape (num, n)."""
+    """``num`` uniformly random states with exact counts, shape (num, n).
+
+    Example:
+        >>> problem = QuadraticProblem(np.zeros(4), np.zeros((4, 4)), counts=2)
+        >>> random_states(problem, 3, np.random.default_rng(0)).sum(axis=1).tolist()
+        [2, 2, 2]
+    """
     if problem.groups is None or problem.counts is None:
         return rng.integers(0, 2, (num, problem.num_variables), dtype=np.int8)
     states = np.zeros((num, problem.num_variables), dtype=np.int8)
@@ -152,7 +168,11 @@ def positive_int(name: str, value: Any) -> int:
     """``value`` as an int of at least 1.
 
     Raises:
-        InvalidOptionError: it is not.
+        InvalidOptionError: it is none.
+
+    Example:
+        >>> positive_int("num_reads", 5)
+        5
     """
     if isinstance(value, bool) or value != int(value) or value < 1:
         raise InvalidOptionError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -1,4 +1,4 @@
-"""What a sampler answers: samples, their recomputed energies, and what is proved about them."""
+"""Solutions: samples, their recomputed energies, and the bound proved for them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,15 @@ class Solution:
         samples: shape (reads, n), int8, one binary state a row.
         energies: shape (reads,), float64, computed from the problem, ascending.
         lower_bound: no feasible state has a lower energy; -inf when nothing is known.
-        info: what the sampler has to say (sweeps, swaps, timings), JSON-friendly; has ``proved``
+        info: the sampler's own data (sweeps, swaps, timings), JSON-friendly; has ``proved``
             where there is a bound.
         certified: the gap of the best state, computed without the offset; see `solvers.gap`.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, -1.0], np.zeros((2, 2)))
+        >>> found = Solution.of(problem, [[1, 1], [0, 1]], lower_bound=-1.0)
+        >>> found.samples.tolist(), found.energies.tolist(), found.proved
+        ([[0, 1], [1, 1]], [-1.0, 0.0], True)
     """
 
     samples: NDArray[np.int8]
@@ -48,11 +54,11 @@ class Solution:
         """Order samples by the energy that the problem itself gives them (ties keep order).
 
         Args:
-            problem: what they are states of.
+            problem: the problem of the samples.
             samples: shape (reads, n) or (n,), with exact counts.
             energies: those of the samples, where they are known; shape (reads,).
             lower_bound: of the problem, offset included.
-            info: what the sampler has to say.
+            info: the sampler's own data.
         """
         states = np.atleast_2d(np.ascontiguousarray(samples, dtype=np.int8))
         energies = problem.energies(states) if energies is None else energies
@@ -61,20 +67,20 @@ class Solution:
         return found._judged(problem)
 
     def _judged(self, problem: QuadraticProblem) -> Solution:
-        """The same with its gap."""
+        """The solution with its gap."""
         if not np.isfinite(self.lower_bound) or not len(self.samples):
             return self
         offset = problem.offset
         energy = self.energy
         if offset:
             energy = float(problem.with_linear(problem.linear, 0.0).energies(self.samples[:1])[0])
-        # A bound that has been added to an offset has lost what that was rounded by.
+        # Adding the offset has rounded the bound.
         lost = 2.0 * _EPS * max(abs(offset), abs(self.lower_bound)) if offset else 0.0
         found = gap_between(problem, energy, self.lower_bound - offset, lost)
         return replace(self, certified=found, info={**self.info, "proved": found.proved})
 
     def joined(self, problem: QuadraticProblem, state: NDArray[np.int8]) -> Solution:
-        """The same with ``state``, shape (n,), for the worst sample if it beats the best."""
+        """The solution with ``state``, shape (n,), for the worst sample if it beats the best."""
         energy = problem.energy(state)
         if energy >= self.energy:
             return self
@@ -108,13 +114,13 @@ class Solution:
 
     @property
     def proved(self) -> bool:
-        """Whether the best state is proved optimal, to the tolerance of `solvers.gap`."""
+        """True if the best state is proved optimal, to the tolerance of `solvers.gap`."""
         return self.certified.proved
 
     def to_sampleset(
         self, labels: Sequence[Any], vartype: dimod.Vartype = dimod.BINARY
     ) -> dimod.SampleSet:
-        """As dimod's `SampleSet`; ``info`` gains ``lower_bound``, ``gap`` and ``proved``."""
+        """A dimod `SampleSet`; ``info`` gains ``lower_bound``, ``gap`` and ``proved``."""
         states = self.samples if vartype is dimod.BINARY else 2 * self.samples - 1
         return dimod.SampleSet.from_samples(
             (states, list(labels)),

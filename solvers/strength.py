@@ -1,4 +1,4 @@
-"""How strong a penalty for counts must be, and the problem with it added."""
+"""Penalties for counts: their strength, and the problem with one added."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def penalised(problem: QuadraticProblem, strength: float) -> QuadraticProblem:
         InvalidProblemError: the problem has no counts.
         ProblemTooLargeError: the penalty couples every pair of a group, and the pairs do not
             fit into memory.
+
+    Example:
+        >>> problem = QuadraticProblem([1.0, 1.0], np.zeros((2, 2)), counts=1)
+        >>> penalised(problem, 5.0).energies([[0, 0], [0, 1], [1, 1]]).tolist()
+        [5.0, 1.0, 7.0]
     """
     groups, counts = _counted(problem)
     return QuadraticProblem(
@@ -95,11 +100,16 @@ def flip_costs(problem: QuadraticProblem) -> tuple[Floats, Floats]:
 
 
 def strength_bound(problem: QuadraticProblem) -> float:
-    """A strength at and above which every minimiser of the penalised problem is feasible.
+    """A strength from which on every minimiser of the penalised problem is feasible.
 
     A state with too few ones in a group of s variables has at least s - count + 1 zeros there,
     so the cheapest of them costs at most the count-th smallest of `flip_costs`, while setting
     it lowers the penalty by at least the strength; likewise for too many ones.
+
+    Example:
+        >>> problem = QuadraticProblem([-3.0, 1.0], np.zeros((2, 2)), counts=2)
+        >>> round(float(strength_bound(problem)), 3)
+        1.0
     """
     groups, counts = _counted(problem)
     up, down = flip_costs(problem)
@@ -116,9 +126,9 @@ def strength_bound(problem: QuadraticProblem) -> float:
 
 
 def first_strength(problem: QuadraticProblem) -> float:
-    """A tenth of what one variable more or less costs at a greedy state.
+    """The first strength: a tenth of the cost of one variable more or less at a greedy state.
 
-    Small on purpose. On pruning blocks, samples a few flips from feasible, repaired, are better
+    Small on purpose: on pruning blocks, samples a few flips from feasible, repaired, are better
     than feasible ones found under a penalty that hides the problem: at n = 1024 with gradient
     term, annealing reached -1548 at a fiftieth of that cost, -1454 at the cost itself.
     """
@@ -129,7 +139,7 @@ def first_strength(problem: QuadraticProblem) -> float:
 
 
 def marginal_costs(problem: QuadraticProblem) -> Floats:
-    """Per group: what the next variable costs at a greedy state, shape (g,)."""
+    """The cost of the next variable of each group at a greedy state, shape (g,)."""
     groups, counts = _counted(problem)
     x, gains = _greedy_flip_costs(problem)
     costs = np.zeros(counts.size)

@@ -1,4 +1,4 @@
-"""pyqubo both ways: an expression as a problem with labels in a fixed order, and back.
+"""Conversion from pyqubo to problems with labels in a fixed order, and back.
 
 pyqubo lists the variables of a compiled model in an order of its own, which changes between
 releases and machines; a seed then means nothing. Here they are always in natural order of
@@ -32,7 +32,7 @@ def from_pyqubo(
     """The problem of a pyqubo expression or compiled model.
 
     ``Constraint`` terms are part of the energy, as pyqubo has them; exact counts are better
-    given as ``cardinality``. `broken_constraints` tells which constraints a sample breaks.
+    given as ``cardinality``. `broken_constraints` lists those that a sample breaks.
 
     Args:
         expression: a `pyqubo.Base` (of any degree), or a `pyqubo.Model`.
@@ -122,7 +122,12 @@ def to_pyqubo(problem: QuadraticProblem, strength: str = "strength") -> Any:
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts ``x[2]`` before ``x[10]``."""
+    """Sort key that puts ``x[2]`` before ``x[10]``.
+
+    Example:
+        >>> sorted(["x[10]", "x[2]"], key=natural_key)
+        ['x[2]', 'x[10]']
+    """
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 

@@ -42,11 +42,11 @@ class TabuOptions(ReadOptions):
     num_restarts: Whole = Field(
         default=10,
         description="further searches in a read, from the 8th on crossings of its best "
-        "(default 10; more and more with a time limit)",
+        "(default 10; growing with a time limit)",
     )
     tenure: Whole | None = Field(
         default=None,
-        description="iterations that a moved variable rests, at least "
+        description="iterations that a moved variable is tabu, at least "
         "(default: a fiftieth of the variables; with counts 2); up to 9 more at random",
     )
 
@@ -122,8 +122,8 @@ class _Tabu:
     Attributes:
         layout: the problem.
         num_iterations: moves of one search.
-        tenure: least iterations that a moved variable rests.
-        deadline: of the whole search; one that cannot even form the matrix is not begun.
+        tenure: least iterations that a moved variable is tabu.
+        deadline: of the whole search; there is none if forming the matrix alone would take longer.
     """
 
     layout: Layout
@@ -150,7 +150,7 @@ class _Tabu:
         for done in range(0, self.num_iterations, step):
             moves = min(step, self.num_iterations - done)
             self._run(read, field, until, scores, moves)
-            # The next call counts its iterations from zero again.
+            # The next call starts at iteration 0.
             until = np.maximum(until - moves, 0).astype(np.int32)
             yield
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from solvers.errors import InvalidOptionError
 from solvers.problem import Floats, QuadraticProblem
 
-# Measured on pruning blocks, OR-Library, gka and G-set problems: hotter starts only lose time,
-# colder ends only wait. See `benchmarks/solvers_local.py`.
+# Measured on pruning blocks, OR-Library, gka and G-set problems (`benchmarks/solvers_local.py`):
+# hotter starts and colder ends lose time and improve nothing.
 _HOT_SHARE_OF_MEAN = 0.25
 _COLD_SHARE_OF_SMALL_FLIP = 1 / 8
 _COLD_SHARE_OF_SMALL_SWAP = 1 / 2
@@ -33,7 +33,7 @@ def temperatures_for(
     Args:
         problem: gives the scale of E.
         local_minimum: a state near a local minimum, shape (n,): the barriers around it decide.
-        num_sweeps: how many.
+        num_sweeps: number of temperatures.
         beta_range: first and last inverse temperature, in units of 1 / E; None estimates them.
         schedule: "geometric" or "linear" between the two.
 
@@ -63,7 +63,7 @@ def _checked_range(beta_range: Sequence[float]) -> tuple[float, float]:
 
 
 def _range_at(problem: QuadraticProblem, x: NDArray[np.int8]) -> tuple[float, float]:
-    """(hot, cold) from the moves out of ``x``: their mean cost, and that of the cheapest few."""
+    """(hot, cold) from the moves out of ``x``: the mean cost of all, and of the cheapest few."""
     if problem.groups is None:
         all_gains = smallest = _flip_gains(problem, x)
         share = _COLD_SHARE_OF_SMALL_FLIP

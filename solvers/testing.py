@@ -1,4 +1,4 @@
-"""The conformance suite: what every sampler here promises, checked on any sampler.
+"""The conformance suite: checks of the guarantees of this package's samplers, for any sampler.
 
 Third parties run it in their own tests::
 
@@ -8,9 +8,9 @@ Third parties run it in their own tests::
         check_sampler(MySampler())
 
 A sampler that cannot count is checked inside `CardinalityPenalty`, as `qprune` would use it.
-Checks of an ability run only where the sampler declares it: ``seed``, ``initial_states``,
+Checks of a capability run only where the sampler declares it: ``seed``, ``initial_states``,
 ``num_reads`` and ``time_limit`` by listing the option in ``parameters``, a lower bound by
-``properties["bound"]``; what was left out is in `Conformance.skipped`, with the reason.
+``properties["bound"]``; `Conformance.skipped` lists the others, with the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _GENEROUS = 10.0
 
 @dataclass(frozen=True)
 class Conformance:
-    """What was checked.
+    """The result of `check_sampler`.
 
     Attributes:
         passed: names of the checks that ran.
@@ -55,8 +55,8 @@ class Subject:
     """The sampler under test.
 
     Attributes:
-        given: as it was handed over.
-        sampler: the same, taking problems with counts.
+        given: as passed to `check_sampler`.
+        sampler: the same, wrapped to take problems with counts.
         options: passed with every call where the sampler has them.
     """
 
@@ -65,7 +65,7 @@ class Subject:
     options: Mapping[str, Any]
 
     def has(self, option: str) -> bool:
-        """Whether the sampler lists ``option``."""
+        """True if the sampler lists ``option``."""
         return option in self.sampler.parameters
 
     def solve(self, problem: QuadraticProblem, **more: Any) -> Solution:
@@ -183,7 +183,7 @@ def check_dimod_api(subject: Subject) -> None:
 
 
 def check_counts_exact(subject: Subject) -> None:
-    """Every row of every answer has the counts, by the sampler's own doing if it counts."""
+    """Every row of every answer has the counts, without repair if the sampler counts."""
     for problem in (convex_problem(12, 21, counts=7), grouped_problem(22)):
         solution = subject.solve(problem)
         assert len(solution.samples), "no samples"
@@ -201,14 +201,14 @@ def check_energies(subject: Subject) -> None:
 
 
 def check_same_seed(subject: Subject) -> None:
-    """One seed in, same answer out."""
+    """The same seed gives the same answer."""
     for problem in (convex_problem(14, 25, counts=7), indefinite_problem(13, 26)):
         first, second = subject.solve(problem, seed=5), subject.solve(problem, seed=5)
         assert np.array_equal(first.samples, second.samples), "same seed, another answer"
 
 
 def check_initial_states(subject: Subject) -> None:
-    """Never worse than the best initial state."""
+    """The answer is never worse than the best initial state."""
     for seed in range(3):
         problem = indefinite_problem(12, 30 + seed, counts=6)
         states = all_states(problem)
@@ -219,7 +219,7 @@ def check_initial_states(subject: Subject) -> None:
 
 
 def check_optimal_when_small(subject: Subject) -> None:
-    """Right on n <= 12, against enumeration."""
+    """The optimum on n <= 12, by enumeration."""
     for index, problem in enumerate(small_problems()):
         optimum = problem.energies(all_states(problem)).min()
         many = subject.has("num_reads") and "num_reads" not in subject.options
@@ -251,7 +251,7 @@ def check_edges(subject: Subject) -> None:
 
 
 def check_all_zero(subject: Subject) -> None:
-    """A problem that says nothing still has counts."""
+    """A problem with all coefficients 0 still has counts."""
     problem = QuadraticProblem(np.zeros(8), np.zeros((8, 8)), counts=3)
     solution = subject.solve(problem)
     assert problem.feasible(solution.samples).all(), "wrong counts"
@@ -302,7 +302,7 @@ def check_unknown_option(subject: Subject) -> None:
 
 
 def check_bad_problem(subject: Subject) -> None:
-    """Coefficients that are no numbers, and counts that do not fit."""
+    """NaN coefficients, and counts that do not fit, are refused."""
     bad = dimod.BinaryQuadraticModel({"a": np.nan, "b": 1.0}, {}, 0.0, dimod.BINARY)
     _refused(ValueError, lambda: subject.sample(bad))
     bqm = convex_problem(5, 47).to_bqm()
@@ -311,12 +311,12 @@ def check_bad_problem(subject: Subject) -> None:
 
 
 def check_num_reads(subject: Subject) -> None:
-    """Zero reads make no sense."""
+    """Zero reads are refused."""
     _refused(ValueError, lambda: subject.solve(convex_problem(5, 48, counts=2), num_reads=0))
 
 
 def check_time_limit(subject: Subject) -> None:
-    """A negative limit makes no sense; one of zero, or of a moment, gives exact counts."""
+    """A negative limit is refused; a limit of zero, or a very short one, gives exact counts."""
     problem = convex_problem(12, 49, counts=5)
     _refused(ValueError, lambda: subject.solve(problem, time_limit=-1.0))
     for limit in (0.0, 0.05):
@@ -325,7 +325,7 @@ def check_time_limit(subject: Subject) -> None:
 
 
 def check_time_is_kept(subject: Subject) -> None:
-    """However many reads are asked, a limit ends the call; starting a process is no part of it."""
+    """A time limit ends the call at any number of reads; the start of a process does not count."""
     problem = indefinite_problem(16, 50, counts=6)
     more = {"num_reads": 10**5} if subject.has("num_reads") else {}
     began = time.perf_counter()

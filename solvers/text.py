@@ -44,7 +44,7 @@ _CONSTANT = re.compile(r"\b(offset|constant)\b.*\d", re.IGNORECASE)
 
 
 class LineError(InvalidProblemError):
-    """A line that cannot be understood; `solvers.files` puts the file's name before it."""
+    """A line that cannot be parsed; `solvers.files` adds the file's name."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"line {line}: {message}")
@@ -59,7 +59,7 @@ def decoded(data: bytes) -> str | None:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        # Only comments have letters that differ between the two.
+        # The two encodings differ only in comments.
         text = data.decode("latin-1")
     return None if _BINARY.search(text) else text
 
@@ -69,8 +69,8 @@ class Facts:
     """Facts that the comments of a file state: E = scale * (its terms + offset).
 
     Attributes:
-        spins: whether the variables are -1 and 1; None if nothing is said.
-        notes: sentences about comments that may mean something but are not understood.
+        spins: True if the variables are -1 and 1, False if 0 and 1; None if it is not stated.
+        notes: sentences about comments that may matter but were not understood.
     """
 
     offset: float = 0.0
@@ -81,7 +81,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """A text as its data lines and its comments.
+    """A text, split into data lines and comments.
 
     A line is a comment if it begins with ``#``, ``%``, ``;``, ``!``, ``//`` or the word ``c``; what
     follows one of these but the last on a line is a comment too. Commas count as blanks.
@@ -174,7 +174,7 @@ def _fact(number: int, key: str, value: str) -> float:
 
 def _is_spin(number: int, value: str) -> bool:
     if value.upper() not in ("SPIN", "BINARY"):
-        raise LineError(number, f"vartype {value[:60]!r}: there are SPIN and BINARY")
+        raise LineError(number, f"vartype must be SPIN or BINARY, not {value[:60]!r}")
     return value.upper() == "SPIN"
 
 
@@ -182,7 +182,11 @@ def number_of(word: str) -> float:
     """A number, with the exponents that Fortran writes: ``5.0D+00``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is no number.
+
+    Example:
+        >>> number_of("5.0D+00")
+        5.0
     """
     if not _NUMBER.fullmatch(word):
         raise ValueError(word)

@@ -1,7 +1,7 @@
 """Formats that list terms or edges line by line: their readers and writers.
 
 A reader takes the text of a file and answers with a `Parsed` problem. Line numbers in errors count
-from 1. The words of the formats' own documentation are cited at each reader.
+from 1. Each reader cites the documentation of its format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from solvers.text import Facts, Indices, LineError, Text, triples
 
 
 class Sense(Enum):
-    """Which end of the objective in a file is wanted."""
+    """The sense of the objective in a file: minimise or maximise."""
 
     MINIMISE = "minimise"
     MAXIMISE = "maximise"
@@ -32,8 +32,8 @@ class Parsed:
 
     Attributes:
         problem: to be minimised if ``stated``, else with the objective of the file.
-        stated: the sense that the file itself, or the kind of problem, leaves no doubt about.
-        notes: sentences about what may mean something else to its author.
+        stated: the sense by the file or the kind of problem; None if it is not known.
+        notes: sentences about ambiguities of the file.
     """
 
     problem: QuadraticProblem
@@ -202,7 +202,7 @@ def header(text: Text) -> tuple[int, int]:
     """The first data line ``n m``.
 
     Raises:
-        LineError: it is something else.
+        LineError: it is another line.
     """
     number, words = text.numbers[0], text.fields[0]
     if len(words) == 1:

@@ -17,7 +17,7 @@ from solvers.problem import QuadraticProblem
 from solvers.sampler import CountingSampler, States, given_states, random_states
 from solvers.solution import Solution
 
-#: What is left of a limit for evaluating the answer, in evaluations of one state.
+#: Time of a limit reserved for evaluating the answer, in evaluations of one state.
 EVALUATIONS_AFTER = 5.0
 
 
@@ -25,7 +25,7 @@ class TimedSampler(CountingSampler):
     """A sampler that answers within its time limit, and when it is interrupted.
 
     A subclass lists its options in a `SamplerOptions` and implements `_search`, which looks at
-    the deadline at least every 50 ms and then returns the best so far. Everything else is here:
+    the deadline at least every 50 ms and then returns the best so far. This class does the rest:
     the options are checked; with a time limit the answer is at least as good as that of swap
     descent from a random state; ``info["timing"]`` has the nanoseconds of ``preprocessing_ns``
     (checks and compiling), ``sampling_ns`` and ``postprocessing_ns``, as D-Wave's samplers do;
@@ -48,7 +48,7 @@ class TimedSampler(CountingSampler):
 
         Raises:
             UnknownOptionError: an option that the sampler does not have.
-            InvalidOptionError: an option's value is not in its range; the message has it.
+            InvalidOptionError: an option's value is out of its range; the message has the range.
             ProblemTooLargeError: the problem does not fit into memory, or into the sampler.
         """
         stamps = [time.perf_counter_ns()]
@@ -56,11 +56,11 @@ class TimedSampler(CountingSampler):
         given = given_states(problem, asked.starts)
         with running(asked.time_limit) as deadline:
             stamps.append(time.perf_counter_ns())
-            # A constant must not change an answer, so that no search sees one.
+            # The search runs without the offset, which must not change an answer.
             bare = problem.with_linear(problem.linear, 0.0) if problem.offset else problem
             first = None if asked.time_limit is None else self._first(bare, asked, deadline)
             if first is not None and deadline.remaining < deadline.kept_back:
-                # Setting up a search would take longer than there is.
+                # Setting up a search would take longer than the time left.
                 states = first if given is None else np.concatenate([first, given])
                 found = Solution.of(bare, states)
             else:
@@ -88,7 +88,7 @@ class TimedSampler(CountingSampler):
     def _first(
         self, problem: QuadraticProblem, asked: TimedOptions, deadline: Deadline
     ) -> States | None:
-        """What `Greedy` answers for the same seed; the time of its evaluation is kept back."""
+        """The state of `Greedy` for the same seed; reserves time to evaluate the answer."""
         state = random_states(problem, 1, np.random.default_rng(asked.randomness))
         state = descend(problem, state, deadline=deadline)
         before = deadline.elapsed

@@ -43,13 +43,13 @@ from solvers.torch_batch import (
 )
 from solvers.torch_moves import Batch, Moves, moves_for
 
-# Bits of all states of one batch; more reads are made in several batches. A GPU needs many at
+# Limit of one batch: bits of its states. A GPU needs many at
 # once to be busy.
 _MOST_ENTRIES = {"cpu": 1 << 16}
 _MOST_ENTRIES_ELSEWHERE = 1 << 22
-# States of a batch that are evaluated when the time is over.
+# States of a batch that are evaluated after the time limit.
 _MOST_AFTERWARDS = 1
-# Batches with a time limit alone: so many of the first length, as many of twice that, and so on.
+# With a time limit alone: batches of each length before the length doubles.
 _BATCHES_PER_LENGTH = 2
 
 
@@ -63,8 +63,8 @@ class TorchAnnealingOptions(SamplerOptions):
     )
     num_sweeps: Count = Field(
         default=100,
-        description="temperatures; a sweep moves as often as there are ones (default 100; more "
-        "and more with a time limit)",
+        description="temperatures; a sweep moves as often as there are ones (default 100; growing "
+        "with a time limit)",
     )
     beta_range: tuple[Positive, Positive] | None = Field(
         default=None,
@@ -80,6 +80,11 @@ class TorchAnnealing(TimedSampler):
     """Heat-bath swap annealing of many problems x many reads in one batch.
 
     A GPU and a CPU draw different numbers from a seed.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> TorchAnnealing().sample_problem(problem, seed=1).sample.tolist()
+        [0, 1, 1]
     """
 
     Options = TorchAnnealingOptions
@@ -240,7 +245,7 @@ def batch_of(
     """Problems of equal size and their states, shape (problems, reads, n), on ``device``.
 
     Raises:
-        TooLateError: the deadline passed before all were there.
+        TooLateError: the deadline passed before all were copied.
     """
     matrices, scales = _matrices(problems, device, deadline)
     return _batch(problems, matrices, scales, states, random)

@@ -1,4 +1,4 @@
-"""What the torch samplers share: a checked device, a generator of its own, matrices, counts."""
+"""The common part of the torch samplers: device, random generator, matrices, counts."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Device = Annotated[str, BeforeValidator(_name)]
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """``device`` as torch's, tried with one number.
+    """``device`` as a torch device on which one number was allocated.
 
     Raises:
         InvalidOptionError: torch does not know it.
-        MissingPackageError: there is none here, or it holds no numbers.
+        MissingPackageError: there is none here, or torch cannot compute on it.
     """
     try:
         known = torch.device(device)
@@ -42,7 +42,7 @@ def checked_device(device: str | torch.device) -> torch.device:
         raise MissingPackageError("torch finds no CUDA device here; pass device='cpu'")
     try:
         torch.zeros(1, device=known).item()
-    except Exception as error:  # Each backend has errors of its own.
+    except Exception as error:  # Each backend has its own error types.
         why = " ".join(str(error).split())[:100]
         raise MissingPackageError(
             f"torch cannot compute on {str(known)!r} here; pass device='cpu' ({why})"
@@ -74,7 +74,7 @@ def scale_of(problem: QuadraticProblem) -> float:
 
 
 class TooLateError(Exception):
-    """A deadline passed before there was anything to search on."""
+    """The deadline passed before the problem was on the device."""
 
 
 def write_matrix(
@@ -104,7 +104,7 @@ def _rows(problem: QuadraticProblem, start: int, stop: int) -> Floats:
 
 
 def for_descent(deadline: Deadline) -> Deadline:
-    """When a last descent must end: an interrupt leaves it a moment, a time limit does not."""
+    """The deadline of the last descent: some time after an interrupt, none after a time limit."""
     return Deadline(_SECONDS_AFTER_INTERRUPT) if deadline.interrupted else deadline
 
 

@@ -15,10 +15,10 @@ from solvers.problem import QuadraticProblem
 # The longest row that a GPU's registers hold well.
 LONGEST_FUSED = 8192
 
-# Downhill means by more than this, coefficients being at most 1: float32 sums are no better.
+# Least descent of a downhill move, with coefficients up to 1: the error of float32 sums.
 DOWNHILL = 1e-6
 
-# More than any exponential draw: order of choice among variables that may flip is below zero.
+# More than any exponential draw, so that variables that may flip have scores below 0.
 FINITE = 1e4
 
 
@@ -30,7 +30,7 @@ class Batch:
         linear: shape (problems, n), scaled.
         x: the states, shape (problems, reads, n), bool.
         field: linear + Q x, shape (problems, reads, n).
-        scales: what each problem's coefficients were divided by, shape (problems,).
+        scales: divisor of each problem's coefficients, shape (problems,).
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Batch:
         return draws.neg_().log1p_().neg_().clamp_(min=1e-30)
 
     def offsets(self, steps: int) -> list[int]:
-        """Where in such draws each of ``steps`` steps begins to read."""
+        """The position in such draws at which each of ``steps`` steps begins to read."""
         at = torch.randint(self._spare, (steps,), generator=self.random, device=self.device)
         return at.tolist()
 
@@ -115,8 +115,8 @@ class Swaps:
         self.steps = int(self.counts.max()) if batch.size and batch.problems else 0
         # The ones of each replica; shorter lists are padded with zeros' indices, never drawn.
         self.ones = (~batch.x).to(torch.int8).argsort(dim=-1, stable=True)[..., : self.steps]
-        # Added to the cost of a partner: inf where it cannot be one. With nothing to move
-        # (no ones) that is everywhere, so every draw ends in staying put.
+        # Added to the cost of a partner: inf where there can be none. Without any
+        # ones that is everywhere, so that the replica always stays.
         self.barred = torch.where(batch.x | (self.counts == 0)[:, None, None], torch.inf, 0.0)
         self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
@@ -138,7 +138,7 @@ class Swaps:
             window = None if noise is None else noise[:, at : at + batch.size]
             self._step(offer, slot[..., None], beta, window)
         listed = torch.arange(self.steps, device=batch.device) < self.counts[:, None, None]
-        # Padding may name a variable that has become a one, so entries are added, not written.
+        # Padding may repeat a variable that has become a one, so entries are added, not assigned.
         ones = torch.zeros_like(batch.x, dtype=torch.int8)
         batch.x = ones.scatter_add_(-1, self.ones, listed.to(torch.int8).expand_as(self.ones)) > 0
         batch.refresh()

@@ -15,13 +15,13 @@ from solvers.row_moves import HeldSearch
 Integers = NDArray[np.int64]
 Restored = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
-# Entries of A looked at in one step over all rows; bounds the memory of a step.
+# Entries of A read in one step over all rows: the limit of its memory.
 STEP_ENTRIES = 1 << 26
 
-# Candidates of a row in one step where a kernel looks at them: a step has costs of its own.
+# Candidates of a row in one step of the kernel, which amortise the cost of a step.
 FUSED_CANDIDATES = 16
 
-# Steps between looks at which rows are done (each look waits for the device).
+# Steps between checks for finished rows (each check waits for the device).
 STEPS = 8
 
 # Steps at most, for each input.
@@ -32,7 +32,7 @@ class TorchSearch(HeldSearch):
     """`HeldSearch` for tensors: in each step every row makes the best swap of a few candidates.
 
     The candidates are the kept weights that are cheapest to prune among those not yet tried since
-    the row's last swap; a row is done when all have been tried in vain. Memory moved a step:
+    the row's last swap; a row is done when none of them improves it. Memory read in a step:
     rows x candidates x run of A; a swap then takes two rows of A.
     """
 
@@ -75,7 +75,7 @@ class _State:
         gain, into = self._restored(out, self.values.gather(1, out))
         change, best = (cheapest - gain).min(-1)
         better = change < -self.tolerance
-        # A row without candidates left has infinite costs, so it never improves.
+        # A row without candidates has infinite costs, so it never improves.
         self.tried.scatter_(1, out, ~better[:, None].expand_as(out))
         self.tried &= ~better[:, None]
         self._apply(better, out.gather(1, best[:, None])[:, 0], into.gather(1, best[:, None])[:, 0])

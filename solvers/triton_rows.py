@@ -1,7 +1,7 @@
-"""What restoring the best weight gains after pruning another one, as one GPU kernel.
+"""The gain of restoring the best weight after pruning another one, as one GPU kernel.
 
 The inner loop of `solvers.torch_rows`: it reads one row of A for a candidate and writes two
-numbers, where plain tensor operations write that row down ten times.
+numbers, where plain tensor operations write that row ten times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from solvers.row_moves import Restore
 
-# Entries of a row that a program looks at together.
+# Entries of a row in one block.
 _CHUNK = 1024
 
 
@@ -67,10 +67,10 @@ def best_restored(
         field: (w - w0) A, shape (rows, inputs).
         mask: True where kept, same shape.
         slope: of `Restore`, the same rows.
-        restore: what restoring gains.
+        restore: the `Restore` of the rows.
         diagonal: of A.
         out: the candidates to prune, shape (rows, width).
-        values: what they are now, same shape.
+        values: their present values, same shape.
 
     Returns:
         Both of shape (rows, width); -inf where a row keeps all.

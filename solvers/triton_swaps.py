@@ -39,7 +39,7 @@ def _sweep_kernel(
     ones = tl.sum(x, axis=0)
     movable = (ones > 0) & (ones < size)
     for step in range(tl.where(movable, steps, 0)):
-        # A random one: the first in an order that multiplies and shifts indices at random.
+        # A random one: the first in a pseudo-random order of indices (multiply and shift).
         draw = tl.randint(seed + 1, replica * steps + step).to(tl.uint32, bitcast=True)
         order = (at * ((draw >> 16) | 1) + draw) & (BLOCK - 1)
         out = tl.argmin(tl.where(x == 1, order.to(tl.int32), BLOCK), axis=0)
@@ -77,7 +77,7 @@ class FusedSwaps:
         self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
     def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
-        # One kernel, which ends before a look at the clock would pay.
+        # One kernel; it is too short to check the clock.
         batch = self.batch
         states = batch.x.to(torch.int8).contiguous()
         replicas = batch.problems * batch.reads

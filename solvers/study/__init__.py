@@ -1,4 +1,4 @@
-"""Studies of samplers: the same problems and time for all, and what can be concluded."""
+"""Studies of samplers: the same problems and time for all, and statistics of the results."""
 
 from solvers.study.bench import SamplerSetting
 from solvers.study.budgets import Reads, Seconds, Sweeps

@@ -1,4 +1,4 @@
-"""A sampler and a problem made ready, so that nothing but sampling is left to be timed."""
+"""A sampler and a problem made ready, so that only sampling is timed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solvers.problem import QuadraticProblem
 from solvers.strength import penalised
 from solvers.study.budgets import SWEEP_OPTIONS, Clock
 
-#: Sweeps of a read where neither the user nor the sampler's signature names any.
+#: Sweeps of a read where neither the user nor the sampler's signature has a number.
 USUAL_SWEEPS = 1000
 _TRIAL_READS = 10
 #: Short work for warming up and for choosing a penalty; each where the sampler has the option.
@@ -38,12 +38,12 @@ _SHORT: Mapping[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """What one call answered, before repair.
+    """The answer of one call, before repair.
 
     Attributes:
         states: shape (reads, n), int8.
-        lower_bound: certified by the sampler; -inf where it says nothing.
-        repaired: share of states that the sampler itself had to repair; 0 if it does not say.
+        lower_bound: certified by the sampler; -inf without one.
+        repaired: share of states that the sampler itself repaired; 0 if it reports none.
     """
 
     states: NDArray[np.int8]
@@ -61,11 +61,11 @@ class Asking(Protocol):
 
     @property
     def settled(self) -> Mapping[str, Any]:
-        """Options that every call has, and what was chosen for the sampler."""
+        """Options of every call, those chosen for the sampler included."""
         ...
 
     def __call__(self, **options: Any) -> Any:
-        """Sample; this is what is timed."""
+        """Sample; only this call is timed."""
         ...
 
     def judged(self, answer: Any) -> Judged:
@@ -103,7 +103,7 @@ class Direct:
 
 @dataclass(frozen=True, eq=False)
 class Penalised:
-    """Someone else's sampler and the model it is given: counts as a penalty, or no counts.
+    """A third party's sampler and its model: counts as a penalty, or no counts.
 
     Attributes:
         child: the sampler.
@@ -142,7 +142,7 @@ class Penalised:
 
 
 def short_options(takes: frozenset[str], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for a call that is only to be over soon; what the user fixed stays."""
+    """Options for a short call; the user's own stay."""
     return {n: v for n, v in _SHORT.items() if n in takes and n not in fixed}
 
 
@@ -167,7 +167,7 @@ def sweeps_that_fit(
 ) -> dict[str, int]:
     """Fewer sweeps than usual, where a call of the usual number would exceed ``seconds``.
 
-    Longer and longer calls tell what a sweep costs beyond what every call costs. Sweeps that
+    Calls of growing length separate the time of a sweep from that of a call. Sweeps that
     the user has set stay as they are.
     """
     option = sweep_option(asking)
@@ -206,7 +206,7 @@ def foreign_child(sampler: ProblemSampler) -> ForeignSampler | None:
 def penalty_strength(problem: QuadraticProblem, seed: int) -> float:
     """The strength at which steepest descent's answers, repaired, are best.
 
-    `CardinalityPenalty` goes from a weak penalty to the first that gives a feasible sample, or
+    `CardinalityPenalty` raises the strength to the first one that gives a feasible sample, or
     is provably strong enough. Often a weaker one, whose samples all need repair, is better, and
     for all samplers alike; the trial is not timed, so that those without counts do as well as
     they can.
@@ -218,7 +218,7 @@ def penalty_strength(problem: QuadraticProblem, seed: int) -> float:
 
 
 def learned_options(asking: Asking, answer: Any) -> dict[str, Any]:
-    """What a first answer tells of the sampler's own choices, so that it need not choose again.
+    """Options that the sampler chose itself in its first answer, to be given to later calls.
 
     D-Wave's annealers derive ``beta_range`` from the model, by a loop over all couplings that
     takes seconds at n = 1024 and does not depend on the seed.

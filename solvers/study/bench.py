@@ -1,4 +1,4 @@
-"""What happens inside the worker process: prepare a run, make it, judge what came out."""
+"""The bench in the worker process: prepares a run, makes it, and judges its answers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from solvers.study.asking import (
 )
 from solvers.study.budgets import CLOCKS, SWEEP_OPTIONS, Budget, Call, Seconds
 
-#: Energies noted for a run; of more reads, a random choice of so many.
+#: Energies kept of a run: all of them, or a random sample of this size.
 MOST_ENERGIES = 1000
-# Numbers of float64, of which a half or so fits in the second cache of a core.
+# Numbers of float64; about half of them fit into the second-level cache of a core.
 _CACHED = 2**16
 #: Fields of a row that `Bench.recall` needs.
 RECALLED = ("problem", "sampler", "budget_kind", "budget", "settings")
@@ -52,6 +52,10 @@ class SamplerSetting:
         name: a registered name, or the class of `sampler`.
         options: of the constructor or of the call.
         sampler: a sampler object or class where no registered name is meant; picklable.
+
+    Example:
+        >>> SamplerSetting("long", "swap-anneal", {"num_sweeps": 5000}).label
+        'long'
     """
 
     label: str
@@ -75,7 +79,7 @@ def made(setting: SamplerSetting) -> tuple[ProblemSampler, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Ready:
-    """What preparing took: seconds for model and penalty, and for warming up."""
+    """The time of preparing a run: seconds for model and penalty, and for warming up."""
 
     build_seconds: float
     warmup_seconds: float
@@ -122,10 +126,10 @@ class Bench:
         self._settings[setting.label] = setting
 
     def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take what was chosen for pairs in an earlier process from their rows.
+        """Take over from their rows the options chosen for pairs in an earlier process.
 
-        So it need not be chosen again; and a number of sweeps, which a clock has a say in, is the
-        same before and after a study was stopped.
+        They need not be chosen again, and the number of sweeps, which depends on timing, is the
+        same before and after a study was interrupted.
         """
         for row in rows:
             pair = (row["problem"], row["sampler"])
@@ -142,7 +146,7 @@ class Bench:
         """Build the model, compile and warm up; the next `sample` is of this pair.
 
         Raises:
-            SolverError: the pair is not compatible, or the sampler fails already here.
+            SolverError: the pair is not compatible, or the sampler fails in a first call.
         """
         began = time.perf_counter()
         self._asking = asking = self._asked(problem, label)
@@ -215,7 +219,7 @@ class Bench:
 def judgement(
     problem: QuadraticProblem, asking: Asking, calls: Sequence[Call], seed: int, cap: int
 ) -> dict[str, Any]:
-    """What the problem says of the answers: energies in float64, counts, repair.
+    """The answers judged by the problem: energies in float64, counts, repair.
 
     Fields: ``energy`` (best after repair), ``energy_raw_best`` (best of the feasible before
     repair, None without), ``num_reads``, ``feasible_share`` (before repair), ``energies``
@@ -225,7 +229,7 @@ def judgement(
     """
     told: list[Judged] = [asking.judged(call.answer) for call in calls]
     every = np.concatenate([one.states for one in told])
-    # Fast samplers find the same few states ten thousand times.
+    # Fast samplers return the same few states ten thousand times.
     raw, place = _distinct(every)
     feasible = problem.feasible(raw)
     states = raw if feasible.all() else repair(problem, raw).astype(np.int8)
@@ -266,7 +270,7 @@ def _distinct(states: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.in
 
 
 def _energies(problem: QuadraticProblem, states: NDArray[np.int8]) -> NDArray[np.float64]:
-    """In parts that stay in the cache as float64."""
+    """The energies of all states, computed in parts that fit into the cache."""
     size = max(1, _CACHED // max(1, states.shape[1]))
     parts = range(0, len(states), size)
     return np.concatenate([problem.energies(states[start : start + size]) for start in parts])

@@ -1,4 +1,4 @@
-"""A sampler whose every call spends one budget: what a study runs, as a sampler others can use."""
+"""A study's way to run a sampler, as a sampler: every call spends one budget."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NAME = "the block"
 
 
 class Budgeted(CountingSampler):
-    """Calls a sampler, on each problem anew, as `solvers.study.compare` would.
+    """A sampler that is called, on each problem anew, as `solvers.study.compare` does.
 
     The model is built, the penalty's strength and the number of sweeps that fit are chosen, and
-    the sampler is warmed up before its clock starts. It is not told what the caller has in hand
-    (``initial_states``): all samplers begin with the problem and nothing else.
+    the sampler is warmed up before its clock starts. It does not get the caller's initial states
+    (``initial_states``): all samplers begin with the problem alone.
 
     Args:
         setting: the sampler and its options.

@@ -1,4 +1,4 @@
-"""What a run may spend: seconds, reads or sweeps, each in the sampler's own words."""
+"""Budgets of a run: seconds, reads or sweeps, in the sampler's own options."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ Ask = Callable[..., Any]
 Clock = Callable[[], float]
 """Seconds since some moment."""
 
-#: By wall, as users wait; or by CPU, which other work on the machine does not use up.
+#: Wall time, as users wait; or CPU time, which other work on the machine does not change.
 CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-#: The least time that a sampler can be given, seconds: clocks and calls take part of it.
+#: The shortest time budget, seconds: clocks and calls take part of it.
 LEAST_SECONDS = 1e-3
 _BudgetSeconds = Annotated[
     float, NUMBER, Field(ge=LEAST_SECONDS, le=MAX_SECONDS, allow_inf_nan=False)
 ]
 _EXAMPLES = "like 0.5s, 100reads or 1000sweeps"
-# A sampler that computes elsewhere uses hardly any CPU time: its run ends by the wall clock.
+# A remote sampler uses hardly any CPU time: its run ends by the wall clock.
 _WALL_PER_CPU = 20.0
 
 
 class Budget(Protocol):
-    """How much one run may spend."""
+    """The budget of one run."""
 
-    #: What is counted: "seconds", "reads" or "sweeps".
+    #: The unit: "seconds", "reads" or "sweeps".
     kind: ClassVar[str]
 
     @property
     def amount(self) -> float:
-        """How many of them."""
+        """Number of seconds, reads or sweeps."""
         ...
 
     def refusal(self, takes: frozenset[str]) -> str:
-        """Why a sampler with the options ``takes`` cannot keep the budget; "" if it can."""
+        """The reason why a sampler with options ``takes`` cannot keep the budget; "" if it can."""
         ...
 
     def spend(
@@ -83,16 +83,20 @@ def _require(budget: Budget, kind: Any) -> None:
 
 
 def _seeded(takes: frozenset[str], seed: int, call: int = 0) -> dict[str, Any]:
-    # The sum of a run's seed and the call's number is another run's with probability 1e-9.
+    # Seeds are run's seed + call's number; two runs share one with probability 1e-9.
     return {"seed": (seed + call) % 2**31} if "seed" in takes else {}
 
 
 @dataclass(frozen=True)
 class Reads:
-    """So many independent reads, in one call.
+    """A number of independent reads, in one call.
 
     Raises:
         StudyError: no whole number of them, or none.
+
+    Example:
+        >>> Reads(100).refusal(frozenset({"seed"}))
+        'it has no option num_reads'
     """
 
     amount: float
@@ -116,10 +120,14 @@ class Reads:
 
 @dataclass(frozen=True)
 class Sweeps:
-    """So many sweeps in each of the sampler's own number of reads, in one call.
+    """A number of sweeps in each of the sampler's own number of reads, in one call.
 
     Raises:
         StudyError: no whole number of them, or none.
+
+    Example:
+        >>> Sweeps(1000).refusal(frozenset({"num_sweeps"}))
+        ''
     """
 
     amount: float
@@ -145,14 +153,18 @@ class Sweeps:
 
 @dataclass(frozen=True)
 class Seconds:
-    """So much time in the sampler, by the study's clock.
+    """Seconds in the sampler, by the study's clock.
 
-    A sampler that stops by the clock (`CLOCK_OPTIONS`) is told what is left. One that counts
-    reads is called again and again, with as many reads as the calls before suggest will fit.
+    A sampler that stops by the clock (`CLOCK_OPTIONS`) gets the time left. One that counts
+    reads is called repeatedly, with as many reads as will fit by the speed of earlier calls.
     The last call may end late, by less than half a read where reads take equally long.
 
     Raises:
-        StudyError: less than `LEAST_SECONDS`, or more than a life.
+        StudyError: less than `LEAST_SECONDS`, or more than 30 years.
+
+    Example:
+        >>> Seconds(0.5).amount
+        0.5
     """
 
     amount: float
@@ -200,7 +212,7 @@ def _in_units(option: str, seconds: float, reads: int) -> float:
 
 
 def _proved(answer: Any) -> bool:
-    """Whether more calls cannot find anything better."""
+    """True if the answer is proved, so that more calls cannot improve it."""
     info = getattr(answer, "info", None)
     return bool(info.get("proved", False)) if isinstance(info, Mapping) else False
 
@@ -223,6 +235,10 @@ def parse_budget(budget: str | Budget) -> Budget:
 
     Raises:
         StudyError: it is none of these, or out of range.
+
+    Example:
+        >>> parse_budget("0.5s"), parse_budget("100 reads")
+        (Seconds(amount=0.5), Reads(amount=100.0))
     """
     if not isinstance(budget, str):
         if not hasattr(budget, "spend"):

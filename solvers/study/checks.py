@@ -1,4 +1,4 @@
-"""Whether what a study's folder holds is what `solvers.study.compare` writes there."""
+"""Checks of the record and rows in a study's folder, as `solvers.study.compare` writes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def checked_record(record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """``record``, if it is what `compare` wrote.
 
     Raises:
-        StudyFolderError: names what is not.
+        StudyFolderError: names the first invalid field.
     """
     parts = {"problems": _PROBLEM, "samplers": _SAMPLER, "budgets": _BUDGET}
     wrong = _first_wrong(record, _RECORD) or next(
@@ -48,7 +48,7 @@ def checked_rows(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, A
     """``rows``, if each is what `compare` wrote.
 
     Raises:
-        StudyFolderError: names the row and what is not.
+        StudyFolderError: names the row and its invalid field.
     """
     for number, row in enumerate(rows, start=1):
         wrong = _first_wrong(row, _ROW)

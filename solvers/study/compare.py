@@ -52,11 +52,11 @@ ANSWERED = (
     "settings",
 )
 _BY_THE_CLOCK = ("seconds", "cpu_seconds", "build_seconds", "warmup_seconds", "started")
-#: A best-known value is beaten by an energy this much lower: tables are rounded.
+#: A best-known value is beaten by an energy lower by this share: tables are rounded.
 BEATEN_BY = 1e-6
 #: Seconds for compiling kernels, building models and choosing penalties, before any run.
 PREPARATION = 600.0
-#: How the reason of a pair begins that was not ready in that time; it is not tried again.
+#: Beginning of the reason of a pair that was not ready in that time; it is not tried again.
 UNREADY = "not ready to run: "
 _INCOMPATIBLE = (
     InvalidOptionError,
@@ -68,13 +68,20 @@ _INCOMPATIBLE = (
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Rows and what they are rows of.
+    """The rows of a study, and the record of what was run.
 
     Attributes:
         record: what ``study.json`` holds: ``problems``, ``samplers``, ``budgets``,
             ``repeats``, ``seed``, ``time_limit``, ``threads``, ``sessions``.
         row_list: the rows, in the order in which they ran.
-        folder: where they are stored; None if nowhere.
+        folder: where they are stored; None if they are not.
+
+    Example:
+        >>> from solvers.study.instances import generate
+        >>> one = generate("fisher:n=16,samples=4,count=8,seed=1")
+        >>> study = compare([one], ["greedy"], ["1reads"], repeats=1)
+        >>> study.complete, len(study.rows)
+        (True, 1)
     """
 
     record: Mapping[str, Any]
@@ -112,7 +119,7 @@ class Study:
 
     @property
     def complete(self) -> bool:
-        """Whether every run has its row."""
+        """True if every run has its row."""
         return len(self.row_list) >= self.record["runs"]
 
 
@@ -154,7 +161,7 @@ def compare(
             times the longest budget.
         prepare_limit: seconds for making a sampler and a problem ready, untimed; a pair that
             takes longer is tried once, and its other runs are "timeout" too.
-        threads: of BLAS, OpenMP and numba in the samplers.
+        threads: number of threads of BLAS, OpenMP and numba in the samplers.
         clock: what measures seconds: "wall"; or "cpu", on a machine with other work, for
             samplers of one thread that run here. Limits go by it too.
         observe: called with every row.
@@ -256,6 +263,15 @@ def read_study(folder: str | Path) -> Study:
 
     Raises:
         StudyFolderError: no study is there, or it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from solvers.study.instances import generate
+        >>> folder = tempfile.mkdtemp()
+        >>> problem = generate("fisher:n=16,samples=4,count=8,seed=1")
+        >>> _ = compare([problem], ["greedy"], ["1reads"], repeats=1, folder=folder)
+        >>> read_study(folder).complete
+        True
     """
     path = Path(folder)
     return Study(checked_record(read_record(path), path), checked_rows(read_rows(path), path), path)
@@ -314,7 +330,7 @@ def _blank(run: Run, instance: Instance) -> Row:
 
 
 def _unready(row: Row) -> list[tuple[str, str]]:
-    """The row's problem and sampler, if they could not be made ready in time."""
+    """The row's (problem, sampler) if they were not ready in time, else an empty list."""
     late = row["status"] == "timeout" and row["reason"].startswith(UNREADY)
     return [(row["problem"], row["sampler"])] if late else []
 
@@ -322,7 +338,7 @@ def _unready(row: Row) -> list[tuple[str, str]]:
 def _outcome(
     worker: Worker, sent: set[str], run: Run, instance: Instance, limits: tuple[float, float]
 ) -> Row:
-    """What the run adds to its row, whatever happens; limits of the run and of preparing it."""
+    """The columns that a run adds to its row, also when it fails; ``limits``: run, preparing."""
     doing = ""
     try:
         # The first call of a new process empties `sent`.
@@ -350,7 +366,7 @@ def _outcome(
 
 
 def _beaten(instance: Instance, energy: float, state: str) -> bool:
-    """Whether the best-known value is beaten, by a state that is computed here once more."""
+    """True if the state, evaluated here once more, has less than the best-known energy."""
     if instance.known is None:
         return False
     margin = BEATEN_BY * max(1.0, abs(instance.known))

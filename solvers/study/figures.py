@@ -19,7 +19,7 @@ from solvers.study.measures import SUCCESS_GAP, WORST_GAP, median_with_infinity
 
 Looks = Mapping[str, Look]
 
-#: Problems of which quartiles are drawn; of fewer they are the problems themselves.
+#: Least number of problems for which quartiles are drawn.
 FEWEST_FOR_BAND = 4
 
 
@@ -54,7 +54,7 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
 
 
 def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
-    # Problems have grids of their own; steps are joined on one for all.
+    # Each problem has its own time grid; all are put on one.
     grid = np.geomspace(mine.seconds.min(), mine.seconds.max(), 64)
     curves = np.array(
         [

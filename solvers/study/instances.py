@@ -25,7 +25,7 @@ from solvers.quadratic import LowRank, Sparse
 from solvers.ranges import Count, Number, Pair, checked, quoted
 
 _DIGITS = re.compile(r"[0-9]{1,20}")
-# Of a generator's numbers; seeds are those that NumPy's older generators take.
+# Ranges of a generator's parameters; seeds are those of NumPy's older generators.
 _RANGES: Mapping[str, Any] = {
     "n": Pair,
     "samples": Number,
@@ -34,22 +34,27 @@ _RANGES: Mapping[str, Any] = {
     "r": Annotated[int, Field(ge=1, le=10**6)],
 }
 
-#: Beside the blocks that `qprune prune --record-blocks` writes: one line of JSON for each.
+#: File beside the blocks of `qprune prune --record-blocks`: one line of JSON for each block.
 BLOCKS = "blocks.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """A problem with a name, and what is known of it.
+    """A problem with a name and its best-known value.
 
     Attributes:
         name: unique in a study.
         problem: to be minimised.
-        kind: what sort of problem; figures put equal kinds together.
+        kind: family of problems; figures group by it.
         known: lowest energy known before the study; None if none is.
-        proved: whether that is the optimum.
+        proved: True if that is the optimum.
         bound: a lower bound known before the study; None if none is.
         about: where it comes from, JSON-friendly (file; or step, stage, layers of a block).
+
+    Example:
+        >>> problem = QuadraticProblem([-1.0, 1.0], np.zeros((2, 2)))
+        >>> Instance("two", problem, known=-1.0, proved=True).to_json()["known"]
+        -1.0
     """
 
     name: str
@@ -61,7 +66,7 @@ class Instance:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the coefficients, whose digest is ``fingerprint``."""
+        """All fields but the problem, with the checksum of its coefficients (``fingerprint``)."""
         return {
             "problem": self.name,
             "n": self.problem.num_variables,
@@ -77,7 +82,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Known:
-    """What a table of best-known values says of one problem."""
+    """The best-known value of one problem, from a table."""
 
     energy: float
     proved: bool = False
@@ -85,7 +90,13 @@ class Known:
 
 
 def fingerprint(problem: QuadraticProblem) -> str:
-    """A digest of everything that makes an energy and a count."""
+    """A checksum of all coefficients and counts.
+
+    Example:
+        >>> one, two = generate("ran:n=8,seed=1"), generate("ran:n=8,seed=2")
+        >>> fingerprint(one.problem) == fingerprint(two.problem)
+        False
+    """
     quadratic = problem.quadratic
     if isinstance(quadratic, LowRank):
         parts = [quadratic.factor]
@@ -122,6 +133,14 @@ def read_instances(
     Raises:
         InvalidProblemError: a file cannot be read, or a count does not fit.
         StudyError: the folder has no problems.
+
+    Example:
+        >>> import tempfile
+        >>> from solvers.files import write_problem
+        >>> path = Path(tempfile.mkdtemp()) / "two.npz"
+        >>> write_problem(QuadraticProblem([-1.0, 1.0], np.zeros((2, 2))), path)
+        >>> [one.name for one in read_instances(path)]
+        ['two']
     """
     path = Path(path)
     read = partial(_file, counts=counts, maximize=maximize, format=format)
@@ -135,12 +154,19 @@ def read_instances(
 
 
 def read_known(path: str | Path) -> dict[str, Known]:
-    """Best-known values from a CSV file with columns problem, energy and maybe proved, bound.
+    r"""Best-known values from a CSV file with columns problem, energy and maybe proved, bound.
 
     ``proved`` is yes or no; an empty ``bound`` is none.
 
     Raises:
         StudyError: the file cannot be read, lacks a column, or a value is no number.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "known.csv"
+        >>> _ = path.write_text("problem,energy,proved\ntwo,-1,yes\n")
+        >>> read_known(path)["two"]
+        Known(energy=-1.0, proved=True, bound=None)
     """
     try:
         with Path(path).open(encoding="utf-8", newline="") as stream:
@@ -161,15 +187,20 @@ def read_known(path: str | Path) -> dict[str, Known]:
 
 
 def generate(spec: str) -> Instance:
-    """A made-up problem: ``"fisher:n=256,samples=64,count=128,seed=1"``.
+    """A generated problem: ``"fisher:n=256,samples=64,count=128,seed=1"``.
 
     ``fisher``: E = d.x + 1/2 |U x|^2 of Laplace weights and Gaussian per-sample gradients with
     a power-law spectrum, like a block of a network. ``uniform``: couplings and
     fields uniform in [-1, 1]. ``ran``: couplings from -r to r (`dimod.generators.ran_r`).
 
     Raises:
-        StudyError: no such generator or parameter, or a value that makes no sense.
+        StudyError: no such generator or parameter, or an invalid value.
         ProblemTooLargeError: there is no memory for it.
+
+    Example:
+        >>> one = generate("fisher:n=16,samples=4,count=8,seed=1")
+        >>> one.problem.num_variables, one.problem.counts.tolist()
+        (16, [8])
     """
     kind, _, rest = spec.partition(":")
     if kind not in _GENERATORS:
@@ -187,7 +218,7 @@ def generate(spec: str) -> Instance:
             given[name] = checked(_RANGES[name], int(value), name)
         except ValueError as error:
             raise StudyError(f"generator {kind!r}: {error}") from error
-    # Three arrays of floats; or the pairs of a dictionary in C++.
+    # Bytes of three arrays of floats, or of the pairs of a C++ dictionary.
     needed = 24 * given["n"] * given["samples"] if "samples" in given else 64 * given["n"] ** 2
     require_memory(needed, f"a problem made by {spec!r}", "choose a smaller n")
     problem = make(**given)
@@ -222,7 +253,7 @@ def _folder(path: Path, read: Callable[..., Iterator[Instance]]) -> Iterator[Ins
             if file.is_file() and not file.name.startswith((".", "README")):
                 yield from read(file, about={})
         return
-    # A run that records here, or was killed, may have written its last line in part.
+    # A run that still records, or was killed, may have an incomplete last line.
     whole = (path / BLOCKS).read_bytes().rpartition(b"\n")[0]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:

@@ -1,4 +1,4 @@
-"""How figures look: one colour, marker and line for each sampler, in print and for every eye.
+"""Styles of figures: a colour, marker and line for each sampler, also for print and all eyes.
 
 Colours are Okabe and Ito's (2008), which all kinds of colour vision tell apart; yellow, too
 faint on paper, is left out. After seven samplers colours come again with another line and marker.
@@ -54,7 +54,7 @@ WITHOUT_GRID: dict[Any, Any] = STYLE | {"axes.grid": False}
 
 @dataclass(frozen=True)
 class Look:
-    """How one sampler is drawn, everywhere."""
+    """The style of one sampler in all figures."""
 
     color: str
     marker: str
@@ -85,7 +85,7 @@ def looks_of(samplers: Iterable[str]) -> dict[str, Look]:
 
 @contextmanager
 def any_script() -> Iterator[None]:
-    """Inside, nobody is told that a font lacks a character: it is drawn as a box in a PNG."""
+    """Silence warnings that a font lacks a character; a PNG then shows a box."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
@@ -102,7 +102,7 @@ def new_figure(width: float, height: float) -> Figure:
 def legend_below(figure: Figure, handles: Mapping[str, Any], columns: int = 5) -> None:
     """One legend for all panels, under them; handles by label. A tall one adds to the height."""
     labels = [in_figure(label) for label in handles]
-    # Inches of a handle, and of a character of this size, about.
+    # Inches of a legend handle, and of a character in it, about.
     widest = 0.5 + 0.062 * max(map(len, labels), default=0)
     columns = max(1, min(columns, len(labels), int(figure.get_figwidth() / widest)))
     lines = -(-len(labels) // columns)

@@ -1,4 +1,4 @@
-"""Where and with what a study ran: versions, commit, processor, cards."""
+"""The machine and the software of a study: versions, commit, processor, cards."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """The commit of the sources, with ``-dirty`` where they were changed since; None outside."""
     here = ["git", "-C", str(Path(__file__).parent)]
-    # Installed inside someone else's checkout, the commit would be theirs.
+    # An installation inside another project's checkout has that project's commit.
     if _told([*here, "ls-files", "--error-unmatch", Path(__file__).name]) is None:
         return None
     return _told([*here, "describe", "--always", "--dirty", "--abbrev=12", "--match="])
@@ -66,7 +66,7 @@ def _cpu() -> str:
 
 
 def _told(command: Sequence[str]) -> str | None:
-    """What a program writes; None if there is none or it fails."""
+    """The output of a program; None if there is none or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Pictures of who is how good: the gap of every sampler on every problem, and ranks."""
+"""Figures of all samplers at once: the gap on every problem, and ranks."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
         longest = max((len(name) for name in problems), default=0)
         width = 1.2 + 0.075 * longest + 0.56 * gaps.shape[1]
         samplers = [in_figure(name) for name in gaps]
-        # Names of samplers stand at a slant below.
+        # Height of the samplers' slanted names.
         below = 0.045 * max(0, max(map(len, samplers), default=0) - 16)
         figure = new_figure(max(4.5, width), 1.3 + max(1.6, 0.22 * len(gaps)) + below)
         axes = figure.subplots()
         norm = LogNorm(SUCCESS_GAP, WORST_GAP)
         known = np.clip(np.where(np.isfinite(values), values, np.nan), SUCCESS_GAP, WORST_GAP)
         columns, lines = np.arange(gaps.shape[1]), np.arange(len(gaps))
-        # A mesh stays vectors in the SVG, where an image would be a picture inside it.
+        # A mesh, since an image would be embedded in the SVG as pixels.
         mesh = axes.pcolormesh(
             columns,
             lines,
@@ -108,7 +108,7 @@ def rank_diagram(ranking: Ranking, looks: Mapping[str, Look]) -> Figure:
 
 def _apart(names: Sequence[str]) -> dict[str, str]:
     """The names as a figure shows them, a number added where two would look alike."""
-    # They stand on both sides.
+    # Names are on both sides.
     shown = {name: in_figure(name, 24) for name in names}
     alike = Counter(shown.values())
     return {

@@ -1,8 +1,8 @@
 """Measures of a study: pure functions from rows, one per run, to tables.
 
 A gap here is (E - reference) / max(|E|, |reference|), the reference being the best known energy:
-it is that of a study, and not the gap to what is proved of `solvers.gap`. It is 0 where they are
-equal, between 1 and 2 where they differ in sign, and untouched by the scale of the energies. A run
+it is that of a study, and not the gap to a proved bound of `solvers.gap`. It is 0 where they are
+equal, between 1 and 2 where they differ in sign, and independent of the scale of energies. A run
 that crashed, ran out of time or could not be made has no energy; its gap is infinite and it has
 not succeeded, so that no measure is better for a run that is missing.
 """
@@ -15,18 +15,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-#: Identify the runs that differ in nothing but their seed.
+#: Columns that are equal for runs that differ only in their seed.
 CELL = ["problem", "sampler", "budget_kind", "budget"]
-#: A run has found the best known energy when it is this close: tables give six decimals.
+#: Gap up to which a run has found the best known energy: tables give six decimals.
 SUCCESS_GAP = 1e-4
-#: No gap is larger: the energies are then of opposite sign and of one size.
+#: The largest gap: energies of opposite sign and equal size.
 WORST_GAP = 2.0
-#: Energies this close, relatively, are one energy to rounding.
+#: Relative difference up to which two energies are equal but for rounding.
 ROUNDING = 1e-9
 
 
 def gap(energies: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
-    """How far energies are above their references, relative; see the module's docstring.
+    """The relative distance of energies above their references; see the module's docstring.
 
     Args:
         energies: any shape; infinite or NaN where there is none.
@@ -34,6 +34,10 @@ def gap(energies: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
 
     Returns:
         Never below 0; infinite where there is no energy, NaN where there is no reference.
+
+    Example:
+        >>> gap([-9.0, -10.0, np.inf], -10.0).tolist()
+        [0.1, 0.0, inf]
     """
     energy, reference = np.broadcast_arrays(
         np.asarray(energies, np.float64), np.asarray(references, np.float64)
@@ -48,19 +52,19 @@ def gap(energies: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
 
 
 def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
-    """What the energies of each problem are held against.
+    """The reference values of each problem.
 
     Args:
         rows: one row per run.
         problems: columns ``problem``, ``n``, ``kind``, ``known`` (best energy known before the
-            study, NaN if none), ``proved`` (whether that is the optimum), ``bound`` (a lower
-            bound known before, NaN if none), ``beaten`` (whether the study has verified a lower
+            study, NaN if none), ``proved`` (True if that is the optimum), ``bound`` (a lower
+            bound known before, NaN if none), ``beaten`` (True if the study has verified a lower
             energy than was known); see `solvers.study.Study.problems`.
 
     Returns:
         Indexed by problem, in the order of ``problems``: ``n``, ``kind``, ``known``,
         ``beaten``, ``best_seen`` (in the study), ``best`` (the lower of both), ``lower_bound``
-        (the highest that anyone certified),
+        (the highest certified),
         ``optimum`` (best, where that is proved or equals the bound; else NaN).
     """
     table = problems.set_index("problem")[["n", "kind", "known", "proved", "bound", "beaten"]]
@@ -83,7 +87,7 @@ def references(rows: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFrame:
 def in_order(
     rows: pd.DataFrame, problems: Iterable[object], samplers: Iterable[object]
 ) -> pd.DataFrame:
-    """The rows as the study names its problems and samplers, and not as they ran."""
+    """The rows in the study's order of problems and samplers, not in the order of the runs."""
     places = pd.DataFrame(
         {
             "problem": rows.problem.map({name: i for i, name in enumerate(problems)}),
@@ -100,7 +104,7 @@ def in_order(
 def with_gaps(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     """The rows with ``gap`` (to the best known), ``gap_optimum``, ``gap_bound`` and ``hit``.
 
-    ``gap_bound`` is to the highest bound certified in the study, whoever certified it.
+    ``gap_bound`` is to the highest bound that any sampler certified in the study.
     """
     against = references.reindex(rows.problem)
     energies = rows.energy.astype(float).where(rows.status == "ok", np.inf).to_numpy()
@@ -152,7 +156,13 @@ def summary(rows: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
 
 
 def share_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's (1927) confidence interval of a probability."""
+    """Wilson's (1927) confidence interval of a probability.
+
+    Example:
+        >>> low, high = share_interval(9, 10)
+        >>> round(float(low), 2), round(float(high), 2)
+        (0.6, 0.98)
+    """
     from scipy.stats import binomtest
 
     interval = binomtest(int(successes), int(trials)).proportion_ci(level, method="wilson")
@@ -160,7 +170,12 @@ def share_interval(successes: int, trials: int, level: float = 0.95) -> tuple[fl
 
 
 def median_with_infinity(values: ArrayLike) -> float:
-    """The median; of an even number with an infinite middle value, infinity."""
+    """The median; of an even number with an infinite middle value, infinity.
+
+    Example:
+        >>> median_with_infinity([1.0, 2.0, np.inf, np.inf])
+        inf
+    """
     ordered = np.sort(np.asarray(values, np.float64))
     if not ordered.size:
         return float("nan")
@@ -232,15 +247,15 @@ def _best_by(trace: object, grid: NDArray[np.float64]) -> NDArray[np.float64]:
     if not isinstance(trace, list):
         return np.full(grid.size, np.inf)
     times, energies = np.array(trace, np.float64).T
-    # The grid's own first time must not be missed by rounding.
+    # Rounding must not move the first time of the grid.
     place = np.searchsorted(times, grid * (1 + 1e-9), side="right") - 1
     return np.where(place >= 0, energies[np.maximum(place, 0)], np.inf)
 
 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every kind of run that gave no energy: sampler, status, reason, how many, on what.
+    """Runs without an energy, grouped: sampler, status, reason, number of runs, problems.
 
-    Nothing is left out: an incompatible pair is here with its reason, as is a crash.
+    Incompatible pairs and crashes are included, with their reasons.
     """
     failed = rows[rows.status != "ok"]
     table = failed.assign(reason=failed.reason.fillna("")).groupby(

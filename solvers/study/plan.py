@@ -1,4 +1,4 @@
-"""What a study will run, in which order, under which seeds: decided before anything runs."""
+"""The plan of a study: runs, order and seeds, decided before anything runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RESERVED: Mapping[str, tuple[str, ...]] = {
     "reads": ("num_reads",),
     "sweeps": SWEEP_OPTIONS,
 }
-#: Each run is a row in memory, and takes milliseconds at the least.
+#: The most runs of a study: each is a row in memory, and takes some milliseconds.
 MAX_RUNS = 1_000_000
 _RANGES: Mapping[str, Any] = {
     "repeats": Repeats,
@@ -38,7 +38,7 @@ _RANGES: Mapping[str, Any] = {
 
 
 def require_in_range(**numbers: Any) -> None:
-    """Refuse arguments of a study that are out of range; None is none.
+    """Refuse arguments of a study that are out of range; None passes.
 
     Raises:
         StudyError: names the first, and its range.
@@ -54,10 +54,10 @@ def require_in_range(**numbers: Any) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One row to be.
+    """One run, planned.
 
     Attributes:
-        order: its turn.
+        order: its position in the order of runs, from 0.
         seed: of the sampler.
     """
 
@@ -70,17 +70,21 @@ class Run:
 
     @property
     def key(self) -> tuple[str, str, str, float, int]:
-        """What no other run of the study shares."""
+        """The key of the run, unique within the study."""
         return (self.problem, self.label, self.budget.kind, self.budget.amount, self.repeat)
 
 
 def as_setting(sampler: Any) -> SamplerSetting:
     """A name, ``(name, options)``, ``(label, name, options)`` or a setting, as a setting.
 
-    In place of a name, a sampler class or object will do if it can be pickled.
+    A sampler class or object that can be pickled may take the place of a name.
 
     Raises:
         StudyError: it is none of these.
+
+    Example:
+        >>> as_setting(("long", "swap-anneal", {"num_sweeps": 5000})).name
+        'swap-anneal'
     """
     if isinstance(sampler, SamplerSetting):
         return sampler
@@ -114,7 +118,7 @@ def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
     labels = [setting.label for setting in settings]
     for label in labels:
         if "\0" in label:
-            # It separates the words that a seed is made of, and pandas cuts text there.
+            # NUL separates the words that a seed is made of, and pandas cuts text there.
             raise StudyError(f"the label {legible(label, 60)} holds a NUL; leave it out")
         if labels.count(label) > 1:
             raise StudyError(
@@ -126,7 +130,7 @@ def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
 def refusals(
     settings: Sequence[SamplerSetting], budgets: Sequence[Budget]
 ) -> dict[tuple[str, str], str]:
-    """(label, kind of budget) -> why that sampler cannot keep it; only those that cannot.
+    """(label, kind of budget) -> reason why that sampler cannot keep it, for those that cannot.
 
     A sampler whose package is missing refuses all.
 
@@ -169,10 +173,10 @@ def ordered_runs(
 ) -> list[Run]:
     """Every run, in a random order that the seed decides.
 
-    Repeat by repeat, the problems are shuffled, and on each problem all samplers and budgets:
-    rivals run within minutes of one another, so that a noisy machine hurts all alike, and a
-    model is built once for all who share it. A run's seed depends on what it is, not on its
-    turn.
+    In each repeat the problems are shuffled, and on each problem all samplers and budgets:
+    competing runs are close in time, so that load on the machine affects all alike, and a
+    model is built once for all that share it. A run's seed depends on its key, not on its
+    position.
     """
     number = repeats * len(problems) * len(labels) * len(budgets)
     if number > MAX_RUNS:
@@ -194,7 +198,12 @@ def ordered_runs(
 
 
 def seed_of(seed: int, *words: str) -> int:
-    """A seed of 31 bits for what the words name."""
+    """A seed of 31 bits, derived from the words.
+
+    Example:
+        >>> seed_of("0", "a") == seed_of("0", "b")
+        False
+    """
     digest = zlib.crc32("\0".join(words).encode(errors="surrogatepass"))
     return int(np.random.SeedSequence([seed, digest]).generate_state(1)[0]) % 2**31
 
@@ -204,7 +213,7 @@ def _class_name(sampler: Any) -> str:
 
 
 def _options_of(setting: SamplerSetting) -> frozenset[str]:
-    """What a call of the sampler takes, by the study's own way of calling it."""
+    """The options of a call of the sampler, as a study calls it."""
     sampler, _ = made(setting)
     child = foreign_child(sampler)
     return frozenset(sampler.parameters if child is None else child.parameters)
@@ -214,6 +223,6 @@ def _refuse_reserved(setting: SamplerSetting, budget: Budget) -> None:
     both = [name for name in _RESERVED[budget.kind] if name in setting.options]
     if both:
         raise StudyError(
-            f"sampler {setting.label!r}: {both[0]} is the budget's in a study by {budget.kind}; "
+            f"sampler {setting.label!r}: {both[0]} is set by the budget of {budget.kind}; "
             "leave it out, or choose another kind of budget"
         )

@@ -1,4 +1,4 @@
-"""Who is better, and whether that is more than chance: ranks, tests, performance profiles."""
+"""Rankings of samplers: ranks, tests of significance, performance profiles."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from solvers.study.measures import SUCCESS_GAP
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Ranks of samplers over problems, and whether they differ.
+    """Ranks of samplers over problems, and tests of their differences.
 
     Attributes:
         mean_ranks: by sampler, 1 is best, the best first; ties share their mean rank.
-        num_problems: how many problems were ranked.
+        num_problems: number of problems ranked.
         p_value: of Friedman's test that all samplers are alike; NaN where it cannot be made.
         pairwise: p-values of Nemenyi's test for every two samplers, which accounts for their
             number; empty where it cannot be made.
-        reason: why there is no test, "" if there is one.
+        reason: reason why there is no test, "" if there is one.
     """
 
     mean_ranks: pd.Series
@@ -33,12 +33,17 @@ class Ranking:
 def rank(gaps: pd.DataFrame) -> Ranking:
     """Rank samplers by their gap on every problem; test as Demsar (JMLR 7, 2006) does.
 
-    Friedman's test asks whether samplers differ at all, Nemenyi's which ones do. Gaps below
+    Friedman's test is for any difference of samplers, Nemenyi's for each pair. Gaps below
     `SUCCESS_GAP` are one gap: all of these have found the best known. A sampler that failed on
     a problem (infinite gap) is last there.
 
     Args:
         gaps: problems by samplers, see `solvers.study.measures.median_gaps`.
+
+    Example:
+        >>> gaps = pd.DataFrame({"a": [0.0, 0.1, 0.2], "b": [0.5, 0.6, 0.7]})
+        >>> rank(gaps).mean_ranks.to_dict()
+        {'a': 1.0, 'b': 2.0}
     """
     leveled = gaps.where(gaps > SUCCESS_GAP, 0.0)
     ranks = leveled.rank(axis=1)
@@ -54,7 +59,7 @@ def rank(gaps: pd.DataFrame) -> Ranking:
     from scipy.stats import friedmanchisquare
 
     p_value = friedmanchisquare(*(leveled[name] for name in leveled)).pvalue
-    # Nemenyi's test looks at ranks only; they stand for gaps that may be infinite.
+    # Nemenyi's test uses ranks alone, which replace gaps that may be infinite.
     pairwise = posthoc_nemenyi_friedman(ranks.reset_index(drop=True))
     return Ranking(mean_ranks, problems, float(p_value), pairwise)
 
@@ -63,14 +68,19 @@ def performance_profile(costs: pd.DataFrame) -> pd.DataFrame:
     """Dolan and More's (Math. Program. 91, 2002) performance profile.
 
     rho_s(tau) is the share of problems on which sampler s costs at most tau times what the
-    cheapest costs. A cost that is infinite or NaN was not reached and never counts; problems
-    that nobody reached stay in the denominator.
+    cheapest costs. An infinite or NaN cost never counts as solved; problems
+    that no sampler solved stay in the denominator.
 
     Args:
         costs: problems by samplers, above 0.
 
     Returns:
         Indexed by tau (every value at which some rho steps, and 1), one column a sampler.
+
+    Example:
+        >>> costs = pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, np.inf]})
+        >>> performance_profile(costs)["b"].to_dict()
+        {1.0: 0.0, 2.0: 0.5}
     """
     best = costs.min(axis=1)
     ratios = costs.div(best, axis=0).replace(np.inf, np.nan)
@@ -80,7 +90,12 @@ def performance_profile(costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def gap_profile(gaps: pd.DataFrame) -> pd.DataFrame:
-    """The share of problems on which each sampler's gap is at most g, indexed by every g."""
+    """The share of problems on which each sampler's gap is at most g, indexed by every g.
+
+    Example:
+        >>> gap_profile(pd.DataFrame({"a": [0.0, 0.5]}))["a"].tolist()
+        [0.5, 1.0]
+    """
     values = gaps.to_numpy()
     levels = np.unique(np.concatenate([[SUCCESS_GAP], values[np.isfinite(values)]]))
     levels = levels[levels >= SUCCESS_GAP]

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page that needs nothing but itself, figures and tables beside it.
+"""The report of a study: a self-contained HTML page, with figures and tables beside it.
 
 report.html
 figures/NAME.svg, .pdf, .png
@@ -24,7 +24,7 @@ from solvers.study.compare import read_study
 if TYPE_CHECKING:
     from solvers.study.sections import Findings, Section
 
-#: Needed for a report, and not for a study.
+#: Packages needed for a report, but not for a study.
 PACKAGES = ("pandas", "scikit_posthocs", "tabulate", "matplotlib")
 
 
@@ -68,10 +68,10 @@ def write_report(
 
 
 def require_packages() -> None:
-    """Refuse to begin without what a report needs.
+    """Refuse to begin without the packages that a report needs.
 
     Raises:
-        MissingPackageError: has the command that installs it.
+        MissingPackageError: one is missing; the message has the command that installs it.
     """
     absent = [name for name in PACKAGES if find_spec(name) is None]
     if absent:
@@ -81,7 +81,7 @@ def require_packages() -> None:
 
 
 def settings_shown(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a study was made with, one line each: budgets, seed, samplers, versions, machine."""
+    """The settings of a study, one line each: budgets, seed, samplers, versions, machine."""
     budgets = ", ".join(f"{b['amount']:g} {b['kind']}" for b in record["budgets"])
     shown = {"budgets": budgets}
     shown |= {name: str(record[name]) for name in ("repeats", "seed", "threads", "runs")}
@@ -140,8 +140,8 @@ def write_sections(
         folder: exists; what is there of an earlier report is replaced.
         sections: in order.
         title: heading of the page.
-        settings: shown at the end, name by name.
-        cards: the figures on top, by what they are.
+        settings: name -> text, shown at the end.
+        cards: name -> key figure, shown on top.
 
     Returns:
         The page.
@@ -192,7 +192,7 @@ def page(
 
 
 def cards(findings: Findings) -> dict[str, Any]:
-    """What stands on top of a study's page."""
+    """The key figures on top of a study's page."""
     rows = findings.rows
     return {
         "problems": rows.problem.nunique(),

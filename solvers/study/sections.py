@@ -1,4 +1,4 @@
-"""What the report of a study shows: its parts, each from the same findings."""
+"""The sections of a study's report, all from the same findings."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from solvers.study import figures, maps, measures, ranking, tables, targets
 from solvers.study.looks import Look, looks_of
 from solvers.study.tables import Table
 
-#: The gap that counts as reaching the target, where nothing else is said: one percent.
+#: Default gap that counts as reaching the target: one percent.
 TARGET = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """One figure: what it is called in files, its heading, and what it shows in a sentence."""
+    """One figure: its name in files, its heading, and a sentence about it."""
 
     name: str
     title: str
@@ -30,7 +30,7 @@ class Drawing:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A part of the page; folded ones open at a click."""
+    """A section of the page; a folded one opens at a click."""
 
     title: str
     text: str = ""
@@ -41,12 +41,12 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """A study's rows, and what several parts of its report need of them.
+    """A study's rows, and the tables that several sections share.
 
     Attributes:
         rows: one row per run.
         problems: see `solvers.study.measures.references`.
-        settings: what the study was made with, shown as it is: seed, machine, versions, ...
+        settings: name -> text, shown as given: seed, machine, versions, ...
         target: the gap that counts as reaching the target.
     """
 
@@ -57,7 +57,7 @@ class Findings:
 
     @cached_property
     def looks(self) -> dict[str, Look]:
-        """How each sampler is drawn."""
+        """The style of each sampler."""
         return looks_of(self.rows.sampler)
 
     @cached_property
@@ -72,7 +72,7 @@ class Findings:
 
     @cached_property
     def top(self) -> pd.DataFrame:
-        """The runs at that budget, and of samplers that cannot take it the rows that say so."""
+        """The runs at that budget, and the "incompatible" rows of samplers that cannot take it."""
         rows = self.rows
         at = measures.at_budget(rows, *self.budget)
         absent = rows[(rows.status == "incompatible") & ~rows.sampler.isin(at.sampler)]
@@ -85,12 +85,12 @@ class Findings:
 
     @cached_property
     def ranking(self) -> ranking.Ranking:
-        """Of the median gaps."""
+        """The ranking of the median gaps."""
         return ranking.rank(self.gaps)
 
 
 def study_sections(findings: Findings) -> list[Section]:
-    """What a study of samplers on problems shows."""
+    """The sections for a study of samplers on problems."""
     parts = [_samplers(findings), _against_time(findings), _targets(findings), _map(findings)]
     parts += [_problems(findings), _failures(findings)]
     cells = tables.cell_table(findings.rows, findings.against)

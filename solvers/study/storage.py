@@ -1,4 +1,4 @@
-"""A study's folder: what was asked, and every row as soon as it is there.
+"""A study's folder: the record of the study, and every row as soon as it is done.
 
 - ``study.json``: problems, samplers, budgets, repeats, seed; and, for every time that the study
   was started or went on: versions, commit, machine, threads
@@ -22,12 +22,12 @@ from solvers.errors import StudyFolderError
 from solvers.redaction import without_secrets
 
 STUDY, ROWS, LOCK = "study.json", "rows.jsonl", ".lock"
-#: What may differ between the times that one study is worked on.
+#: Fields of the record that may differ between sessions of one study.
 _SESSIONS = "sessions"
 
 
 class StudyFolder:
-    """Where one study lives.
+    """The folder of one study.
 
     Args:
         path: made if it is not there.
@@ -36,15 +36,15 @@ class StudyFolder:
 
     def __init__(self, path: Path, rows: str = ROWS) -> None:
         self.path, self._rows = path, path / rows
-        # Of this process, which may come again; the lock lives as long as this object.
+        # Reentrant within this process; the lock is held as long as this object lives.
         self._lock = FileLock(path / LOCK, blocking=False, is_singleton=True)
 
     def begin(self, record: Mapping[str, Any], session: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Enter the study, or go on with it: the rows that are there already.
+        """Begin or continue the study; return the rows so far.
 
         Raises:
             StudyFolderError: the folder holds another study (the message names the first
-                difference), something else, another process works there, or it cannot be written.
+                difference) or other files, another process uses it, or it cannot be written.
         """
         plain = json.loads(as_line(record))
         with _told(self.path):
@@ -56,7 +56,7 @@ class StudyFolder:
             return self._mended()
 
     def _sessions(self, plain: Mapping[str, Any]) -> list[Any]:
-        """The sessions of the study so far, which must be the one that is asked for."""
+        """The sessions of the study so far; refuse another study."""
         if (self.path / STUDY).exists():
             held = read_record(self.path)
             sessions = held.pop(_SESSIONS, [])
@@ -84,7 +84,7 @@ class StudyFolder:
             os.fsync(file.fileno())
 
     def _mended(self) -> list[dict[str, Any]]:
-        """The rows; a last line that a kill has torn is cut off."""
+        """The rows; a last line that is incomplete is cut off."""
         if not self._rows.exists():
             return []
         rows, whole = whole_lines(self._rows.read_bytes(), str(self._rows))
@@ -95,7 +95,7 @@ class StudyFolder:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What ``study.json`` says.
+    """The record in ``study.json``.
 
     Raises:
         StudyFolderError: there is none, or it cannot be read.
@@ -109,7 +109,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path, rows: str = ROWS) -> list[dict[str, Any]]:
-    """The rows so far, also of a study that still runs; a torn last line is left out.
+    """The rows so far, also of a study that still runs; an incomplete last line is left out.
 
     Raises:
         StudyFolderError: the file cannot be read.
@@ -142,7 +142,12 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def first_difference(held: Any, asked: Any, where: str = "") -> str:
-    """Where two records differ first, in words; "" if nowhere."""
+    """The first difference of two records, in words; "" if there is none.
+
+    Example:
+        >>> first_difference({"seed": 0}, {"seed": 1})
+        'its seed is 0, not 1'
+    """
     if isinstance(held, dict) and isinstance(asked, dict):
         for name in dict.fromkeys([*held, *asked]):
             found = first_difference(held.get(name), asked.get(name), f"{where} {name}".strip())
@@ -161,7 +166,7 @@ def first_difference(held: Any, asked: Any, where: str = "") -> str:
 
 
 def as_line(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: what has no number there becomes null, and secrets are left out."""
+    """A line of strict JSON: NaN and infinity become null, secrets are replaced."""
     return json.dumps(without_secrets(_plain(value)), allow_nan=False, indent=indent)
 
 

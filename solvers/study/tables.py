@@ -15,7 +15,7 @@ from solvers.study.measures import SUCCESS_GAP, median_with_infinity, share_inte
 from solvers.study.ranking import Ranking
 
 Format = Callable[[object], str]
-# Characters of a cell; what a crash said may be pages.
+# Characters of a cell; the message of a crash may be pages long.
 _LONGEST_CELL = 1000
 NOTHING, NEVER = "\u2013", "\u221e"
 
@@ -26,7 +26,12 @@ def number(value: object) -> str:
 
 
 def percent(value: object) -> str:
-    """0.0123 as ``1.23 %``; what counts as found is ``0``."""
+    """0.0123 as ``1.23 %``; a gap up to `SUCCESS_GAP` is ``0``.
+
+    Example:
+        >>> percent(0.0123), percent(0.0)
+        ('1.23 %', '0')
+    """
     return _finite(value, lambda v: "0" if 0 <= v <= SUCCESS_GAP else f"{100 * v:.3g} %")
 
 
@@ -41,7 +46,12 @@ def seconds(value: object) -> str:
 
 
 def probability(value: object) -> str:
-    """A p-value."""
+    """A p-value.
+
+    Example:
+        >>> probability(0.0002), probability(0.05)
+        ('< 0.001', '0.050')
+    """
     return _finite(value, lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}")
 
 
@@ -53,14 +63,14 @@ def _finite(value: object, form: Callable[[float], str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One table: what it is called in files, its caption, its numbers and how they are read.
+    """One table: its name in files, caption, numbers and formats.
 
     Attributes:
-        name: of its files.
+        name: stem of its files.
         caption: one sentence.
         frame: the numbers; no index is shown.
-        formats: of columns that are not shown as they are.
-        headings: shown instead of a column's name.
+        formats: column -> function that formats its values.
+        headings: column -> heading in place of its name.
     """
 
     name: str
@@ -83,7 +93,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold numbers, and are set flush right."""
+        """True for columns of numbers, which are aligned right."""
         return tuple(
             str(column) in self.formats or pd.api.types.is_numeric_dtype(self.frame[column])
             for column in self.frame
@@ -92,7 +102,7 @@ class Table:
     def to_markdown(self) -> str:
         """The table in Markdown."""
         aligned = ["right" if numeric else "left" for numeric in self.numeric]
-        # A bar in a cell would begin the next one.
+        # A bar would end the cell.
         shown = self.shown.map(lambda text: text.replace("|", "\\|"))
         shown.columns = [name.replace("|", "\\|") for name in shown.columns]
         return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
@@ -232,7 +242,7 @@ def target_table(times: pd.DataFrame, target: float) -> Table:
 
 
 def problem_table(against: pd.DataFrame) -> Table:
-    """What energies are held against, and where the study has found better than was known."""
+    """The reference values of each problem, and the problems where the study improved them."""
     frame = against.reset_index()
     frame["beaten"] = np.where(frame.beaten, "beaten", "")
     frame["optimum"] = np.where(frame.optimum.notna(), "proved", "")

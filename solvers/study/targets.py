@@ -1,19 +1,19 @@
 """Time to target and TTS, with bootstrap confidence intervals.
 
-A sampler that within t seconds reaches its target with probability p, stopped then and started
-afresh again and again, needs
+A sampler that within t seconds reaches its target with probability p, and is restarted
+every t seconds, needs
 
     TTS_c(t) = t max(1, ln(1 - c) / ln(1 - p(t)))
 
 to reach it with probability c: 0.99 for TTS99 (Ronnow et al., Science 345, 420 (2014); the number
 of repetitions is not rounded up but is at least one). Like them we take the best t, here of the
-times at which runs reached the target: a run's ``trace`` tells when. Chosen by the same runs, it
-flatters a little, everyone alike.
+times at which runs reached the target, by their ``trace``. Chosen on the same runs, it
+is slightly optimistic, for all samplers alike.
 
 The intervals resample runs with replacement (`scipy.stats.bootstrap`, percentiles). What is
-resampled is 1 / TTS: it stays finite where a sample has no success, and percentiles do not care.
-Runs that all succeed leave only their times to vary; `solvers.study.measures.share_interval` says
-how little few of them prove.
+resampled is 1 / TTS: it stays finite where a sample has no success, and has the same percentiles.
+Where all runs succeed only their times vary; `solvers.study.measures.share_interval` has
+the uncertainty of the probability.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIZE = ["kind", "n", "sampler", "budget_kind", "budget"]
 
 
 def reaching(rows: pd.DataFrame, references: pd.DataFrame, target: float) -> pd.DataFrame:
-    """When each run came within a gap of ``target`` of the best known energy.
+    """The time at which each run came within a gap of ``target`` of the best known energy.
 
     Args:
         rows: one row per run.
@@ -45,7 +45,7 @@ def reaching(rows: pd.DataFrame, references: pd.DataFrame, target: float) -> pd.
     Returns:
         Columns `CELL`, ``n``, ``kind``, ``reached`` (seconds in the sampler; infinite where it
         never did, as of runs that crashed or ran out of time) and ``spent`` (seconds until then,
-        or of all the run). Incompatible pairs are no runs.
+        or in the whole run). Incompatible pairs are left out.
     """
     tried = rows[rows.status != "incompatible"].reset_index(drop=True)
     against = references.reindex(tried.problem)
@@ -83,7 +83,7 @@ def rate(reached: Floats, axis: int = -1) -> Floats:
 def resampled_rates(reached: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """`rate` of ``resamples`` bootstrap samples of the runs, shape (resamples,).
 
-    A single run has nothing to resample: NaN.
+    NaN for a single run.
     """
     from scipy.stats import bootstrap
 
@@ -113,8 +113,8 @@ def time_to_target(
 
     Returns:
         Columns `CELL`, ``n``, ``kind``, ``runs``, ``hits``, ``median`` (seconds in which half
-        the runs reached the target), ``expected`` (all seconds spent for each hit: what runs to
-        the end, repeated until one hits, take on the average), ``tts``, ``tts_low``,
+        the runs reached the target), ``expected`` (seconds spent per hit: the mean time of runs to
+        their end, repeated until one hits), ``tts``, ``tts_low``,
         ``tts_high``. Infinite where it was not reached; the interval of a single run is NaN.
     """
     lines = []
@@ -140,7 +140,7 @@ def time_to_target(
 
 
 def fastest(times: pd.DataFrame) -> pd.DataFrame:
-    """Of every problem and sampler the budget with the least TTS; ties go to the smaller."""
+    """The budget with the least TTS of every problem and sampler; ties go to the smaller one."""
     ordered = times.sort_values(["tts", "budget"], kind="stable")
     best = ordered.groupby(["problem", "sampler"], sort=False, observed=True).head(1)
     return best.sort_index()
@@ -152,8 +152,8 @@ def tts_by_size(
     """Median TTS99 over the problems of one kind and size, at the budget where it is least.
 
     Infinite where the target was not reached on half of the problems. The problems are taken as
-    given: the interval says how it would vary with other seeds, not
-    with other problems.
+    given: the interval is over other seeds, not
+    over other problems.
 
     Args:
         times: from `reaching`.
@@ -188,9 +188,9 @@ def tts_by_size(
 
 
 def _median_rate(rates: Floats) -> Floats:
-    """Of problems along the first axis; 0 where that of one of the two in the middle is 0.
+    """The median rate over problems (first axis); 0 where one of the two in the middle is 0.
 
-    The mean of a rate and 0 would say that a target was reached which half never reached.
+    A mean of a rate and 0 would be positive although half never reached the target.
     """
     lower = np.sort(rates, axis=0)[(len(rates) - 1) // 2]
     return np.where(lower > 0, np.median(rates, axis=0), lower)

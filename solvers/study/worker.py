@@ -1,4 +1,4 @@
-"""A process of its own for what may crash or never end: asked, waited for, killed, replaced."""
+"""A worker process for calls that may crash or hang, with time limits and restarts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Any
 from solvers.clock import Deadline
 from solvers.errors import StudyError, WorkerDiedError
 
-# A process that waits uses no CPU time: it has this many times the limit by the wall clock.
+# With a CPU clock, wall time limit as a multiple of the limit: a waiting process uses no CPU.
 _WALL_PER_CPU = 20.0
-# Starting Python and importing numpy, numba and dimod on a slow, busy machine.
+# Seconds to start Python and import numpy, numba and dimod on a slow, busy machine.
 _SECONDS_TO_START = 300.0
 _SECONDS_TO_END = 5.0
-# Between two looks at a limit, and at a deadline, which an interrupt moves.
+# Seconds between two looks at a limit, and at a deadline, which an interrupt moves.
 _SECONDS_PER_LOOK = 0.5
 _SECONDS_PER_LOOK_AT_DEADLINE = 0.01
 
@@ -34,9 +34,9 @@ class Worker:
     Args:
         factory: makes the object there; must be importable (module level).
         greet: called with the worker after each start, to send what the object must know.
-        clock: what limits are measured by: "wall"; or "cpu", the CPU time of the process, so that
+        clock: clock of limits: "wall"; or "cpu", the CPU time of the process, so that
             other work on the machine ends nothing (Linux; by the wall elsewhere).
-        main: whether the process imports the main script, for what is defined there; a script
+        main: True to import the main script in the process, for classes defined there; a script
             then needs its main guard.
 
     The process is spawned, so that threads and locks of this one do no harm there.
@@ -59,13 +59,13 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None and self._process is not None:
-            # It has nothing to do, and may have locks of its libraries to put away.
+            # An idle process may still have to release locks of its libraries.
             self._pipe.close()
             self._process.join(_SECONDS_TO_END)
         self.stop()
 
     def ensure(self, deadline: Deadline | None = None) -> None:
-        """Start the process, if there is none; an interrupt of ``deadline`` ends that."""
+        """Start the process if there is none; an interrupt of ``deadline`` stops the start."""
         if self._process is None:
             self._start(deadline)
 
@@ -76,7 +76,7 @@ class Worker:
         limit: float | None = None,
         deadline: Deadline | None = None,
     ) -> Any:
-        """What the object's method returns, or raises.
+        """Call a method of the object in the process; return or raise as it does.
 
         Raises:
             WorkerDiedError: the process died, or was killed after ``limit`` seconds or when
@@ -168,7 +168,7 @@ class Worker:
             # Linux's clock of another process, as clock_getcpuclockid(3) makes it.
             return time.clock_gettime((~self._process.pid << 3) | 2)
         except OSError:
-            return 0.0  # It has ended; the pipe tells.
+            return 0.0  # It has ended, which the pipe reports.
 
     def _died(self) -> WorkerDiedError:
         self._process.join(5.0)
@@ -197,8 +197,8 @@ def _without_main() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
-    """The other process: make the object, then do as told until the pipe closes."""
-    # An interrupt by hand is the parent's to handle; it ends this process.
+    """Main loop of the process: make the object, then answer calls until the pipe closes."""
+    # The parent handles Ctrl-C and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -223,7 +223,7 @@ def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot stop this process, which may be in a long call."""
+    """End this process when its parent was killed, even during a long call."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -231,7 +231,7 @@ def _end_with_parent() -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error without the problem it may carry, or one that says the same."""
+    """The error without its problem; if it cannot be pickled, a `RuntimeError` with its message."""
     error.__dict__.clear()
     try:
         pickle.loads(pickle.dumps(error))

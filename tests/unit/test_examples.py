@@ -9,8 +9,11 @@ import pytest
 import qprune
 import solvers
 
-MODULES = [f"solvers.{module.name}" for module in pkgutil.iter_modules(solvers.__path__)]
-MODULES += [module.name for module in pkgutil.walk_packages(qprune.__path__, "qprune.")]
+MODULES = [
+    module.name
+    for package in (solvers, qprune)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

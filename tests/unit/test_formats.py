@@ -255,7 +255,7 @@ REFUSED = [
     ("form.qubo", "p qubo 0 2 0\n0 1 1\n", "expected 'p qubo 0 maxNodes nNodes nCouplers'"),
     ("two.coo", "# offset: 1\n# offset: 2\n0 0 1\n", "line 2: a second offset"),
     ("none.coo", "# offset: much\n0 0 1\n", "line 1: the offset 'much' is no finite number"),
-    ("vartype.coo", "# vartype: INTEGER\n0 0 1\n", "vartype 'INTEGER': there are SPIN and BINARY"),
+    ("vartype.coo", "# vartype: INTEGER\n0 0 1\n", "vartype must be SPIN or BINARY, not 'INTEGER'"),
     ("spins.txt", "# vartype=SPIN\n" + SAMPLE, "an OR-Library file has variables 0 and 1"),
     ("cut.mc", "# offset = 3\n" + PATH, "a MaxCut has no place for it"),
     ("edge.col", "p edge 3 2\ne 1 2\ne 2 3\n", "line 1: expected 'p qubo"),

@@ -92,7 +92,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
 
 def test_constructor_options_are_checked():
-    with pytest.raises(UnknownOptionError, match="'greedy' cannot be made so"):
+    with pytest.raises(UnknownOptionError, match="'greedy' cannot be made with these options"):
         get_sampler("greedy", colour="red")
     with pytest.raises(InvalidOptionError, match="already made"):
         get_sampler(dimod.ExactSolver(), size=2)

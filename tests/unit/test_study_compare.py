@@ -296,7 +296,7 @@ def test_a_pair_that_is_never_ready_is_tried_once(tmp_path):
         ({"samplers": ["nope"]}, UnknownSamplerError, "no sampler is called 'nope'"),
         ({"samplers": [("greedy", {"x": 1})]}, UnknownOptionError, "no option 'x'"),
         ({"samplers": ["greedy", "greedy"]}, StudyError, "two samplers have the label 'greedy'"),
-        ({"samplers": [("sa", {"num_reads": 3})]}, StudyError, "num_reads is the budget's"),
+        ({"samplers": [("sa", {"num_reads": 3})]}, StudyError, "num_reads is set by the budget"),
         (
             {"samplers": ["greedy", "sa"], "budgets": ["20sweeps"]},
             StudyError,
