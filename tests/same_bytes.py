@@ -49,13 +49,11 @@ def main() -> int:
     if not commit:
         parser.error(f"git knows no revision {asked.against!r}")
     with tempfile.TemporaryDirectory(prefix="same-bytes-") as place:
-        before = asked.cache.resolve() / f"{commit[:12]}-{surroundings()}"
-        after, tree = Path(place) / "results", Path(place) / "tree"
-        for folder in (before, after, tree):
-            folder.mkdir(parents=True, exist_ok=True)
-        check_out(commit, tree)
-        print(f"{asked.against} = {commit[:12]}; kept in {before}", flush=True)
-        carry_out(tree, before, asked.only)
+        cache, after = asked.cache.resolve() / commit[:12], Path(place)
+        before = cache / surroundings()
+        before.mkdir(parents=True, exist_ok=True)
+        print(f"{asked.against} = {commit[:12]}, kept in {before}", flush=True)
+        carry_out(checked_out(commit, cache / "tree"), before, asked.only)
         print("the working tree", flush=True)
         carry_out(TREE, after, asked.only)
         names = asked.only or [*named(before) | named(after)]
@@ -74,12 +72,16 @@ def git(*arguments: str) -> str:
     return ended.stdout.strip()
 
 
-def check_out(commit: str, tree: Path) -> None:
-    """The packages as they are in ``commit``, in a folder of their own."""
-    packed = tree / "packages.tar"
-    git("archive", f"--output={packed}", commit, "qprune", "solvers")
-    with tarfile.open(packed) as archive:
-        archive.extractall(tree, filter="data")
+def checked_out(commit: str, tree: Path) -> Path:
+    """The packages as they are in ``commit``; they stay, with the kernels that are compiled."""
+    if not tree.exists():
+        with tempfile.TemporaryDirectory(dir=tree.parent) as place:
+            packed, unfinished = Path(place) / "packages.tar", Path(place) / "tree"
+            git("archive", f"--output={packed}", commit, "qprune", "solvers")
+            with tarfile.open(packed) as archive:
+                archive.extractall(unfinished, filter="data")
+            unfinished.rename(tree)
+    return tree
 
 
 def surroundings() -> str:

@@ -137,7 +137,7 @@ ACROSS = {
     "final_rounds": 1,
     "num_blocks": 4,
     "block_size": 64,
-    "damping": 300.0,
+    "damping": 10.0,
     "samples_per_step": 16,
     "accept_share": 0.25,
 }
@@ -247,8 +247,17 @@ def images() -> nn.Module:
 def llama() -> nn.Module:
     import transformers
 
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+    }
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+    }
     config = transformers.LlamaConfig(**sizes, **heads, initializer_range=0.2)
     return transformers.LlamaForCausalLM(config)
 
@@ -256,8 +265,14 @@ def llama() -> nn.Module:
 def gpt2() -> nn.Module:
     import transformers
 
-    sizes = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    ends = {"initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0}
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 32,
+    }
+    ends: dict[str, Any] = {"initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ends))
 
 
@@ -443,11 +458,12 @@ def interface() -> Today | Coming:
 
 
 def pruned(run: Pruning) -> Result:
-    if run.stopped_after is None:
+    enough = run.stopped_after
+    if enough is None:
         return interface().prune(run)
     # As a user's interrupt stops it: with max_steps it would be another run than the one resumed.
     seen: list[Any] = []
-    stopping = interface().stopping(lambda: len(seen) >= run.stopped_after)
+    stopping = interface().stopping(lambda: len(seen) >= enough)
     with tempfile.TemporaryDirectory() as folder:
         stopped = interface().prune(run, output_dir=folder, observe=seen.append, **stopping)
         resumed = interface().prune(run, resume_from=folder)
@@ -502,7 +518,7 @@ def sampled(run: Sampling) -> Result:
 
     arrays = {}
     for name, problem in problems().items():
-        answer = solvers.solve(problem, run.sampler, **run.options)
+        answer: Any = solvers.solve(problem, run.sampler, **run.options)
         states = answer.samples if hasattr(answer, "samples") else answer.states
         arrays[f"samples/{name}"] = np.asarray(states)
         arrays[f"energies/{name}"] = np.asarray(answer.energies)
