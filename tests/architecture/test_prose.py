@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ["solvers"]
+PACKAGES = ["solvers", "qprune"]
 QUESTION_WORDS = {"What", "How", "Whether", "Who", "Whose", "Which", "Where", "When", "Why"}
 
 _ROOT = Path(__file__).parents[2]
