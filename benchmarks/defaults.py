@@ -27,11 +27,11 @@ from rich.console import Console
 
 from benchmarks.families import make
 from benchmarks.study import known_values
-from qprune.cli_compare import StudyBar
-from solvers.problem import QuadraticProblem
+from qprune.cli.compare import StudyBar
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.solution import Solution
 from solvers.registry import find_entry, get_sampler, list_samplers
 from solvers.sampler import CountingSampler
-from solvers.solution import Solution
 from solvers.study import Instance, compare, read_instances, read_study
 from solvers.study.compare import Study
 

@@ -12,16 +12,16 @@ from rich.table import Table
 from torch import nn
 
 import qprune
-from qprune.calibration import Calibration
-from qprune.config import Settings
-from qprune.datasets import DataSet, load_data
-from qprune.job import run_job
-from qprune.progress import ProgressBar
-from qprune.run import REPORT_HTML
-from qprune.scores import Magnitude, Wanda
-from qprune.steps import Score
-from qprune.threads import limited_threads
-from qprune.zoo import load_model
+from qprune.cli.bars import ProgressBar
+from qprune.data.calibration import Calibration
+from qprune.distributed.workers import limited_threads
+from qprune.jobs.job import run_job
+from qprune.jobs.settings import Settings
+from qprune.models.datasets import DataSet, load_data
+from qprune.models.zoo import load_model
+from qprune.record.folder import REPORT_HTML
+from qprune.results import Score
+from qprune.steps.start import Magnitude, Wanda
 
 SAMPLES = 1000
 

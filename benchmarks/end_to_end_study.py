@@ -19,8 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.pruning import settings_of
-from qprune.cli_compare import StudyBar, summary_table
-from qprune.config import make_settings
+from qprune.cli.compare import StudyBar, summary_table
+from qprune.jobs.settings import make_settings
 from qprune.study import compare_pruning
 from qprune.study.measures import summary_records
 from qprune.study.report import write_pruning_report
@@ -33,7 +33,7 @@ class Part:
     """One network of the study.
 
     Attributes:
-        settings: besides model, weights and data, for `qprune.config.make_settings`.
+        settings: besides model, weights and data, for `qprune.jobs.settings.make_settings`.
         samplers: names.
         budgets: of one block.
         repeats: unless the command line says otherwise.

@@ -18,8 +18,8 @@ import numpy as np
 from dimod import generators
 from scipy import sparse
 
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import dense_or_sparse
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import dense_or_sparse
 from solvers.study import Instance
 
 Bqm = dimod.BinaryQuadraticModel

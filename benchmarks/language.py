@@ -35,13 +35,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from qprune.language.models import load_pretrained, load_tokenizer
-from qprune.language.network import prune_network
-from qprune.language.perplexity import perplexity
-from qprune.language.text import calibration_windows, evaluation_windows
-from qprune.layerwise import prune_layerwise
-from qprune.selftext import OwnText
-from qprune.threads import limited_threads
+from qprune.data.augment import OwnText
+from qprune.distributed.workers import limited_threads
+from qprune.jobs.language.network import prune_network
+from qprune.models.evaluate import perplexity
+from qprune.models.pretrained import load_pretrained, load_tokenizer
+from qprune.models.text import calibration_windows, evaluation_windows
+from qprune.walk.layerwise import prune_layerwise
 
 COLUMNS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4")
 LENGTH = 256
@@ -171,7 +171,7 @@ def measured(
 def alone(run: Run, *rest: Any) -> dict[str, Any]:
     """`measured` in a process of its own: its memory is its own, and so is its heap."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["qprune.language.network", "transformers"])
+    context.set_forkserver_preload(["qprune.jobs.language.network", "transformers"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(measured, run, *rest).result()
 

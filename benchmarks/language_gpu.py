@@ -17,7 +17,8 @@ from collections import defaultdict
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qprune.layerwise import METHODS, LayerOutcome, prune_layerwise
+from qprune.steps.reconstruct import METHODS
+from qprune.walk.layerwise import LayerOutcome, prune_layerwise
 
 #: Decoder layers of a 7B LLaMA.
 LAYERS = 32

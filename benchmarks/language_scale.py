@@ -24,11 +24,10 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.timing import cpu_seconds
-from qprune.layerwise import METHODS
-from qprune.layerwise.statistics import Moments, Quadratic, quadratic
-from qprune.threads import limited_threads
-from solvers.row_budgets import LayerBudget
-from solvers.rows import RowProblem
+from qprune.distributed.workers import limited_threads
+from qprune.steps.reconstruct import METHODS, Moments, Quadratic, quadratic
+from solvers.rows.counts import LayerBudget
+from solvers.rows.problem import RowProblem
 
 #: (rows, inputs) of a decoder layer of LLaMA-7B and how many of each, with how many it has
 #: sums over tokens of its own: q, k, v share theirs, and so do gate and up.

@@ -22,10 +22,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qprune.augment import Augmentation, ShiftImages
-from qprune.config import make_settings
-from qprune.job import run_job, summary
-from qprune.threads import limited_threads
+from qprune.data.augment import Augmentation, ShiftImages
+from qprune.distributed.workers import limited_threads
+from qprune.jobs.job import run_job, summary
+from qprune.jobs.settings import make_settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Row:
     Attributes:
         network: "mlpnet" or "resnet20".
         title: how the table calls the row.
-        settings: for `qprune.config.make_settings`, besides model, data and sparsity.
+        settings: for `qprune.jobs.settings.make_settings`, besides model, data and sparsity.
         augment: instead of what suits the data by itself.
         targets: sparsity -> test accuracy in % to be reached.
         peers: sparsity -> (accuracy in %, who), as measured by others on the same checkpoint.

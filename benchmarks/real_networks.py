@@ -42,9 +42,9 @@ import qprune
 from benchmarks.real import pitch, sentences, speech
 from benchmarks.real.case import Case, MissingError, Sizes
 from benchmarks.real.wanda import HookedWanda
+from qprune.distributed.workers import limited_threads
 from qprune.errors import QpruneError
-from qprune.scores import Magnitude, Start
-from qprune.threads import limited_threads
+from qprune.steps.start import Magnitude, Start
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 SEED = 0

@@ -27,10 +27,10 @@ from dwave.samplers import SimulatedAnnealingSampler, TabuSampler
 
 from benchmarks.timing import cpu_seconds
 from solvers import Dense, LowRank, QuadraticProblem
-from solvers.bounds import relax, tangent_at
-from solvers.exact import Exact
-from solvers.relax import Relax
-from solvers.repair import repair
+from solvers.convex.bounds import relax, tangent_at
+from solvers.convex.exact import Exact
+from solvers.convex.relax import Relax
+from solvers.problem.repair import repair
 
 # In units of an energy scale in which the mean half diagonal is 1.
 PENALTIES = (0.2, 2.0)

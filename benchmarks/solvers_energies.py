@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.solvers_convex import Block, blocks
 from benchmarks.timing import cpu_seconds
-from solvers.exact import Exact
-from solvers.relax import Relax
-from solvers.tabu import SwapTabu
+from solvers.convex.exact import Exact
+from solvers.convex.relax import Relax
+from solvers.search.tabu import SwapTabu
 
 
 def best_known(data: Path) -> dict[tuple[str, int], tuple[float, bool]]:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from solvers import LowRank, QuadraticProblem
-from solvers.annealing import SwapAnnealing
-from solvers.torch_annealing import TorchAnnealing
+from solvers.search.annealing import SwapAnnealing
+from solvers.search.batched.annealing import TorchAnnealing
 
 
 def fisher_block(size: int, samples: int, seed: int) -> QuadraticProblem:

@@ -19,15 +19,15 @@ from dwave.samplers import SimulatedAnnealingSampler, TabuSampler
 from benchmarks.solvers_convex import penalised
 from benchmarks.timing import cpu_seconds
 from solvers import Dense, QuadraticProblem
-from solvers.annealing import SwapAnnealing
-from solvers.files import read_problem
-from solvers.forms import FactorFlips, FactorSwaps, FlipFields, Form, SwapFields, SwapRows
-from solvers.kernels import kernel, random_states_for
-from solvers.layout import Layout
-from solvers.reads import Read
-from solvers.repair import repair
+from solvers.formats.files import read_problem
+from solvers.problem.repair import repair
 from solvers.sampler import random_states
-from solvers.tabu import SwapTabu
+from solvers.search.annealing import SwapAnnealing
+from solvers.search.forms import FactorFlips, FactorSwaps, FlipFields, Form, SwapFields, SwapRows
+from solvers.search.kernels.common import kernel, random_states_for
+from solvers.search.kernels.layout import Layout
+from solvers.search.runs import Read
+from solvers.search.tabu import SwapTabu
 
 # -- kernels ------------------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from solvers.row_budgets import Budget, LayerBudget, NofM, RowBudget
-from solvers.row_refit import refit
-from solvers.row_search import solve_rows
-from solvers.row_starts import Start, admm, magnitude, obs_sweep, wanda
-from solvers.rows import RowProblem
+from solvers.rows.counts import Budget, LayerBudget, NofM, RowBudget
+from solvers.rows.problem import RowProblem
+from solvers.rows.refit import refit
+from solvers.rows.search import solve_rows
+from solvers.rows.starts import Start, admm, magnitude, obs_sweep, wanda
 
 Layer = tuple[str, np.ndarray, np.ndarray]
 

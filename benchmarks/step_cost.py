@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 
 import qprune
-from qprune.steps import Step
+from qprune.results import Step
 
 PHASES = ("select", "curvature", "formulate", "solve", "accept")
 

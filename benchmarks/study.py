@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks import solvers_local
 from benchmarks.peers import SimulatedBifurcation
 from benchmarks.solvers_energies import best_known
-from qprune.cli_compare import StudyBar, problem_summary, summary_table
+from qprune.cli.compare import StudyBar, problem_summary, summary_table
 from solvers.study import Instance, compare, read_instances
 from solvers.study.instances import Known
 

@@ -23,7 +23,7 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.study import PEERS, instances
-from qprune.cli_compare import StudyBar
+from qprune.cli.compare import StudyBar
 from solvers.study import compare
 
 BLOCKS = (

@@ -14,18 +14,19 @@ from pathlib import Path
 import pandas as pd
 
 from solvers.study import read_study
-from solvers.study.figures import tts_against_size
-from solvers.study.looks import as_svg
 from solvers.study.measures import (
     SUCCESS_GAP,
     in_order,
     median_with_infinity,
+    reaching,
     share_interval,
+    tts_by_size,
     with_gaps,
 )
-from solvers.study.report import settings_shown
-from solvers.study.sections import TARGET, Findings, study_sections
-from solvers.study.targets import reaching, tts_by_size
+from solvers.study.report.figures import tts_against_size
+from solvers.study.report.page import settings_shown
+from solvers.study.report.sections import TARGET, Findings, study_sections
+from solvers.study.report.style import as_svg
 
 PLAIN = "OR-Library, gka"
 

@@ -26,12 +26,12 @@ import numpy as np
 from matplotlib.colors import SymLogNorm
 
 import qprune
-from qprune.datasets import load_data
-from qprune.zoo import load_model
-from solvers.bounds import relax
-from solvers.counting import counting
+from qprune.models.datasets import load_data
+from qprune.models.zoo import load_model
+from solvers.ask import counting
+from solvers.convex.bounds import relax
+from solvers.convex.relax import Relax
 from solvers.registry import get_sampler
-from solvers.relax import Relax
 
 # %% tags=["parameters"]
 run = {"sparsity": 0.9, "stages": 2, "rounds": 1, "final_rounds": 1, "compensate": False}

@@ -24,18 +24,20 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 
 from solvers.study import compare, generate, read_study
-from solvers.study.looks import looks_of
 from solvers.study.measures import (
     anytime,
     at_budget,
+    fastest,
     in_order,
     largest_budget,
     median_gaps,
+    rank,
+    reaching,
     references,
+    time_to_target,
 )
-from solvers.study.ranking import rank
-from solvers.study.report import write_report
-from solvers.study.targets import fastest, reaching, time_to_target
+from solvers.study.report.page import write_report
+from solvers.study.report.style import looks_of
 
 # %% tags=["parameters"]
 sizes, copies = [32, 128, 384], 2

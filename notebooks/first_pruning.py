@@ -25,9 +25,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import qprune
-from qprune.datasets import load_data
-from qprune.threads import limited_threads
-from qprune.zoo import load_model
+from qprune.distributed.workers import limited_threads
+from qprune.models.datasets import load_data
+from qprune.models.zoo import load_model
 
 # %% tags=["parameters"]
 sparsities = [0.7, 0.8, 0.9, 0.95, 0.98]

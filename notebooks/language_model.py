@@ -33,11 +33,11 @@ import torch
 warnings.filterwarnings("ignore", "IProgress not found")
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qprune.language.models import load_pretrained, load_tokenizer
-from qprune.language.network import prune_network
-from qprune.language.perplexity import perplexity
-from qprune.language.text import random_windows
-from qprune.layerwise import prune_layerwise
+from qprune.jobs.language.network import prune_network
+from qprune.models.evaluate import perplexity
+from qprune.models.pretrained import load_pretrained, load_tokenizer
+from qprune.models.text import random_windows
+from qprune.walk.layerwise import prune_layerwise
 
 # %% tags=["parameters"]
 folder = None  # of a model of your own, with config.json and tokenizer

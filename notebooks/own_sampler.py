@@ -34,11 +34,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import qprune
-from qprune.datasets import load_data
-from qprune.zoo import load_model
-from solvers.counting import counting
+from qprune.models.datasets import load_data
+from qprune.models.zoo import load_model
+from solvers.ask import counting
+from solvers.convex.relax import Relax
 from solvers.registry import get_sampler, list_samplers
-from solvers.relax import Relax
 from solvers.testing import check_sampler
 
 # %% tags=["parameters"]

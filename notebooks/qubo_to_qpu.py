@@ -29,8 +29,8 @@ from dwave.samplers import SimulatedAnnealingSampler
 from dwave.system.testing import MockDWaveSampler
 
 from solvers import get_sampler
-from solvers.charges import Submission
-from solvers.strength import first_strength, penalised, strength_bound
+from solvers.foreign.charges import Submission
+from solvers.foreign.strength import first_strength, penalised, strength_bound
 from solvers.study import generate
 
 # %% tags=["parameters"]

@@ -8,14 +8,14 @@ if not getattr(solvers, "QPRUNE_SOLVERS", False):
         "rename that file, or run from another folder"
     )
 
-from qprune.augment import Mixup, ShiftImages
-from qprune.calibration import Calibration
-from qprune.compensate import Compensation
-from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
-from qprune.hold import Held, hold
-from qprune.losses import DenseOutputs, Labels, PerSample
+from qprune.data.augment import Mixup, ShiftImages
+from qprune.data.calibration import Calibration
+from qprune.network.hold import Held, hold
+from qprune.objective import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
+from qprune.objective.losses import DenseOutputs, Labels, PerSample
 from qprune.prune import Pruned, prune
-from qprune.steps import Score
+from qprune.results import Score
+from qprune.steps.compensate import Compensation
 
 __all__ = [
     "Calibration",

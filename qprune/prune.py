@@ -18,37 +18,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.admission import refuse_unstorable, refuse_wrapped
-from qprune.augment import Augmentation
-from qprune.blocks import Boundary, Select
-from qprune.calibration import Calibration, as_calibration
-from qprune.compensate import Compensate
-from qprune.curvature import SketchedFisher
-from qprune.curvature.expansion import Curvature
-from qprune.derivable import derivable
+from qprune.cost import Estimate, require_end, require_fit
+from qprune.data.augment import Augmentation
+from qprune.data.calibration import Calibration, as_calibration
+from qprune.data.inputs import Call
+from qprune.distributed.placement import back_home, on_cpu
+from qprune.distributed.ranks import ALONE, Ranks
+from qprune.distributed.workers import checked_threads, limited_threads
 from qprune.errors import ImpossibleRequestError
-from qprune.estimate import Estimate, require_end, require_fit
-from qprune.faults import Care
-from qprune.fingerprint import digest_of_tensors, fingerprint_of, require_named
-from qprune.inputs import Call
-from qprune.loss_names import as_loss
-from qprune.losses import Loss
-from qprune.masks import mask_by_name
-from qprune.patterns import Pattern, as_patterns
-from qprune.placement import back_home, on_cpu
-from qprune.plan import Plan, needs_of
-from qprune.ranks import ALONE, Ranks
-from qprune.recording import Recording, recording
-from qprune.request import Request
-from qprune.scores import DiagonalFisher, Pruner, Start
-from qprune.setting import Setting, State, prepare, restored_on_error
-from qprune.solve import BlockObserver
-from qprune.sparsity import Budget, KeepNofM
-from qprune.steps import LayerRecord, Observer, Report, Score
-from qprune.terms import Terms
-from qprune.threads import checked_threads, limited_threads
-from qprune.walk import Progress, walk
-from solvers.memory import available_memory, peak_memory
+from qprune.network.admission import refuse_unstorable, refuse_wrapped
+from qprune.network.groups import Budget, KeepNofM, mask_by_name
+from qprune.network.patterns import Pattern, as_patterns
+from qprune.objective import SketchedFisher
+from qprune.objective.curvature import Curvature
+from qprune.objective.loss_names import as_loss
+from qprune.objective.losses import Loss
+from qprune.objective.trace.derivable import derivable
+from qprune.record.fingerprint import digest_of_tensors, fingerprint_of, require_named
+from qprune.record.recording import Recording, recording
+from qprune.results import LayerRecord, Observer, Report, Score
+from qprune.steps.compensate import Compensate
+from qprune.steps.faults import Care
+from qprune.steps.formulate import Terms
+from qprune.steps.select import Boundary, Select
+from qprune.steps.solve import BlockObserver
+from qprune.steps.start import DiagonalFisher, Pruner, Start
+from qprune.walk.estimate import Plan, needs_of
+from qprune.walk.request import Request
+from qprune.walk.schedule import Progress, walk
+from qprune.walk.setting import Setting, State, prepare, restored_on_error
+from solvers.host.machine import available_memory, peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -120,21 +119,23 @@ def prune(
         model: any module; put in evaluation mode meanwhile.
         calibration: a `Calibration`, a tensor or array of inputs, an (inputs, labels) pair, a
             dict by the model's argument names, a data set, or a DataLoader or other iterable of
-            such batches (`qprune.calibration.as_calibration`). All the data that the method sees.
+            such batches (`qprune.data.calibration.as_calibration`). All the data that the method
+            sees.
         sparsity: share of targeted weights to be zero, in [0, 1).
         density: 1 - sparsity, instead of it.
-        start: first pass; a strategy or its name in `qprune.scores.STARTS`. One that prunes by
+        start: first pass; a strategy or its name in `qprune.steps.start.STARTS`. One that prunes by
             itself, such as `qprune.layerwise.LayerwiseStart`, is taken as it is, in one stage.
         budget: where the count is exact: "global", "layer", "row", or a strategy.
         mask_structure: "N:M" keeps at most N of every M consecutive inputs, instead of budget.
         targets: what to prune: classes, modules, parameters, by themselves or by name, or ``re:``
-            patterns (`qprune.layers.find_layers`). None = every Linear and convolution, and the
-            matrices of attention, LSTM, GRU and RNN. What is left dense is said in one line.
+            patterns (`qprune.network.weights.find_layers`). None = every Linear and convolution,
+            and the matrices of attention, LSTM, GRU and RNN. What is left dense is said in one
+            line.
         ignore: the same, taken away again.
         loss: "dense" (keep to the dense outputs), "cross-entropy", "mse" or "bce" (against the
             labels); one of torch's losses, such as ``nn.MSELoss()``; `DenseOutputs`, `Labels`, or
             `PerSample` for one of your own. What the outputs are is recognised by sight where
-            the loss leaves it open (`qprune.recognise`), logged, and in the report.
+            the loss leaves it open (`qprune.objective.recognise`), logged, and in the report.
         curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`,
             `ExactHessian`, or a name.
         select: how blocks are chosen.
@@ -145,15 +146,15 @@ def prune(
         block_size: variables per block; default 1024, or all weights where there are fewer.
         num_blocks: disjoint blocks per expansion of the loss.
         stages: steps of the (cubic) way to the sparsity; 1 = one shot. Default 20; for a
-            network whose passes are dear, 10 (see `qprune.effort`, also for the next two).
+            network whose passes are dear, 10 (see `qprune.cost`, also for the next two).
         rounds: expansions per stage; 0 = first pass alone. Default 4 or 1.
         final_rounds: expansions at the last stage; default 5 x rounds.
-        compensate: whether kept weights move, or how: `qprune.compensate.Compensation` (second
-            order) or `qprune.distill.Distillation`.
-        augment: makes more samples to fit on (`qprune.augment`); "auto", with `DenseOutputs`,
+        compensate: whether kept weights move, or how: `qprune.steps.compensate.Compensation`
+            (second order) or `qprune.steps.distill.Distillation`.
+        augment: makes more samples to fit on (`qprune.data.augment`); "auto", with `DenseOutputs`,
             shifts images (m, c, h, w), blends other numbers, and leaves tokens alone (see
-            `qprune.selftext.OwnText` for these).
-        terms: extra energy over a block's variables; see `qprune.terms`.
+            `qprune.data.augment.OwnText` for these).
+        terms: extra energy over a block's variables; see `qprune.steps.formulate`.
         damping: added to the curvature's diagonal, as a multiple of its mean.
         accept_share: share of the samples on which steps are judged, and never fitted.
         samples_per_step: at most this many samples per expansion. Default 2400 or 400.
@@ -165,15 +166,15 @@ def prune(
             iterator that does not say how many it has.
         observe: called with every `Step`.
         observe_blocks: called with every problem that the sampler has answered
-            (`qprune.solve.SolvedBlock`); a `qprune.block_folder.BlockFolder` keeps them.
+            (`qprune.steps.solve.SolvedBlock`); a `qprune.record.blocks.BlockFolder` keeps them.
         executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
         ranks: processes that share the passes over the samples, each of which calls this with the
-            same arguments: ``qprune.ranks.DataParallel()``, see there. The first one writes
-            ``output_dir``. None = this process alone.
+            same arguments: ``qprune.distributed.ranks.DataParallel()``, see there. The first one
+            writes ``output_dir``. None = this process alone.
         threads: that pass batches and solve blocks at once; the mask does not depend on it, since
             torch and BLAS use one thread within each (as before afterwards). Each holds a batch
             and a copy of the model. Derivatives of a second-order `Compensation`, and
-            `Distillation`, stay on one. None: `qprune.threads.DEFAULT_THREADS`.
+            `Distillation`, stay on one. None: `qprune.distributed.workers.DEFAULT_THREADS`.
         max_seconds: the run ends in time with the best mask at the asked sparsity.
         max_steps: the same by number of steps.
         max_memory: bytes that the process may hold; a run that needs more is refused before it

@@ -3,16 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from solvers.files import read_problem, write_problem
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import Dense, LowRank, Sparse
+from solvers.formats.files import read_problem, write_problem
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import Dense, LowRank, Sparse
+from solvers.problem.solution import Solution
 from solvers.registry import SamplerEntry, get_sampler, list_samplers
 from solvers.sampler import CountingSampler
-from solvers.solution import Solution
 
 if TYPE_CHECKING:
     from solvers.ask import solve
-    from solvers.penalty import CardinalityPenalty, LagrangeCardinality
+    from solvers.foreign.penalty import CardinalityPenalty, LagrangeCardinality
 
 __all__ = [
     "CardinalityPenalty",
@@ -36,8 +36,8 @@ QPRUNE_SOLVERS = True
 
 
 _LAZY = {
-    "CardinalityPenalty": "solvers.penalty",
-    "LagrangeCardinality": "solvers.penalty",
+    "CardinalityPenalty": "solvers.foreign.penalty",
+    "LagrangeCardinality": "solvers.foreign.penalty",
     "solve": "solvers.ask",
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from solvers.errors import InvalidOptionError, UnknownOptionError
-from solvers.ranges import MAX_COUNT, MAX_SECONDS, MAX_THREADS, quoted, shown
+from solvers.host.ranges import MAX_COUNT, MAX_SECONDS, MAX_THREADS, quoted, shown
 
 
 def _number(value: Any) -> Any:

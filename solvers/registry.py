@@ -149,56 +149,66 @@ _PIP = {
 }
 
 BUILTIN: tuple[SamplerEntry, ...] = (
-    _ours("auto", "solvers.auto:Auto", "the one that suits the problem", bound=True),
-    _ours("relax", "solvers.relax:Relax", "relaxation, rounding, descent", bound=True),
-    _ours("exact", "solvers.exact:Exact", "branch and bound", bound=True),
+    _ours("auto", "solvers.composites.auto:Auto", "the one that suits the problem", bound=True),
+    _ours("relax", "solvers.convex.relax:Relax", "relaxation, rounding, descent", bound=True),
+    _ours("exact", "solvers.convex.exact:Exact", "branch and bound", bound=True),
     _ours(
         "enumerate",
-        "solvers.exact:Enumeration",
+        "solvers.convex.exact:Enumeration",
         "every state, n <= 24",
         bound=True,
         seed=False,
         warm_start=False,
     ),
-    _ours("swap-anneal", "solvers.annealing:SwapAnnealing", "annealing by swaps"),
-    _ours("swap-tabu", "solvers.tabu:SwapTabu", "tabu search by swaps"),
-    _ours("greedy", "solvers.greedy:Greedy", "swap descent"),
-    _ours("random", "solvers.guess:Random", "random states: what every sampler must beat"),
-    _torch("bifurcation", "solvers.bifurcation:Bifurcation", "simulated bifurcation"),
-    _torch("torch-anneal", "solvers.torch_annealing:TorchAnnealing", "batched annealing"),
+    _ours("swap-anneal", "solvers.search.annealing:SwapAnnealing", "annealing by swaps"),
+    _ours("swap-tabu", "solvers.search.tabu:SwapTabu", "tabu search by swaps"),
+    _ours("greedy", "solvers.search.descent:Greedy", "swap descent"),
+    _ours("random", "solvers.search.descent:Random", "random states: what every sampler must beat"),
+    _torch(
+        "bifurcation", "solvers.search.batched.bifurcation:Bifurcation", "simulated bifurcation"
+    ),
+    _torch("torch-anneal", "solvers.search.batched.annealing:TorchAnnealing", "batched annealing"),
     SamplerEntry(
         "rows",
-        "solvers.row_search:solve_rows",
+        "solvers.rows.search:solve_rows",
         where="CPU, GPU",
         about="all rows of a layer at once; a function of a RowProblem",
         counts=True,
         warm_start=True,
         solves="RowProblem",
     ),
-    _local("sa", "solvers.ocean:simulated_annealing", "D-Wave's simulated annealing"),
-    _local("tabu", "solvers.ocean:tabu", "D-Wave's tabu search"),
-    _local("steepest", "solvers.ocean:steepest_descent", "D-Wave's steepest descent"),
-    _local("path-integral", "solvers.ocean:path_integral", "D-Wave's path-integral annealing"),
-    _local("rotor", "solvers.ocean:rotor", "D-Wave's rotor annealing"),
+    _local("sa", "solvers.foreign.local:simulated_annealing", "D-Wave's simulated annealing"),
+    _local("tabu", "solvers.foreign.local:tabu", "D-Wave's tabu search"),
+    _local("steepest", "solvers.foreign.local:steepest_descent", "D-Wave's steepest descent"),
+    _local(
+        "path-integral", "solvers.foreign.local:path_integral", "D-Wave's path-integral annealing"
+    ),
+    _local("rotor", "solvers.foreign.local:rotor", "D-Wave's rotor annealing"),
     _local(
         "tree",
-        "solvers.ocean:tree",
+        "solvers.foreign.local:tree",
         "exact for small treewidth",
         warm_start=False,
         seed=False,
     ),
     _local(
         "neal",
-        "solvers.ocean:neal",
+        "solvers.foreign.local:neal",
         "dwave-neal's simulated annealing",
         packages=("neal",),
         install=_PIP["neal"],
     ),
-    _openjij("openjij-sa", "solvers.jij:simulated_annealing", "OpenJij's simulated annealing"),
-    _openjij("openjij-sqa", "solvers.jij:quantum_annealing", "OpenJij's path-integral annealing"),
+    _openjij(
+        "openjij-sa", "solvers.foreign.local:openjij_annealing", "OpenJij's simulated annealing"
+    ),
+    _openjij(
+        "openjij-sqa",
+        "solvers.foreign.local:quantum_annealing",
+        "OpenJij's path-integral annealing",
+    ),
     SamplerEntry(
         "roof-duality",
-        "solvers.roof:RoofDuality",
+        "solvers.composites.roof:RoofDuality",
         where="CPU",
         about="fixes variables, bounds; another sampler does the rest",
         counts=True,
@@ -210,19 +220,26 @@ BUILTIN: tuple[SamplerEntry, ...] = (
     ),
     SamplerEntry(
         "decompose",
-        "solvers.decompose:Decompose",
+        "solvers.composites.decompose:Decompose",
         where="CPU",
         about="a large problem by sub-blocks, on any sampler",
         counts=True,
         warm_start=True,
         seed=True,
     ),
-    _dwave("qpu", "solvers.qpu:qpu", "D-Wave's processors, any embedding", where="QPU"),
-    _dwave("qpu-clique", "solvers.qpu:qpu_clique", "D-Wave's processors, cliques", where="QPU"),
-    _dwave("hybrid-bqm", "solvers.qpu:hybrid_bqm", "Leap's hybrid BQM solver", where="cloud"),
+    _dwave("qpu", "solvers.foreign.dwave:qpu", "D-Wave's processors, any embedding", where="QPU"),
+    _dwave(
+        "qpu-clique",
+        "solvers.foreign.dwave:qpu_clique",
+        "D-Wave's processors, cliques",
+        where="QPU",
+    ),
+    _dwave(
+        "hybrid-bqm", "solvers.foreign.dwave:hybrid_bqm", "Leap's hybrid BQM solver", where="cloud"
+    ),
     _dwave(
         "hybrid-cqm",
-        "solvers.qpu:hybrid_cqm",
+        "solvers.foreign.dwave:hybrid_cqm",
         "Leap's hybrid CQM solver",
         where="cloud",
         counts=True,
@@ -251,7 +268,7 @@ def get_sampler(sampler: Any, **options: Any) -> Any:
 
     Returns:
         An object with ``sample(bqm, ...)``; this package's also have ``sample_problem``.
-        ``rows``, which solves whole layers, is a function: `solvers.row_search.solve_rows`.
+        ``rows``, which solves whole layers, is a function: `solvers.rows.search.solve_rows`.
 
     Raises:
         UnknownSamplerError: no such name; the message lists the names.
@@ -288,7 +305,7 @@ def find_entry(name: str) -> SamplerEntry:
 
     Example:
         >>> find_entry("greedy").factory
-        'solvers.greedy:Greedy'
+        'solvers.search.descent:Greedy'
     """
     entries = {entry.name: entry for entry in list_samplers()}
     if name not in entries:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import InvalidOptionError, UnknownOptionError
-from solvers.problem import QuadraticProblem
-from solvers.solution import Solution
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.solution import Solution
 
 States = NDArray[np.int8]
 

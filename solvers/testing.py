@@ -27,11 +27,11 @@ import dimod.testing
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from solvers.counting import ProblemSampler, counting
-from solvers.foreign import option_names
-from solvers.problem import QuadraticProblem
+from solvers.ask import ProblemSampler, counting
+from solvers.foreign.border import option_names
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.solution import Solution
 from solvers.registry import get_sampler
-from solvers.solution import Solution
 
 # Seconds that a call may take beyond its limit, or an interrupt, on a busy machine.
 _GENEROUS = 10.0

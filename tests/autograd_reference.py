@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qprune.inputs import AnyInputs, mapped
-from qprune.layers import Layers
-from qprune.persample import trace_of
-from qprune.preflight import examined, reached
-from qprune.traces import Recorder, Trace, differentiating, forward
+from qprune.data.inputs import AnyInputs, mapped
+from qprune.network.weights import Layers
+from qprune.objective.trace.autograd import trace_of
+from qprune.objective.trace.preflight import examined, reached
+from qprune.objective.trace.recorder import Recorder, Trace, differentiating, forward
 
 
 def per_sample_gradients(

@@ -4,10 +4,10 @@ import dimod
 import numpy as np
 from scipy import sparse
 
-from solvers.gap import mean_energy, rounding
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import Dense, LowRank, Sparse
-from solvers.solution import Solution
+from solvers.problem.gap import mean_energy, rounding
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import Dense, LowRank, Sparse
+from solvers.problem.solution import Solution
 from solvers.testing import all_states
 
 EPS = float(np.finfo(np.float64).eps)

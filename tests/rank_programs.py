@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import qprune
-from qprune.compensate import Compensation
-from qprune.ranks import joined
-from qprune.sharding import whole
+from qprune.distributed.ranks import joined
+from qprune.distributed.sharding import whole
+from qprune.steps.compensate import Compensation
 
 
 def images():
@@ -87,7 +87,7 @@ def layers(ranks, folder):
     """Layer by layer: second moments of every rank's samples."""
     from tiny_models import make, samples
 
-    from qprune.layerwise import prune_layerwise
+    from qprune.walk.layerwise import prune_layerwise
 
     model = make("llama")
     run = prune_layerwise(
@@ -100,7 +100,7 @@ def layers(ranks, folder):
 def uneven(ranks, folder):
     from tiny_models import make, samples
 
-    from qprune.layerwise import prune_layerwise
+    from qprune.walk.layerwise import prune_layerwise
 
     model = make("llama")
     prune_layerwise(model, samples(model, 12), sparsity=0.5, batch_size=4, ranks=ranks)
@@ -113,7 +113,7 @@ def taken(ranks, folder):
 
 def refused(ranks, folder):
     """What does not work on a sharded model is said before anything is touched."""
-    from qprune.distill import Distillation
+    from qprune.steps.distill import Distillation
 
     pruned(sharded(images()), ranks, compensate=Distillation())
 
@@ -125,7 +125,7 @@ def resumed(ranks, folder):
 
 
 def _after(number):
-    from qprune.checkpoint import Checkpoints
+    from qprune.record.checkpoint import Checkpoints
 
     Checkpoints.offer = Checkpoints.write
     asked = iter(range(10**6))

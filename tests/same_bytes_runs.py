@@ -38,24 +38,24 @@ GOLDEN = Path(__file__).parent / "golden" / "problems"
 #: homes. A module that a revision does not have is passed over.
 HOMES = (
     "qprune",
-    "qprune.scores",
     "qprune.steps.start",
-    "qprune.blocks",
+    "qprune.results.start",
     "qprune.steps.select",
-    "qprune.distill",
+    "qprune.results.select",
     "qprune.steps.distill",
+    "qprune.results.distill",
     "qprune.layerwise",
-    "qprune.layerwise.start",
-    "qprune.layerwise.sensitivity",
-    "qprune.steps.reconstruct",
-    "qprune.walk.layerwise",
+    "qprune.walk.layerwise_start",
     "qprune.walk.sensitivity",
-    "qprune.ranks",
+    "qprune.results.reconstruct",
+    "qprune.walk.schedule.layerwise",
+    "qprune.walk.schedule.sensitivity",
     "qprune.distributed.ranks",
-    "qprune.language.twins",
+    "qprune.distributed.ranks",
+    "qprune.network.twins",
     "qprune.models.twins",
     "qprune.network.twins",
-    "qprune.packed",
+    "qprune.network.mask_file",
     "qprune.network.mask_file",
 )
 
@@ -490,7 +490,7 @@ def together(name: str, number: int, tree: Path) -> None:
 def commanded(run: CommandLine) -> Result:
     from safetensors.numpy import load_file
 
-    cli = importlib.import_module("qprune.cli")
+    cli = importlib.import_module("qprune.cli.main")
     main = cli.main if callable(cli.main) else cli.main.main
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as place:

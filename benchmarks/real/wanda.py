@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qprune.inputs import token_mask
-from qprune.scores import Situation
-from qprune.traces import forward
+from qprune.data.inputs import token_mask
+from qprune.objective.trace.recorder import forward
+from qprune.steps.start import Situation
 
 Note = Callable[[str, Tensor], None]
 """Takes a parameter's name in its module, and the inputs that it multiplies, (..., inputs)."""
@@ -23,7 +23,7 @@ Note = Callable[[str, Tensor], None]
 class HookedWanda:
     """|w| times the norm of the input it multiplies (Sun et al., arXiv 2306.11695, eq. 1).
 
-    A start like `qprune.scores.Wanda`, which refuses an LSTM: nothing of torch shows what the
+    A start like `qprune.steps.start.Wanda`, which refuses an LSTM: nothing of torch shows what the
     recurrent matrix multiplies. Here hooks on the modules do, without padded tokens.
     """
 

@@ -164,7 +164,7 @@ BASES: dict[str, tuple[str, ...]] = {
 _TINY = """
 import torch
 from torch import nn
-from qprune.datasets import DataSet
+from qprune.models.datasets import DataSet
 
 def model():
     torch.manual_seed(0)
@@ -224,7 +224,7 @@ def options_of(name: str) -> dict[str, bool]:
 def _commands() -> dict[str, Any]:
     import typer
 
-    from qprune.cli import app
+    from qprune.cli.main import app
 
     group: Any = typer.main.get_command(app)
     return group.commands
@@ -294,7 +294,7 @@ def fit_for_many(place: Path) -> Iterator[None]:
 
 def called(argv: Sequence[str], limit: int = LONGEST) -> Outcome:
     """One call of the command line, in this process, within ``limit`` seconds."""
-    from qprune.cli import main
+    from qprune.cli.main import main
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     before, path = sys.argv, list(sys.path)

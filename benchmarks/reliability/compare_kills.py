@@ -31,7 +31,7 @@ from solvers.study.storage import ROWS
 FISHER = ("digits-n64-N32-c0", "digits-n256-N128-c0", "digits-n1024-N256-c0")
 PLAIN = ("bqp50.1", "bqp250.1")
 SAMPLERS = ("relax", "swap-anneal", "greedy", "sa:num_sweeps=200", "random")
-CODE = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
+CODE = "import sys; from qprune.cli.main import main; sys.argv[0] = 'qprune'; main()"
 
 
 def command(data: Path, seed: int) -> list[str]:

@@ -33,8 +33,8 @@ from rich.progress import Progress
 
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, resnet20, tensors_of
-from qprune.faults import Care
-from qprune.steps import Report
+from qprune.results import Report
+from qprune.steps.faults import Care
 
 #: Ways to fail, and the kind of fault that the report must call each.
 WAYS = {

@@ -48,12 +48,38 @@ SLOW = ("page", "report page")
 _NO_SEEDS = ("folders", "kept", "small")
 #: Instrumented by atheris; compiled kernels cannot be.
 _WATCHED = (
-    *("qprune.config", "qprune.records", "qprune.run", "qprune.check", "qprune.packed"),
-    *("qprune.checkpoint", "qprune.fingerprint", "qprune.answers", "qprune.sparsity"),
-    *("solvers.files", "solvers.formats", "solvers.problem", "solvers.quadratic"),
-    *("solvers.contents", "solvers.text", "solvers.text_formats", "solvers.model_formats"),
-    *("solvers.qplib", "solvers.coefficients", "solvers.evidence", "solvers.array_formats"),
-    *("solvers.study.storage", "solvers.study.instances", "solvers.study.checks"),
+    *(
+        "qprune.jobs.settings",
+        "qprune.results",
+        "qprune.record.folder",
+        "qprune.jobs.check",
+        "qprune.network.mask_file",
+    ),
+    *(
+        "qprune.record.checkpoint",
+        "qprune.record.fingerprint",
+        "qprune.steps.answers",
+        "qprune.network.groups",
+    ),
+    *(
+        "solvers.formats.files",
+        "solvers.formats.table",
+        "solvers.problem.problem",
+        "solvers.problem.quadratic",
+    ),
+    *(
+        "solvers.formats.contents",
+        "solvers.formats.text",
+        "solvers.formats.texts",
+        "solvers.formats.models",
+    ),
+    *(
+        "solvers.formats.models",
+        "solvers.formats.text",
+        "solvers.formats.evidence",
+        "solvers.formats.arrays",
+    ),
+    *("solvers.study.storage", "solvers.study.instances", "solvers.study.storage"),
 )
 
 Parser = Callable[[bytes], object]
@@ -61,17 +87,17 @@ Parser = Callable[[bytes], object]
 
 def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     """Parsers by name, each from the bytes of one file; the seeds of each are in a folder."""
-    from qprune.answers import AnswerStore
-    from qprune.check import check_run
-    from qprune.checkpoint import Snapshot
-    from qprune.config import Asked, Settings, make_settings
-    from qprune.fingerprint import Fingerprint
-    from qprune.language.settings import LanguageSettings
-    from qprune.packed import read_mask
-    from qprune.report import render_html
-    from qprune.run import read_run, read_scores, stopped_by
-    from solvers.files import read_problem
-    from solvers.formats import FORMATS
+    from qprune.jobs.check import check_run
+    from qprune.jobs.language.settings import LanguageSettings
+    from qprune.jobs.page import render_html
+    from qprune.jobs.settings import Asked, Settings, make_settings
+    from qprune.network.mask_file import read_mask
+    from qprune.record.checkpoint import Snapshot
+    from qprune.record.fingerprint import Fingerprint
+    from qprune.record.folder import read_run, read_scores, stopped_by
+    from qprune.steps.answers import AnswerStore
+    from solvers.formats.files import read_problem
+    from solvers.formats.table import FORMATS
     from solvers.study.compare import read_study
     from solvers.study.instances import read_instances, read_known
 
@@ -165,7 +191,7 @@ def _sealed(data: bytes) -> bytes:
     from safetensors import SafetensorError
     from safetensors.torch import load, save
 
-    from qprune.checkpoint import digest_of_facts, metadata_of
+    from qprune.record.checkpoint import digest_of_facts, metadata_of
 
     try:
         tensors, text = load(data), metadata_of(data)["facts"]
@@ -183,15 +209,15 @@ def make_seeds(folder: Path) -> None:
     import torch
 
     from benchmarks.reliability.small_run import stop_after
-    from qprune.answers import AnswerStore
-    from qprune.checkpoint import CHECKPOINTS
-    from qprune.config import Settings
-    from qprune.job import run_job
-    from qprune.language.settings import LanguageSettings
-    from qprune.packed import packed_bytes
-    from qprune.solve import Answer
+    from qprune.jobs.job import run_job
+    from qprune.jobs.language.settings import LanguageSettings
+    from qprune.jobs.settings import Settings
+    from qprune.network.mask_file import packed_bytes
+    from qprune.record.checkpoint import CHECKPOINTS
+    from qprune.steps.answers import AnswerStore
+    from qprune.steps.solve import Answer
     from solvers import QuadraticProblem
-    from solvers.files import write_problem
+    from solvers.formats.files import write_problem
     from solvers.study import compare, generate
 
     torch.set_num_threads(1)
@@ -280,8 +306,8 @@ def _make_problems(folder: Path, plain: Any) -> None:
     import numpy as np
 
     from solvers import QuadraticProblem
-    from solvers.files import problem_bytes
-    from solvers.formats import FORMATS
+    from solvers.formats.files import problem_bytes
+    from solvers.formats.table import FORMATS
 
     pull = np.array([[0.0, 2.0], [2.0, 0.0]])
     cut = QuadraticProblem([-1.0, -1.0], pull)
@@ -303,7 +329,7 @@ def _make_checkpoints(folder: Path) -> None:
 
     import qprune
     from benchmarks.reliability.small_run import stop_after
-    from qprune.checkpoint import Checkpoints
+    from qprune.record.checkpoint import Checkpoints
 
     offer, Checkpoints.offer = Checkpoints.offer, Checkpoints.write
     qprune.prune(
@@ -319,7 +345,7 @@ def _make_checkpoints(folder: Path) -> None:
 
 def _write_block(folder: Path) -> None:
     """A folder of recorded blocks with one block in it."""
-    from solvers.files import write_problem
+    from solvers.formats.files import write_problem
     from solvers.study import generate
 
     folder.mkdir(exist_ok=True)
@@ -499,10 +525,10 @@ def hunt(names: Sequence[str], given: argparse.Namespace, seeds: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir=seeds))
     with watching:
         parsers = targets(seeds, scratch)
-    import solvers.memory
+    import solvers.host.machine
 
     # As on a small machine, so that what is refused there is refused here, and soon.
-    solvers.memory.available_memory = lambda: 2.0**28
+    solvers.host.machine.available_memory = lambda: 2.0**28
     one = Hunt({name: parsers[name] for name in names}, given.crashes)
     known = [
         bytes([number]) + path.read_bytes()

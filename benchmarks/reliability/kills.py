@@ -29,8 +29,8 @@ from torch import Tensor
 
 import qprune
 from benchmarks.reliability.workloads import Workload, tensors_of, workloads
-from qprune.checkpoint import Checkpoints
-from qprune.folder import write_whole
+from qprune.disk import write_whole
+from qprune.record.checkpoint import Checkpoints
 
 OUTCOME = "outcome.safetensors"
 

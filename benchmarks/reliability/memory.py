@@ -29,10 +29,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import qprune
-from qprune.compensate import Compensation
-from qprune.distill import Distillation
-from qprune.estimate import Estimate, in_bytes
-from solvers.memory import peak_memory
+from qprune.cost import Estimate, in_bytes
+from qprune.steps.compensate import Compensation
+from qprune.steps.distill import Distillation
+from solvers.host.machine import peak_memory
 
 BOUND = 0.3
 _QUICK = Compensation(iterations=(2,), final_steps=1)
@@ -81,8 +81,8 @@ def resnet20(folder: Path | None) -> Outcome:
 
 def llama(folder: Path | None) -> Outcome:
     """Both stages."""
-    from qprune.language.network import prune_network
-    from qprune.selftext import OwnText
+    from qprune.data.augment import OwnText
+    from qprune.jobs.language.network import prune_network
 
     model, windows = _llama(folder, 48, 128)
     said: list[Estimate] = []
@@ -100,8 +100,9 @@ def llama(folder: Path | None) -> Outcome:
 
 def layers_alone(folder: Path | None) -> Outcome:
     """The first stage, over so many tokens that their activations count."""
-    from qprune.layerwise import METHODS, prune_layerwise
-    from qprune.layerwise.needs import state_layerwise
+    from qprune.steps.reconstruct import METHODS
+    from qprune.walk.layerwise import prune_layerwise
+    from qprune.walk.layerwise_needs import state_layerwise
 
     model, windows = _llama(folder, 512, 128)
     needs = state_layerwise(model, windows, METHODS["sparsegpt"])
@@ -134,7 +135,7 @@ def _outcome(said: Estimate, seconds: float) -> Outcome:
 
 def _llama(folder: Path | None, number: int, length: int) -> tuple[nn.Module, Tensor]:
     """The model, and the beginning of the text: the whole would take more than the run."""
-    from qprune.language.models import load_pretrained, load_tokenizer
+    from qprune.models.pretrained import load_pretrained, load_tokenizer
 
     assert folder is not None
     source = str(folder / "tinyllama-wikitext2")

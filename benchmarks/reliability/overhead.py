@@ -26,8 +26,8 @@ from rich.console import Console
 
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, resnet20
-from qprune.checkpoint import Checkpoints
-from qprune.recording import Recording
+from qprune.record.checkpoint import Checkpoints
+from qprune.record.recording import Recording
 
 LIMIT = 0.02
 

@@ -34,8 +34,8 @@ from rich.progress import Progress
 
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, tensors_of
-from qprune.executors import RayExecutor
-from qprune.solve import Border
+from qprune.distributed.executors import RayExecutor
+from qprune.steps.solve import Border
 from solvers import LowRank, QuadraticProblem
 
 WORKERS = 2

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-import qprune.job
-from qprune.checkpoint import Checkpoints
-from qprune.config import Settings
-from qprune.zoo import load_model
+import qprune.jobs.job
+from qprune.jobs.settings import Settings
+from qprune.models.zoo import load_model
+from qprune.record.checkpoint import Checkpoints
 
 
 def small_settings(scratch: Path, final_rounds: int) -> Settings:
@@ -31,4 +31,4 @@ def stop_after(calls: int) -> Callable[[], bool]:
 def every_step() -> None:
     """A checkpoint between any two steps, and pages without figures, which would take longest."""
     Checkpoints.offer = Checkpoints.write
-    qprune.job.render_html = lambda report, **more: "<html>"
+    qprune.jobs.job.render_html = lambda report, **more: "<html>"

@@ -40,12 +40,12 @@ from rich.progress import Progress
 
 from benchmarks.reliability.file_steps import CHANGING, WRITING, FileSteps, failing
 from benchmarks.reliability.small_run import every_step, small_settings, stop_after
-from qprune.check import check_run
 from qprune.errors import QpruneError
-from qprune.job import run_job
-from qprune.report import render_html
-from qprune.run import CONFIG, MASK, MODEL, REPORT_HTML, read_run
-from qprune.verify import verify_run
+from qprune.jobs.check import check_run
+from qprune.jobs.job import run_job
+from qprune.jobs.page import render_html
+from qprune.jobs.verify import verify_run
+from qprune.record.folder import CONFIG, MASK, MODEL, REPORT_HTML, read_run
 from solvers.errors import SolverError
 
 #: The files of a run's folder that must be the same to the byte.
@@ -225,7 +225,7 @@ def read_only(drill: Drill, disk: Path) -> None:
 
 def report_of(folder: Path, write: bool = False) -> str:
     """What `qprune report` does."""
-    from qprune.run import RunFolder
+    from qprune.record.folder import RunFolder
 
     saved = read_run(folder)
     html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
@@ -274,8 +274,8 @@ def changed(
 
 def resumed(drill: Drill, folder: Path, what: str) -> None:
     """`qprune resume`, of a stopped run in which a byte has changed."""
-    from qprune.run import read_settings
-    from qprune.verify import trusted
+    from qprune.jobs.verify import trusted
+    from qprune.record.folder import read_settings
 
     def resume() -> None:
         settings = read_settings(folder)

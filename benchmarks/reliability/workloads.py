@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from qprune.calibration import Calibration
-from qprune.compensate import Compensation
-from qprune.datasets import load_data
-from qprune.zoo import load_model
+from qprune.data.calibration import Calibration
+from qprune.models.datasets import load_data
+from qprune.models.zoo import load_model
+from qprune.steps.compensate import Compensation
 
 # Enough to move the kept weights; the drills are about the run, not about accuracy.
 _QUICK = Compensation(iterations=(2,), final_steps=1)
@@ -63,8 +63,8 @@ def resnet20(folder: Path, samples: int = 40) -> Workload:
 
 def llama(folder: Path) -> Workload:
     """The small LLaMA on WikiText-2."""
-    from qprune.language.models import load_pretrained, load_tokenizer
-    from qprune.language.text import calibration_windows
+    from qprune.models.pretrained import load_pretrained, load_tokenizer
+    from qprune.models.text import calibration_windows
 
     source = str(folder / "tinyllama-wikitext2")
     windows = calibration_windows(

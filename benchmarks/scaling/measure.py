@@ -28,26 +28,25 @@ from benchmarks.reliability.workloads import workloads
 from benchmarks.scaling.rank_program import EXCHANGED, RUNS, launched
 from benchmarks.step_cost import network
 from benchmarks.timing import cpu_seconds
-from qprune.blocks import Boundary, Offer
-from qprune.checkpoint import Checkpoints, Snapshot
-from qprune.compensate import gauss_newton
-from qprune.curvature import SketchedFisher
-from qprune.formulate import Block, formulate
-from qprune.layers import Layers, find_layers
-from qprune.losses import DenseOutputs
-from qprune.masks import prune_lowest
-from qprune.samples import sample_size
-from qprune.setting import State
-from qprune.solve import Border
-from qprune.sparsity import BUDGETS
-from qprune.traces import Samples, mean_loss, outputs_of
-from qprune.trust import Trust
-from qprune.walk import Phase, Position, Progress
+from qprune.network.groups import BUDGETS, prune_lowest
+from qprune.network.weights import Layers, find_layers
+from qprune.objective import SketchedFisher
+from qprune.objective.losses import DenseOutputs
+from qprune.objective.samples import sample_size
+from qprune.objective.trace.recorder import Samples, mean_loss, outputs_of
+from qprune.record.checkpoint import Checkpoints, Snapshot
+from qprune.steps.accept import Trust
+from qprune.steps.compensate import gauss_newton
+from qprune.steps.formulate import Block, formulate
+from qprune.steps.select import Boundary, Offer
+from qprune.steps.solve import Border
+from qprune.walk.schedule import Phase, Position, Progress
+from qprune.walk.setting import State
 from solvers import LowRank
-from solvers.row_budgets import LayerBudget
-from solvers.row_search import solve_rows
-from solvers.row_starts import admm
-from solvers.rows import RowProblem
+from solvers.rows.counts import LayerBudget
+from solvers.rows.problem import RowProblem
+from solvers.rows.search import solve_rows
+from solvers.rows.starts import admm
 
 MEASURED = Path(__file__).with_name("measured.json")
 REPEATS = 3
@@ -90,7 +89,7 @@ def networks(folder: Path | None) -> Iterator[tuple[str, nn.Module, torch.Tensor
 
 def passes(name: str, model: nn.Module, inputs: torch.Tensor, layers: Layers) -> Iterator[Row]:
     """Forward pass, expansion, columns of blocks, Gauss-Newton product."""
-    from qprune.calibration import Calibration
+    from qprune.data.calibration import Calibration
 
     loss, size = DenseOutputs(), len(inputs)
     samples = Samples(inputs, outputs_of(model, inputs, size))

@@ -15,7 +15,7 @@ from torch import nn
 
 import qprune
 from benchmarks.reliability.workloads import workloads
-from qprune.ranks import Ranks, joined
+from qprune.distributed.ranks import Ranks, joined
 
 #: Numbers in the vectors that are added up, and how often each is.
 EXCHANGED, _EXCHANGES = (100_000, 1_000_000, 10_000_000), 8

@@ -8,18 +8,24 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qprune.config import Settings
-from qprune.study.bench import REFERENCE, PruningBench
+from qprune.jobs.settings import Settings
 from qprune.study.trial import SettingsTrial, Trial
+from qprune.study.yardstick import REFERENCE, PruningBench
 from solvers.errors import StudyError, WorkerDiedError
-from solvers.ranges import MAX_SEED
+from solvers.host.machine import now, session
+from solvers.host.ranges import MAX_SEED
+from solvers.host.worker import Worker
 from solvers.study.bench import SamplerSetting
 from solvers.study.budgets import CLOCKS, Budget
-from solvers.study.compare import checked_budgets
-from solvers.study.machine import now, session
-from solvers.study.plan import Run, checked_settings, ordered_runs, refusals, require_in_range
+from solvers.study.compare import (
+    Run,
+    checked_budgets,
+    checked_settings,
+    ordered_runs,
+    refusals,
+    require_in_range,
+)
 from solvers.study.storage import STUDY, StudyFolder, read_record, read_rows
-from solvers.study.worker import Worker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +95,7 @@ def compare_pruning(
 ) -> PruningStudy:
     """Prune with every sampler and every budget, ``repeats`` times.
 
-    The budget limits the sampler on each block (`solvers.study.budgeted`), so that all
+    The budget limits the sampler on each block (`solvers.study.bench`), so that all
     samplers have the same time and the same rounds; building models and warming up is not
     counted. Runs of one repeat share their seed, and with it calibration samples, splits and
     first pass. They go in a random order, one at a time, in a process that is killed when a run

@@ -19,8 +19,8 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-from solvers.legible import in_figure
-from solvers.study.looks import STYLE, WIDTH, Look, legend_below, new_figure
+from solvers.host.legible import in_figure
+from solvers.study.report.style import STYLE, WIDTH, Look, legend_below, new_figure
 
 Looks = Mapping[str, Look]
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from qprune.study.compare import PruningStudy, read_pruning_study
 from solvers.errors import StudyError
-from solvers.study.report import require_packages, settings_shown, write_sections
+from solvers.study.report.page import require_packages, settings_shown, write_sections
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from solvers.study.sections import Section
-    from solvers.study.tables import Table
+    from solvers.study.report.sections import Section
+    from solvers.study.report.tables import Table
 
 
 def write_pruning_report(folder: str | Path, *, title: str = "") -> Path:
@@ -48,8 +48,8 @@ def write_pruning_report(folder: str | Path, *, title: str = "") -> Path:
 def sections(study: PruningStudy) -> list[Section]:
     """Return the sections of a pruning study's report."""
     from qprune.study.measures import labels, proposals, summary
-    from solvers.study.looks import looks_of
     from solvers.study.measures import largest_budget
+    from solvers.study.report.style import looks_of
 
     rows = study.rows
     rows = rows.assign(label=labels(rows))
@@ -70,7 +70,7 @@ def sections(study: PruningStudy) -> list[Section]:
 def _networks(rows: pd.DataFrame, cells: pd.DataFrame, looks: Any) -> Section:
     from qprune.study.figures import accuracy_by_sampler
     from qprune.study.measures import CELL, paired
-    from solvers.study.sections import Drawing, Section
+    from solvers.study.report.sections import Drawing, Section
 
     # Without a score: the loss on the acceptance split, which all runs of a seed share.
     scored = rows.final_accuracy.notna().any()
@@ -95,7 +95,7 @@ def _networks(rows: pd.DataFrame, cells: pd.DataFrame, looks: Any) -> Section:
 def _energies(cells: pd.DataFrame, looks: Any) -> Section:
     from qprune.study.figures import energy_and_network
     from qprune.study.measures import link
-    from solvers.study.sections import Drawing, Section
+    from solvers.study.report.sections import Drawing, Section
 
     shown = {
         "accept_loss": ("loss on the acceptance split, nats", False),
@@ -128,7 +128,7 @@ def _energies(cells: pd.DataFrame, looks: Any) -> Section:
 
 def _promises(points: pd.DataFrame, looks: Any, at: str) -> Section:
     from qprune.study.figures import loss_along_the_way, predicted_against_real
-    from solvers.study.sections import Drawing, Section
+    from solvers.study.report.sections import Drawing, Section
 
     if points.empty:
         return Section("Predicted and real", at + "No run made a proposal.")
@@ -151,7 +151,7 @@ def _promises(points: pd.DataFrame, looks: Any, at: str) -> Section:
 
 
 def _summary_table(cells: pd.DataFrame) -> Table:
-    from solvers.study.tables import Table, number, percent, seconds, share
+    from solvers.study.report.tables import Table, number, percent, seconds, share
 
     kept = ["label", "runs", "failed", "final_accuracy", "accuracy_low", "accuracy_high"]
     kept += [
@@ -204,8 +204,8 @@ def _summary_table(cells: pd.DataFrame) -> Table:
 
 
 def _failures(rows: pd.DataFrame) -> Section:
-    from solvers.study.sections import Section
-    from solvers.study.tables import Table
+    from solvers.study.report.sections import Section
+    from solvers.study.report.tables import Table
 
     failed = rows[rows.status != "ok"]
     if failed.empty:
@@ -215,8 +215,8 @@ def _failures(rows: pd.DataFrame) -> Section:
 
 
 def _every_run(rows: pd.DataFrame) -> Section:
-    from solvers.study.sections import Section
-    from solvers.study.tables import Table, number
+    from solvers.study.report.sections import Section
+    from solvers.study.report.tables import Table, number
 
     frame = rows.drop(columns=["problem", "options", "trace", "name", "label"])
     plain = frame.select_dtypes("number").columns.difference(["seed", "repeat", "order"])
@@ -248,6 +248,6 @@ def _nats(value: object) -> str:
 
 
 def _shown(value: object, form: Callable[[float], str]) -> str:
-    from solvers.study.tables import NOTHING
+    from solvers.study.report.tables import NOTHING
 
     return form(value) if isinstance(value, float) and not math.isnan(value) else NOTHING

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from qprune.calibration import Calibration, as_calibration
-from qprune.config import Settings
+from qprune.data.calibration import Calibration, as_calibration
 from qprune.errors import ImpossibleRequestError
-from qprune.fingerprint import digest_of_data, digest_of_model, plain_settings
+from qprune.jobs.settings import Settings
 from qprune.prune import Pruned, prune
-from qprune.solve import BlockObserver
-from qprune.steps import Score
+from qprune.record.fingerprint import digest_of_data, digest_of_model, plain_settings
+from qprune.results import Score
+from qprune.steps.solve import BlockObserver
 
 #: Options that the study sets itself.
 _RESERVED = (
@@ -123,10 +123,10 @@ class SettingsTrial:
         return told
 
     def load(self) -> Loaded:
-        """Load by `qprune.zoo.load_model` and `qprune.datasets.load_data`."""
-        from qprune.datasets import load_data
-        from qprune.job import arguments
-        from qprune.zoo import load_model
+        """Load by `qprune.models.zoo.load_model` and `qprune.models.datasets.load_data`."""
+        from qprune.jobs.job import arguments
+        from qprune.models.datasets import load_data
+        from qprune.models.zoo import load_model
 
         asked = self.settings
         data = load_data(asked.data, asked.normalization)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import Field
 
 from solvers.errors import StudyError
-from solvers.ranges import MAX_SECONDS, NUMBER, Number, checked, quoted
+from solvers.host.ranges import MAX_SECONDS, NUMBER, Number, checked, quoted
 
 #: Options that count sweeps (moves or steps per variable).
 SWEEP_OPTIONS = ("num_sweeps", "num_steps")

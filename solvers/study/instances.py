@@ -16,13 +16,13 @@ import numpy as np
 from dimod import generators
 from pydantic import Field
 
-from solvers.contents import stem
 from solvers.errors import StudyError
-from solvers.files import read_problem, with_counts
-from solvers.memory import require_memory
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import LowRank, Sparse
-from solvers.ranges import Count, Number, Pair, checked, quoted
+from solvers.formats.contents import stem
+from solvers.formats.files import read_problem, with_counts
+from solvers.host.machine import require_memory
+from solvers.host.ranges import Count, Number, Pair, checked, quoted
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import LowRank, Sparse
 
 _DIGITS = re.compile(r"[0-9]{1,20}")
 # Ranges of a generator's parameters; seeds are those of NumPy's older generators.
@@ -136,7 +136,7 @@ def read_instances(
 
     Example:
         >>> import tempfile
-        >>> from solvers.files import write_problem
+        >>> from solvers.formats.files import write_problem
         >>> path = Path(tempfile.mkdtemp()) / "two.npz"
         >>> write_problem(QuadraticProblem([-1.0, 1.0], np.zeros((2, 2))), path)
         >>> [one.name for one in read_instances(path)]

@@ -1,15 +1,36 @@
 """Measures of a study: pure functions from rows, one per run, to tables.
 
 A gap here is (E - reference) / max(|E|, |reference|), the reference being the best known energy:
-it is that of a study, and not the gap to a proved bound of `solvers.gap`. It is 0 where they are
-equal, between 1 and 2 where they differ in sign, and independent of the scale of energies. A run
-that crashed, ran out of time or could not be made has no energy; its gap is infinite and it has
-not succeeded, so that no measure is better for a run that is missing.
+it is that of a study, and not the gap to a proved bound of `solvers.problem.gap`. It is 0 where
+they are equal, between 1 and 2 where they differ in sign, and independent of the scale of energies.
+A run that crashed, ran out of time or could not be made has no energy; its gap is infinite and it
+has not succeeded, so that no measure is better for a run that is missing.
+
+Rankings of samplers: ranks, tests of significance, performance profiles.
+
+Time to target and TTS, with bootstrap confidence intervals.
+
+A sampler that within t seconds reaches its target with probability p, and is restarted
+every t seconds, needs
+
+    TTS_c(t) = t max(1, ln(1 - c) / ln(1 - p(t)))
+
+to reach it with probability c: 0.99 for TTS99 (Ronnow et al., Science 345, 420 (2014); the number
+of repetitions is not rounded up but is at least one). Like them we take the best t, here of the
+times at which runs reached the target, by their ``trace``. Chosen on the same runs, it
+is slightly optimistic, for all samplers alike.
+
+The intervals resample runs with replacement (`scipy.stats.bootstrap`, percentiles). What is
+resampled is 1 / TTS: it stays finite where a sample has no success, and has the same percentiles.
+Where all runs succeed only their times vary; `solvers.study.measures.share_interval` has
+the uncertainty of the probability.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -265,3 +286,275 @@ def failures(rows: pd.DataFrame) -> pd.DataFrame:
         runs=("seed", "size"),
         problems=("problem", lambda names: ", ".join(dict.fromkeys(names))),
     ).reset_index()
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Ranks of samplers over problems, and tests of their differences.
+
+    Attributes:
+        mean_ranks: by sampler, 1 is best, the best first; ties share their mean rank.
+        num_problems: number of problems ranked.
+        p_value: of Friedman's test that all samplers are alike; NaN where it cannot be made.
+        pairwise: p-values of Nemenyi's test for every two samplers, which accounts for their
+            number; empty where it cannot be made.
+        reason: reason why there is no test, "" if there is one.
+    """
+
+    mean_ranks: pd.Series
+    num_problems: int
+    p_value: float
+    pairwise: pd.DataFrame
+    reason: str = ""
+
+
+def rank(gaps: pd.DataFrame) -> Ranking:
+    """Rank samplers by their gap on every problem; test as Demsar (JMLR 7, 2006) does.
+
+    Friedman's test is for any difference of samplers, Nemenyi's for each pair. Gaps below
+    `SUCCESS_GAP` are one gap: all of these have found the best known. A sampler that failed on
+    a problem (infinite gap) is last there.
+
+    Args:
+        gaps: problems by samplers, see `solvers.study.measures.median_gaps`.
+
+    Example:
+        >>> gaps = pd.DataFrame({"a": [0.0, 0.1, 0.2], "b": [0.5, 0.6, 0.7]})
+        >>> rank(gaps).mean_ranks.to_dict()
+        {'a': 1.0, 'b': 2.0}
+    """
+    leveled = gaps.where(gaps > SUCCESS_GAP, 0.0)
+    ranks = leveled.rank(axis=1)
+    mean_ranks = ranks.mean().sort_values(kind="stable")
+    problems, samplers = gaps.shape
+    nothing = pd.DataFrame()
+    if samplers < 3 or problems < 2:
+        needs = "the test needs at least three samplers and two problems"
+        return Ranking(mean_ranks, problems, float("nan"), nothing, needs)
+    if (ranks.nunique(axis=1) == 1).all():
+        return Ranking(mean_ranks, problems, 1.0, nothing, "all samplers tie on every problem")
+    from scikit_posthocs import posthoc_nemenyi_friedman
+    from scipy.stats import friedmanchisquare
+
+    p_value = friedmanchisquare(*(leveled[name] for name in leveled)).pvalue
+    # Nemenyi's test uses ranks alone, which replace gaps that may be infinite.
+    pairwise = posthoc_nemenyi_friedman(ranks.reset_index(drop=True))
+    return Ranking(mean_ranks, problems, float(p_value), pairwise)
+
+
+def performance_profile(costs: pd.DataFrame) -> pd.DataFrame:
+    """Dolan and More's (Math. Program. 91, 2002) performance profile.
+
+    rho_s(tau) is the share of problems on which sampler s costs at most tau times what the
+    cheapest costs. An infinite or NaN cost never counts as solved; problems
+    that no sampler solved stay in the denominator.
+
+    Args:
+        costs: problems by samplers, above 0.
+
+    Returns:
+        Indexed by tau (every value at which some rho steps, and 1), one column a sampler.
+
+    Example:
+        >>> costs = pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, np.inf]})
+        >>> performance_profile(costs)["b"].to_dict()
+        {1.0: 0.0, 2.0: 0.5}
+    """
+    best = costs.min(axis=1)
+    ratios = costs.div(best, axis=0).replace(np.inf, np.nan)
+    taus = np.unique(np.concatenate([[1.0], ratios.to_numpy()[ratios.notna().to_numpy()]]))
+    shares = {name: [(ratios[name] <= tau).mean() for tau in taus] for name in costs}
+    return pd.DataFrame(shares, index=pd.Index(taus, name="tau"))
+
+
+def gap_profile(gaps: pd.DataFrame) -> pd.DataFrame:
+    """The share of problems on which each sampler's gap is at most g, indexed by every g.
+
+    Example:
+        >>> gap_profile(pd.DataFrame({"a": [0.0, 0.5]}))["a"].tolist()
+        [0.5, 1.0]
+    """
+    values = gaps.to_numpy()
+    levels = np.unique(np.concatenate([[SUCCESS_GAP], values[np.isfinite(values)]]))
+    levels = levels[levels >= SUCCESS_GAP]
+    shares = {name: [(gaps[name] <= level).mean() for level in levels] for name in gaps}
+    return pd.DataFrame(shares, index=pd.Index(levels, name="gap"))
+
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 1000
+_CERTAINTY = np.log1p(-0.99)
+_SIZE = ["kind", "n", "sampler", "budget_kind", "budget"]
+
+
+def reaching(rows: pd.DataFrame, references: pd.DataFrame, target: float) -> pd.DataFrame:
+    """The time at which each run came within a gap of ``target`` of the best known energy.
+
+    Args:
+        rows: one row per run.
+        references: from `solvers.study.measures.references`.
+        target: a gap; 0.01 is one percent above the best known.
+
+    Returns:
+        Columns `CELL`, ``n``, ``kind``, ``reached`` (seconds in the sampler; infinite where it
+        never did, as of runs that crashed or ran out of time) and ``spent`` (seconds until then,
+        or in the whole run). Incompatible pairs are left out.
+    """
+    tried = rows[rows.status != "incompatible"].reset_index(drop=True)
+    against = references.reindex(tried.problem)
+    reached = [
+        _first(trace, best, target) if status == "ok" else np.inf
+        for trace, best, status in zip(tried.trace, against.best, tried.status, strict=True)
+    ]
+    whole = tried.groupby(CELL, observed=True, dropna=False).seconds.transform("mean")
+    spent = tried.seconds.astype(float).fillna(whole).to_numpy()
+    times = np.array(reached, np.float64)
+    return tried[[*CELL, "n"]].assign(
+        kind=against.kind.to_numpy(),
+        reached=times,
+        spent=np.where(np.isfinite(times), times, spent),
+    )
+
+
+def _first(trace: Sequence[Sequence[float]], best: float, target: float) -> float:
+    for seconds, energy in trace:
+        if gap(energy, best) <= target:
+            return float(seconds)
+    return np.inf
+
+
+def rate(reached: Floats, axis: int = -1) -> Floats:
+    """1 / TTS99 of runs along ``axis`` that reached their target then; 0 where none did."""
+    times = np.sort(np.moveaxis(np.asarray(reached, np.float64), axis, -1), axis=-1)
+    runs = times.shape[-1]
+    probability = np.minimum(np.arange(1, runs + 1) / runs, 1.0 - 1e-15)
+    once = np.minimum(1.0, np.log1p(-probability) / _CERTAINTY)
+    with np.errstate(divide="ignore"):  # A time of 0 is an infinite rate.
+        return (once / times).max(axis=-1)
+
+
+def resampled_rates(reached: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """`rate` of ``resamples`` bootstrap samples of the runs, shape (resamples,).
+
+    NaN for a single run.
+    """
+    from scipy.stats import bootstrap
+
+    if len(reached) < 2:
+        return np.full(resamples, np.nan)
+    drawn: Any = bootstrap(
+        (reached,),
+        rate,
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return drawn.bootstrap_distribution
+
+
+def time_to_target(
+    times: pd.DataFrame, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """TTS99 for each problem, sampler and budget.
+
+    Args:
+        times: from `reaching`.
+        level: of the confidence intervals.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        Columns `CELL`, ``n``, ``kind``, ``runs``, ``hits``, ``median`` (seconds in which half
+        the runs reached the target), ``expected`` (seconds spent per hit: the mean time of runs to
+        their end, repeated until one hits), ``tts``, ``tts_low``,
+        ``tts_high``. Infinite where it was not reached; the interval of a single run is NaN.
+    """
+    lines = []
+    for cell, group in times.groupby(CELL, sort=False, observed=True):
+        reached = group.reached.to_numpy(np.float64)
+        hits = int(np.isfinite(reached).sum())
+        lines.append(
+            {
+                **dict(zip(CELL, cell, strict=True)),
+                "n": group.n.iloc[0],
+                "kind": group.kind.iloc[0],
+                "runs": len(group),
+                "hits": hits,
+                "median": float(np.sort(reached)[len(reached) // 2]),
+                "expected": group.spent.sum() / hits if hits else np.inf,
+                **_tts(
+                    rate(reached), resampled_rates(reached, resamples=resamples, seed=seed), level
+                ),
+            }
+        )
+    columns = [*CELL, "n", "kind", "runs", "hits", "median", "expected"]
+    return pd.DataFrame(lines, columns=[*columns, "tts", "tts_low", "tts_high"])
+
+
+def fastest(times: pd.DataFrame) -> pd.DataFrame:
+    """The budget with the least TTS of every problem and sampler; ties go to the smaller one."""
+    ordered = times.sort_values(["tts", "budget"], kind="stable")
+    best = ordered.groupby(["problem", "sampler"], sort=False, observed=True).head(1)
+    return best.sort_index()
+
+
+def tts_by_size(
+    times: pd.DataFrame, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Median TTS99 over the problems of one kind and size, at the budget where it is least.
+
+    Infinite where the target was not reached on half of the problems. The problems are taken as
+    given: the interval is over other seeds, not
+    over other problems.
+
+    Args:
+        times: from `reaching`.
+        level: of the confidence intervals.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        Columns ``kind``, ``n``, ``sampler``, ``budget_kind``, ``budget``, ``problems``,
+        ``reached`` (problems whose target was reached), ``tts``, ``tts_low``, ``tts_high``.
+    """
+    lines = []
+    for key, group in times.groupby(_SIZE, sort=False, observed=True):
+        of_problems = [part.reached.to_numpy() for _, part in group.groupby("problem", sort=False)]
+        rates = np.array([float(rate(reached)) for reached in of_problems])
+        draws = [
+            resampled_rates(reached, resamples=resamples, seed=seed + place)
+            for place, reached in enumerate(of_problems)
+        ]
+        lines.append(
+            {
+                **dict(zip(_SIZE, key, strict=True)),
+                "problems": len(rates),
+                "reached": int((rates > 0).sum()),
+                **_tts(_median_rate(rates), _median_rate(np.array(draws)), level),
+            }
+        )
+    columns = [*_SIZE, "problems", "reached", "tts", "tts_low", "tts_high"]
+    table = pd.DataFrame(lines, columns=columns).sort_values("tts", kind="stable")
+    best = table.groupby(["kind", "n", "sampler"], sort=False, observed=True).head(1)
+    return best.sort_values(["kind", "n", "sampler"], kind="stable").reset_index(drop=True)
+
+
+def _median_rate(rates: Floats) -> Floats:
+    """The median rate over problems (first axis); 0 where one of the two in the middle is 0.
+
+    A mean of a rate and 0 would be positive although half never reached the target.
+    """
+    lower = np.sort(rates, axis=0)[(len(rates) - 1) // 2]
+    return np.where(lower > 0, np.median(rates, axis=0), lower)
+
+
+def _tts(found: Any, drawn: Floats, level: float) -> Mapping[str, float]:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return {"tts": _inverse(found), "tts_low": _inverse(high), "tts_high": _inverse(low)}
+
+
+def _inverse(value: Any) -> float:
+    """1 / value, infinity for 0; NaN stays."""
+    return float("inf") if value == 0 else 1.0 / float(value)

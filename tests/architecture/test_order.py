@@ -29,7 +29,7 @@ ORDER = {
         ("jobs", "study", "board"),
         ("cli",),
     ),
-    "qprune.walk": (
+    "qprune.walk.schedule": (
         ("state",),
         ("run",),
         ("schedule",),

@@ -12,8 +12,8 @@ import psutil
 
 import qprune
 import solvers
-from qprune.folder import flush_folder, write_whole
-from solvers.memory import peak_memory
+from qprune.disk import flush_folder, write_whole
+from solvers.host.machine import peak_memory
 
 ROOT = Path(__file__).parents[2]
 #: Modules of the standard library that Windows lacks.
@@ -34,8 +34,8 @@ LACKING = {
 }
 #: Where they are used all the same, behind a question whether they are there.
 ASKED_FOR = {
-    ("qprune/folder.py", "os.O_DIRECTORY"),
-    ("solvers/study/worker.py", "time.clock_gettime"),
+    ("qprune/disk.py", "os.O_DIRECTORY"),
+    ("solvers/host/worker.py", "time.clock_gettime"),
     ("solvers/testing.py", "signal.pthread_kill"),
 }
 
@@ -58,7 +58,8 @@ for name in NAMES:
         if error.name != "triton":
             raise
         without.append(name)
-print(len(NAMES), set(without) <= {"solvers.triton_rows", "solvers.triton_swaps"})
+print(len(NAMES), set(without) <= {"solvers.rows.fused_restore",
+"solvers.search.batched.fused_swaps"})
 """
 
 

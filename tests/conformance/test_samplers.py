@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from solvers import CardinalityPenalty, CountingSampler, LagrangeCardinality, Solution, get_sampler
-from solvers.decompose import Decompose
-from solvers.foreign import ForeignSampler
+from solvers.composites.decompose import Decompose
+from solvers.composites.roof import RoofDuality
+from solvers.foreign.border import ForeignSampler
 from solvers.registry import find_entry
-from solvers.roof import RoofDuality
 from solvers.testing import check_sampler
 
 OURS = {

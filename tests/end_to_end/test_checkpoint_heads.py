@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qprune import cli
+from qprune.cli import main as cli
 
 transformers = pytest.importorskip("transformers")
 tiny = pytest.importorskip("tiny_heads")
 
 IMAGES = """
 import torch
-from qprune.datasets import DataSet
+from qprune.models.datasets import DataSet
 
 def images():
     pixels = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -11,19 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qprune import cli
-from qprune.checkpoint import CHECKPOINTS
-from qprune.folder import LOCK
-from qprune.recording import STEPS
-from qprune.run import CHECKSUMS, CONFIG, FILES, MASK, MODEL, REPORT_JSON
-from qprune.zoo import load_model
+from qprune.cli import main as cli
+from qprune.disk import LOCK
+from qprune.models.zoo import load_model
+from qprune.record.checkpoint import CHECKPOINTS
+from qprune.record.folder import CHECKSUMS, CONFIG, FILES, MASK, MODEL, REPORT_JSON
+from qprune.record.recording import STEPS
 
 PRUNE = ["prune", "--model", "digits-mlp", "--data", "digits"]
 SHORT = ["--stages", "3", "--rounds", "1", "--final-rounds", "2", "--block-size", "256"]
 TRIAL = [*PRUNE, *SHORT, "--sparsity", "0.9", "--num-calibration-samples", "400"]
 
 
-MAIN = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
+MAIN = "import sys; from qprune.cli.main import main; sys.argv[0] = 'qprune'; main()"
 
 
 def run(*arguments):
@@ -295,8 +295,8 @@ def test_a_pruning_study_imports_nothing_that_only_its_file_names(tmp_path, qpru
 def test_a_model_and_data_of_the_users_own(tmp_path, monkeypatch, qprune):
     (tmp_path / "my_own_network.py").write_text(
         "import torch\n"
-        "from qprune.datasets import DataSet\n"
-        "from qprune.networks import MLP\n"
+        "from qprune.models.datasets import DataSet\n"
+        "from qprune.models.zoo import MLP\n"
         "def net():\n"
         "    torch.manual_seed(0)\n"
         "    return MLP((6, 8, 3), bias=True)\n"

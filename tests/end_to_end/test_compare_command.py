@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from qprune.cli import main
-from solvers.files import write_problem
+from qprune.cli.main import main
+from solvers.formats.files import write_problem
 from solvers.study import generate
 from solvers.study.compare import untimed
 from solvers.study.storage import ROWS
 
-CODE = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
+CODE = "import sys; from qprune.cli.main import main; sys.argv[0] = 'qprune'; main()"
 
 
 def start(*arguments):

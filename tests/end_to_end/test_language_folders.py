@@ -10,10 +10,10 @@ import tiny_language as tiny
 import torch
 from safetensors.torch import load_file
 
-from qprune import cli
-from qprune.language.evaluate import evaluate_perplexity
-from qprune.language.save import save_model
-from qprune.packed import read_mask
+from qprune.cli import main as cli
+from qprune.models.evaluate import evaluate_perplexity
+from qprune.models.save import save_model
+from qprune.network.mask_file import read_mask
 
 transformers = pytest.importorskip("transformers")
 
@@ -221,7 +221,7 @@ def test_a_trainer_and_a_lora_merge_end_in_the_same_zeros(pruned, tmp_path):
 def test_a_mistake_gets_one_line_and_leaves_nothing(
     pruned, text, tmp_path, qprune, arguments, reason
 ):
-    from qprune.packed import packed_bytes
+    from qprune.network.mask_file import packed_bytes
 
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qprune.cli import main
-from qprune.packed import read_mask
+from qprune.cli.main import main
+from qprune.network.mask_file import read_mask
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def prune_in_a_fresh_process(folder, *arguments):
-    command = "from qprune.cli import main; main()"
+    command = "from qprune.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", command, "prune", "--data", "text:text.txt", *arguments],
         cwd=folder,

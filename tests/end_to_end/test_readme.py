@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from qprune.cli import app
-from qprune.config import Settings
+from qprune.cli.main import app
+from qprune.jobs.settings import Settings
 from solvers.registry import list_samplers
 
 ROOT = Path(__file__).parents[2]

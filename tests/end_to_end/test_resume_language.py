@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 
-from qprune.checkpoint import CHECKPOINTS, Checkpoints
-from qprune.cli import main
+from qprune.cli.bars import StagesBar
+from qprune.cli.main import main
+from qprune.disk import LOCK
 from qprune.errors import ImpossibleRequestError, RunFolderError
-from qprune.folder import LOCK
-from qprune.packed import packed_bytes, read_mask
-from qprune.progress import StagesBar
-from qprune.recording import STEPS
-from qprune.run import LAYERS
+from qprune.network.mask_file import packed_bytes, read_mask
+from qprune.record.checkpoint import CHECKPOINTS, Checkpoints
+from qprune.record.folder import LAYERS
+from qprune.record.recording import STEPS
 
 MODEL, MASK = "model.safetensors", "mask.safetensors"
 
@@ -300,7 +300,7 @@ def test_a_disk_that_fills_at_the_end_loses_nothing(whole, command, options, tmp
         raise RunFolderError("cannot write it: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("qprune.language.job.save_model", full)
+        patch.setattr("qprune.jobs.language.job.save_model", full)
         code, _, err = command("prune", *options, *ACROSS, "--output", tmp_path / "run")
     assert code == 2
     assert "No space left" in err

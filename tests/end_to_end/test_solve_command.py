@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qprune.cli import main
+from qprune.cli.main import main
 from solvers import QuadraticProblem
-from solvers.files import read_problem, write_problem
+from solvers.formats.files import read_problem, write_problem
 from solvers.testing import all_states, convex_problem
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "problems"
 
 
 def qprune(*arguments):
-    code = "from qprune.cli import main; main()"
+    code = "from qprune.cli.main import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

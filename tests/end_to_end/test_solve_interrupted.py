@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from solvers import QuadraticProblem, get_sampler
-from solvers.files import read_problem, write_problem
+from solvers.formats.files import read_problem, write_problem
 
 # Options with which each would go on for hours.
 ENDLESS = {
@@ -41,13 +41,13 @@ def interrupted(number, hard, *arguments):
     # Says when the search begins: a busy machine takes seconds to import.
     code = """
 import sys
-import solvers.timed
-from qprune.cli import main
-real = solvers.timed.running
+import solvers.search.timed
+from qprune.cli.main import main
+real = solvers.search.timed.running
 def running(*limit):
     print("searching", file=sys.stderr, flush=True)
     return real(*limit)
-solvers.timed.running = running
+solvers.search.timed.running = running
 main()
 """
     command = [sys.executable, "-c", code, "solve", str(hard), *arguments, "--json"]
@@ -86,14 +86,14 @@ def test_the_best_so_far_is_written(name, number, hard, tmp_path):
 def test_before_anything_is_found_there_is_a_line():
     code = """
 import os, signal, time
-import solvers.counting
-from qprune.cli import main
+import solvers.ask
+from qprune.cli.main import main
 class Busy:
     parameters = {}
     def sample_problem(self, *_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(9)
-solvers.counting.configured = lambda *_, **__: (Busy(), {})
+solvers.ask.configured = lambda *_, **__: (Busy(), {})
 main()
 """
     golden = "tests/golden/problems/bqp-tiny.txt"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-import qprune.job
+import qprune.jobs.job
 from benchmarks.reliability.file_steps import WRITING, FileSteps, failing
 from benchmarks.reliability.storage import (
     Drill,
@@ -18,14 +18,14 @@ from benchmarks.reliability.storage import (
     small_files,
     without_rights,
 )
-from qprune.checkpoint import Checkpoints
-from qprune.folder import write_whole
+from qprune.disk import write_whole
+from qprune.record.checkpoint import Checkpoints
 
 
 @pytest.fixture
 def drill(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "offer", Checkpoints.write)
-    monkeypatch.setattr(qprune.job, "render_html", lambda report, **more: "<html>")
+    monkeypatch.setattr(qprune.jobs.job, "render_html", lambda report, **more: "<html>")
     assert torch.get_num_threads() == 1
     return Drill(tmp_path)
 

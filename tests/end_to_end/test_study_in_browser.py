@@ -8,8 +8,8 @@ import pytest
 from matplotlib.image import imread
 from synthetic_study import problems, study_rows
 
-from solvers.study.report import render
-from solvers.study.sections import Findings, study_sections
+from solvers.study.report.page import render
+from solvers.study.report.sections import Findings, study_sections
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qprune.checkpoint import CHECKPOINTS
-from qprune.recording import STEPS
-from qprune.run import MASK, MODEL, SCORES
-from qprune.zoo import load_model
+from qprune.models.zoo import load_model
+from qprune.record.checkpoint import CHECKPOINTS
+from qprune.record.folder import MASK, MODEL, SCORES
+from qprune.record.recording import STEPS
 
-CODE = "import sys; from qprune.cli import main; sys.argv[0] = 'qprune'; main()"
+CODE = "import sys; from qprune.cli.main import main; sys.argv[0] = 'qprune'; main()"
 RUN = ["--data", "digits", "--sparsity", "0.9", "--num-calibration-samples", "300"]
 RUN += ["--stages", "6", "--rounds", "1", "--block-size", "256", "--no-augment"]
 

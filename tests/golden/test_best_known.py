@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from solvers.annealing import SwapAnnealing
-from solvers.files import read_problem
-from solvers.tabu import SwapTabu
+from solvers.formats.files import read_problem
+from solvers.search.annealing import SwapAnnealing
+from solvers.search.tabu import SwapTabu
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "qubo"
 pytestmark = [

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from solvers.exact import Exact
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import LowRank
-from solvers.relax import Relax
+from solvers.convex.exact import Exact
+from solvers.convex.relax import Relax
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import LowRank
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "qubo" / "fisher"
 

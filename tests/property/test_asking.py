@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from solvers.counting import counting
+from solvers.ask import counting
 from solvers.errors import SolverError
+from solvers.problem.solution import Solution
 from solvers.registry import get_sampler, list_samplers
-from solvers.solution import Solution
 from solvers.testing import grouped_problem, indefinite_problem
 
 EXAMPLES = int(os.environ.get("ASKING_EXAMPLES", "6"))

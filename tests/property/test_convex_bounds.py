@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
 
-from solvers.bounds import relax
-from solvers.exact import Enumeration, Exact
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import LowRank
-from solvers.relax import Relax
+from solvers.convex.bounds import relax
+from solvers.convex.exact import Enumeration, Exact
+from solvers.convex.relax import Relax
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import LowRank
 
 KINDS = ("low_rank", "dense", "no_diagonal", "indefinite", "zero", "dead_columns", "ties")
 

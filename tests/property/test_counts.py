@@ -7,9 +7,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError
-from qprune.layers import find_layers
-from qprune.masks import mask_by_name, prune_lowest
-from qprune.sparsity import Global, Groups, KeepNofM, PerLayer, PerRow, apportion, checked_sparsity
+from qprune.network.groups import (
+    Global,
+    Groups,
+    KeepNofM,
+    PerLayer,
+    PerRow,
+    apportion,
+    checked_sparsity,
+    mask_by_name,
+    prune_lowest,
+)
+from qprune.network.weights import find_layers
 
 QUICK = settings(max_examples=30, deadline=None)
 SPARSITIES = st.floats(0, 1, exclude_max=True)

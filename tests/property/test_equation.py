@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from qprune.curvature import ExactHessian
 from qprune.errors import ImpossibleRequestError
-from qprune.formulate import Block, formulate, repriced
-from qprune.layers import find_layers
-from qprune.losses import PerSample
-from qprune.terms import with_terms
-from qprune.traces import Samples, mean_loss
+from qprune.network.weights import find_layers
+from qprune.objective import ExactHessian
+from qprune.objective.losses import PerSample
+from qprune.objective.trace.recorder import Samples, mean_loss
+from qprune.steps.formulate import Block, formulate, repriced, with_terms
 from solvers import Dense, LowRank, QuadraticProblem
 
 NUMBERS = st.floats(-4, 4).map(lambda x: round(x, 3))

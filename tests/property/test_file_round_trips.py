@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from solvers import LowRank, QuadraticProblem
-from solvers.files import read_problem, write_problem
+from solvers.formats.files import read_problem, write_problem
 from solvers.testing import all_states
 
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=False)

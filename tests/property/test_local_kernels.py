@@ -5,14 +5,14 @@ import pytest
 from scipy import sparse
 
 from solvers import Dense, LowRank, QuadraticProblem, Sparse
-from solvers.descent import descend
-from solvers.kernels import GUMBELS, random_states_for
-from solvers.kernels_flip import flip_descent, flip_metropolis
-from solvers.kernels_lowrank import lowrank_flip_metropolis, lowrank_swap_metropolis
-from solvers.kernels_swap import arranged, swap_descent, swap_heat_bath, swap_metropolis
-from solvers.kernels_tabu import flip_tabu, swap_tabu
-from solvers.layout import Layout
 from solvers.sampler import random_states
+from solvers.search.kernels.common import GUMBELS, random_states_for
+from solvers.search.kernels.factor import lowrank_flip_metropolis, lowrank_swap_metropolis
+from solvers.search.kernels.flip import flip_descent, flip_metropolis
+from solvers.search.kernels.layout import Layout
+from solvers.search.kernels.swap import arranged, swap_descent, swap_heat_bath, swap_metropolis
+from solvers.search.kernels.tabu import flip_tabu, swap_tabu
+from solvers.search.timed import descend
 
 TEMPERATURES = [5.0, 2.0, 0.5, 0.1, 0.0]
 

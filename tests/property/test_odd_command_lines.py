@@ -17,7 +17,7 @@ from benchmarks.reliability.command_line import (
     make_run,
     options_of,
 )
-from qprune.cli import app
+from qprune.cli.main import app
 
 #: What loads transformers, or prunes, takes seconds.
 QUICK = ("solve", "compare", "prune", "check", "report", "samplers")

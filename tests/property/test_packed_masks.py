@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from qprune.errors import RunFolderError
-from qprune.packed import FORMAT, pack, packed_bytes, read_mask, unpack
+from qprune.network.mask_file import FORMAT, pack, packed_bytes, read_mask, unpack
 
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
 

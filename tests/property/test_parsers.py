@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.reliability.fuzz import SLOW, changed, make_seeds, targets
 from qprune.errors import QpruneError
 from solvers.errors import FileWarning, SolverError
-from solvers.formats import FORMATS
+from solvers.formats.table import FORMATS
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{FileWarning.__module__}.FileWarning")
 

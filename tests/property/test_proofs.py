@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_problems import check_answer, odd_problem, optimum_of
 
-from solvers.exact import Enumeration, Exact
-from solvers.gap import rounding
-from solvers.problem import QuadraticProblem
-from solvers.relax import Relax
-from solvers.roof import RoofDuality
+from solvers.composites.roof import RoofDuality
+from solvers.convex.exact import Enumeration, Exact
+from solvers.convex.relax import Relax
+from solvers.problem.gap import rounding
+from solvers.problem.problem import QuadraticProblem
 
 # Of ten thousand problems: those whose states are equal but for rounding, not seen as such.
 FEW = 10

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import qprune
-from qprune.layers import find_layers
+from qprune.network.weights import find_layers
 
 SAMPLES, TOKENS, WIDTH = 20, 3, 4
 FEW = 6

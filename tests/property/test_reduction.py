@@ -5,9 +5,9 @@ import pytest
 from scipy import sparse
 
 from solvers import Dense, QuadraticProblem, Sparse
-from solvers.annealing import SwapAnnealing
-from solvers.reduction import reduced
-from solvers.tabu import SwapTabu
+from solvers.problem.parts import reduced
+from solvers.search.annealing import SwapAnnealing
+from solvers.search.tabu import SwapTabu
 
 
 def random_sparse(seed, n, share, whole=True):

@@ -4,10 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers.row_budgets import highest
-from solvers.row_exact import marginals_of, regular
-from solvers.row_kernels import pivot, swap_row
-from solvers.row_tableau import tableau_of
+from solvers.rows.counts import highest
+from solvers.rows.exact import marginals_of, regular, tableau_of
+from solvers.rows.kernels import pivot, swap_row
 
 
 def drawn(seed, size):

@@ -6,9 +6,9 @@ import pytest
 from scipy import sparse
 
 from solvers import LowRank, QuadraticProblem, Solution, Sparse, solve
-from solvers.auto import RULES, Auto, _both
+from solvers.composites.auto import RULES, Auto, _both
 from solvers.errors import InvalidProblemError
-from solvers.files import write_problem
+from solvers.formats.files import write_problem
 
 
 def dense(n, counts=None, seed=0):

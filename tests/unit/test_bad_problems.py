@@ -6,9 +6,9 @@ import pytest
 from scipy import sparse
 
 from solvers import LowRank, QuadraticProblem, Sparse, get_sampler
-from solvers.coefficients import from_terms
-from solvers.counting import counting
+from solvers.ask import counting
 from solvers.errors import InvalidProblemError, ProblemTooLargeError
+from solvers.formats.text import from_terms
 from solvers.testing import all_states, convex_problem
 
 ASYMMETRIC = [[0.0, 1.0], [2.0, 0.0]]

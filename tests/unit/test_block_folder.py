@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import qprune
-from qprune.block_folder import BlockFolder, decision
 from qprune.errors import RunFolderError
+from qprune.record.blocks import BlockFolder, decision
 from solvers.errors import StudyError
 from solvers.study import compare, read_instances
 from solvers.study.instances import BLOCKS

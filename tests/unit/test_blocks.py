@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qprune.blocks import Boundary, LayerByLayer, Offer, RandomPairs
 from qprune.errors import ImpossibleRequestError
-from qprune.layers import find_layers
-from qprune.sparsity import Global, KeepNofM, PerLayer, PerRow
+from qprune.network.groups import Global, KeepNofM, PerLayer, PerRow
+from qprune.network.weights import find_layers
+from qprune.steps.select import Boundary, LayerByLayer, Offer, RandomPairs
 
 SELECTORS = [Boundary(), Boundary(layer_share=0.0), Boundary(1.0), RandomPairs(), LayerByLayer()]
 BUDGETS = [Global(), PerLayer(), PerRow(), KeepNofM(2, 4)]

@@ -18,10 +18,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import qprune
-from qprune.calibration import Calibration, as_calibration, plain
+from qprune.data.calibration import Calibration, as_calibration, plain
+from qprune.data.inputs import Inputs, called
 from qprune.errors import CalibrationError, ImpossibleRequestError, RunFolderError
-from qprune.fingerprint import digest_of_data
-from qprune.inputs import Inputs, called
+from qprune.record.fingerprint import digest_of_data
 
 X = torch.arange(24.0).view(8, 3)
 Z = torch.arange(16.0).view(8, 2) + 100

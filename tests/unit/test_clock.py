@@ -10,8 +10,8 @@ import pytest
 from interrupting import interrupt_after
 
 from solvers import QuadraticProblem, get_sampler
-from solvers.clock import COMPILING, Deadline, running
 from solvers.errors import InvalidOptionError
+from solvers.host.clock import COMPILING, Deadline, running
 
 
 def test_no_limit_never_passes_and_none_is_over_at_once():

@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 import qprune
-from qprune.config import Settings, make_settings
-from qprune.curvature import CURVATURES
+from qprune.distributed.workers import checked_threads
 from qprune.errors import ImpossibleRequestError
-from qprune.scores import STARTS
-from qprune.threads import checked_threads
+from qprune.jobs.settings import Settings, make_settings
+from qprune.objective import CURVATURES
+from qprune.steps.start import STARTS
 
 ENOUGH = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9}
 

@@ -6,18 +6,18 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from qprune.compensate import Compensation, conjugate_gradients, gauss_newton, mean_gradient
-from qprune.curvature import (
+from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
+from qprune.network.weights import find_layers
+from qprune.objective import (
     CURVATURES,
     EmpiricalFisher,
     ExactHessian,
     SampledFisher,
     SketchedFisher,
 )
-from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
-from qprune.layers import find_layers
-from qprune.losses import DenseOutputs, Labels, PerSample
-from qprune.traces import Samples
+from qprune.objective.losses import DenseOutputs, Labels, PerSample
+from qprune.objective.trace.recorder import Samples
+from qprune.steps.compensate import Compensation, conjugate_gradients, gauss_newton, mean_gradient
 from solvers import LowRank
 
 
@@ -167,7 +167,7 @@ def test_the_empirical_fisher_is_the_mean_of_outer_products(setup):
 def test_recomputed_traces_are_the_kept_ones(setup, monkeypatch):
     indices = torch.tensor([1, 20, 50])
     kept = expand(SampledFisher(), setup).curvature.blocks([indices])[0]
-    monkeypatch.setattr("qprune.curvature.fisher.KEEP_FLOATS", 10)
+    monkeypatch.setattr("qprune.objective.fisher.KEEP_FLOATS", 10)
     recomputed = expand(SampledFisher(), setup).curvature.blocks([indices])[0]
     np.testing.assert_allclose(recomputed.factor, kept.factor)
 

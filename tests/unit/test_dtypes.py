@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import qprune
-from qprune.curvature import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
-from qprune.distill import Distillation
-from qprune.layers import find_layers
-from qprune.losses import DenseOutputs
-from qprune.traces import Samples
+from qprune.network.weights import find_layers
+from qprune.objective import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
+from qprune.objective.losses import DenseOutputs
+from qprune.objective.trace.recorder import Samples
+from qprune.steps.distill import Distillation
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 STEPS = qprune.Compensation(iterations=(2,), lengths=(1.0,), final_steps=1)

@@ -11,13 +11,23 @@ import torch
 from torch import nn
 
 import qprune
-from qprune.compensate import Compensation
-from qprune.distill import Distillation
+from qprune.cost import (
+    Estimate,
+    Part,
+    Pass,
+    Phase,
+    Tally,
+    estimate,
+    gauged,
+    in_bytes,
+    in_seconds,
+    require_fit,
+)
 from qprune.errors import ImpossibleRequestError
-from qprune.estimate import Estimate, Part, Phase, estimate, in_bytes, in_seconds, require_fit
-from qprune.gauge import Pass, Tally, gauged
-from qprune.needs import Load, walk_needs
-from solvers.memory import available_memory, cgroup_memory, peak_memory
+from qprune.steps.compensate import Compensation
+from qprune.steps.distill import Distillation
+from qprune.walk.estimate import Load, walk_needs
+from solvers.host.machine import available_memory, cgroup_memory, peak_memory
 
 ROOT = Path(__file__).parents[2]
 INPUTS = torch.randn(60, 16, generator=torch.Generator().manual_seed(5))

@@ -13,10 +13,16 @@ import torch
 from torch import nn
 
 import qprune
-from qprune.compensate import Compensation
+from qprune.distributed.executors import (
+    Packer,
+    RayExecutor,
+    batched,
+    executor_named,
+    shared_evenly,
+    unpacked,
+)
 from qprune.errors import ImpossibleRequestError
-from qprune.executors import RayExecutor, batched, executor_named, shared_evenly
-from qprune.parcels import Packer, unpacked
+from qprune.steps.compensate import Compensation
 from solvers.registry import get_sampler
 from solvers.sampler import CountingSampler
 

@@ -15,18 +15,18 @@ from torch import nn
 import qprune
 from benchmarks.reliability.faults import failures, run, ways_of
 from benchmarks.reliability.workloads import Workload
-from qprune.answers import AnswerStore
-from qprune.calibration import Calibration
-from qprune.compensate import Compensation
-from qprune.distill import Distillation
+from qprune.data.calibration import Calibration
 from qprune.errors import ImpossibleRequestError, SamplerError
-from qprune.faults import Ask, Care, CarefulBorder, KeepMask
-from qprune.recording import ANSWERS
-from qprune.solve import Border
-from qprune.steps import Step
+from qprune.record.recording import ANSWERS
+from qprune.results import Step
+from qprune.steps.answers import AnswerStore
+from qprune.steps.compensate import Compensation
+from qprune.steps.distill import Distillation
+from qprune.steps.faults import Ask, Care, CarefulBorder, KeepMask
+from qprune.steps.solve import Border
 from solvers import QuadraticProblem
 from solvers.errors import InvalidOptionError, StudyError, UnknownSamplerError, WorkerDiedError
-from solvers.isolation import Isolated, TimeLimited
+from solvers.foreign.isolation import Isolated, TimeLimited
 
 INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
 RUN = {
@@ -137,7 +137,7 @@ def test_a_solve_whose_answer_changes_nothing_is_a_step_if_it_had_faults(tmp_pat
 
 
 def test_faults_survive_the_journal(tmp_path):
-    from qprune.run import read_steps
+    from qprune.record.folder import read_steps
 
     care = Care(fallback="keep")
     sampler = Bad(["raise"], every=2)
@@ -260,7 +260,7 @@ def test_a_process_that_does_not_start_is_a_fault(monkeypatch):
     def start(worker, deadline=None):
         raise StudyError("killed after 300 s")
 
-    monkeypatch.setattr("solvers.study.worker.Worker._start", start)
+    monkeypatch.setattr("solvers.host.worker.Worker._start", start)
     border = CarefulBorder(Border("bad", Isolated(Border.to("greedy").sampler)), 0, 0.0, KeepMask())
     answer = border.solve(problem_of(), PRESENT, 0)
     assert [fault.kind for fault in answer.faults] == ["crash"]

@@ -10,7 +10,7 @@ import pytest
 
 from solvers import Dense, LowRank, QuadraticProblem, Sparse
 from solvers.errors import InvalidProblemError
-from solvers.files import read_problem, write_problem
+from solvers.formats.files import read_problem, write_problem
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "problems"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "qubo"

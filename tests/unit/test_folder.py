@@ -5,8 +5,7 @@ import socket
 
 import pytest
 
-from qprune.errors import RunFolderError
-from qprune.folder import (
+from qprune.disk import (
     LOCK,
     append_line,
     asides,
@@ -19,6 +18,7 @@ from qprune.folder import (
     sweep,
     write_whole,
 )
+from qprune.errors import RunFolderError
 
 
 def make_socket(path):
@@ -58,7 +58,7 @@ def test_links_that_end_in_a_file_are_followed(tmp_path):
 
 def test_a_pipe_that_comes_between_looking_and_opening_is_refused_too(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "file")
-    monkeypatch.setattr("qprune.folder.refuse_irregular", lambda paths: None)
+    monkeypatch.setattr("qprune.disk.refuse_irregular", lambda paths: None)
     with pytest.raises(RunFolderError, match="no regular file"):
         read_regular(tmp_path / "file")
 

@@ -16,7 +16,7 @@ from solvers.errors import (
     SamplerFailedError,
     UnknownOptionError,
 )
-from solvers.foreign import ForeignSampler, small_seed
+from solvers.foreign.border import ForeignSampler, small_seed
 
 BQM = dimod.BinaryQuadraticModel({"b": 1.0, "a": -1.0, "c": 0.5}, {}, 0.0, "BINARY")
 BQM.add_quadratic("a", "b", 0.5)
@@ -312,7 +312,7 @@ def test_every_answer_has_its_timing():
 
 
 def test_work_that_does_not_fit_is_refused_before_it_is_begun(monkeypatch):
-    monkeypatch.setattr("solvers.memory.available_memory", lambda: 1e6)
+    monkeypatch.setattr("solvers.host.machine.available_memory", lambda: 1e6)
     for name, options, message in (
         ("sa", {"num_reads": 10**9}, "an answer of 1000000000 reads"),
         ("sa", {"num_sweeps": 10**12}, "a schedule of 1e\\+12 sweeps"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-import solvers.memory
+import solvers.host.machine
 from solvers import QuadraticProblem, read_problem, write_problem
 from solvers.errors import (
     FileWarning,
@@ -22,8 +22,8 @@ from solvers.errors import (
     InvalidProblemError,
     ProblemTooLargeError,
 )
-from solvers.files import read_file
-from solvers.formats import FORMATS, get_format
+from solvers.formats.files import read_file
+from solvers.formats.table import FORMATS, get_format
 from solvers.study import read_instances
 
 #: min of x.q.x is -5, at x = (1, 1, 1); its maximum 6, at (1, 0, 1). (MQLib, bin/README.)
@@ -325,7 +325,7 @@ def test_counts_in_a_qplib_file(tmp_path):
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_contents_that_would_not_fit_are_refused(tmp_path, monkeypatch, pack):
-    monkeypatch.setattr(solvers.memory, "available_memory", lambda: 2.0**24)
+    monkeypatch.setattr(solvers.host.machine, "available_memory", lambda: 2.0**24)
     path = saved(tmp_path, "a.txt.x", pack(bytes(2**22)))
     assert path.stat().st_size < 2**13
     with pytest.raises(ProblemTooLargeError, match=r"a\.txt\.x: its contents are more than"):

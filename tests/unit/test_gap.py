@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_problems import odd_problem
 
-from solvers.exact import Enumeration, Exact
-from solvers.gap import TOLERANCE, energy_step, gap_between, magnitude, mean_energy, raised
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import LowRank
-from solvers.relax import Relax
-from solvers.solution import Solution
+from solvers.convex.exact import Enumeration, Exact
+from solvers.convex.relax import Relax
+from solvers.problem.gap import TOLERANCE, energy_step, gap_between, magnitude, mean_energy, raised
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import LowRank
+from solvers.problem.solution import Solution
 from solvers.testing import all_states
 
 

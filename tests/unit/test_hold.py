@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 import qprune
 from qprune.errors import ImpossibleRequestError, RunFolderError
-from qprune.packed import packed_bytes
+from qprune.network.mask_file import packed_bytes
 
 OPTIMIZERS = {
     "sgd with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),

@@ -5,9 +5,9 @@ import torch
 from torch.func import hessian
 from torch.nn import functional
 
+from qprune.data.outputs import Bernoulli, Classes, Real
 from qprune.errors import CalibrationError
-from qprune.kinds import Bernoulli, Classes, Real
-from qprune.losses import DenseOutputs, Labels
+from qprune.objective.losses import DenseOutputs, Labels
 
 GENERATOR = torch.Generator().manual_seed(0)
 

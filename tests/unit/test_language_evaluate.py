@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import log_softmax
 
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.language.evaluate import evaluate_perplexity, evaluate_tasks, names_of
-from qprune.language.text import encode, read_text
+from qprune.models.evaluate import evaluate_perplexity, evaluate_tasks, names_of
+from qprune.models.text import encode, read_text
 
 pytest.importorskip("transformers")
 

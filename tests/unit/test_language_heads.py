@@ -6,20 +6,27 @@ import logging
 import pytest
 import torch
 
-from qprune.calibration import Calibration
+from qprune.cli.bars import untracked
+from qprune.data.calibration import Calibration
+from qprune.data.inputs import Inputs, called
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.inputs import Inputs, called
-from qprune.language.classes import CAUSAL, ENCODER_DECODER, MASKED, SEQUENCES, task_of
-from qprune.language.models import is_pretrained, load_checkpoint, load_pretrained
-from qprune.language.settings import LanguageSettings
-from qprune.language.text import read_corpus
-from qprune.layerwise.blocks import enter, find_blocks, reproduces, stacks_of
-from qprune.layerwise.store import stores
-from qprune.progress import untracked
+from qprune.jobs.language.settings import LanguageSettings
+from qprune.models.pretrained import (
+    CAUSAL,
+    ENCODER_DECODER,
+    MASKED,
+    SEQUENCES,
+    is_pretrained,
+    load_checkpoint,
+    load_pretrained,
+    task_of,
+)
+from qprune.models.text import read_corpus
+from qprune.network.transformer import enter, find_blocks, reproduces, stacks_of, stores
 
 transformers = pytest.importorskip("transformers")
 tiny = pytest.importorskip("tiny_heads")
-heads = pytest.importorskip("qprune.language.heads")
+heads = pytest.importorskip("qprune.models.heads")
 
 
 @pytest.fixture

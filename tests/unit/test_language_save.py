@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
-from qprune.language.card import Card, Perplexity, layer_records
-from qprune.language.models import load_pretrained, load_tokenizer
-from qprune.language.save import save_model
-from qprune.packed import MASK_FILE, read_mask
+from qprune.models.card import Card, Perplexity, layer_records
+from qprune.models.pretrained import load_pretrained, load_tokenizer
+from qprune.models.save import save_model
+from qprune.network.mask_file import MASK_FILE, read_mask
 
 transformers = pytest.importorskip("transformers")
 

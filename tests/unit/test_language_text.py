@@ -6,15 +6,11 @@ import math
 import pytest
 import torch
 
-from qprune.calibration import as_calibration
+from qprune.data.calibration import as_calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
-from qprune.language.models import checked_length, is_pretrained, load_pretrained, optional
-from qprune.language.perplexity import perplexity
-from qprune.language.text import (
-    calibration_windows,
-    evaluation_windows,
-    random_windows,
-)
+from qprune.models.evaluate import perplexity
+from qprune.models.pretrained import checked_length, is_pretrained, load_pretrained, optional
+from qprune.models.text import calibration_windows, evaluation_windows, random_windows
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError
-from qprune.layers import find_layers
-from qprune.trust import Trust
+from qprune.network.weights import find_layers
+from qprune.steps.accept import Trust
 
 
 @pytest.fixture

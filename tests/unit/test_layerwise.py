@@ -18,8 +18,8 @@ from qprune.errors import (
     NonFiniteError,
     UnsupportedLayerError,
 )
-from qprune.layerwise import METHODS, Magnitude, Reconstruct, prune_layerwise
-from qprune.layerwise.statistics import Moments, quadratic
+from qprune.steps.reconstruct import METHODS, Magnitude, Moments, Reconstruct, quadratic
+from qprune.walk.layerwise import prune_layerwise
 
 EVERY = pytest.mark.parametrize("name", tiny_models.MODELS)
 
@@ -116,7 +116,7 @@ def test_values_that_stay_follow_the_dense_outputs_half_way(compensate, monkeypa
         asked.append(arguments[3])
         return quadratic(*arguments)
 
-    monkeypatch.setattr("qprune.layerwise.walk.quadratic", seen)
+    monkeypatch.setattr("qprune.walk.layerwise.quadratic", seen)
     prune(tiny_models.make("llama"), compensate=compensate)
     assert set(asked) == {1.0 if compensate else 0.5}
 

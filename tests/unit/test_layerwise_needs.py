@@ -10,16 +10,16 @@ pytest.importorskip("transformers")
 
 import tiny_models
 
+from qprune.cost import Pass
 from qprune.errors import ImpossibleRequestError
-from qprune.gauge import Pass
-from qprune.language.network import prune_network
-from qprune.layerwise import METHODS
-from qprune.layerwise.blocks import find_blocks
-from qprune.layerwise.matrices import find_matrices
-from qprune.layerwise.needs import groups_of, layerwise_needs, state_layerwise, work_of
-from qprune.layerwise.walk import evaluating
-from solvers.row_budgets import LayerBudget
-from solvers.rows import RowProblem
+from qprune.jobs.language.network import prune_network
+from qprune.network.matrices import find_matrices
+from qprune.network.transformer import find_blocks
+from qprune.steps.reconstruct import METHODS
+from qprune.walk.layerwise import evaluating
+from qprune.walk.layerwise_needs import groups_of, layerwise_needs, state_layerwise, work_of
+from solvers.rows.counts import LayerBudget
+from solvers.rows.problem import RowProblem
 
 
 @pytest.mark.parametrize("rows", [64, 384])

@@ -10,13 +10,13 @@ from rich.text import Text
 from torch import nn
 
 import qprune
+from qprune.cli.terminal import LegibleFormatter, terminal
 from qprune.errors import ImpossibleRequestError
-from qprune.report import render_html
-from qprune.terminal import LegibleFormatter, terminal
+from qprune.jobs.page import render_html
 from solvers.errors import StudyError
-from solvers.legible import in_figure, legible
+from solvers.host.legible import in_figure, legible
 from solvers.study import compare, generate
-from solvers.study.report import write_report
+from solvers.study.report.page import write_report
 
 #: Names that PyTorch and the studies take.
 ODD = (

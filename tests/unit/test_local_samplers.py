@@ -8,15 +8,15 @@ from interrupting import interrupt_after
 from scipy import sparse
 
 from solvers import Dense, LowRank, QuadraticProblem, Sparse
-from solvers.annealing import SwapAnnealing
-from solvers.descent import descend
-from solvers.elite import Pool
 from solvers.errors import InvalidOptionError
-from solvers.forms import FactorFlips, FactorSwaps, SwapFields, SwapRows, cheapest, forms_for
-from solvers.greedy import Greedy
-from solvers.layout import Layout
 from solvers.sampler import random_states
-from solvers.tabu import SwapTabu
+from solvers.search.annealing import SwapAnnealing
+from solvers.search.descent import Greedy
+from solvers.search.forms import FactorFlips, FactorSwaps, SwapFields, SwapRows, cheapest, forms_for
+from solvers.search.kernels.layout import Layout
+from solvers.search.runs import Pool
+from solvers.search.tabu import SwapTabu
+from solvers.search.timed import descend
 
 SAMPLERS = [
     (SwapAnnealing(), {"num_sweeps": 60}),
@@ -206,7 +206,7 @@ def test_pool_knows_mirror_images_and_keeps_counts():
 
 @pytest.mark.parametrize("counts", [None, 4])
 def test_a_factor_too_wide_for_a_matrix_is_walked_alone(monkeypatch, counts):
-    monkeypatch.setattr("solvers.layout._MOST_BYTES", 0)
+    monkeypatch.setattr("solvers.search.kernels.layout._MOST_BYTES", 0)
     problem = random_problem("lowrank", 2, counts=counts)
     forms = forms_for(Layout.of(problem, np.float32))
     assert [isinstance(form, FactorFlips) for form in forms] == [True]
@@ -219,6 +219,6 @@ def test_a_descent_in_pieces_ends_where_one_in_whole_does(monkeypatch):
     problem = random_problem("dense", 3, n=60, groups=[0, 1, 2] * 20, counts=[7, 10, 0])
     states = random_states(problem, 5, np.random.default_rng(0))
     whole = descend(problem, states)
-    monkeypatch.setattr("solvers.descent._READS_PER_LOOK", 300)
+    monkeypatch.setattr("solvers.search.timed._READS_PER_LOOK", 300)
     assert np.array_equal(descend(problem, states), whole)
     assert (problem.energies(whole) < problem.energies(states)).all()

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional
 
 import qprune
-from qprune.calibration import Calibration
+from qprune.data.calibration import Calibration
+from qprune.data.outputs import Bernoulli, Classes, Real
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.kinds import Bernoulli, Classes, Real
-from qprune.loss_names import LOSSES, as_loss
-from qprune.losses import DenseOutputs, Labels, PerSample
-from qprune.samples import counted_samples
+from qprune.objective.loss_names import LOSSES, as_loss
+from qprune.objective.losses import DenseOutputs, Labels, PerSample
+from qprune.objective.samples import counted_samples
 
 CLASSES = Labels(Classes(logits=True))
 SQUARES = Labels(Real(), or_dense=True)

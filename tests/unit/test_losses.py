@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from qprune.errors import CalibrationError
-from qprune.losses import DenseOutputs, Labels, PerSample
+from qprune.objective.losses import DenseOutputs, Labels, PerSample
 
 
 @pytest.fixture

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError, RunFolderError
-from qprune.language.save import save_model
-from qprune.measure import measure_folder
-from qprune.measure.latency import Comparison, Timing, compare, take_turns
-from qprune.measure.semi_structured import (
+from qprune.models.measure import measure_folder
+from qprune.models.measure.latency import Comparison, Timing, compare, take_turns
+from qprune.models.measure.semi_structured import (
     disagreement,
     is_2_of_4,
     obstacle,
     suitable_layers,
     with_sparse_kernels,
 )
-from qprune.measure.sizes import packed_size, zipped_size
+from qprune.models.measure.sizes import packed_size, zipped_size
+from qprune.models.save import save_model
 
 pytest.importorskip("transformers")
 
@@ -215,7 +215,8 @@ def test_a_folder_against_its_dense_twin(folder):
 
 def test_no_gain_is_said_plainly(folder, monkeypatch):
     monkeypatch.setattr(
-        "qprune.measure.folder.compare", lambda work, dense, pruned, **_: comparison(1.0, 1.0)
+        "qprune.models.measure.folder.compare",
+        lambda work, dense, pruned, **_: comparison(1.0, 1.0),
     )
     measured = measure_folder(folder)
     assert not measured.gain

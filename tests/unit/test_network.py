@@ -11,16 +11,16 @@ pytest.importorskip("transformers")
 import tiny_language
 
 import qprune
-from qprune.distill import Distillation
+from qprune.data.augment import OwnText
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
-from qprune.language.network import prune_network
-from qprune.layers import find_layers
-from qprune.layerwise.sensitivity import Sensitivity
-from qprune.layerwise.start import LayerwiseStart
-from qprune.losses import DenseOutputs
-from qprune.samples import DenseNetwork
-from qprune.selftext import OwnText
-from qprune.traces import Samples, mean_loss, outputs_of
+from qprune.jobs.language.network import prune_network
+from qprune.network.weights import find_layers
+from qprune.objective.losses import DenseOutputs
+from qprune.objective.samples import DenseNetwork
+from qprune.objective.trace.recorder import Samples, mean_loss, outputs_of
+from qprune.steps.distill import Distillation
+from qprune.walk.layerwise_start import LayerwiseStart
+from qprune.walk.sensitivity import Sensitivity
 
 QUICK = {"steps": 8, "rounds": 1, "seed": 0, "block_size": 64, "num_blocks": 2}
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from interrupting import interrupt_after
 
-from solvers import LowRank, QuadraticProblem, Solution, Sparse, roof
-from solvers.clock import Deadline
-from solvers.decompose import Decompose, decompose
+from solvers import LowRank, QuadraticProblem, Solution, Sparse
+from solvers.composites import roof
+from solvers.composites.decompose import Decompose, decompose
+from solvers.composites.roof import RoofDuality, roof_dual
 from solvers.errors import InvalidOptionError, InvalidProblemError, ProblemTooLargeError
-from solvers.repair import repair
-from solvers.restrict import restricted
-from solvers.roof import RoofDuality, roof_dual
+from solvers.host.clock import Deadline
+from solvers.problem.parts import restricted
+from solvers.problem.repair import repair
 from solvers.testing import all_states, convex_problem, grouped_problem, indefinite_problem
 
 
@@ -165,7 +166,7 @@ def test_what_is_not_fixed_goes_to_the_child_with_its_initial_states():
 
 
 def test_roof_duality_asks_for_memory_first(monkeypatch):
-    monkeypatch.setattr("solvers.memory.available_memory", lambda: 1e5)
+    monkeypatch.setattr("solvers.host.machine.available_memory", lambda: 1e5)
     with pytest.raises(ProblemTooLargeError, match="roof duality on 100 variables needs"):
         roof_dual(convex_problem(100, 1))
 
@@ -180,7 +181,7 @@ def test_roof_duality_asks_for_memory_first(monkeypatch):
 def test_a_flow_that_crashes_or_hangs_fixes_nothing(monkeypatch, tmp_path, program, says):
     path = tmp_path / "flow.py"
     path.write_text(program)
-    monkeypatch.setattr("solvers.roof._PROGRAM", path)
+    monkeypatch.setattr("solvers.composites.roof._PROGRAM", path)
     problem = indefinite_problem(9, 5)
     solution = RoofDuality("exact").sample_problem(problem, time_limit=2.0)
     assert says in solution.info["roof_failed"]

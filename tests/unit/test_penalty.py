@@ -10,7 +10,6 @@ from interrupting import interrupt_after
 from scipy import sparse
 
 from solvers import CardinalityPenalty, LagrangeCardinality, QuadraticProblem, Sparse, get_sampler
-from solvers import strength as strength_module
 from solvers.errors import (
     InvalidOptionError,
     InvalidProblemError,
@@ -18,9 +17,10 @@ from solvers.errors import (
     SamplerFailedError,
     UnknownOptionError,
 )
-from solvers.foreign import ForeignSampler
-from solvers.repair import repair
-from solvers.strength import first_strength, flip_costs, penalised, strength_bound
+from solvers.foreign import strength as strength_module
+from solvers.foreign.border import ForeignSampler
+from solvers.foreign.strength import first_strength, flip_costs, penalised, strength_bound
+from solvers.problem.repair import repair
 from solvers.testing import all_states, convex_problem, grouped_problem, indefinite_problem
 
 CASES = [
@@ -224,7 +224,7 @@ def test_a_penalty_on_small_groups_stays_sparse():
 
 
 def test_a_penalty_too_large_for_memory_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr("solvers.memory.available_memory", lambda: 1e6)
+    monkeypatch.setattr("solvers.host.machine.available_memory", lambda: 1e6)
     with pytest.raises(ProblemTooLargeError, match=r"GiB are available; use LagrangeCardinality"):
         penalised(convex_problem(200, 1, counts=5), 1.0)
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import qprune
-from qprune import placement
+from qprune.distributed import placement
+from qprune.distributed.placement import back_home, device_of, on_cpu
 from qprune.errors import ImpossibleRequestError, QpruneError
-from qprune.placement import back_home, device_of, on_cpu
 
 QUICK = {"stages": 1, "rounds": 0, "final_rounds": 1, "compensate": False, "block_size": 16}
 

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 import qprune
 from qprune.errors import LeftDenseWarning, QpruneError
-from qprune.scores import STARTS
-from qprune.sparsity import BUDGETS
-from qprune.steps import Score
+from qprune.network.groups import BUDGETS
+from qprune.results import Score
+from qprune.steps.start import STARTS
 
 QUICK = {"stages": 2, "rounds": 1, "sampler": "greedy", "augment": None, "block_size": 32}
 

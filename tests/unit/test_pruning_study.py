@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 import qprune
-from qprune.config import make_settings
-from qprune.datasets import DataSet
 from qprune.errors import ImpossibleRequestError
-from qprune.solve import Answer, SolvedBlock
+from qprune.jobs.settings import make_settings
+from qprune.models.datasets import DataSet
+from qprune.steps.solve import Answer, SolvedBlock
 from qprune.study import ModelTrial, SettingsTrial, compare, compare_pruning, read_pruning_study
-from qprune.study.bench import Yardstick
 from qprune.study.measures import link, paired, proposals, summary, summary_records
 from qprune.study.report import write_pruning_report
+from qprune.study.yardstick import Yardstick
 from solvers import CountingSampler
 from solvers.errors import StudyError, StudyFolderError, UnknownSamplerError
 from solvers.study import compare as compare_samplers
-from solvers.study.budgeted import Budgeted
+from solvers.study.bench import Budgeted
 from solvers.study.budgets import Reads, Seconds
+from solvers.study.compare import as_setting
 from solvers.study.instances import generate
-from solvers.study.plan import as_setting
 from solvers.study.storage import ROWS, STUDY
 
 QUICK = {"sparsity": 0.6, "stages": 2, "rounds": 1, "final_rounds": 2, "block_size": 24}
@@ -325,7 +325,7 @@ def test_what_was_missed_is_measured_from_staying_as_it_is():
 
 
 def compare_samplers_optimum(problem):
-    from solvers.counting import counting
+    from solvers.ask import counting
 
     return counting("exact").sample_problem(problem).energy
 

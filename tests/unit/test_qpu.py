@@ -19,16 +19,16 @@ from dwave.cloud.exceptions import (
 from dwave.system.testing import MockDWaveSampler, MockLeapHybridSolver
 
 from solvers import CardinalityPenalty, get_sampler
-from solvers.charges import Charge, Meter, Submission, Submitted, redacted
-from solvers.counting import counting
-from solvers.decompose import Decompose
+from solvers.ask import counting
+from solvers.composites.decompose import Decompose
 from solvers.errors import (
     ChargeRefusedError,
     InvalidOptionError,
     ProblemTooLargeError,
     SamplerFailedError,
 )
-from solvers.qpu import HybridCqm
+from solvers.foreign.charges import Charge, Meter, Submission, Submitted, redacted
+from solvers.foreign.dwave import HybridCqm
 from solvers.testing import convex_problem, indefinite_problem
 
 TOKEN = "DEV-0123456789abcdef0123456789abcdef01234567"
@@ -139,7 +139,7 @@ def test_a_call_can_be_declined(on_mock_chips):
 
 
 def test_cost_is_logged_before_and_after(on_mock_chips, caplog):
-    with caplog.at_level(logging.INFO, logger="solvers.charges"):
+    with caplog.at_level(logging.INFO, logger="solvers.foreign.charges"):
         get_sampler("qpu-clique").sample(model(4))
     before, identity, after = [record.getMessage() for record in caplog.records]
     assert "will be charged (at least" in before

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import qprune
-from qprune.check import check_run
-from qprune.cli import app
+from qprune.cli.main import app
+from qprune.distributed.ranks import ALONE, DataParallel, joined
 from qprune.errors import ImpossibleRequestError
-from qprune.ranks import ALONE, DataParallel, joined
+from qprune.jobs.check import check_run
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = (
@@ -116,7 +116,7 @@ def test_torchrun_prunes_from_the_command_line_and_only_rank_0_speaks(tmp_path):
     options = ["prune", "--model", "digits-mlp", "--data", "digits", "--sparsity", "0.8"]
     options += ["--stages", "1", "--rounds", "1", "--num-calibration-samples", "200"]
     options += ["--mask-only", "--no-augment", "--seed", "3"]
-    two = torchrun("-m", "qprune.cli", *options, "--output", tmp_path / "two", "--json")
+    two = torchrun("-m", "qprune.cli.main", *options, "--output", tmp_path / "two", "--json")
     assert two.returncode == 0, two.stderr[-2000:]
     assert len(two.stdout.splitlines()) == 1
     assert json.loads(two.stdout)["achieved_sparsity"] == pytest.approx(0.8, abs=1e-4)

@@ -18,9 +18,9 @@ from benchmarks.real.text import plain
 from benchmarks.real.text import sentences as sentences_of
 from benchmarks.real.wanda import HookedWanda
 from benchmarks.real_networks import METHODS, Results, Run, counted, measure
-from qprune.layers import find_layers
-from qprune.scores import Situation, Wanda
-from qprune.traces import Samples
+from qprune.network.weights import find_layers
+from qprune.objective.trace.recorder import Samples
+from qprune.steps.start import Situation, Wanda
 
 
 def files_of(package, *names):

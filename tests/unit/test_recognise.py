@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import qprune
+from qprune.data.outputs import Bernoulli, Classes, Real
 from qprune.errors import CalibrationError
-from qprune.kinds import Bernoulli, Classes, Real
-from qprune.losses import DenseOutputs, Labels
-from qprune.recognise import recognise
+from qprune.objective.losses import DenseOutputs, Labels
+from qprune.objective.recognise import recognise
 
 GENERATOR = torch.Generator().manual_seed(0)
 

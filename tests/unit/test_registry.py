@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from solvers import registry
-from solvers.counting import CountsByModel, configured, counting
+from solvers.ask import CountsByModel, configured, counting
 from solvers.errors import (
     InvalidOptionError,
     MissingPackageError,
@@ -17,8 +17,8 @@ from solvers.errors import (
     UnknownOptionError,
     UnknownSamplerError,
 )
-from solvers.penalty import CardinalityPenalty
-from solvers.problem import QuadraticProblem
+from solvers.foreign.penalty import CardinalityPenalty
+from solvers.problem.problem import QuadraticProblem
 from solvers.registry import SamplerEntry, get_sampler, list_samplers
 
 ASKED_FOR = {
@@ -126,7 +126,7 @@ def test_a_third_party_registers_a_name(third_party):
     with pytest.raises(MissingPackageError, match="Gone"):
         get_sampler("gone")
     # Names of ours cannot be taken over.
-    assert entries["sa"].factory == "solvers.ocean:simulated_annealing"
+    assert entries["sa"].factory == "solvers.foreign.local:simulated_annealing"
 
 
 def test_counting_wraps_only_what_needs_it():
@@ -142,7 +142,7 @@ def test_counting_wraps_only_what_needs_it():
 
 
 def test_rows_are_a_function_of_layers():
-    from solvers.row_search import solve_rows
+    from solvers.rows.search import solve_rows
 
     assert get_sampler("rows") is solve_rows
     for refuse in (counting, lambda name: configured(name, {})):

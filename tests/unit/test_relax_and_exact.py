@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from solvers.convex.exact import Enumeration, Exact
+from solvers.convex.relax import Relax
 from solvers.errors import InvalidOptionError, ProblemTooLargeError, UnknownOptionError
-from solvers.exact import Enumeration, Exact
-from solvers.problem import QuadraticProblem
-from solvers.quadratic import LowRank
-from solvers.relax import Relax
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.quadratic import LowRank
 
 
 def block(size=120, rank=40, seed=0, counts=None):

@@ -7,10 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qprune import plots
-from qprune.records import ScorePoint
-from qprune.report import number, percent, render_html, seconds
-from qprune.steps import BlockRecord, LayerRecord, Report, Score, Step
+from qprune.jobs import plots
+from qprune.jobs.page import number, percent, render_html, seconds
+from qprune.results import BlockRecord, LayerRecord, Report, Score, ScorePoint, Step
 
 
 def make_step(index, kind="blocks", *, accepted=True, stage=0, real=-0.1):

@@ -14,11 +14,11 @@ from odd_samplers import Odd
 from torch import nn
 
 import qprune
-from qprune.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
-from qprune.compensate import Compensation
+from qprune.disk import LOCK, locked
 from qprune.errors import RunFolderError
-from qprune.folder import LOCK, locked
-from qprune.recording import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
+from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
+from qprune.record.recording import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
+from qprune.steps.compensate import Compensation
 
 RUN = {
     "sparsity": 0.5,
@@ -342,7 +342,7 @@ def test_checkpoints_stay_within_their_share(tmp_path, whole):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom qprune.folder import locked\n"
+        "import sys, time\nfrom pathlib import Path\nfrom qprune.disk import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n    print('in', flush=True)\n    time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from solvers.arrays import nth_smallest
 from solvers.errors import InvalidOptionError, InvalidProblemError
-from solvers.row_budgets import LayerBudget, NofM, RowBudget
-from solvers.row_refit import objectives, refit
-from solvers.row_search import solve_rows
-from solvers.row_starts import admm, magnitude, obs_sweep, wanda
-from solvers.rows import RowProblem
+from solvers.rows.counts import LayerBudget, NofM, RowBudget
+from solvers.rows.problem import RowProblem
+from solvers.rows.refit import nth_smallest, objectives, refit
+from solvers.rows.search import solve_rows
+from solvers.rows.starts import admm, magnitude, obs_sweep, wanda
 
 STARTS = [magnitude, wanda, obs_sweep, admm]
 

@@ -13,14 +13,12 @@ import torch
 from torch import nn
 
 from benchmarks.reliability.file_steps import FileSteps, failing
-from qprune.checkpoint import CHECKPOINTS
-from qprune.config import make_settings
+from qprune.disk import LOCK, append_line, make_folder, write_whole
 from qprune.errors import RunFolderError
-from qprune.findings import kept_zeros_told, wrong_kept_zeros
-from qprune.folder import LOCK, append_line, make_folder, write_whole
-from qprune.recording import FINGERPRINT, STEPS
-from qprune.records import ScorePoint, report_from_json, step_from_json, strict_json
-from qprune.run import (
+from qprune.jobs.findings import kept_zeros_told, wrong_kept_zeros
+from qprune.jobs.settings import make_settings
+from qprune.record.checkpoint import CHECKPOINTS
+from qprune.record.folder import (
     CHECKSUMS,
     CONFIG,
     FILES,
@@ -37,7 +35,18 @@ from qprune.run import (
     stopped_by,
     tidy,
 )
-from qprune.steps import BlockRecord, LayerRecord, Report, Score, Step
+from qprune.record.recording import FINGERPRINT, STEPS
+from qprune.results import (
+    BlockRecord,
+    LayerRecord,
+    Report,
+    Score,
+    ScorePoint,
+    Step,
+    report_from_json,
+    step_from_json,
+    strict_json,
+)
 
 SETTINGS = make_settings({"model": "digits-mlp", "data": "digits", "sparsity": 0.5, "seed": 7})
 

@@ -6,10 +6,10 @@ import dimod
 import numpy as np
 import pytest
 
-from qprune.layerwise import Reconstruct, SampledRows
+from qprune.steps.reconstruct import Reconstruct, SampledRows
 from solvers.errors import UnknownOptionError, UnknownSamplerError
-from solvers.row_budgets import LayerBudget, NofM, RowBudget
-from solvers.rows import RowProblem
+from solvers.rows.counts import LayerBudget, NofM, RowBudget
+from solvers.rows.problem import RowProblem
 
 ROWS, INPUTS = 4, 8
 BUDGETS = [RowBudget(3), LayerBudget(14), NofM(2, 4), RowBudget(np.array([0, 8, 1, 5]))]

@@ -12,13 +12,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 import qprune
-from qprune.cli import app
-from qprune.config import Settings, make_settings
+from qprune.cli.main import app
 from qprune.errors import ImpossibleRequestError
-from qprune.faults import Care
-from qprune.job import run_job
-from qprune.run import CONFIG
-from solvers.redaction import HIDDEN, redacted, without_secrets
+from qprune.jobs.job import run_job
+from qprune.jobs.settings import Settings, make_settings
+from qprune.record.folder import CONFIG
+from qprune.steps.faults import Care
+from solvers.host.secrets import HIDDEN, redacted, without_secrets
 from solvers.study import compare, generate
 
 SECRETS = {
@@ -69,7 +69,7 @@ class Leaky(dimod.Sampler):
 
 
 def test_a_run_and_its_faults_and_answers_write_no_secret(tmp_path, secrets, monkeypatch):
-    from qprune.checkpoint import Checkpoints
+    from qprune.record.checkpoint import Checkpoints
 
     monkeypatch.setattr(Checkpoints, "offer", Checkpoints.write)
     torch.manual_seed(0)
@@ -104,8 +104,8 @@ def test_a_whole_run_folder_has_no_secret(tmp_path, secrets, monkeypatch):
 
 
 def test_a_resume_is_not_refused_for_a_secret_it_does_not_write(tmp_path, secrets):
-    from qprune.fingerprint import plain_settings
-    from qprune.records import read_json, strict_json
+    from qprune.record.fingerprint import plain_settings
+    from qprune.results import read_json, strict_json
 
     settings = {"sampler_options": {"note": SECRETS["PGPASSWORD"], "token": "x" * 9}}
     assert read_json(strict_json(plain_settings(settings))) == plain_settings(settings)
@@ -130,16 +130,16 @@ def test_a_study_writes_no_secret(tmp_path, secrets):
     assert_kept(text)
     assert "$AWS_SECRET_ACCESS_KEY" in text
     pytest.importorskip("scikit_posthocs")
-    from solvers.study.report import write_report
+    from solvers.study.report.page import write_report
 
     write_report(tmp_path, title=f"with {SECRETS['HF_TOKEN']}")
     assert_kept(told(tmp_path))
 
 
 def test_the_page_of_a_language_model_has_no_secret(tmp_path, secrets):
-    from qprune.language.card import Card
-    from qprune.language.save import save_model
-    from qprune.packed import MASK_FILE
+    from qprune.models.card import Card
+    from qprune.models.save import save_model
+    from qprune.network.mask_file import MASK_FILE
     from tests.tiny_models import _llama
 
     secret = SECRETS["HF_TOKEN"]
@@ -207,7 +207,7 @@ def test_no_yaml_tag_runs_code(tmp_path):
 @pytest.mark.parametrize("name", ["../outside.npz", "/etc/passwd", "a/b.npz", "..", ".", "", 3])
 def test_a_list_of_blocks_names_files_beside_it_only(tmp_path, name):
     from solvers.errors import StudyError
-    from solvers.files import write_problem
+    from solvers.formats.files import write_problem
     from solvers.study.instances import BLOCKS, read_instances
 
     (tmp_path / "blocks").mkdir()

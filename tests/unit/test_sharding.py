@@ -6,10 +6,10 @@ from torch import nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.func import functional_call, jvp
 
+from qprune.distributed.sharding import Tangents, is_sharded, refuse_other_shardings, whole
 from qprune.errors import ImpossibleRequestError
-from qprune.layers import find_layers
-from qprune.sharding import Tangents, is_sharded, refuse_other_shardings, whole
-from qprune.traces import Recorder
+from qprune.network.weights import find_layers
+from qprune.objective.trace.recorder import Recorder
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (5, 6)),

@@ -5,9 +5,9 @@ import re
 
 from rich.console import Console
 
-from qprune.layerwise import LayerOutcome
-from qprune.progress import StagesBar
-from qprune.steps import Step
+from qprune.cli.bars import StagesBar
+from qprune.results import Step
+from qprune.walk.layerwise import LayerOutcome
 
 STEP = {
     **{"index": 1, "stage": 0, "round": 0, "sparsity": 0.5, "predicted": None, "fit_loss": 0.0},

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from solvers import QuadraticProblem
+from solvers.convex.exact import Exact
 from solvers.errors import (
     InvalidProblemError,
     StudyError,
@@ -21,16 +22,13 @@ from solvers.errors import (
     UnknownOptionError,
     UnknownSamplerError,
 )
-from solvers.exact import Exact
-from solvers.repair import repair
+from solvers.host.worker import Worker
+from solvers.problem.repair import repair
 from solvers.study import Instance, compare, generate, read_instances, read_study
-from solvers.study.asking import Judged
-from solvers.study.bench import judgement
+from solvers.study.bench import Judged, judgement
 from solvers.study.budgets import Call, Reads, Seconds
-from solvers.study.compare import ANSWERED, UNREADY, unpacked, untimed
-from solvers.study.plan import ordered_runs
+from solvers.study.compare import ANSWERED, UNREADY, ordered_runs, unpacked, untimed
 from solvers.study.storage import ROWS, STUDY
-from solvers.study.worker import Worker
 
 BLOCK = generate("fisher:n=16,samples=8,seed=1")
 OPTIMUM = Exact().sample_problem(BLOCK.problem).energy

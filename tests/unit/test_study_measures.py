@@ -11,23 +11,23 @@ from solvers.study.measures import (
     anytime,
     at_budget,
     failures,
+    fastest,
     gap,
+    gap_profile,
     in_order,
     largest_budget,
     median_gaps,
-    references,
-    share_interval,
-    summary,
-    with_gaps,
-)
-from solvers.study.ranking import gap_profile, performance_profile, rank
-from solvers.study.targets import (
-    fastest,
+    performance_profile,
+    rank,
     rate,
     reaching,
+    references,
     resampled_rates,
+    share_interval,
+    summary,
     time_to_target,
     tts_by_size,
+    with_gaps,
 )
 
 

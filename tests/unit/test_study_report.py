@@ -9,11 +9,15 @@ import pytest
 from matplotlib.colors import to_hex
 from synthetic_study import BEST, SAMPLERS, failed, problems, row, study_rows
 
-from solvers.study import figures, maps, measures, ranking, targets
-from solvers.study.looks import COLORS, as_svg, looks_of
-from solvers.study.report import render, write_page
-from solvers.study.sections import Findings, study_sections
-from solvers.study.tables import Table, number, percent, probability, seconds
+from solvers.study import measures
+from solvers.study import measures as ranking
+from solvers.study import measures as targets
+from solvers.study.report import figures
+from solvers.study.report import figures as maps
+from solvers.study.report.page import render, write_page
+from solvers.study.report.sections import Findings, study_sections
+from solvers.study.report.style import COLORS, as_svg, looks_of
+from solvers.study.report.tables import Table, number, percent, probability, seconds
 
 FINDINGS = Findings(study_rows(2), problems(), {"seed": 7, "machine": "an abacus"})
 

@@ -7,7 +7,7 @@ import pytest
 
 from solvers import QuadraticProblem, Sparse
 from solvers.errors import InvalidProblemError
-from solvers.symbolic import broken_constraints, from_pyqubo, natural_key, to_pyqubo
+from solvers.problem.symbolic import broken_constraints, from_pyqubo, natural_key, to_pyqubo
 from solvers.testing import all_states, convex_problem, grouped_problem, indefinite_problem
 
 pyqubo = pytest.importorskip("pyqubo")

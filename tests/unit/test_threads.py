@@ -10,9 +10,8 @@ from threadpoolctl import threadpool_info
 from torch import nn
 
 import qprune
+from qprune.distributed.workers import DEFAULT_THREADS, Workers, workers_for
 from qprune.errors import ImpossibleRequestError
-from qprune.threads import DEFAULT_THREADS
-from qprune.workers import Workers, workers_for
 
 QUICK = {
     "stages": 1,
@@ -75,12 +74,12 @@ def test_the_bytes_are_those_of_one_thread(make, curvature, three_torch_threads)
 
 
 def test_traces_that_are_made_again_are_the_same(monkeypatch):
-    monkeypatch.setattr("qprune.curvature.fisher.KEEP_FLOATS", 0)
+    monkeypatch.setattr("qprune.objective.fisher.KEEP_FLOATS", 0)
     assert bytes_of(pruned(mlp, 1)) == bytes_of(pruned(mlp, 3))
 
 
 def test_dense_outputs_that_are_not_kept_are_the_same(monkeypatch):
-    monkeypatch.setattr("qprune.samples.KEEP_OUTPUTS", 0)
+    monkeypatch.setattr("qprune.objective.samples.KEEP_OUTPUTS", 0)
     assert bytes_of(pruned(mlp, 1)) == bytes_of(pruned(mlp, 3))
 
 
@@ -197,8 +196,8 @@ def test_what_is_no_number_of_threads_is_refused(threads):
 
 
 def test_python_and_the_command_line_share_one_default():
-    from qprune.config import Settings
-    from qprune.language.settings import LanguageSettings
+    from qprune.jobs.language.settings import LanguageSettings
+    from qprune.jobs.settings import Settings
 
     for settings in (Settings, LanguageSettings):
         assert settings.model_fields["threads"].default == DEFAULT_THREADS == 1
@@ -207,7 +206,7 @@ def test_python_and_the_command_line_share_one_default():
 def test_the_command_line_gives_the_same_bytes(tmp_path):
     from typer.testing import CliRunner
 
-    from qprune.cli import app
+    from qprune.cli.main import app
 
     found = []
     for threads in (1, 2):
@@ -229,7 +228,7 @@ def test_both_stages_of_a_language_model(steps, three_torch_threads):
     pytest.importorskip("transformers")
     import tiny_language
 
-    from qprune.language.network import prune_network
+    from qprune.jobs.language.network import prune_network
 
     model = tiny_language.llama()
     windows = torch.randint(1, 28, (24, 16), generator=torch.Generator().manual_seed(0))
@@ -254,8 +253,8 @@ def test_rows_of_stage_1_are_shared_among_threads(monkeypatch):
     pytest.importorskip("transformers")
     import tiny_language
 
-    from qprune.layerwise import prune_layerwise
-    from solvers import row_moves
+    from qprune.walk.layerwise import prune_layerwise
+    from solvers.rows import moves as row_moves
 
     asked, each_row = [], row_moves.each_row
 

@@ -7,25 +7,25 @@ import pytest
 from interrupting import interrupt_after
 
 from solvers import QuadraticProblem
-from solvers.clock import Deadline
 from solvers.errors import (
     InvalidOptionError,
     InvalidProblemError,
     MissingPackageError,
     ProblemTooLargeError,
 )
-from solvers.repair import repair
-from solvers.row_budgets import LayerBudget, NofM, RowBudget
-from solvers.row_search import solve_rows
-from solvers.row_starts import admm, magnitude, obs_sweep, wanda
-from solvers.rows import RowProblem
+from solvers.host.clock import Deadline
+from solvers.problem.repair import repair
+from solvers.rows.counts import LayerBudget, NofM, RowBudget
+from solvers.rows.problem import RowProblem
+from solvers.rows.search import solve_rows
+from solvers.rows.starts import admm, magnitude, obs_sweep, wanda
 
 torch = pytest.importorskip("torch")
 
-from solvers.bifurcation import Bifurcation  # noqa: E402
-from solvers.torch_annealing import TorchAnnealing, batch_of  # noqa: E402
-from solvers.torch_batch import generator, largest_in_groups  # noqa: E402
-from solvers.torch_moves import Swaps  # noqa: E402
+from solvers.search.batched.annealing import TorchAnnealing, batch_of  # noqa: E402
+from solvers.search.batched.batch import generator, largest_in_groups  # noqa: E402
+from solvers.search.batched.bifurcation import Bifurcation  # noqa: E402
+from solvers.search.batched.moves import Swaps  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]

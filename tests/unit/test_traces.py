@@ -6,10 +6,17 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from qprune.errors import CalibrationError
-from qprune.layers import find_layers
-from qprune.losses import DenseOutputs, PerSample
-from qprune.scores import Magnitude, Situation, Wanda
-from qprune.traces import Recorder, Samples, differentiating, forward, mean_loss, outputs_of
+from qprune.network.weights import find_layers
+from qprune.objective.losses import DenseOutputs, PerSample
+from qprune.objective.trace.recorder import (
+    Recorder,
+    Samples,
+    differentiating,
+    forward,
+    mean_loss,
+    outputs_of,
+)
+from qprune.steps.start import Magnitude, Situation, Wanda
 
 
 class Twice(nn.Module):
@@ -151,7 +158,7 @@ def test_chunks_change_nothing(case, monkeypatch):
     trace = traced(model, layers, samples)
     few = torch.arange(0, layers.size, 29)
     columns, squares = trace.columns(layers, few), list(trace.squares(layers))
-    monkeypatch.setattr("qprune.calls._PIECE_FLOATS", 1)
+    monkeypatch.setattr("qprune.objective.trace.functions._PIECE_FLOATS", 1)
     torch.testing.assert_close(trace.columns(layers, few), columns)
     torch.testing.assert_close(list(trace.squares(layers)), squares)
 
@@ -182,8 +189,8 @@ def test_squares_need_no_full_gradient_of_many_samples(monkeypatch):
         sizes.append(full.numel())
         return full
 
-    monkeypatch.setattr("qprune.calls._PIECE_FLOATS", 1000)
-    monkeypatch.setattr("qprune.calls.ConvCall.gradients", watched)
+    monkeypatch.setattr("qprune.objective.trace.functions._PIECE_FLOATS", 1000)
+    monkeypatch.setattr("qprune.objective.trace.functions.ConvCall.gradients", watched)
     list(trace.squares(layers))
     assert sizes
     assert max(sizes) <= 1000

@@ -8,8 +8,8 @@ import types
 
 import pytest
 
+from qprune.cli.compare import tracker
 from qprune.errors import ImpossibleRequestError
-from qprune.tracking import tracker
 
 ROW = {"sampler": "sa", "energy": -1.5, "beaten": False, "reason": "", "trace": [1], "state": None}
 
@@ -79,7 +79,7 @@ def test_without_the_package_the_way_out_is_named(monkeypatch):
 def test_the_real_one_keeps_rows_on_this_machine(tmp_path):
     pytest.importorskip("trackio", reason="the extra 'track' is not installed")
     code = (
-        "import sys\nfrom qprune.tracking import tracker\n"
+        "import sys\nfrom qprune.cli.compare import tracker\n"
         f"with tracker('mine') as told:\n    told[0]({ROW!r}, 1, 1)\n"
     )
     done = subprocess.run(

@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 import tiny_models
 
-from qprune.language.twins import linear_twins, turned
+from qprune.network.twins import linear_twins, turned
 
 
 def test_twins_compute_the_same_and_hand_back_what_became_of_them():

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 import qprune
-from qprune.compensate import Compensation, DoubleBackward, ForwardMode, gauss_newton
-from qprune.derivable import derivable
-from qprune.distill import Distillation
 from qprune.errors import ImpossibleRequestError, LeftDenseWarning
-from qprune.layers import find_layers
-from qprune.losses import DenseOutputs
-from qprune.sparsity import KeepNofM, PerRow
-from qprune.traces import Samples
-from qprune.weights import InputsFirst, OutputsFirst, layout_of
+from qprune.network.groups import KeepNofM, PerRow
+from qprune.network.layouts import InputsFirst, OutputsFirst, layout_of
+from qprune.network.weights import find_layers
+from qprune.objective.losses import DenseOutputs
+from qprune.objective.trace.derivable import derivable
+from qprune.objective.trace.recorder import Samples
+from qprune.steps.compensate import Compensation, DoubleBackward, ForwardMode, gauss_newton
+from qprune.steps.distill import Distillation
 
 SHORT = {"stages": 1, "rounds": 1, "final_rounds": 1, "block_size": 8, "augment": None}
 

@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from qprune.datasets import NORMALIZATIONS, DataSet, load_data
+from qprune.distributed.workers import limited_threads
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.metrics import correlation, score
-from qprune.networks import MLP, ResNet20
-from qprune.threads import limited_threads
-from qprune.zoo import load_model
+from qprune.models.datasets import NORMALIZATIONS, DataSet, load_data
+from qprune.models.evaluate import correlation, score
+from qprune.models.zoo import MLP, ResNet20, load_model
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = [

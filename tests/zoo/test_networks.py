@@ -16,12 +16,12 @@ from zoo_entry import Entry, in_precision
 from zoo_networks import ENTRIES
 
 import qprune
-from qprune.calibration import Calibration
+from qprune.data.calibration import Calibration
+from qprune.data.inputs import mapped
 from qprune.errors import QpruneError
-from qprune.inputs import mapped
-from qprune.layers import Layers, find_layers
-from qprune.persample import ByAutograd, Traced
-from qprune.traces import forward
+from qprune.network.weights import Layers, find_layers
+from qprune.objective.trace.autograd import ByAutograd, Traced
+from qprune.objective.trace.recorder import forward
 
 try:
     import zoo_transformers

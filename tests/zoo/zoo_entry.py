@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qprune.inputs import AnyInputs, Call, Inputs, by_arguments, mapped
+from qprune.data.inputs import AnyInputs, Call, Inputs, by_arguments, mapped
 
 NUM_SAMPLES = 24
 Data = Callable[[torch.Generator], AnyInputs]

@@ -1,0 +1,248 @@
+"""Progress bars for a terminal.
+
+Graceful stop on Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
+
+from qprune.cli.terminal import LegibleFormatter
+from qprune.errors import LeftDenseWarning
+from qprune.results import Step
+from qprune.walk.layerwise import LayerOutcome
+from solvers.host.legible import legible
+
+# Largest number of characters beside a bar.
+_LONGEST_STATE = 120
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Iteration with a progress display: (items, description of the work)."""
+
+
+def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """Return the items unchanged: the `Track` without a bar."""
+    return items
+
+
+def tracked(console: Console) -> Track:
+    """Return a `Track` that draws a bar, where there is a terminal."""
+
+    def through(items: Sequence[Any], description: str) -> Iterable[Any]:
+        return track(
+            items,
+            escape(legible(description)),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    return through
+
+
+@contextmanager
+def logged(console: Console) -> Iterator[None]:
+    """Print log messages of qprune and solvers on ``console`` within the context, above its bars.
+
+    Warnings of tensors left dense are printed in the same way.
+    """
+    # Without a terminal, lines are not wrapped.
+    handler: logging.Handler = logging.StreamHandler(console.file)
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
+    handler.setFormatter(LegibleFormatter())
+    logger, others = logging.getLogger("qprune"), logging.getLogger("solvers")
+    before = logger.level, others.level
+    for one in (logger, others):
+        one.addHandler(handler)
+        one.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            shown = warnings.showwarning
+
+            def show(message: Any, category: type[Warning], *place: Any) -> None:
+                if issubclass(category, LeftDenseWarning):
+                    logger.warning("warning: %s", message)
+                else:
+                    shown(message, category, *place)
+
+            warnings.showwarning = show
+            yield
+    finally:
+        for one, level in zip((logger, others), before, strict=True):
+            one.setLevel(level)
+            one.removeHandler(handler)
+
+
+class _Bar:
+    """Progress bar, drawn within its context.
+
+    Args:
+        console: where to draw; nothing is drawn where there is no terminal.
+        total: number of units of work.
+    """
+
+    def __init__(self, console: Console, total: float | None = None) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("preparing", total=total, state="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class Waiting(_Bar):
+    """Clock of one task without known length.
+
+    Args:
+        what: short description of the task.
+        console: where to draw.
+    """
+
+    def __init__(self, what: str, console: Console) -> None:
+        super().__init__(console)
+        self._progress.update(self._task, description=what)
+
+
+class StagesBar(_Bar):
+    """Progress bars of a language model's run on standard error: text, stage 1, stage 2.
+
+    Each method is a callback.
+    """
+
+    def text(self, done: int, total: int) -> None:
+        """Show the number of sequences that the model has written."""
+        self._show("the model writes text", done, total, f"{done} of {total} sequences")
+
+    def layer(self, outcome: LayerOutcome, done: int, total: int) -> None:
+        """Show the matrix that stage 1 has finished."""
+        state = f"{done} of {total}: {outcome.name}, output error {outcome.error:.3g}"
+        self._show("stage 1, layer by layer", done, total, state)
+
+    def moves(self, done: int, total: int) -> None:
+        """Show the optimiser's steps in this part of stage 2."""
+        self._show("stage 2, across the network", done, total, f"{done} of {total} moves")
+
+    def step(self, step: Step) -> None:
+        """Show a finished step of stage 2."""
+        if step.kind != "start":
+            taken = "taken" if step.accepted else "not taken"
+            self._show(
+                "stage 2, across the network",
+                None,
+                None,
+                f"{step.kind} {taken}, loss {step.loss:.4g} nats",
+            )
+
+    def track(self, items: Sequence[Any], description: str) -> Iterable[Any]:
+        """Yield the items; a `Track` without a bar, since rich before 14.1 allows only one."""
+        for number, item in enumerate(items):
+            self._show(description, number, len(items), "")
+            yield item
+
+    def _show(self, what: str, done: int | None, total: int | None, state: str) -> None:
+        self._progress.update(
+            self._task,
+            completed=done,
+            total=total,
+            description=legible(what),
+            state=legible(state, _LONGEST_STATE),
+        )
+
+
+class ProgressBar(_Bar):
+    """Progress bar on standard error: sparsity, loss and number of accepted steps.
+
+    Args:
+        sparsity: requested sparsity, at which the bar is full.
+        console: where to draw; nothing is drawn where there is no terminal.
+    """
+
+    def __init__(self, sparsity: float, console: Console) -> None:
+        super().__init__(console, sparsity or 1.0)
+        self._accepted = 0
+
+    def __call__(self, step: Step) -> None:
+        """Show a finished step."""
+        self._accepted += step.accepted
+        self._progress.update(
+            self._task,
+            completed=step.sparsity,
+            description=f"stage {step.stage + 1}",
+            state=f"{100 * step.sparsity:.1f} % zero, loss {step.loss:.4g}, "
+            f"{self._accepted} of {step.index + 1} steps taken",
+        )
+
+
+logger = logging.getLogger(__name__)
+
+#: Exit code of an interrupted command, by the shells' convention: 128 + SIGINT.
+INTERRUPTED = 130
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM into a `KeyboardInterrupt` within the context."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Note the first SIGINT or SIGTERM within the context; a second one interrupts at once.
+
+    Yields:
+        A function, True once a signal has come; never outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        logger.warning("stopping after this step with the best so far; Ctrl-C again stops at once")
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,347 @@
+"""Estimate of a run's memory and time before it starts, with the largest part of each.
+
+Pure: the numbers come from elsewhere (`qprune.cost` measures, `qprune.walk.estimate` counts). A run
+goes through phases. Memory held in all of them is added up; of the memory held in one phase alone,
+the largest phase counts.
+
+Short measurements at the start of a run: what one pass over some samples holds and takes.
+
+Default stages, rounds and samples of a run, by the cost of one pass.
+
+The cost is counted, not timed, so that equal requests give equal masks on any machine.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from qprune.errors import ImpossibleRequestError
+
+# Seconds. Estimates are rough, and a shorter run may be intended.
+_YEAR = 365 * 86400.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part of the memory, or of the time.
+
+    Attributes:
+        what: short description.
+        amount: bytes, or seconds.
+        remedy: request that makes it smaller.
+    """
+
+    what: str
+    amount: float
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Phase of a run: its own memory and its time.
+
+    Attributes:
+        name: one word.
+        memory: parts held at once, bytes.
+        time: parts one after the other, seconds, over the whole run.
+    """
+
+    name: str
+    memory: tuple[Part, ...] = ()
+    time: tuple[Part, ...] = ()
+
+    @property
+    def num_bytes(self) -> float:
+        """Bytes held at once."""
+        return sum(part.amount for part in self.memory)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory and time of a run.
+
+    Attributes:
+        present: bytes of the process before the run: interpreter, libraries, model, data.
+        before: peak bytes of the process so far.
+        memory: parts added at the peak, largest first.
+        time: seconds, largest first.
+        unknown: the part whose time cannot be estimated; empty where there is none.
+    """
+
+    present: float
+    before: float
+    memory: tuple[Part, ...]
+    time: tuple[Part, ...]
+    unknown: str = ""
+
+    @property
+    def more(self) -> float:
+        """Bytes needed beyond those that the process holds."""
+        return sum(part.amount for part in self.memory)
+
+    @property
+    def peak_memory(self) -> float:
+        """Peak bytes of the process."""
+        return max(self.before, self.present + self.more)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start to the mask."""
+        return sum(part.amount for part in self.time)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict that `json.dumps` takes."""
+        totals = {"peak_memory": self.peak_memory, "seconds": self.seconds}
+        return totals | asdict(self)
+
+    def __str__(self) -> str:
+        """Return one line: ``needs about 1.2 GB (most of it ...) and 40 s (most of it ...)``."""
+        held = Part("the process as it is, with model and data", self.present)
+        if self.before > self.present + self.more:
+            held = Part("what loading took", self.before)
+        memory = max((held, *self.memory[:1]), key=lambda part: part.amount).what
+        line = f"needs about {in_bytes(self.peak_memory)} (most of it {memory})"
+        if self.time:
+            line += f" and {in_seconds(self.seconds)} (most of it {self.time[0].what})"
+        return line + (f", and {self.unknown}" if self.unknown else "")
+
+
+def estimate(
+    present: float,
+    before: float,
+    always: Sequence[Part],
+    phases: Sequence[Phase],
+    *,
+    limit: float | None = None,
+    unknown: str = "",
+) -> Estimate:
+    """Return the estimate of a run from its phases.
+
+    Args:
+        present: bytes that the process holds now.
+        before: peak bytes of the process so far.
+        always: parts held from the start to the end of the run.
+        phases: phases of the run.
+        limit: seconds after which the run ends anyway.
+        unknown: see `Estimate`.
+    """
+    worst = max(phases, key=lambda phase: phase.num_bytes, default=Phase(""))
+    memory = _largest_first([*always, *worst.memory])
+    time = _largest_first([part for phase in phases for part in phase.time])
+    total = sum(part.amount for part in time)
+    if limit is not None and total > limit:
+        time = tuple(Part(part.what, part.amount * limit / total, part.remedy) for part in time)
+    return Estimate(present, before, memory, time, unknown)
+
+
+def require_fit(needs: Estimate, available: float, asked: float | None = None) -> None:
+    """Refuse a run that cannot fit.
+
+    Args:
+        needs: estimate of the run.
+        available: free bytes.
+        asked: the caller's limit of the process in bytes; replaces ``available``.
+
+    Raises:
+        ImpossibleRequestError: says how much is needed, how much there is, what dominates, and
+            what to do.
+    """
+    room = available + needs.present if asked is None else asked
+    if needs.present + needs.more <= room:
+        return
+    process = Part("the process as it is, with model and data", needs.present)
+    worst = max((process, *needs.memory[:1]), key=lambda part: part.amount)
+    remedies = [part.remedy for part in needs.memory if part.remedy][:2]
+    ways = f"take {' or '.join(remedies)}, or " if remedies else ""
+    whose = "are available" if asked is None else "may be taken (max_memory)"
+    raise ImpossibleRequestError(
+        f"the run needs about {in_bytes(needs.present + needs.more)} of memory, most of it "
+        f"{worst.what} ({in_bytes(worst.amount)}), and {in_bytes(room)} {whose}; {ways}"
+        "raise max_memory (--max-memory) to run all the same"
+    )
+
+
+def require_end(needs: Estimate) -> None:
+    """Refuse a run of more than a year.
+
+    Raises:
+        ImpossibleRequestError: names the largest part of the time, and the remedy.
+    """
+    if needs.seconds > _YEAR:
+        remedies = [part.remedy for part in needs.time if part.remedy][:2]
+        ways = f"take {' or '.join(remedies)}, or " if remedies else ""
+        raise ImpossibleRequestError(
+            f"the run would take about {in_seconds(needs.seconds)}, most of it "
+            f"{needs.time[0].what}; {ways}fewer stages (--stages) or rounds (--rounds), or end it "
+            "by max_seconds (--max-seconds)"
+        )
+
+
+def in_bytes(number: float) -> str:
+    """Format bytes.
+
+    Example:
+        >>> in_bytes(1234567)
+        '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB" if number < 999.5 else f"{number / 1000:.3g} TB"
+
+
+def in_seconds(number: float) -> str:
+    """Format seconds roughly: ``0.4 s``, ``40 s``, ``12 min``, ``3.5 h``, ``2 days``."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if number >= 2 * size:
+            return f"{number / size:.2g} {unit}"
+    return f"{number:.2g} s"
+
+
+def _largest_first(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return the parts summed by name, the largest first, without zeros."""
+    amounts: dict[str, Part] = {}
+    for part in parts:
+        before = amounts.get(part.what)
+        amount = part.amount + (before.amount if before else 0.0)
+        amounts[part.what] = Part(part.what, amount, part.remedy)
+    found = [part for part in amounts.values() if part.amount > 0]
+    return tuple(sorted(found, key=lambda part: -part.amount))
+
+
+class Tally(TorchDispatchMode):
+    """Counts, inside, the bytes of tensors that are alive at once, backward passes included.
+
+    What was there before is not counted, nor what an operation needs for itself.
+
+    Attributes:
+        live: bytes alive now.
+        peak: the most that were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self.live = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs or {})):
+            self._see(tensor, counts=False)
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            self._see(tensor, counts=True)
+        return out
+
+    def _see(self, tensor: Any, counts: bool) -> None:
+        if not isinstance(tensor, Tensor):
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes() if counts else 0
+        self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size))
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass over samples holds and takes: so much at all, and so much for each sample.
+
+    Attributes:
+        fixed_bytes, sample_bytes: alive at once.
+        fixed_seconds, sample_seconds: wall time.
+    """
+
+    fixed_bytes: float = 0.0
+    sample_bytes: float = 0.0
+    fixed_seconds: float = 0.0
+    sample_seconds: float = 0.0
+
+    def num_bytes(self, batch: int) -> float:
+        """Of a pass over ``batch`` samples at once."""
+        return self.fixed_bytes + batch * self.sample_bytes
+
+    def seconds(self, samples: float, batch: int) -> float:
+        """Of passes over ``samples`` in all, ``batch`` at once."""
+        return samples * self.sample_seconds + samples / max(1, batch) * self.fixed_seconds
+
+
+def gauged(run: Callable[[int], object], sizes: Sequence[int]) -> Pass:
+    """A `Pass` from runs over some numbers of samples.
+
+    Args:
+        run: makes the pass over so many samples.
+        sizes: a small and a large number; the same one twice where there is but one sample.
+    """
+    small, large = sizes
+    first, _ = _counted(run, small)
+    if small == large:
+        seconds = _timed(run, small)
+        return Pass(0.0, first / small, 0.0, seconds / small)
+    second, _ = _counted(run, large)
+    each = max(0.0, (second - first) / (large - small))
+    few, many = _timed(run, small), _timed(run, large)
+    slope = max(many - few, 0.1 * many) / (large - small)
+    return Pass(max(0.0, first - small * each), each, max(0.0, few - small * slope), slope)
+
+
+def _counted(run: Callable[[int], object], size: int) -> tuple[int, object]:
+    with Tally() as tally:
+        kept = run(size)
+    return tally.peak, kept
+
+
+def _timed(run: Callable[[int], object], size: int) -> float:
+    began = time.perf_counter()
+    run(size)
+    return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Defaults of `qprune.prune`.
+
+    Attributes:
+        stages: steps up to the requested sparsity.
+        rounds: expansions per stage.
+        final_rounds: expansions at the last stage.
+        samples_per_step: samples of one expansion.
+        iterations: those of conjugate gradients at which compensation tries a step.
+        curvature_share: share of the samples that compensation uses for the curvature.
+    """
+
+    stages: int
+    rounds: int
+    final_rounds: int
+    samples_per_step: int
+    iterations: tuple[int, ...]
+    curvature_share: float
+
+
+THOROUGH = Effort(20, 4, 20, 2400, (2, 4, 8, 16, 32), 1.0)
+FRUGAL = Effort(10, 1, 5, 400, (2, 4), 0.5)
+
+# Multiplications per sample from which a network counts as large: a pass over 2,400 samples
+# then takes about a second on one core.
+_LARGE = 4_000_000
+
+
+def effort_for(multiplications: int) -> Effort:
+    """Return the defaults for a network with this number of multiplications per sample."""
+    return THOROUGH if multiplications < _LARGE else FRUGAL

@@ -1,0 +1,1 @@
+"""A run as the command line has it: settings, job, audit, page."""

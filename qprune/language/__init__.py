@@ -1,1 +1,0 @@
-"""Language models around the walk: loading, calibration text, perplexity, what comes out."""

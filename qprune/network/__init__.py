@@ -1,0 +1,1 @@
+"""The network as one vector of weights, and to exactly which counts it is pruned."""

@@ -1,0 +1,63 @@
+"""The loss around the current weights: value, gradient, diagonal, and curvature on a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qprune.network.weights import Layers
+from qprune.objective.losses import Loss
+from qprune.objective.trace.recorder import Samples
+from solvers import Dense, LowRank
+
+
+class BlockCurvature(Protocol):
+    """Protocol of an expansion's curvature: its diagonal, and any block of it."""
+
+    def diagonal(self) -> Tensor:
+        """Return H_ii of every targeted weight, shape (N,), non-negative."""
+        ...
+
+    def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
+        """Return H at each index vector (n,): a full matrix, or a factor F (m, n), H = F'F."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """Second-order expansion of the mean loss at the model's current weights.
+
+    Attributes:
+        loss: mean loss over the samples, nats.
+        gradient: of the mean loss, over all targeted weights, shape (N,).
+        diagonal: of the curvature, shape (N,).
+        curvature: source of blocks of the curvature.
+        damping: added to every diagonal entry, for directions that the samples miss.
+    """
+
+    loss: float
+    gradient: Tensor
+    diagonal: Tensor
+    curvature: BlockCurvature
+    damping: float = 0.0
+
+
+class Curvature(Protocol):
+    """Protocol of an expansion of the loss."""
+
+    def expand(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        samples: Samples,
+        loss: Loss,
+        *,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Expansion:
+        """Expand the mean loss over ``samples`` at the model's current weights."""
+        ...

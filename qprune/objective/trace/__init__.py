@@ -1,0 +1,1 @@
+"""What a forward pass did, and every sample's gradient."""

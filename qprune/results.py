@@ -1,0 +1,447 @@
+"""Records of a run: steps and report, frozen and JSON-friendly.
+
+Strict JSON of steps and reports; NaN and infinities become null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from qprune.cost import Estimate
+from solvers.host.secrets import without_secrets
+
+#: Largest number of names in one line.
+_LISTED = 6
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Failure from which the run recovered.
+
+    Attributes:
+        kind: "sampler" (an error or an invalid answer), "timeout", "crash", "wrong counts",
+            "wrong energies", "out of memory", "not finite" or "worker".
+        message: the failure, in one line.
+        remedy: the action taken.
+        block: number of the block in its round; None outside blocks.
+    """
+
+    kind: str
+    message: str
+    remedy: str
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """Record of one block of one step.
+
+    Attributes:
+        num_variables: size of the block.
+        num_candidates_kept: number of them that were kept before the step.
+        layers: variables by layer name.
+        sampler: the sampler's name.
+        predicted: change of the loss predicted by the quadratic model, nats.
+        lower_bound: lower bound of it over all samples of this block (-inf when unknown).
+        flips: decisions that the best sample changes.
+        seconds: wall time of the sampler.
+        info: further information from the sampler (num_reads, repaired, proved, ...).
+    """
+
+    num_variables: int
+    num_candidates_kept: int
+    layers: Mapping[str, int]
+    sampler: str
+    predicted: float
+    lower_bound: float
+    flips: int
+    seconds: float
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Record of one proposal tested on the acceptance split, accepted or not.
+
+    Attributes:
+        index: 0, 1, 2, ... over the whole run.
+        stage: step of the sparsity schedule, from 0.
+        round: expansion within the stage, from 0.
+        kind: "start" (weights pruned to reach the stage's sparsity), "blocks" (restore or
+            prune by the sampler), "compensate" (kept weights moved) or "rollback" (the last
+            change undone because the loss was no longer finite).
+        sparsity: share of targeted weights that are zero after the step.
+        accepted: True if the proposal was taken.
+        predicted: predicted change of the loss, nats; None without a prediction.
+        real: measured change of the loss on the acceptance split, nats.
+        loss: loss on the acceptance split after the step, nats.
+        fit_loss: loss on the fitting split before the step, nats.
+        flips: number of decisions changed.
+        price: trust-region price per flip, nats.
+        blocks: the blocks solved for this step.
+        seconds: wall time by phase: select, curvature, formulate, solve, accept, compensate.
+        cpu_seconds: process CPU time of the whole step.
+        faults: failures since the step before from which the run recovered.
+    """
+
+    index: int
+    stage: int
+    round: int
+    kind: str
+    sparsity: float
+    accepted: bool
+    predicted: float | None
+    real: float
+    loss: float
+    fit_loss: float
+    flips: int
+    price: float
+    blocks: tuple[BlockRecord, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    faults: tuple[Fault, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict that `json.dumps` takes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score of a network on data: accuracy (None without labels of classes) and mean loss."""
+
+    accuracy: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """Record of one targeted tensor.
+
+    Attributes:
+        name: the parameter's name, without ``.weight`` where it ends so.
+        shape: shape of the tensor.
+        num_weights: number of its weights.
+        num_pruned: number of them pruned by the mask.
+        num_zero: number of them zero at the end, kept weights that were zero before the run
+            included. None in files of versions that did not count them.
+        parameter: the parameter's name in the state dict.
+        input_groups: 0 if its outputs are the first dimension; else the number of groups of a
+            tensor stored inputs first.
+        gradients: source of its per-sample gradients, in a few words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_weights: int
+    num_pruned: int
+    num_zero: int | None = None
+    parameter: str = ""
+    input_groups: int = 0
+    gradients: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.parameter:
+            # In files of earlier versions each record is one module's weight.
+            object.__setattr__(self, "parameter", f"{self.name}.weight" if self.name else "weight")
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the layer's weights that are zero."""
+        return self.num_pruned / self.num_weights
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """Tensor of two or more dimensions that is not pruned.
+
+    Attributes:
+        name: the parameter's name.
+        size: number of weights.
+        reason: reason why it stays dense.
+        asked: True if the request left it out.
+    """
+
+    name: str
+    size: int
+    reason: str
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Targeted share of a model.
+
+    Attributes:
+        targeted: number of weights that are targeted.
+        parameters: number of parameters of the model, each tensor once.
+        vectors: number of those in biases, norms and other vectors, which are never pruned.
+        left: tensors that stay dense.
+    """
+
+    targeted: int
+    parameters: int
+    vectors: int
+    left: tuple[LeftDense, ...] = ()
+
+    @property
+    def unasked(self) -> tuple[LeftDense, ...]:
+        """Tensors that stay dense without a request."""
+        return tuple(tensor for tensor in self.left if not tensor.asked)
+
+    def __str__(self) -> str:
+        """Return one line: ``targets 8,768 of 17,962 parameters (49 %); left dense: ...``."""
+        share = 100 * self.targeted / max(1, self.parameters)
+        line = f"targets {self.targeted:,} of {self.parameters:,} parameters ({share:.3g} %)"
+        return f"{line}; left dense: {self.listed()}"
+
+    def listed(self, tensors: Sequence[LeftDense] | None = None) -> str:
+        """Return text that names dense tensors, the largest first."""
+        chosen = sorted(self.left if tensors is None else tensors, key=lambda t: -t.size)
+        told = [f"{t.name} ({t.size:,}, {t.reason})" for t in chosen[:_LISTED]]
+        rest = chosen[_LISTED:]
+        if rest:
+            told.append(f"{len(rest)} more tensors ({sum(t.size for t in rest):,})")
+        if tensors is None and self.vectors:
+            told.append(f"biases and other vectors ({self.vectors:,})")
+        return ", ".join(told) or "nothing"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Report of a run.
+
+    Attributes:
+        asked_sparsity: requested sparsity.
+        achieved_sparsity: share of targeted weights that are zero.
+        layers: every targeted tensor.
+        steps: every step, in order.
+        settings: settings of the run, JSON-friendly.
+        seed: the run's seed.
+        seconds: wall time.
+        cpu_seconds: process CPU time.
+        stopped: "done", "max_seconds", "max_steps" or "interrupted".
+        dense, start, final: scores on test data, when `evaluate` was given: the dense network,
+            the first pass alone at the final sparsity, and the pruned network.
+        estimate: estimate of memory and time before the run.
+        peak_memory: peak bytes of the process.
+        coverage: targeted and dense tensors.
+        loss: the loss and the kind of outputs, in words.
+        zeros_before: targeted weights that were zero before the run; those that the mask does
+            not prune are kept zeros.
+    """
+
+    asked_sparsity: float
+    achieved_sparsity: float
+    layers: tuple[LayerRecord, ...]
+    steps: tuple[Step, ...]
+    settings: Mapping[str, Any]
+    seed: int
+    seconds: float
+    cpu_seconds: float
+    stopped: str = "done"
+    dense: Score | None = None
+    start: Score | None = None
+    final: Score | None = None
+    estimate: Estimate | None = None
+    peak_memory: int = 0
+    coverage: Coverage | None = None
+    loss: str = ""
+    zeros_before: int = 0
+
+    @property
+    def num_accepted(self) -> int:
+        """Number of accepted steps."""
+        return sum(step.accepted for step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict that `json.dumps` takes."""
+        return asdict(self) | {"num_accepted": self.num_accepted}
+
+
+Observer = Callable[[Step], None]
+"""Callback for every `Step` as it happens, for progress bars, journals and reports."""
+
+
+T = TypeVar("T")
+
+_INT64 = -(2**63), 2**63 - 1
+
+
+@dataclass(frozen=True)
+class ScorePoint:
+    """Score of the network on test data after a step."""
+
+    step: int
+    score: Score
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict that `json.dumps` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ScorePoint:
+        """Return the score in ``record``: the inverse of `to_json`.
+
+        Raises:
+            ValueError: the record has another form.
+        """
+        values = _named(cls, record)
+        score = _with_nan(_named(Score, values["score"]), ("loss",))
+        return _valid(_POINT, values | {"score": score})
+
+
+def strict_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Return ``value`` as standard JSON.
+
+    NaN and infinities become null, integers beyond 64 bits text; secrets are left out (see
+    `solvers.host.secrets`).
+
+    Example:
+        >>> strict_json({"loss": float("nan")})
+        '{"loss": null}'
+    """
+    plain = without_secrets(_finite(value))
+    return json.dumps(plain, allow_nan=False, indent=indent, sort_keys=sort_keys)
+
+
+def read_json(text: str | bytes) -> Any:
+    """Parse strict JSON: no NaN, and no integer beyond 64 bits.
+
+    Raises:
+        ValueError: the text is not such JSON.
+    """
+    try:
+        return json.loads(
+            text, parse_int=_whole_number, parse_float=_number, parse_constant=_number
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def step_from_json(record: Mapping[str, Any]) -> Step:
+    """Return the step in a record from `Step.to_json` and `strict_json`.
+
+    Raises:
+        ValueError: the record has another form; names the field.
+    """
+    return _valid(_STEP, _plain_step(record))
+
+
+def report_from_json(record: Mapping[str, Any]) -> Report:
+    """Return the report in a record from `Report.to_json` and `strict_json`.
+
+    Raises:
+        ValueError: the record has another form; names the field.
+    """
+    given = _fields(record)
+    given.pop("num_accepted", None)
+    given.setdefault("loss", "")  # Missing in older runs.
+    values = _named(Report, given)
+    for name in ("dense", "start", "final"):
+        if values.get(name) is not None:
+            values[name] = _with_nan(_named(Score, values[name]), ("loss",))
+    values["layers"] = [_named(LayerRecord, layer) for layer in _items(values["layers"])]
+    values["steps"] = [_plain_step(step) for step in _items(values["steps"])]
+    report = _valid(_REPORT, values)
+    for layer in report.layers:
+        size = math.prod(layer.shape)
+        if len(layer.shape) < 2 or min(layer.shape) < 1 or layer.num_weights != size:
+            raise ValueError(f"layer {layer.name!r}: {layer.num_weights} weights in {layer.shape}")
+        if not 0 <= layer.num_pruned <= size:
+            raise ValueError(f"layer {layer.name!r}: {layer.num_pruned} weights are pruned")
+    return report
+
+
+def _plain_step(record: Any) -> dict[str, Any]:
+    values = _named(Step, record)
+    values["blocks"] = [_plain_block(block) for block in _items(values.get("blocks", ()))]
+    values["faults"] = [_named(Fault, fault) for fault in _items(values.get("faults", ()))]
+    return _with_nan(values, ("real", "loss", "fit_loss", "price"))
+
+
+def _plain_block(record: Any) -> dict[str, Any]:
+    values = _named(BlockRecord, record)
+    return values | ({"lower_bound": -math.inf} if values["lower_bound"] is None else {})
+
+
+def _with_nan(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    nulls = {name: math.nan for name in names if values.get(name, 0) is None}
+    return {**values, **nulls}
+
+
+def _named(kind: type, record: Any) -> dict[str, Any]:
+    """Return the record's values, which must match the fields of ``kind`` exactly."""
+    values, known = _fields(record), {field.name: field for field in fields(kind)}
+    # Fields of later versions have defaults, since older files lack them.
+    needed = {
+        name
+        for name, field in known.items()
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    wrong = sorted((set(values) - set(known)) | (needed - set(values)))
+    if wrong:
+        what = "is missing" if wrong[0] in known else "is unknown"
+        raise ValueError(f"{wrong[0]!r:.60} {what} in a {kind.__name__}")
+    return values
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError(f"a record was expected, not {record!r:.60}")
+    return dict(record)
+
+
+def _items(records: Any) -> list[Any]:
+    if not isinstance(records, list | tuple):
+        raise ValueError(f"a list of records was expected, not {records!r:.60}")
+    return list(records)
+
+
+def _valid(kind: TypeAdapter[T], values: Mapping[str, Any]) -> T:
+    try:
+        return kind.validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Input ")
+        raise ValueError(f"{where} {message}, not {first['input']!r:.60}") from error
+
+
+def _whole_number(text: str) -> int:
+    number = int(text)
+    if not _INT64[0] <= number <= _INT64[1]:
+        raise ValueError(f"{text[:20]} does not fit 64 bits")
+    return number
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no number in JSON")
+    return number
+
+
+def _finite(value: Any) -> Any:
+    """Return plain JSON values for numpy scalars and non-finite numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _finite(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int) and not _INT64[0] <= value <= _INT64[1]:
+        return str(value)
+    return value if value is None or isinstance(value, int | str) else str(value)
+
+
+_STEP, _REPORT, _POINT = TypeAdapter(Step), TypeAdapter(Report), TypeAdapter(ScorePoint)

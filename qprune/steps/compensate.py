@@ -1,0 +1,417 @@
+"""Compensation: second-order steps of the kept weights.
+
+The step is d = -(H + damping I)^-1 g on the kept weights, H the Gauss-Newton matrix of the mean
+loss (all outputs, not a sampled one; Martens, arXiv 1412.1193, section 8). It is solved by
+conjugate gradients, and the iterates on the way are candidates too: stopping early acts as
+damping that grows with lack of curvature (Hansen, "Rank-deficient and discrete ill-posed
+problems", chapter 6). Which iterate and which step length are taken is decided on the
+acceptance split.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
+from torch.func import jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from qprune.cost import THOROUGH, Effort
+from qprune.data.inputs import AnyInputs
+from qprune.distributed.ranks import Parts
+from qprune.distributed.sharding import Tangents
+from qprune.distributed.workers import PerThread
+from qprune.network.weights import Layers
+from qprune.objective.losses import Loss
+from qprune.objective.trace.recorder import (
+    Recorder,
+    Samples,
+    differentiating,
+    forward,
+    forward_with,
+    gradients_by_weight,
+    out_of_memory,
+    recorder_if_needed,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Compensate(Protocol):
+    """Protocol of a compensation: proposes moves of kept weights; the acceptance split decides."""
+
+    @property
+    def final_steps(self) -> int:
+        """Number of calls at the last stage, after the last block."""
+        ...
+
+    @property
+    def at_end(self) -> bool:
+        """True: called after the last block only, not after the start and each block."""
+        ...
+
+    @property
+    def num_samples(self) -> int | None:
+        """Largest number of samples for one call; None = the effort's default."""
+        ...
+
+    def completed(self, effort: Effort) -> Compensate:
+        """Return a copy with the defaults of ``effort`` for all that is None."""
+        ...
+
+    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensate | None:
+        """Return a copy with the derivatives that the network has; None if they do not suffice.
+
+        They are tested on the first ``inputs``.
+        """
+        ...
+
+    def moves(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        kept: Tensor,
+        samples: Samples,
+        loss: Loss,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Iterator[Tensor]:
+        """Yield candidate moves of all targeted weights, shape (N,), zero where pruned.
+
+        The caller may write other weights into the model before it asks for the next one.
+        """
+        ...
+
+
+Parameters = tuple[Tensor, ...]
+
+
+class Derivatives(Protocol):
+    """Protocol of products with the Gauss-Newton matrix of a network."""
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        ...
+
+    def product(
+        self,
+        function: Callable[..., Tensor],
+        weights: Parameters,
+        direction: Parameters,
+        curve: Callable[[Tensor, Tensor], Tensor],
+    ) -> Sequence[Tensor | None]:
+        """Return J' C J v for the function's derivative J at ``weights``.
+
+        Args:
+            function: weights -> outputs.
+            weights: point of the derivative.
+            direction: v, in the shapes of the weights.
+            curve: (outputs, J v) -> C J v.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ForwardMode:
+    """Products with J v by forward-mode differentiation."""
+
+    name: str = "forward-mode derivatives"
+
+    def product(
+        self,
+        function: Callable[..., Tensor],
+        weights: Parameters,
+        direction: Parameters,
+        curve: Callable[[Tensor, Tensor], Tensor],
+    ) -> Sequence[Tensor | None]:
+        # Fused attention has no forward derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            outputs, moved = jvp(function, weights, direction)[:2]
+        return vjp(function, *weights)[1](curve(outputs, moved))
+
+
+@dataclass(frozen=True)
+class DoubleBackward:
+    """Products with J v as the derivative of u'J by u along v, without forward mode."""
+
+    name: str = "double backward passes"
+
+    def product(
+        self,
+        function: Callable[..., Tensor],
+        weights: Parameters,
+        direction: Parameters,
+        curve: Callable[[Tensor, Tensor], Tensor],
+    ) -> Sequence[Tensor | None]:
+        own = [weight.detach().requires_grad_() for weight in weights]
+        # Fused attention has no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            outputs = function(*own)
+            probe = torch.zeros_like(outputs, requires_grad=True)
+            pulled = torch.autograd.grad(outputs, own, probe, create_graph=True, allow_unused=True)
+            along = [(g, v) for g, v in zip(pulled, direction, strict=True) if g is not None]
+            (moved,) = torch.autograd.grad(
+                [g for g, _ in along], probe, [v for _, v in along], retain_graph=True
+            )
+            curved = curve(outputs.detach(), moved)
+            return torch.autograd.grad(outputs, own, curved, allow_unused=True)
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """Compensation by a few second-order steps.
+
+    Args:
+        damping: added to the diagonal of the curvature.
+        iterations: those of conjugate gradients at which a candidate is taken, ascending.
+        curvature_share: share of the samples used for the curvature; the gradient uses all of
+            them. The defaults of both depend on the network's size (`qprune.cost`).
+        lengths: step lengths tried for each.
+        final_steps: steps at the last stage, after the last block.
+        derivatives: how products with the curvature are taken; None = by forward mode, or by
+            double backward passes where the network has no forward derivative.
+    """
+
+    damping: float = 1e-3
+    iterations: tuple[int, ...] | None = None
+    curvature_share: float | None = None
+    lengths: tuple[float, ...] = (1.0, 0.5)
+    final_steps: int = 8
+    derivatives: Derivatives | None = None
+
+    def completed(self, effort: Effort) -> Compensation:
+        """Return a copy with the defaults of ``effort`` for all that is None."""
+        return replace(
+            self,
+            iterations=self.iterations or effort.iterations,
+            curvature_share=self.curvature_share or effort.curvature_share,
+        )
+
+    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensation | None:
+        """Return a copy with suitable derivatives; see `Compensate.suited`."""
+        if self.derivatives is not None or layers.sharded:
+            return self
+        function = _outputs_by_weights(model, layers, inputs[:2])
+        for derivatives in (ForwardMode(), DoubleBackward()):
+            try:
+                with differentiating(model, layers):
+                    right = _is_adjoint(derivatives, function, layers.parameters)
+                reason = "its products are wrong"
+            except Exception as error:
+                # A missing derivative can raise errors of any type.
+                if out_of_memory(error):
+                    raise
+                right, reason = False, " ".join(str(error).split())[:200]
+            if right:
+                return replace(self, derivatives=derivatives)
+            logger.info("compensation cannot take %s here: %s", derivatives.name, reason)
+        return None
+
+    @property
+    def at_end(self) -> bool:
+        """False: called after the start and each block."""
+        return False
+
+    @property
+    def num_samples(self) -> None:
+        """None: as many as an expansion of the loss takes."""
+        return None
+
+    def moves(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        kept: Tensor,
+        samples: Samples,
+        loss: Loss,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> Iterator[Tensor]:
+        """Yield candidate moves; see `Compensate.moves`."""
+        gradient = mean_gradient(model, layers, samples, loss, batch_size)
+        complete = self.completed(THOROUGH)
+        # Evenly spaced samples, not the first ones: augmented samples follow the others.
+        stride = max(1, round(1 / (complete.curvature_share or 1.0)))
+        some = samples.take(torch.arange(0, len(samples), stride))
+        derivatives = self.derivatives or ForwardMode()
+        product = gauss_newton(model, layers, some, loss, batch_size, derivatives)
+
+        def damped(vector: Tensor) -> Tensor:
+            return torch.where(kept, product(vector) + self.damping * vector, 0.0)
+
+        marks = complete.iterations or ()
+        for step in conjugate_gradients(damped, torch.where(kept, -gradient, 0.0), marks):
+            for length in self.lengths:
+                yield length * step
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], target: Tensor, marks: tuple[int, ...]
+) -> Iterator[Tensor]:
+    """Yield the iterates ``marks`` of conjugate gradients for A x = target from x = 0.
+
+    Ends early when the residual vanishes or the curvature along the search is not positive.
+    """
+    x = torch.zeros_like(target)
+    residual, direction = target.clone(), target.clone()
+    squared = residual @ residual
+    limit = 1e-12 * squared
+    for iteration in range(1, max(marks) + 1):
+        if squared <= limit:
+            return
+        image = product(direction)
+        curvature = direction @ image
+        if not curvature > 0:
+            return
+        length = squared / curvature
+        x = x + length * direction
+        residual = residual - length * image
+        before, squared = squared, residual @ residual
+        direction = residual + (squared / before) * direction
+        if iteration in marks:
+            yield x
+
+
+def _is_adjoint(
+    derivatives: Derivatives, function: Callable[..., Tensor], weights: Sequence[Tensor]
+) -> bool:
+    """Return True if u'(J v) = (J'u)'v for random u and v: a check for incomplete derivatives."""
+    generator = torch.Generator().manual_seed(0)
+    at = tuple(weight.detach() for weight in weights)
+    direction = tuple(torch.randn(w.shape, generator=generator).to(w) for w in at)
+    kept: list[Tensor] = []
+
+    def curve(outputs: Tensor, moved: Tensor) -> Tensor:
+        kept[:] = [torch.randn(outputs.shape, generator=generator).to(outputs), moved.detach()]
+        return kept[0]
+
+    pulled = derivatives.product(function, at, direction, curve)
+    probe, moved = (tensor.double() for tensor in kept)
+    reached = [(g, v) for g, v in zip(pulled, direction, strict=True) if g is not None]
+    pairs = [(g.double(), v.double()) for g, v in reached]
+    forth, back = float((probe * moved).sum()), sum(float((g * v).sum()) for g, v in pairs)
+    size = sum(float((g * v).square().sum()) for g, v in pairs) ** 0.5 + abs(back)
+    rounding = 0.05 if min(w.dtype.itemsize for w in at) < 4 else 1e-3
+    return abs(forth - back) <= rounding * size
+
+
+def _outputs_by_weights(
+    model: nn.Module, layers: Layers, inputs: AnyInputs
+) -> Callable[..., Tensor]:
+    """Return the model's outputs as a function of the targeted weights, one argument each."""
+    names = [layer.parameter_name for layer in layers]
+
+    def function(*parameters: Tensor) -> Tensor:
+        return forward_with(model, dict(zip(names, parameters, strict=True)), inputs)
+
+    return function
+
+
+def gauss_newton(
+    model: nn.Module,
+    layers: Layers,
+    samples: Samples,
+    loss: Loss,
+    batch_size: int,
+    derivatives: Derivatives = ForwardMode(),
+) -> Callable[[Tensor], Tensor]:
+    """Return the product v -> H v for the mean loss at the current weights, v of shape (N,).
+
+    H = 1/m sum_s J_s' C_s J_s, J_s the derivative of the outputs of sample s by the weights and
+    C_s the second derivative of its loss by the outputs.
+    """
+    if layers.sharded:
+        return _sharded_gauss_newton(model, layers, samples, loss, batch_size)
+    # Copies, since the caller may change the weights before the next product.
+    weights = tuple(weight.detach().clone() for weight in layers.parameters)
+
+    def product(vector: Tensor) -> Tensor:
+        total = torch.zeros_like(vector)
+        parts = zip(layers.split(vector), weights, strict=True)
+        direction = tuple(part.view_as(weight).to(weight) for part, weight in parts)
+
+        def one(_: int, batch: Samples) -> tuple[None, Parts]:
+            def curve(outputs: Tensor, moved: Tensor) -> Tensor:
+                return _output_curvature(loss, outputs, batch.targets, moved)
+
+            function = _outputs_by_weights(model, layers, batch.inputs)
+            return None, derivatives.product(function, weights, direction, curve)
+
+        with differentiating(model, layers):
+            batches = list(samples.batches(batch_size))
+            # Forward mode has one level for the whole process, so only one thread may use it.
+            samples.ranks.serial.accumulate(one, batches, layers.split(total))
+        return total / len(samples)
+
+    return product
+
+
+def _sharded_gauss_newton(
+    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+) -> Callable[[Tensor], Tensor]:
+    """`gauss_newton` where modules hold all of their weights only while they run."""
+    at = layers.read()
+
+    def product(vector: Tensor) -> Tensor:
+        total = torch.zeros_like(vector)
+
+        def one(_: int, batch: Samples) -> tuple[None, Parts]:
+            directions = (
+                (layer.module, part.view(layer.shape))
+                for layer, part in zip(layers, layers.split(vector), strict=True)
+            )
+            with torch.no_grad(), Tangents(directions), sdpa_kernel(SDPBackend.MATH):
+                outputs, moved = unpack_dual(forward(model, batch.inputs))
+            assert moved is not None
+            curved = _output_curvature(loss, outputs, batch.targets, moved)
+            with Recorder(layers) as recorder:
+                again = forward(model, batch.inputs)
+            seen = recorder.outputs()
+            return None, recorder.gradients(
+                torch.autograd.grad(again, seen, curved, allow_unused=True)
+            )
+
+        # The caller may have changed the weights since.
+        layers.write(at)
+        with differentiating(model, layers):
+            batches = list(samples.batches(batch_size))
+            samples.ranks.accumulate(one, batches, layers.split(total))
+        return total / len(samples)
+
+    return product
+
+
+def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+    """Return C moved: the second derivative of the summed loss by the outputs, times ``moved``."""
+    with torch.enable_grad():
+        free = outputs.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(
+            loss.per_sample(free, targets).sum(), free, create_graph=True
+        )
+        (curved,) = torch.autograd.grad(slope, free, moved.detach())
+    return curved
+
+
+def mean_gradient(
+    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+) -> Tensor:
+    """Return the gradient of the mean loss by all targeted weights, shape (N,)."""
+    total = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
+    own = PerThread(lambda: samples.ranks.own((model, layers)))
+
+    def one(_: int, batch: Samples) -> tuple[None, Parts]:
+        model, layers = own()
+        with differentiating(model, layers) as weights:
+            with recorder_if_needed(layers) as recorder:
+                outputs = forward(model, batch.inputs)
+            losses = loss.per_sample(outputs, batch.targets)
+            return None, gradients_by_weight(losses, weights, recorder, again=False)
+
+    samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
+    return total / len(samples)

@@ -1,0 +1,325 @@
+"""Second moments of a matrix' inputs, summed over batches.
+
+Pruning methods for one matrix: those of the literature, and the row samplers.
+
+A method is a strategy with one method, `solve`, and declares its inputs: targets from the dense
+network's outputs or from the present inputs, and inputs collected once for a block
+or again after each group of matrices with the same input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qprune.distributed.ranks import ALONE, Ranks
+from qprune.errors import NonFiniteError
+from qprune.network.groups import Scope
+from qprune.steps.solve import Border
+from solvers.rows.problem import RowProblem
+from solvers.rows.refit import Array, as_host, refit
+from solvers.rows.search import solve_rows
+from solvers.rows.starts import Start, admm, magnitude, obs_sweep, wanda
+
+# Types whose significands have no more bits than TF32's.
+_EXACT_IN_TF32 = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def _tensor_cores(use: bool) -> Iterator[None]:
+    """Take float32 products in TF32 within the context, if ``use``."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = use or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class Moments:
+    """Sums X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
+
+    Products are taken in float32 or better, whatever the model's dtype, and summed in float64
+    (float32 on a device). A device multiplies float16 or bfloat16 inputs on its tensor
+    cores: TF32 holds such numbers exactly, and sums in float32.
+
+    Args:
+        name: for messages.
+        inputs: number of inputs.
+        device: device of the sums.
+        with_dense: True if dense inputs are given too.
+        ranks: processes, each of which adds its own tokens, all at the same time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: int,
+        device: torch.device,
+        with_dense: bool,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        self.name = name
+        self.tokens = 0
+        self.gram = torch.zeros(inputs, inputs, dtype=dtype, device=device)
+        self.cross = torch.zeros_like(self.gram) if with_dense else None
+        self._ranks = ranks
+        self._sums = ranks.summing([t for t in (self.gram, self.cross) if t is not None])
+
+    def add(self, x: Tensor, dense: Tensor | None = None) -> None:
+        """Add inputs (..., inputs) of some tokens, and the dense network's for the same ones.
+
+        Raises:
+            NonFiniteError: NaN or Inf among them.
+        """
+        exact_in_tf32 = x.is_cuda and x.dtype in _EXACT_IN_TF32
+        x = _flat(x)
+        with _tensor_cores(exact_in_tf32):
+            product = x.T @ x
+        if self._ranks.any(not bool(torch.isfinite(product.diagonal()).all())):
+            raise NonFiniteError(
+                f"the inputs of layer {self.name!r} hold NaN or Inf, or overflow; look at the "
+                "layers before it, or load the model in a wider dtype"
+            )
+        parts = [product]
+        if self.cross is not None:
+            with _tensor_cores(exact_in_tf32):
+                parts.append(torch.zeros_like(product) if dense is None else _flat(dense).T @ x)
+        self._sums.add(parts, self._ranks.size)
+        self.tokens += len(x)
+
+    def close(self) -> None:
+        """Finish the sums, after all ranks have added their tokens."""
+        self._sums.close()
+        self.tokens = self._ranks.total(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """Output error of a matrix: (W - targets) gram (W - targets)' up to a constant.
+
+    Attributes:
+        gram: A, shape (inputs, inputs), symmetric.
+        targets: shape (rows, inputs).
+    """
+
+    gram: Tensor
+    targets: Tensor
+
+
+def quadratic(
+    moments: Moments, weights: Tensor, damping: float, dense_share: float = 1.0
+) -> Quadratic:
+    """Return |W X - W0 X0|^2 + ridge |W - W0|^2 around its unconstrained optimum.
+
+    With C = X0 X' the optimum is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs
+    are the dense network's own (or C is not known), as SparseGPT and ALPS take them.
+
+    Args:
+        moments: moments of the inputs.
+        weights: W0, shape (rows, inputs).
+        damping: the ridge, as a share of the mean of A's diagonal.
+        dense_share: position of the optimum between W0 (0) and the one for X0 (1).
+    """
+    gram = 0.5 * (moments.gram + moments.gram.T)
+    ridge = damping * gram.diagonal().mean()
+    # Without tokens the error is the squared change of the weights.
+    shift = torch.where(ridge > 0, ridge, torch.ones_like(ridge)) if not moments.tokens else ridge
+    gram.diagonal().add_(shift)
+    targets = weights.to(gram)
+    if moments.cross is not None and moments.tokens:
+        cross = torch.lerp(moments.gram, moments.cross, dense_share)
+        cross.diagonal().add_(shift)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not int(failed):
+            targets = torch.cholesky_solve(cross.T @ targets.T, factor).T
+    return Quadratic(gram, targets.contiguous())
+
+
+def _flat(x: Tensor) -> Tensor:
+    x = x.reshape(-1, x.shape[-1])
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Solved(NamedTuple):
+    """Mask with the problem's exact counts, and values that are zero where it is False."""
+
+    mask: Array
+    values: Array
+
+
+class Method(Protocol):
+    """Protocol of a method that prunes one matrix.
+
+    Attributes:
+        scope: scope of the exact counts, where no structure is set.
+        dense_targets: take targets from the dense network's outputs for the same tokens.
+        by_group: collect inputs again after each group of matrices with the same input.
+        damping: added to the diagonal of A = X X', as a share of its mean.
+    """
+
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def dense_targets(self) -> bool: ...
+    @property
+    def by_group(self) -> bool: ...
+    @property
+    def damping(self) -> float: ...
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        """Choose the mask and, when compensating, the values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Magnitude pruning: keeps the largest |w| of each matrix."""
+
+    scope: Scope = "layer"
+    dense_targets: bool = False
+    by_group: bool = False
+    damping: float = 0.0
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        return Solved(*magnitude(problem))
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """Wanda: keeps the largest |w_i| |X_i| of each row (Sun et al., arXiv 2306.11695, eq. 1)."""
+
+    scope: Scope = "row"
+    dense_targets: bool = False
+    by_group: bool = False
+    damping: float = 0.0
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        return Solved(*wanda(problem))
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """SparseGPT: one elimination sweep over the inputs (Frantar and Alistarh, arXiv 2301.00774)."""
+
+    scope: Scope = "layer"
+    dense_targets: bool = False
+    by_group: bool = False
+    damping: float = 0.0
+    sweep_damping: float = 0.01
+    block: int = 128
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        return Solved(*obs_sweep(problem, damping=self.sweep_damping, block=self.block))
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Local search from a start: swaps within rows, trades between rows and refits.
+
+    With `dense_targets`, and inputs collected again by group, the error is that of the outputs
+    against the dense network's for the same tokens, so that a layer compensates for the
+    pruning of the layers before it.
+
+    Args:
+        scope: counts over the whole matrix, or every row of it.
+        dense_targets: see `Method`.
+        by_group: see `Method`.
+        damping: see `Method`.
+        start: the mask to improve (`solvers.rows.starts`); the default is ALPS's (Meng et al. 2024,
+            arXiv 2406.07831).
+        depth: depth of an oscillation (`solvers.rows.search.solve_rows`): 4 reduces the error of
+            a layer by about 1 %, and takes twice as long.
+        max_rounds: largest number of rounds of swaps, trades and refit. Every row ends where no
+            swap helps; more rounds trade more between rows, and gain a few tenths of a percent.
+        num_threads: threads that share the rows; no effect on the answer.
+    """
+
+    scope: Scope = "layer"
+    dense_targets: bool = True
+    by_group: bool = True
+    damping: float = 0.01
+    start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
+    depth: int = 0
+    max_rounds: int = 2
+    # Not in repr: a run may be resumed with another number.
+    num_threads: int = field(default=1, repr=False, compare=False)
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        start = self.start(problem)
+        solution = solve_rows(
+            problem,
+            mask=start.mask,
+            values=start.values,
+            compensate=compensate,
+            depth=self.depth,
+            max_rounds=self.max_rounds,
+            num_threads=self.num_threads,
+        )
+        return Solved(solution.mask, solution.values)
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Sampler on every output row as one problem with its exact count, for comparison.
+
+    The sampler chooses the mask as if kept values stayed at their targets (`RowProblem.
+    row_as_problem`), never a worse one than the start's; then, when compensating, all kept values
+    are refitted on the support. Over a matrix' own count, each row keeps as many as in the start.
+
+    Args:
+        sampler: a registered name, or any object with ``sample(bqm, ...) -> SampleSet``.
+        sampler_options: options of every call.
+        scope, dense_targets, by_group, damping, start: as in `Reconstruct`.
+
+    Raises:
+        SolverError: no such sampler or option.
+    """
+
+    sampler: Any = "relax"
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    scope: Scope = "layer"
+    dense_targets: bool = True
+    by_group: bool = True
+    damping: float = 0.01
+    start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
+
+    def __post_init__(self) -> None:
+        self._border()  # Wrong options are refused before a block's passes.
+
+    def _border(self) -> Border:
+        return Border.to(self.sampler, self.sampler_options)
+
+    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
+        border = self._border()
+        mask = as_host(self.start(problem).mask).astype(bool)
+        for row, kept in enumerate(mask):
+            if kept.all() or not kept.any():
+                continue
+            asked = problem.row_as_problem(row, int(kept.sum()) if problem.budget.trades else None)
+            key = np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1)
+            answer = border.solve(asked, (~kept).astype(np.int8), int(key[0]))
+            mask[row] = answer.sample == 0
+        chosen = problem.checked_mask(mask)
+        values = problem.targets * chosen
+        if compensate:
+            values = refit(problem.gram, problem.targets, chosen, values)
+        return Solved(chosen, values)
+
+
+#: Names on the command line; "qprune" is "reconstruct" followed by the walk across the network.
+METHODS: dict[str, Magnitude | Wanda | SparseGPT | Reconstruct] = {
+    "magnitude": Magnitude(),
+    "wanda": Wanda(),
+    "sparsegpt": SparseGPT(),
+    "reconstruct": Reconstruct(),
+    "qprune": Reconstruct(),
+}

@@ -1,0 +1,1 @@
+"""Which steps a run takes, in which order."""

@@ -1,0 +1,1 @@
+"""Convex relaxation, bounds and proofs."""

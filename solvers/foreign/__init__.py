@@ -1,0 +1,1 @@
+"""Everyone else's samplers: D-Wave's, OpenJij's, any with a `sample` method."""

@@ -1,0 +1,1 @@
+"""Problem files: every format that is read or written."""

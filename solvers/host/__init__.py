@@ -1,0 +1,1 @@
+"""The machine: clocks, memory, processes, secrets, legible text, ranges of numbers."""

@@ -1,0 +1,1 @@
+"""Row problems: thousands of rows that share one matrix."""

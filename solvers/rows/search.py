@@ -1,0 +1,138 @@
+"""Improve the masks and values of a `RowProblem`: swaps in every row, trades between rows."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from solvers.errors import InvalidOptionError
+from solvers.host.clock import Deadline, running
+from solvers.rows.moves import ExactSearch, HeldSearch, Search, match
+from solvers.rows.problem import RowProblem, RowSolution
+from solvers.rows.refit import Array, as_host, is_tensor, refit
+from solvers.sampler import positive_int
+
+# Beyond this many inputs a row's tableau (inputs^2 float64, and inputs^3 to build it) costs more
+# than its swaps gain.
+EXACT_INPUTS = 1024
+
+
+def solve_rows(
+    problem: RowProblem,
+    *,
+    mask: ArrayLike,
+    values: ArrayLike | None = None,
+    compensate: bool = True,
+    exact: bool | None = None,
+    depth: int = 4,
+    max_rounds: int = 200,
+    time_limit: float | None = None,
+    num_threads: int = 1,
+) -> RowSolution:
+    """Improve ``mask`` (and values) until no swap in a row and no trade between rows helps.
+
+    Deterministic; the result does not depend on ``num_threads``.
+
+    Args:
+        problem: the rows; torch tensors are solved on their device.
+        mask: a start with the budget's exact counts; see `solvers.rows.starts`.
+        values: values to start from (default: the targets); refitted first.
+        compensate: move the kept values to their best; False holds them at the targets.
+        exact: make swaps that account for the refit of all kept values (host only). None:
+            where that costs little, on the host up to `EXACT_INPUTS` inputs.
+        depth: with exact swaps, weights that an oscillation (some more, then as many fewer)
+            goes beyond the counts to leave a local optimum; 0 for swaps alone. Time grows with
+            it, steadily better results too.
+        max_rounds: rounds of swaps, trades and refit at most.
+        time_limit: seconds. An interrupt, too, ends with the best so far.
+        num_threads: the rows are shared among this many threads.
+
+    Returns:
+        A mask with the same exact counts, and an objective no worse than the start's.
+
+    Raises:
+        InvalidOptionError: the mask does not have the budget's counts, or an option makes no
+            sense.
+
+    Example:
+        >>> from solvers.rows.counts import RowBudget
+        >>> from solvers.rows.starts import magnitude
+        >>> problem = RowProblem(np.diag([1.0, 4.0, 9.0]), [[3.0, 2.0, 1.0]], RowBudget(2))
+        >>> found = solve_rows(problem, mask=magnitude(problem).mask)
+        >>> found.mask.tolist(), found.objective
+        ([[True, True, False]], 4.5)
+    """
+    max_rounds = positive_int("max_rounds", max_rounds)
+    start_mask = problem.checked_mask(mask)
+    start = problem.targets if values is None or not compensate else problem.checked_values(values)
+    start = start * start_mask
+    with running(time_limit) as deadline:
+        if compensate:
+            start = refit(problem.gram, problem.targets, start_mask, start)
+        search = _search(problem, start_mask, start, compensate, exact, depth, num_threads)
+        return _improved(problem, start_mask, start, search, compensate, max_rounds, deadline)
+
+
+def _improved(
+    problem: RowProblem,
+    start_mask: Array,
+    start: Array,
+    search: Search,
+    compensate: bool,
+    max_rounds: int,
+    deadline: Deadline,
+) -> RowSolution:
+    """The start improved by ``search``; the start itself where they differ by rounding alone."""
+    swaps = trades = rounds = 0
+    rows = np.arange(problem.num_rows)
+    while rows.size and rounds < max_rounds and not deadline.passed:
+        rounds += 1
+        made, rows = search.settle(rows, deadline)
+        swaps += made
+        # Rows come last, so that every row ends where none of its swaps improves.
+        if problem.budget.trades and rounds < max_rounds and not deadline.passed:
+            traded = _trade(search, search.threshold)
+            trades += traded.size // 2
+            rows = np.union1d(rows, traded)
+    best = search.values
+    if compensate:
+        best = refit(problem.gram, problem.targets, search.mask, best)
+    before, after = (as_host(problem.objectives(v)) for v in (start, best))
+    if not after.sum() <= before.sum():
+        return RowSolution(start_mask, start, before, before, 0, 0, rounds, not rows.size)
+    return RowSolution(search.mask, best, after, before, swaps, trades, rounds, not rows.size)
+
+
+def _search(
+    problem: RowProblem,
+    mask: Array,
+    values: Array,
+    compensate: bool,
+    exact: bool | None,
+    depth: int,
+    num_threads: int,
+) -> Search:
+    threads = positive_int("num_threads", num_threads)
+    if depth < 0:
+        raise InvalidOptionError(f"depth must be at least 0, not {depth!r}")
+    on_device = is_tensor(problem.gram)
+    if exact and (on_device or not compensate):
+        raise InvalidOptionError(
+            "exact swaps refit values on the host: pass numpy arrays and compensate=True"
+        )
+    if on_device:
+        from solvers.rows.device import TorchSearch
+
+        return TorchSearch(problem, mask, values, compensate)
+    if exact or (exact is None and compensate and problem.num_inputs <= EXACT_INPUTS):
+        return ExactSearch(problem, mask, values, depth, threads)
+    return HeldSearch(problem, mask, values, compensate, threads)
+
+
+def _trade(search: Search, tolerance: float) -> NDArray[np.int64]:
+    """Make the trades that pay; returns the rows that took part."""
+    marginals = search.marginals()
+    givers, takers = match(marginals, tolerance)
+    if givers.size:
+        search.trade(givers, marginals.prune[givers], takers, marginals.restore[takers])
+    return np.union1d(givers, takers)

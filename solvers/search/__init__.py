@@ -1,0 +1,1 @@
+"""Heuristic samplers: descent, annealing, tabu search."""

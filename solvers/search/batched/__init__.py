@@ -1,0 +1,1 @@
+"""Searches that move many reads at once, on torch."""

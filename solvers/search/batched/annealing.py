@@ -1,0 +1,306 @@
+"""Annealing of many problems and many reads in one batch, on a CPU or a GPU, counts kept exact.
+
+All replicas (a read of a problem) make one move a step. With counts a replica takes one of its
+ones, uniformly, and lets it change places with a zero of its group by the heat-bath rule: partner
+j with probability proportional to exp(-Delta_j / T), staying put included. The row of the matrix
+that this reads serves all possible partners at once, and the choice is one minimum over noisy
+costs (Gumbel's trick), so a step is a few passes over (replicas, n) numbers. Without counts all
+flips are tested at once by Metropolis' rule and one of those that pass is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from solvers.errors import InvalidOptionError, InvalidProblemError
+from solvers.host.clock import Deadline, running
+from solvers.host.machine import require_memory
+from solvers.options import Count, Positive, SamplerOptions, read_options
+from solvers.problem.problem import QuadraticProblem
+from solvers.problem.solution import Solution
+from solvers.sampler import States, random_states
+from solvers.search.batched.batch import (
+    Device,
+    TooLateError,
+    checked_device,
+    for_descent,
+    generator,
+    require_room,
+    scale_of,
+    write_matrix,
+)
+from solvers.search.batched.moves import Batch, Moves, moves_for
+from solvers.search.runs import Answers
+from solvers.search.temperatures import temperatures_for
+from solvers.search.timed import TimedSampler, descend
+
+# Limit of one batch: bits of its states. A GPU needs many at
+# once to be busy.
+_MOST_ENTRIES = {"cpu": 1 << 16}
+_MOST_ENTRIES_ELSEWHERE = 1 << 22
+# States of a batch that are evaluated after the time limit.
+_MOST_AFTERWARDS = 1
+# With a time limit alone: batches of each length before the length doubles.
+_BATCHES_PER_LENGTH = 2
+
+
+class TorchAnnealingOptions(SamplerOptions):
+    """Options of `TorchAnnealing`."""
+
+    num_reads: Count | None = Field(
+        default=None,
+        description="independent reads of each problem (default 8; with a time limit, as many "
+        "as fit)",
+    )
+    num_sweeps: Count = Field(
+        default=100,
+        description="temperatures; a sweep moves as often as there are ones (default 100; growing "
+        "with a time limit)",
+    )
+    beta_range: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="first and last inverse temperature (default: from the problem)",
+    )
+    schedule: Literal["geometric", "linear"] = Field(
+        default="geometric", description="temperatures in between: geometric (default) or linear"
+    )
+    device: Device = Field(default="cpu", description='torch device, "cpu" (default) or "cuda"')
+
+
+class TorchAnnealing(TimedSampler):
+    """Heat-bath swap annealing of many problems x many reads in one batch.
+
+    A GPU and a CPU draw different numbers from a seed.
+
+    Example:
+        >>> problem = QuadraticProblem([3.0, -1.0, -2.0], np.zeros((3, 3)), counts=2)
+        >>> TorchAnnealing().sample_problem(problem, seed=1).sample.tolist()
+        [0, 1, 1]
+    """
+
+    Options = TorchAnnealingOptions
+
+    def _search(
+        self,
+        problem: QuadraticProblem,
+        asked: TorchAnnealingOptions,
+        given: States | None,
+        deadline: Deadline,
+    ) -> Solution:
+        (solution,) = _solve([problem], given, asked, deadline)
+        return solution
+
+    def sample_problems(
+        self, problems: Sequence[QuadraticProblem], **options: Any
+    ) -> list[Solution]:
+        """Solve problems of equal size in one batch, all with counts or all without.
+
+        Args:
+            problems: any number; memory is 4 n^2 bytes each, and some 20 n a read.
+            options: as in `options`, except ``initial_states``.
+
+        Returns:
+            A solution for each, in order; samples of each best first.
+
+        Raises:
+            InvalidProblemError: sizes differ, or some have counts and some have none.
+        """
+        asked = read_options(type(self).__name__, TorchAnnealingOptions, options)
+        if asked.initial_states is not None:
+            raise InvalidOptionError("initial_states are of one problem; call sample_problem")
+        began = time.perf_counter_ns()
+        with running(asked.time_limit) as deadline:
+            solutions = _solve(list(problems), None, asked, deadline)
+        more: dict[str, Any] = {"interrupted": True} if deadline.interrupted else {}
+        more["timing"] = {
+            "preprocessing_ns": 0,
+            "sampling_ns": time.perf_counter_ns() - began,
+            "postprocessing_ns": 0,
+        }
+        return [
+            Solution(one.samples, one.energies, one.lower_bound, {**one.info, **more})
+            for one in solutions
+        ]
+
+
+def _solve(
+    problems: list[QuadraticProblem],
+    given: States | None,
+    asked: TorchAnnealingOptions,
+    deadline: Deadline,
+) -> list[Solution]:
+    on = checked_device(asked.device)
+    _check_alike(problems)
+    if not problems:
+        return []
+    size, num_reads = problems[0].num_variables, asked.reads(8)
+    entries = _MOST_ENTRIES.get(on.type, _MOST_ENTRIES_ELSEWHERE)
+    most = max(1, entries // max(1, size * len(problems)))
+    most = min(most, 8 if num_reads is None else num_reads)
+    require_room(
+        len(problems) * (4.0 * size * size + 40.0 * most * size),
+        f"a batch of {len(problems)} problems of {size} variables x {most} reads",
+        "pass fewer problems at a time",
+        on,
+    )
+    require_memory(
+        32.0 * asked.num_sweeps * len(problems),
+        f"a schedule of {asked.num_sweeps} sweeps",
+        "ask for fewer",
+    )
+    answers = [Answers(problem, num_reads) for problem in problems]
+    seeds = np.random.SeedSequence(asked.seed).spawn(len(problems))
+    starts = [np.random.default_rng(own) for own in seeds]
+    random, sweeps, made, done = generator(asked.seed, on), 0, 0, 0
+    try:
+        matrices, scales = _matrices(problems, on, deadline)
+        for index, reads in enumerate(_batches(num_reads, most)):
+            if done and deadline.passed:
+                break
+            start = np.stack(
+                [random_states(p, reads, rng) for p, rng in zip(problems, starts, strict=True)]
+            )
+            if given is not None and done < len(given):
+                part = given[done : done + reads]
+                start[0, : len(part)] = part
+            batch = _batch(problems, matrices, scales, start, random)
+            moves = moves_for(batch, problems)
+            sweeps += _anneal(moves, batch, problems, asked, index, deadline)
+            made += moves.made()
+            for problem, found, states in zip(problems, answers, batch.states(), strict=True):
+                _keep(problem, found, states, deadline)
+            done += reads
+    except TooLateError:
+        for problem, found, rng in zip(problems, answers, starts, strict=True):
+            _keep(problem, found, random_states(problem, 1, rng), deadline)
+    if given is not None:
+        for state in given:
+            answers[0].add(answers[0].begun, state)
+    info = {"sweeps": sweeps, "moves": made}
+    return [found.solution(info) for found in answers]
+
+
+def _batches(num_reads: int | None, most: int) -> Iterator[int]:
+    """Reads of each batch."""
+    done = 0
+    for _ in count():
+        reads = most if num_reads is None else min(most, num_reads - done)
+        if not reads:
+            return
+        yield reads
+        done += reads
+
+
+def _keep(problem: QuadraticProblem, answers: Answers, states: States, deadline: Deadline) -> None:
+    """Keep the reads, the best of them descended in float64."""
+    if deadline.passed:
+        states = states[:_MOST_AFTERWARDS]
+    best = int(problem.energies(states).argmin()) if len(states) > 1 else 0
+    states[best] = descend(problem, states[[best]], deadline=for_descent(deadline))[0]
+    for state in states:
+        answers.add(answers.begun, state)
+
+
+def _check_alike(problems: list[QuadraticProblem]) -> None:
+    for index, problem in enumerate(problems):
+        if problem.num_variables != problems[0].num_variables:
+            raise InvalidProblemError(
+                f"problem {index} has {problem.num_variables} variables, problem 0 has "
+                f"{problems[0].num_variables}; a batch needs equal sizes"
+            )
+        if (problem.counts is None) is not (problems[0].counts is None):
+            raise InvalidProblemError(
+                f"problem {index} and problem 0 differ in having counts; batch them apart"
+            )
+
+
+def _matrices(
+    problems: list[QuadraticProblem], device: torch.device, deadline: Deadline
+) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """Q of every problem, shape (problems, n, n), scaled, and what each was divided by."""
+    scales = np.array([scale_of(problem) for problem in problems])
+    size = problems[0].num_variables
+    matrices = torch.empty((len(problems), size, size), device=device)
+    for matrix, problem, scale in zip(matrices, problems, scales.tolist(), strict=True):
+        write_matrix(matrix, problem, scale, deadline)
+    return matrices, scales
+
+
+def batch_of(
+    problems: list[QuadraticProblem],
+    states: States,
+    random: torch.Generator,
+    device: torch.device,
+    deadline: Deadline,
+) -> Batch:
+    """Problems of equal size and their states, shape (problems, reads, n), on ``device``.
+
+    Raises:
+        TooLateError: the deadline passed before all were copied.
+    """
+    matrices, scales = _matrices(problems, device, deadline)
+    return _batch(problems, matrices, scales, states, random)
+
+
+def _batch(
+    problems: list[QuadraticProblem],
+    matrices: torch.Tensor,
+    scales: NDArray[np.float64],
+    states: States,
+    random: torch.Generator,
+) -> Batch:
+    linear = np.stack([problem.linear for problem in problems]) / scales[:, None]
+    device = matrices.device
+    return Batch(
+        matrices,
+        torch.from_numpy(linear).float().to(device),
+        torch.from_numpy(states).to(device),
+        scales,
+        random,
+    )
+
+
+def _anneal(
+    moves: Moves,
+    batch: Batch,
+    problems: list[QuadraticProblem],
+    asked: TorchAnnealingOptions,
+    index: int,
+    deadline: Deadline,
+) -> int:
+    """Sweep downhill, at every temperature, and downhill again; returns the sweeps in between."""
+    moves.sweep(None, deadline)  # to a state near a local minimum, whose barriers set temperatures
+    if deadline.passed:
+        return 0
+    near = batch.states()[:, 0]
+    temperatures = np.array(
+        [
+            temperatures_for(problem, x, _sweeps(asked, index), asked.beta_range, asked.schedule)
+            for problem, x in zip(problems, near, strict=True)
+        ]
+    )
+    scaled = torch.from_numpy(temperatures / batch.scales[:, None]).float().to(batch.device)
+    done = 0
+    for at in scaled.T:
+        if deadline.passed:
+            return done
+        moves.sweep(at, deadline)
+        done += 1
+    moves.sweep(None, deadline)
+    return done
+
+
+def _sweeps(asked: TorchAnnealingOptions, index: int) -> int:
+    """Sweeps of one batch: where reads have no end they grow, unless their number was given."""
+    endless = asked.time_limit is not None and asked.num_reads is None
+    if not endless or "num_sweeps" in asked.model_fields_set:
+        return asked.num_sweeps
+    return asked.num_sweeps << (index // _BATCHES_PER_LENGTH).bit_length()
