@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from qprune.distributed.workers import DEFAULT_THREADS
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.options import OptionValue
-from qprune.network.groups import KeepNofM, checked_sparsity
+from qprune.network.groups import NofM, checked_sparsity
 from qprune.record.plain_yaml import read_plain_yaml
 from solvers.host.ranges import (
     NUMBER,
@@ -51,9 +51,9 @@ class Asked(BaseModel):
     mask_structure: str | None = None
 
     @property
-    def structure(self) -> KeepNofM | None:
+    def structure(self) -> NofM | None:
         """Requested mask structure, or None."""
-        return KeepNofM.parse(self.mask_structure) if self.mask_structure else None
+        return NofM.parse(self.mask_structure) if self.mask_structure else None
 
     @property
     def asked_sparsity(self) -> float:

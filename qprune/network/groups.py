@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qprune.errors import ImpossibleRequestError
 from qprune.network.matrices import Matrix
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from solvers.rows.counts import Budget as Counts
 from solvers.rows.counts import LayerBudget, NofM, RowBudget
 
@@ -67,7 +67,7 @@ def apportion(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
 class Budget(Protocol):
     """Protocol of a budget: the parts of the model with exact counts."""
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
+    def groups(self, layers: Weights, sparsity: float) -> Groups:
         """Return the partition and its counts, which sum to round(sparsity * N)."""
         ...
 
@@ -76,7 +76,7 @@ class Budget(Protocol):
 class Global:
     """Budget with one count over all targeted weights; each layer finds its own sparsity."""
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
+    def groups(self, layers: Weights, sparsity: float) -> Groups:
         sizes, counts = (torch.tensor([n]) for n in (layers.size, round(sparsity * layers.size)))
         _refuse_empty("the model", sizes, counts, sparsity, "lower the sparsity")
         return Groups(None, sizes, counts)
@@ -88,13 +88,13 @@ class PerLayer:
 
     Example:
         >>> from torch import nn
-        >>> from qprune.network.weights import find_layers
-        >>> layers = find_layers(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)))
+        >>> from qprune.network.weights import find_weights
+        >>> layers = find_weights(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)))
         >>> PerLayer().groups(layers, 0.5).counts.tolist()
         [10, 5]
     """
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
+    def groups(self, layers: Weights, sparsity: float) -> Groups:
         sizes = torch.tensor([layer.size for layer in layers])
         ids = torch.repeat_interleave(torch.arange(len(layers)), sizes)
         counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
@@ -107,7 +107,7 @@ class PerLayer:
 class PerRow:
     """Budget with the same sparsity for every output of every layer."""
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
+    def groups(self, layers: Weights, sparsity: float) -> Groups:
         sizes = torch.cat([torch.full((layer.rows,), layer.cols) for layer in layers])
         rows = [layer.rows for layer in layers]
         first = [sum(rows[:number]) for number in range(len(rows))]
@@ -130,7 +130,7 @@ def _refuse_empty(what: str, sizes: Tensor, counts: Tensor, sparsity: float, way
 
 
 @dataclass(frozen=True)
-class KeepNofM:
+class NofM:
     """Budget with at most ``n`` non-zero weights in every ``m`` consecutive inputs of an output.
 
     "2:4" is NVIDIA's sense, and so is "1:4": one weight of four stays (75 % sparsity). Tools
@@ -142,7 +142,7 @@ class KeepNofM:
             multiple of m, or a sparsity other than 1 - n/m was asked.
 
     Example:
-        >>> KeepNofM.parse("1:4").sparsity
+        >>> NofM.parse("1:4").sparsity
         0.75
     """
 
@@ -161,7 +161,7 @@ class KeepNofM:
         return 1 - self.n / self.m
 
     @classmethod
-    def parse(cls, text: str) -> KeepNofM:
+    def parse(cls, text: str) -> NofM:
         """Parse "N:M".
 
         Raises:
@@ -174,7 +174,7 @@ class KeepNofM:
             )
         return cls(int(match[1]), int(match[2]))
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
+    def groups(self, layers: Weights, sparsity: float) -> Groups:
         for layer in layers:
             if not layer.kind.contracted:
                 raise ImpossibleRequestError(
@@ -200,7 +200,7 @@ class KeepNofM:
 BUDGETS: Mapping[str, Budget] = {"global": Global(), "layer": PerLayer(), "row": PerRow()}
 
 
-def checked_sparsity(sparsity: float | None, structure: KeepNofM | None) -> float:
+def checked_sparsity(sparsity: float | None, structure: NofM | None) -> float:
     """Return the sparsity to reach, in [0, 1).
 
     Raises:
@@ -245,7 +245,7 @@ def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Te
     return mask
 
 
-def mask_by_name(layers: Layers, mask: Tensor) -> dict[str, Tensor]:
+def mask_by_name(layers: Weights, mask: Tensor) -> dict[str, Tensor]:
     """Return one bool tensor per parameter, in the parameter's own shape."""
     return {
         layer.parameter_name: part.view(layer.shape).clone()
@@ -257,7 +257,7 @@ def mask_by_name(layers: Layers, mask: Tensor) -> dict[str, Tensor]:
 Scope = Literal["row", "layer"]
 
 
-def budget_of(matrix: Matrix, sparsity: float, structure: KeepNofM | None, scope: Scope) -> Counts:
+def budget_of(matrix: Matrix, sparsity: float, structure: NofM | None, scope: Scope) -> Counts:
     """Return the counts of ``matrix``, whose sum is exact.
 
     Raises:

@@ -26,7 +26,7 @@ from qprune.results import Coverage, LeftDense
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class Weight:
     """Targeted tensor with its place in the flat index.
 
     Attributes:
@@ -89,7 +89,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Layers(Sequence[Layer]):
+class Weights(Sequence[Weight]):
     """All targeted tensors, in module order.
 
     Attributes:
@@ -97,7 +97,7 @@ class Layers(Sequence[Layer]):
         coverage: targeted share of the model; None where unknown.
     """
 
-    items: tuple[Layer, ...]
+    items: tuple[Weight, ...]
     coverage: Coverage | None = None
 
     def __getitem__(self, index):
@@ -166,7 +166,7 @@ class Layers(Sequence[Layer]):
         """Return one view per layer of a vector over all weights."""
         return vector.split([layer.size for layer in self])
 
-    def locate(self, indices: Tensor) -> list[tuple[Layer, Tensor, Tensor]]:
+    def locate(self, indices: Tensor) -> list[tuple[Weight, Tensor, Tensor]]:
         """Return (layer, positions in ``indices``, flat indices within the layer) per layer."""
         touched = []
         for layer in self:
@@ -179,7 +179,7 @@ class Layers(Sequence[Layer]):
         """Return the number of ``indices`` in each layer."""
         return {layer.name: where.numel() for layer, where, _ in self.locate(indices)}
 
-    def without(self, reasons: dict[str, str]) -> Layers:
+    def without(self, reasons: dict[str, str]) -> Weights:
         """Return a copy without some tensors, which stay dense.
 
         Args:
@@ -201,7 +201,7 @@ class Layers(Sequence[Layer]):
             )
             targeted = sum(layer.size for layer in kept)
             coverage = replace(coverage, targeted=targeted, left=(*coverage.left, *more))
-        return Layers(_indexed(kept), coverage)
+        return Weights(_indexed(kept), coverage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,11 +233,11 @@ class _Candidate:
         return why
 
 
-def find_layers(
+def find_weights(
     model: nn.Module,
     targets: Sequence[Pattern] | Pattern | None = None,
     ignore: Sequence[Pattern] | Pattern = (),
-) -> Layers:
+) -> Weights:
     """Return the tensors that match ``targets`` and not ``ignore``.
 
     Args:
@@ -258,9 +258,9 @@ def find_layers(
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 3), nn.Linear(3, 2))
-        >>> [layer.name for layer in find_layers(model, ignore="2")]
+        >>> [layer.name for layer in find_weights(model, ignore="2")]
         ['1.weight_ih_l0', '1.weight_hh_l0']
-        >>> print(find_layers(model).coverage)
+        >>> print(find_weights(model).coverage)
         targets 90 of 152 parameters (59.2 %); left dense: 0.weight (36, an embedding), biases and \
 other vectors (26)
     """
@@ -273,7 +273,7 @@ other vectors (26)
     for pattern in wanted or ():
         if not any(_selects(pattern, candidate) for candidate in candidates):
             _refuse_useless(model, pattern)
-    chosen: list[Layer] = []
+    chosen: list[Weight] = []
     left: list[LeftDense] = []
     for candidate in candidates:
         name, size = candidate.names[0], candidate.parameter.numel()
@@ -295,26 +295,26 @@ other vectors (26)
     tensors = sum(candidate.parameter.numel() for candidate in candidates)
     targeted = sum(layer.size for layer in chosen)
     coverage = Coverage(targeted, parameters, parameters - tensors, tuple(left))
-    layers = Layers(_indexed(chosen), coverage)
+    layers = Weights(_indexed(chosen), coverage)
     _refuse_other_devices(layers)
     _refuse_shared_memory(model, layers)
     _refuse_non_finite(layers)
     return layers
 
 
-def _indexed(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+def _indexed(layers: Iterable[Weight]) -> tuple[Weight, ...]:
     """Return the layers with consecutive offsets in the flat index."""
-    items: list[Layer] = []
+    items: list[Weight] = []
     for layer in layers:
         items.append(replace(layer, offset=items[-1].end if items else 0))
     return tuple(items)
 
 
-def _layer(candidate: _Candidate) -> Layer:
+def _layer(candidate: _Candidate) -> Weight:
     place = candidate.places[0]
     name = place.parameter_name
     short = name.removesuffix("weight").removesuffix(".") if _is_weight(name) else name
-    return Layer(short, name, candidate.parameter, place.owners[0][1], 0, candidate.kind)
+    return Weight(short, name, candidate.parameter, place.owners[0][1], 0, candidate.kind)
 
 
 def _is_weight(name: str) -> bool:
@@ -363,7 +363,7 @@ def _kind_at(place: Place, parameter: nn.Parameter) -> Kind | None:
     return kind_of(module, name)
 
 
-def _refuse_shared_memory(model: nn.Module, layers: Layers) -> None:
+def _refuse_shared_memory(model: nn.Module, layers: Weights) -> None:
     """Refuse targets that share memory with another parameter."""
     targeted = {id(parameter) for parameter in layers.parameters}
     other, last = ("", 0), 0
@@ -423,7 +423,7 @@ def is_named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
     return any(match(pattern, place) is not None for pattern in patterns)
 
 
-def _refuse_other_devices(layers: Layers) -> None:
+def _refuse_other_devices(layers: Weights) -> None:
     for layer in layers:
         device = layer.parameter.device
         if device.type != "cpu":
@@ -433,7 +433,7 @@ def _refuse_other_devices(layers: Layers) -> None:
             )
 
 
-def _refuse_non_finite(layers: Layers) -> None:
+def _refuse_non_finite(layers: Weights) -> None:
     for layer in layers:
         if not torch.isfinite(whole(layer.parameter.detach())).all():
             raise NonFiniteError(

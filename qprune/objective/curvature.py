@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.recorder import Samples
 from solvers import Dense, LowRank
@@ -52,7 +52,7 @@ class Curvature(Protocol):
     def expand(
         self,
         model: nn.Module,
-        layers: Layers,
+        layers: Weights,
         samples: Samples,
         loss: Loss,
         *,

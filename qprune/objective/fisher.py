@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qprune.distributed.ranks import Parts
 from qprune.distributed.workers import PerThread
 from qprune.errors import CalibrationError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.curvature import Expansion
 from qprune.objective.losses import Loss
 from qprune.objective.trace.autograd import trace_of
@@ -63,7 +63,7 @@ class PerSampleFisher(ABC):
     def expand(
         self,
         model: nn.Module,
-        layers: Layers,
+        layers: Weights,
         samples: Samples,
         loss: Loss,
         *,
@@ -157,7 +157,7 @@ class _FisherBlocks:
         sum_of_squares: sum of squared per-sample gradients, shape (N,).
     """
 
-    layers: Layers
+    layers: Weights
     samples: Samples
     batches: Sequence[Samples]
     trace: Callable[[], Callable[[int], Trace]]
@@ -182,7 +182,7 @@ class _FisherBlocks:
 
 def _expand(
     model: nn.Module,
-    layers: Layers,
+    layers: Weights,
     samples: Samples,
     loss: Loss,
     curvature_losses: Callable[[], SampleLosses],
@@ -235,7 +235,7 @@ class _Pass:
     """Pass over the batches of this rank and thread."""
 
     model: nn.Module
-    layers: Layers
+    layers: Weights
     batches: Sequence[Samples]
     loss: Loss
     losses: SampleLosses

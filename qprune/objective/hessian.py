@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qprune.data.inputs import mapped
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.curvature import Expansion
 from qprune.objective.losses import Loss
 from qprune.objective.trace.recorder import Samples, differentiating, forward_with, out_of_memory
@@ -42,7 +42,7 @@ class ExactHessian:
     def expand(
         self,
         model: nn.Module,
-        layers: Layers,
+        layers: Weights,
         samples: Samples,
         loss: Loss,
         *,
@@ -101,7 +101,7 @@ def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
 
 
 def _loss_of_weights(
-    model: nn.Module, layers: Layers, samples: Samples, loss: Loss
+    model: nn.Module, layers: Weights, samples: Samples, loss: Loss
 ) -> Callable[[Tensor], Tensor]:
     """Return the mean loss as a function of the flat float64 weights (N,)."""
     named = [*model.named_parameters(), *model.named_buffers()]

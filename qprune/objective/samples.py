@@ -19,7 +19,7 @@ from qprune.distributed.ranks import ALONE, Ranks
 from qprune.distributed.sharding import is_sharded
 from qprune.distributed.workers import PerThread
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.autograd import ByAutograd
 from qprune.objective.trace.recorder import (
@@ -61,7 +61,7 @@ class SampleSize:
     outputs: int
 
 
-def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSize:
+def sample_size(model: nn.Module, layers: Weights, data: Calibration) -> SampleSize:
     """Measure it on the first two samples, since some networks take no batch of one."""
     inputs = data.inputs[:2]
     number = len(inputs)

@@ -26,7 +26,7 @@ from qprune.data.inputs import AnyInputs
 from qprune.distributed.ranks import Parts
 from qprune.distributed.sharding import Tangents
 from qprune.distributed.workers import PerThread
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.recorder import (
     Recorder,
@@ -64,7 +64,7 @@ class Compensate(Protocol):
         """Return a copy with the defaults of ``effort`` for all that is None."""
         ...
 
-    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensate | None:
+    def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Compensate | None:
         """Return a copy with the derivatives that the network has; None if they do not suffice.
 
         They are tested on the first ``inputs``.
@@ -74,7 +74,7 @@ class Compensate(Protocol):
     def moves(
         self,
         model: nn.Module,
-        layers: Layers,
+        layers: Weights,
         kept: Tensor,
         samples: Samples,
         loss: Loss,
@@ -193,7 +193,7 @@ class Compensation:
             curvature_share=self.curvature_share or effort.curvature_share,
         )
 
-    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensation | None:
+    def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Compensation | None:
         """Return a copy with suitable derivatives; see `Compensate.suited`."""
         if self.derivatives is not None or layers.sharded:
             return self
@@ -226,7 +226,7 @@ class Compensation:
     def moves(
         self,
         model: nn.Module,
-        layers: Layers,
+        layers: Weights,
         kept: Tensor,
         samples: Samples,
         loss: Loss,
@@ -302,7 +302,7 @@ def _is_adjoint(
 
 
 def _outputs_by_weights(
-    model: nn.Module, layers: Layers, inputs: AnyInputs
+    model: nn.Module, layers: Weights, inputs: AnyInputs
 ) -> Callable[..., Tensor]:
     """Return the model's outputs as a function of the targeted weights, one argument each."""
     names = [layer.parameter_name for layer in layers]
@@ -315,7 +315,7 @@ def _outputs_by_weights(
 
 def gauss_newton(
     model: nn.Module,
-    layers: Layers,
+    layers: Weights,
     samples: Samples,
     loss: Loss,
     batch_size: int,
@@ -353,7 +353,7 @@ def gauss_newton(
 
 
 def _sharded_gauss_newton(
-    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+    model: nn.Module, layers: Weights, samples: Samples, loss: Loss, batch_size: int
 ) -> Callable[[Tensor], Tensor]:
     """`gauss_newton` where modules hold all of their weights only while they run."""
     at = layers.read()
@@ -399,7 +399,7 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tenso
 
 
 def mean_gradient(
-    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
+    model: nn.Module, layers: Weights, samples: Samples, loss: Loss, batch_size: int
 ) -> Tensor:
     """Return the gradient of the mean loss by all targeted weights, shape (N,)."""
     total = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)

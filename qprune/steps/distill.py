@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qprune.cost import Effort
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.recorder import Samples
 from qprune.steps.compensate import mean_gradient
@@ -79,14 +79,14 @@ class Distillation:
         """Return self: no field has a default that depends on effort."""
         return self
 
-    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Distillation:
+    def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Distillation:
         """Return self: a gradient is all that distillation needs."""
         return self
 
     def moves(
         self,
         model: nn.Module,
-        layers: Layers,
+        layers: Weights,
         kept: Tensor,
         samples: Samples,
         loss: Loss,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError
 from qprune.network.groups import Groups
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective import Expansion
 from qprune.objective.trace.recorder import Recorder, Samples, forward
 
@@ -35,7 +35,7 @@ class Situation:
     """
 
     model: nn.Module
-    layers: Layers
+    layers: Weights
     samples: Samples
     weights: Tensor
     expansion: Expansion
@@ -56,7 +56,7 @@ class Pruner(Protocol):
     """Protocol of a start that chooses the mask itself, and may move the kept values."""
 
     def prune(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
+        self, model: nn.Module, layers: Weights, groups: Groups, inputs: AnyInputs, seed: int
     ) -> Tensor:
         """Prune ``model`` in place to the counts of ``groups``; return the mask (N,)."""
         ...

@@ -27,7 +27,7 @@ from qprune.data.augment import Augmentation, OwnText
 from qprune.data.calibration import Calibration, plain
 from qprune.data.inputs import AnyInputs, tensors_of
 from qprune.errors import CalibrationError, QpruneError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective import fisher, samples
 from qprune.objective.curvature import Curvature
 from qprune.objective.fisher import PerSampleFisher
@@ -282,7 +282,7 @@ _SECOND_ORDER, _DISTILL = 48, 40
 class Foreseen(Protocol):
     """A `qprune.steps.start.Pruner` that can say beforehand what it needs."""
 
-    def needs(self, model: nn.Module, layers: Layers, inputs: AnyInputs, forwards: Pass) -> Phase:
+    def needs(self, model: nn.Module, layers: Weights, inputs: AnyInputs, forwards: Pass) -> Phase:
         """Memory and time of its work, from what a forward pass was seen to hold and take."""
         ...
 
@@ -311,7 +311,7 @@ class Plan:
     request: Request
     effort: Effort
     model: nn.Module
-    layers: Layers
+    layers: Weights
     fit: Calibration
     num_accepted: int
     augment: Augmentation | None

@@ -21,7 +21,7 @@ from qprune.data.inputs import AnyInputs, tensors_of
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.distributed.workers import checked_threads, limited_threads
 from qprune.errors import ImpossibleRequestError
-from qprune.network.groups import KeepNofM, budget_of, checked_sparsity, sparsity_by_layer
+from qprune.network.groups import NofM, budget_of, checked_sparsity, sparsity_by_layer
 from qprune.network.matrices import Matrix, find_matrices, log_left_dense, refuse_tied
 from qprune.network.transformer import Named, Store, enter, find_blocks, stacks_of, stores
 from qprune.steps.reconstruct import METHODS, Magnitude, Method, Moments, Reconstruct, quadratic
@@ -113,7 +113,7 @@ class _Run:
     total: int
     ranks: Ranks
     mask: dict[str, Tensor] = field(default_factory=dict)
-    outcomes: list[LayerOutcome] = field(default_factory=list)
+    outcomes: list[WeightOutcome] = field(default_factory=list)
     undo: list[tuple[Matrix, Tensor]] = field(default_factory=list)
 
 
@@ -175,7 +175,7 @@ def prune_layerwise(
     """
     began = time.perf_counter(), time.process_time()
     strategy = _with_threads(_method(method), checked_threads(threads))
-    structure = KeepNofM.parse(mask_structure) if mask_structure else None
+    structure = NofM.parse(mask_structure) if mask_structure else None
     asked = checked_sparsity(sparsity, structure)
     samples = plain(as_calibration(windows, model).inputs)
     blocks = find_blocks(model)

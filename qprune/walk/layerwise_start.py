@@ -13,7 +13,7 @@ from qprune.data.inputs import AnyInputs
 from qprune.network.groups import Groups, apportion
 from qprune.network.matrices import find_matrices
 from qprune.network.transformer import find_blocks
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.steps.reconstruct import METHODS, Method
 from qprune.walk.layerwise import LayerObserver, prune_layerwise
 from qprune.walk.layerwise_needs import gauged_phase
@@ -45,7 +45,7 @@ class LayerwiseStart:
     observe: LayerObserver | None = field(default=None, repr=False)
 
     def prune(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
+        self, model: nn.Module, layers: Weights, groups: Groups, inputs: AnyInputs, seed: int
     ) -> Tensor:
         """Prune ``model`` in place; the mask of all targeted weights, shape (N,), True = kept.
 
@@ -69,7 +69,7 @@ class LayerwiseStart:
         )
         return torch.cat([result.mask[layer.parameter_name].flatten() for layer in layers])
 
-    def needs(self, model: nn.Module, layers: Layers, inputs: AnyInputs, forwards: Pass) -> Phase:
+    def needs(self, model: nn.Module, layers: Weights, inputs: AnyInputs, forwards: Pass) -> Phase:
         """See `qprune.walk.estimate.Foreseen`."""
         method = METHODS[self.method] if isinstance(self.method, str) else self.method
         by_block = find_matrices(find_blocks(model), [layer.name for layer in layers])
@@ -78,7 +78,7 @@ class LayerwiseStart:
         )
 
     def _shares(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
+        self, model: nn.Module, layers: Weights, groups: Groups, inputs: AnyInputs, seed: int
     ) -> dict[str, float]:
         """The sparsity of every layer; the counts add up to the run's."""
         sizes = torch.tensor([layer.size for layer in layers])

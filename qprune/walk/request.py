@@ -9,7 +9,7 @@ from typing import Any
 from qprune.cost import Effort
 from qprune.data.augment import Augmentation
 from qprune.errors import ImpossibleRequestError
-from qprune.network.groups import Budget, KeepNofM
+from qprune.network.groups import Budget, NofM
 from qprune.network.patterns import Pattern
 from qprune.objective.curvature import Curvature
 from qprune.objective.losses import Loss
@@ -42,7 +42,7 @@ class Request:
     density: float | None
     start: Start | Pruner | str
     budget: Budget | str
-    mask_structure: KeepNofM | str | None
+    mask_structure: NofM | str | None
     targets: tuple[Pattern, ...] | None
     ignore: tuple[Pattern, ...]
     loss: Loss

@@ -20,8 +20,8 @@ from qprune.distributed.ranks import ALONE, FirstSolves, Ranks
 from qprune.distributed.sharding import refuse_other_shardings
 from qprune.distributed.workers import Workers, workers_for
 from qprune.errors import ImpossibleRequestError, LeftDenseWarning, NonFiniteError
-from qprune.network.groups import BUDGETS, Groups, KeepNofM, checked_sparsity, prune_lowest
-from qprune.network.weights import Layers, find_layers
+from qprune.network.groups import BUDGETS, Groups, NofM, checked_sparsity, prune_lowest
+from qprune.network.weights import Weights, find_weights
 from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.objective.curvature import Curvature, Expansion
 from qprune.objective.fisher import PerSampleFisher
@@ -118,7 +118,7 @@ class Setting:
     request: Request
     effort: Effort
     model: nn.Module
-    layers: Layers
+    layers: Weights
     groups: Groups
     sparsity: float
     dense: State
@@ -279,9 +279,9 @@ def prepare(
     journal = Journal(observers, request.max_seconds, request.max_steps, should_stop, ranks)
     structure = request.mask_structure
     if isinstance(structure, str):
-        structure = KeepNofM.parse(structure)
+        structure = NofM.parse(structure)
     sparsity = checked_sparsity(_asked_sparsity(request), structure)
-    layers = find_layers(model, request.targets, request.ignore)
+    layers = find_weights(model, request.targets, request.ignore)
     # What is wrong with the request is said before the network is passed once.
     budget = structure or _named("budget", request.budget, BUDGETS)
     budget.groups(layers, sparsity)
@@ -376,7 +376,7 @@ def prepare(
     )
 
 
-def _gradients(inputs: AnyInputs, things: tuple[nn.Module, Layers]) -> Sequence[Tensor | None]:
+def _gradients(inputs: AnyInputs, things: tuple[nn.Module, Weights]) -> Sequence[Tensor | None]:
     """Gradients of a number that hangs on all outputs, by every targeted weight."""
     model, layers = things
     with differentiating(model, layers) as weights:
@@ -427,7 +427,7 @@ def _asked_sparsity(request: Request) -> float | None:
 
 
 def _compensation(
-    request: Request, model: nn.Module, layers: Layers, inputs: AnyInputs
+    request: Request, model: nn.Module, layers: Weights, inputs: AnyInputs
 ) -> Compensate | None:
     """How kept weights are moved in this network; None = not at all."""
     asked = request.compensate
@@ -452,7 +452,7 @@ def _compensation(
     return suited
 
 
-def _state_coverage(layers: Layers) -> None:
+def _state_coverage(layers: Weights) -> None:
     """One line of what is targeted; a warning where something stays dense that nobody named."""
     coverage = layers.coverage
     assert coverage is not None
@@ -493,7 +493,7 @@ def _state_zeros(values: Tensor, groups: Groups) -> None:
     )
 
 
-def _block_size(request: Request, layers: Layers) -> int:
+def _block_size(request: Request, layers: Weights) -> int:
     if request.block_size is None:
         return min(_BLOCK_SIZE, layers.size)
     if request.block_size > layers.size:
@@ -513,7 +513,7 @@ def _named(what: str, value: T | str, known: Mapping[str, T]) -> T:
 
 
 def _refuse_sharded(
-    layers: Layers,
+    layers: Weights,
     ranks: Ranks,
     start: Start | Pruner,
     curvature: Curvature,
