@@ -71,7 +71,7 @@ def _scores(
 ) -> list[Tensor]:
     """Return ascending float64 logarithms of the scores of some weights of every layer."""
     outputs_felt = [torch.zeros(layer.rows, dtype=torch.float64) for layer in layers]
-    inputs_seen = [torch.zeros(layer.cols, dtype=torch.float64) for layer in layers]
+    inputs_seen = [torch.zeros(layer.inputs, dtype=torch.float64) for layer in layers]
     for sample in inputs.split(1):
         with differentiating(model, layers):
             with Recorder(layers) as recorder:

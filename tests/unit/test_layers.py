@@ -23,7 +23,7 @@ def model():
 
 def test_offsets_and_shapes(model):
     layers = find_weights(model)
-    assert [(y.name, y.offset, y.end, y.rows, y.cols) for y in layers] == [
+    assert [(y.name, y.offset, y.end, y.rows, y.inputs) for y in layers] == [
         ("conv", 0, 72, 6, 12),
         ("head.0", 72, 87, 3, 5),
         ("head.2", 87, 93, 2, 3),

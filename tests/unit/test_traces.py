@@ -149,7 +149,7 @@ def test_squares_are_summed_over_samples(case):
     model, layers, samples = case
     wanted = per_sample_gradients(model, layers, samples).square().sum(0)
     squares = list(traced(model, layers, samples).squares(layers))
-    assert [s.shape for s in squares] == [(layer.rows, layer.cols) for layer in layers]
+    assert [s.shape for s in squares] == [(layer.rows, layer.inputs) for layer in layers]
     torch.testing.assert_close(torch.cat([s.flatten() for s in squares]), wanted)
 
 

@@ -35,7 +35,7 @@ def test_a_row_of_a_transposed_convolution_makes_one_channel(groups):
     """Zeroing row r changes channel r of the outputs, and no other."""
     conv = nn.ConvTranspose2d(4, 6, 2, groups=groups, bias=False)
     (layer,) = find_weights(conv)
-    assert (layer.rows, layer.cols) == (6, 4 // groups * 4)
+    assert (layer.rows, layer.inputs) == (6, 4 // groups * 4)
     inputs = torch.randn(2, 4, 3, 3)
     before, ids = conv(inputs).detach(), layer.row_ids()
     for row in range(6):

@@ -109,7 +109,7 @@ class Trace:
         """Yield per tensor the sum over samples of squared per-sample gradients."""
         for layer, calls in zip(layers, self.calls, strict=True):
             if not calls:
-                yield torch.zeros(layer.rows, layer.cols)
+                yield torch.zeros(layer.rows, layer.inputs)
             else:
                 yield calls[0].squares() if len(calls) == 1 else sum_of_squares(calls)
 
