@@ -101,13 +101,19 @@ class PerLayer:
     Args:
         alone: round every layer's count by itself, as one-shot methods do; else the counts add up
             to the model's.
+        sparsities: of some layers, by name, instead of the common one; each count is then rounded
+            by itself.
+
+    Raises:
+        ImpossibleRequestError: when applied, an unknown name, or a value outside [0, 1).
     """
 
     alone: bool = False
+    sparsities: Mapping[str, float] | None = None
 
     def groups(self, weights: Weights, sparsity: float) -> Groups:
         sizes = torch.tensor([weight.size for weight in weights])
-        counts = self._counts(sizes, sparsity)
+        counts = self._counts(weights, sizes, sparsity)
         for weight, size, count in zip(weights, sizes, counts, strict=True):
             _refuse_empty(f"layer {weight.name!r}", size, count, sparsity, _WAY_OUT)
         return Groups(
@@ -115,12 +121,29 @@ class PerLayer:
             counts,
             lambda: torch.repeat_interleave(torch.arange(len(weights)), sizes),
             lambda number: row_counts.LayerBudget(int(sizes[number] - counts[number])),
+            int(counts.sum()) / weights.size if self.sparsities else math.nan,
         )
 
-    def _counts(self, sizes: Tensor, sparsity: float) -> Tensor:
-        if self.alone:
-            return torch.tensor([round(sparsity * int(size)) for size in sizes])
+    def _counts(self, weights: Weights, sizes: Tensor, sparsity: float) -> Tensor:
+        if self.alone or self.sparsities:
+            each = _by_layer(weights, sparsity, self.sparsities or {})
+            return torch.tensor([round(s * w.size) for s, w in zip(each, weights, strict=True)])
         return apportion(sizes.double() * sparsity, round(sparsity * int(sizes.sum())), sizes)
+
+
+def _by_layer(weights: Weights, sparsity: float, given: Mapping[str, float]) -> list[float]:
+    names = [weight.name for weight in weights]
+    for name, value in given.items():
+        if name not in names:
+            raise ImpossibleRequestError(
+                f"the budget names the layer {name!r}, which is not pruned; it takes names such as "
+                f"{names[0]!r}"
+            )
+        if not 0 <= value < 1:
+            raise ImpossibleRequestError(
+                f"the sparsity of layer {name!r} must lie in [0, 1), not {value!r}"
+            )
+    return [given.get(name, sparsity) for name in names]
 
 
 @dataclass(frozen=True)
@@ -286,7 +309,7 @@ def groups_of(
         )
     asked = checked_sparsity(sparsity if density is None else 1 - density, structure)
     found = (structure or named("budget", budget, BUDGETS)).groups(weights, asked)
-    return replace(found, asked=asked)
+    return replace(found, asked=asked) if math.isnan(found.asked) else found
 
 
 def checked_sparsity(sparsity: float | None, structure: NofM | None) -> float:

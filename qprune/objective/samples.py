@@ -69,6 +69,7 @@ class Objective:
         samples: inputs, and what the loss compares their outputs with.
         loss: of one sample, nats.
         batch_size: samples in one pass.
+        given: how many of the samples, from the first on, were given and not made from others.
     """
 
     model: nn.Module
@@ -76,6 +77,12 @@ class Objective:
     samples: Samples
     loss: Loss
     batch_size: int
+    given: int = 0
+
+    @property
+    def given_inputs(self) -> AnyInputs:
+        """The inputs that were given, none of those that were made from others."""
+        return self.samples.inputs[: self.given]
 
     def value(self) -> float:
         """Mean loss at the model's current weights, nats; NaN where the network is broken."""
@@ -143,6 +150,7 @@ class Prepared:
         sample: what the pass of one sample costs and holds.
         batch_size: samples in one pass.
         ranks: which process or thread passes which batch.
+        asked_batch_size: as it was asked for; None = it was left open.
     """
 
     model: nn.Module
@@ -154,6 +162,7 @@ class Prepared:
     sample: SampleSize
     batch_size: int
     ranks: Ranks
+    asked_batch_size: int | None = None
 
     def objectives(
         self, generator: torch.Generator, note: Callable[[Fault], None]
@@ -167,7 +176,10 @@ class Prepared:
         network = DenseNetwork(self.model, self.sample.outputs, self.batch_size, self.ranks)
         splits = ((self.fit, self.augment), (self.held_out, None))
         made, size = splits_of(splits, self.loss, network, generator, note)
-        fit, judge = (Objective(self.model, self.weights, s, self.loss, size) for s in made)
+        fit, judge = (
+            Objective(self.model, self.weights, samples, self.loss, size, len(data))
+            for samples, (data, _) in zip(made, splits, strict=True)
+        )
         return fit, judge
 
 
@@ -221,6 +233,7 @@ def prepared(
         sample=sample,
         batch_size=batch_size or max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, sample.floats))),
         ranks=ranks,
+        asked_batch_size=batch_size,
     )
 
 

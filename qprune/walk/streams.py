@@ -159,6 +159,7 @@ class Passage:
     def _empty(self, weight: Weight, with_dense: bool) -> Moments:
         return Moments(weight.name, weight.inputs, self.device, with_dense, self.ranks)
 
+
 @dataclass(frozen=True, eq=False)
 class BlockPass:
     """One block ready to be pruned.
