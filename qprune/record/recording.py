@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from qprune.disk import (
     append_line,
@@ -25,8 +29,8 @@ from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.record.fingerprint import Fingerprint
 from qprune.results import Step, strict_json
 from qprune.steps.answers import AnswerStore
-from qprune.walk.schedule import Progress
-from qprune.walk.setting import Setting
+from qprune.walk.run import Run
+from qprune.walk.state import Progress, State
 
 FINGERPRINT, STEPS, ANSWERS = "fingerprint.json", "steps.jsonl", "answers"
 #: Further files of a finished run; `qprune.record.folder` writes them, the report last.
@@ -36,6 +40,47 @@ logger = logging.getLogger(__name__)
 
 # Reasons to stop that depend on time, at another step in every run.
 _UNREPEATABLE = ("interrupted", "max_seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """Where a run goes on.
+
+    Attributes:
+        progress: position and state.
+        held: values of the weights that are pruned already, by their number among all targeted
+            ones, where the state leaves them to the model.
+    """
+
+    progress: Progress
+    held: Mapping[int, Tensor]
+
+    @classmethod
+    def anew(cls, run: Run) -> Begun:
+        """At the beginning, the network dense."""
+        state = State.dense(run.weights)
+        return cls(Progress.beginning(state, run.objective.batch_size), {})
+
+    @torch.no_grad()
+    def restore(self, run: Run) -> None:
+        """Write the values that the model had there."""
+        run.dense.put_back()
+        run.put_back(self.progress.state)
+        for number, values in self.held.items():
+            weight = run.weights[number]
+            weight.part(weight.parameter).copy_(values)
+
+
+def _held(run: Run, state: State) -> dict[int, Tensor]:
+    """Values of the pruned weights, where the model alone has them."""
+    if state.values is not None:
+        return {}
+    masks = run.weights.split(state.mask)
+    return {
+        number: weight.part(weight.parameter.detach()).cpu().clone()
+        for number, (weight, mask) in enumerate(zip(run.weights, masks, strict=True))
+        if not bool(mask.all())
+    }
 
 
 class Recording:
@@ -83,11 +128,11 @@ class Recording:
             require_locked(self._folder)
             append_line(self._folder / STEPS, strict_json(step.to_json()))
 
-    def begin(self, setting: Setting, present: Fingerprint | None) -> Progress:
+    def begin(self, run: Run, present: Fingerprint | None) -> Begun:
         """Return the state to start from: the beginning, or the last checkpoint.
 
         Args:
-            setting: setting of the run.
+            run: the run.
             present: its fingerprint; not used without a folder.
 
         Raises:
@@ -95,7 +140,7 @@ class Recording:
                 checkpoints are of another run, or its fingerprint is missing.
         """
         if self._folder is None or self._checkpoints is None or present is None:
-            return Progress.beginning(setting)
+            return Begun.anew(run)
         self._run = hold_fingerprint(self._folder, present).digest
         snapshot = self._checkpoints.load(self._run)
         drop_outcome(self._folder)
@@ -105,34 +150,35 @@ class Recording:
         lines = [] if snapshot is None else [strict_json(s.to_json()) for s in snapshot.steps]
         write_whole(self._folder / STEPS, "".join(line + "\n" for line in lines).encode())
         if snapshot is None:
-            return Progress.beginning(setting)
+            return Begun.anew(run)
         self._before = snapshot.seconds, snapshot.cpu_seconds
-        setting.journal.resume(snapshot.steps, snapshot.seconds)
-        setting.generator.set_state(snapshot.generator)
-        return snapshot.progress
+        run.journal.resume(snapshot.steps, snapshot.seconds)
+        run.generator.set_state(snapshot.generator)
+        return Begun(snapshot.progress, snapshot.held)
 
-    def keep(self, setting: Setting, progress: Progress) -> None:
+    def keep(self, run: Run, progress: Progress) -> None:
         """Callback between two steps: write a checkpoint if enough time has passed.
 
         If the run stops for a reason that depends on time, the last checkpoint is from before
         that moment, so that a resumed run gives the same result as an uninterrupted one.
         """
         # Every rank must take part, with or without the folder.
-        stopped = setting.journal.stopped
+        stopped = run.journal.stopped
         if self._checkpoints is None:
             return
         if stopped in _UNREPEATABLE:
             if self._last is not None:
                 self._checkpoints.write(self._last)
                 self._last = None
-        elif progress.position is not None:
+        else:
             self._last = Snapshot(
                 progress,
-                setting.generator.get_state(),
-                tuple(setting.journal.steps),
+                run.generator.get_state(),
+                tuple(run.journal.steps),
                 self.seconds,
                 self.cpu_seconds,
                 self._run,
+                _held(run, progress.state),
             )
             self._checkpoints.offer(self._last)
 
