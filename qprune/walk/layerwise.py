@@ -63,8 +63,8 @@ class Layerwise:
         offload: where activations wait: "cpu"; "device", the faster the farther that is from the
             host, but most of its memory; or a folder for temporary files.
         device: where blocks run and are solved; None = where the model is.
-        batch_size: samples in one pass through a block; None = as asked of the run, or by their
-            length.
+        batch_size: samples in one pass through a block; None = by their length, or as asked of a
+            run that is nothing but this.
         compensate: whether kept values may move; None = as in the whole run.
         accept_share: share of the samples that is held back, for a method that follows.
 
@@ -175,6 +175,7 @@ class PruneBlock:
     required = True
     ends_when_idle = False
 
+    @torch.no_grad()
     def __call__(self, run: Run, state: State) -> State:
         step = run.journal.begin("block", 0, self.index)
         state = replace(state, mask=state.mask.clone())
