@@ -145,7 +145,9 @@ class Layerwise:
             ranks=run.objective.samples.ranks.serial,
         )
         counts = counts_by_weight(run, self.shares, inputs)
-        actions = [PruneBlock(self, i, streams, counts) for i in streams.indices]
+        usual = run.objective.batch_size
+        size = self.batch_size or usual
+        actions = [PruneBlock(self, i, streams, counts, size, usual) for i in streams.indices]
         return Schedule(actions, streams.close)
 
     def cost(
@@ -172,6 +174,8 @@ class PruneBlock:
     index: int
     streams: Streams
     counts: Sequence[Counts]
+    batch_size: int
+    usual_batch_size: int
     required = True
     ends_when_idle = False
 
@@ -182,7 +186,8 @@ class PruneBlock:
         masks = run.weights.split(state.mask)
         before = sum(len(earlier.layers) for earlier in run.journal.steps)
         records: list[LayerRecord] = []
-        size = min(run.objective.batch_size, self.method.batch_size or run.objective.batch_size)
+        # Where memory did not suffice, the run's batches are halved, and so are these.
+        size = max(1, self.batch_size * run.objective.batch_size // self.usual_batch_size)
         with self.streams.at(self.index, size) as block:
             for weight, moments in self._with_moments(block, step):
                 mask = masks[self.streams.number(weight)]
