@@ -32,7 +32,6 @@ from qprune.steps.reconstruct import (
     RowMethod,
     quadratic,
 )
-from qprune.steps.solve import Border
 from qprune.walk.journal import Attempt, Limits
 from qprune.walk.layer_cost import layer_cost
 from qprune.walk.run import Run
@@ -40,6 +39,7 @@ from qprune.walk.schedule import Schedule
 from qprune.walk.sensitivity import Sensitivity
 from qprune.walk.state import Progress, State
 from qprune.walk.streams import BlockPass, Streams, batch_of
+from solvers import Ask
 from solvers.rows.counts import Budget as Counts
 from solvers.rows.counts import LayerBudget
 from solvers.rows.problem import RowProblem
@@ -154,7 +154,7 @@ class Layerwise:
         self,
         prepared: Prepared,
         compensate: Compensate | None,
-        ask: Border,
+        ask: Ask,
         limits: Limits,
         on: Any,
     ) -> Needs:
