@@ -20,8 +20,7 @@ from torch import Tensor
 from qprune.errors import ImpossibleRequestError
 from qprune.network.matrices import Matrix
 from qprune.network.weights import Layers
-from solvers.rows.counts import Budget as Counts
-from solvers.rows.counts import LayerBudget, NofM, RowBudget
+from solvers.rows.counts import Counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +268,7 @@ def budget_of(matrix: Matrix, sparsity: float, structure: KeepNofM | None, scope
                 f"layer {matrix.name!r} has {matrix.inputs} inputs, not a multiple of "
                 f"{structure.m}; {structure.n}:{structure.m} does not fit: add it to ignore"
             )
-        return NofM(structure.n, structure.m)
+        return Counts.n_of_m(structure.n, structure.m)
     kept = matrix.size - round(sparsity * matrix.size)
     if not kept:
         raise ImpossibleRequestError(
@@ -277,9 +276,9 @@ def budget_of(matrix: Matrix, sparsity: float, structure: KeepNofM | None, scope
             "none of them: lower it, or add the layer to ignore"
         )
     if scope == "layer":
-        return LayerBudget(kept)
+        return Counts(kept)
     # Remainders are spread evenly over the rows.
-    return RowBudget(np.diff(np.arange(matrix.rows + 1) * kept // matrix.rows))
+    return Counts(np.diff(np.arange(matrix.rows + 1) * kept // matrix.rows))
 
 
 def sparsity_by_layer(

@@ -26,7 +26,7 @@ from qprune.network.matrices import Matrix, find_matrices, log_left_dense, refus
 from qprune.network.transformer import Named, Store, enter, find_blocks, stacks_of, stores
 from qprune.steps.reconstruct import METHODS, Magnitude, Method, Moments, Reconstruct, quadratic
 from qprune.walk.streams import Order, Passage
-from solvers.rows.counts import Budget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array
 
@@ -104,7 +104,7 @@ class _Run:
     """A run's fixed surroundings, and what it has made so far."""
 
     method: Method
-    budgets: Mapping[str, Budget]
+    budgets: Mapping[str, Counts]
     compensate: bool
     device: torch.device
     seed: int

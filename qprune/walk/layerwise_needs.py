@@ -27,7 +27,7 @@ from qprune.objective.trace.taps import tapped
 from qprune.steps.reconstruct import Magnitude, Method, SparseGPT, Wanda
 from qprune.walk.layerwise import batch_of, evaluating
 from solvers.host.machine import available_memory, peak_memory
-from solvers.rows.counts import LayerBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 
 logger = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def gauge_method(method: Method) -> float:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((_INPUTS, 2 * _INPUTS))
     targets = rng.standard_normal((_ROWS, _INPUTS))
-    problem = RowProblem(x @ x.T, targets, LayerBudget(_ROWS * _INPUTS // 2))
+    problem = RowProblem(x @ x.T, targets, Counts(_ROWS * _INPUTS // 2))
     seconds = []
     for _ in range(2):  # The first one loads kernels.
         began = time.perf_counter()

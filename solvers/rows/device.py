@@ -62,7 +62,7 @@ class _State:
         self.tolerance = search.tolerance[at]
         self.tried = torch.zeros_like(self.mask)
         inputs = search.problem.num_inputs
-        self.run = search.problem.budget.run(inputs)
+        self.run = search.problem.counts.run(inputs)
         self.runs = search.problem.gram.view(inputs, inputs // self.run, self.run)
         self.fused = _kernel(search, self.run)
 

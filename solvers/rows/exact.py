@@ -11,7 +11,7 @@ from scipy import linalg
 
 from solvers.errors import InvalidProblemError
 from solvers.host.clock import Deadline
-from solvers.rows.kernels import exact_swap_row, kernel, oscillate_row
+from solvers.rows.kernels import exact_swap_row, kernel
 
 Floats = NDArray[np.float64]
 
@@ -140,10 +140,9 @@ def settled_row(
     kept: NDArray[np.bool_],
     run: int,
     tolerance: float,
-    depth: int,
     deadline: Deadline,
 ) -> tuple[int, Floats, RowMarginals]:
-    """Swap one row to its optimum, with oscillations up to ``depth``; ``kept`` changes in place.
+    """Swap one row to its optimum; ``kept`` changes in place.
 
     Where kept inputs are nearly linearly dependent, pivots lose digits. A tableau is
     therefore checked against its values, now and then and at the end; an inaccurate
@@ -155,24 +154,17 @@ def settled_row(
         kept: the mask.
         run: counts hold in every run of this many inputs.
         tolerance: improvements of the objective smaller than this do not count.
-        depth: the longest oscillation.
         deadline: when to stop.
 
     Returns:
-        The number of swaps and swings made, the kept values (0 elsewhere), and `marginals_of`
+        The number of swaps made, the kept values (0 elsewhere), and `marginals_of`
         the result.
     """
     row = _Row(gram, target, kept, run, tolerance)
-    length, settled = 2, False
-    while row.sound and not deadline.passed and not (settled and length > depth):
-        if not settled:
-            settled = row.swap() == 0
-        elif row.swing(length):
-            length = 2
-        else:
-            length *= 2
+    while not deadline.passed and row.swap():
+        continue
     values = row.finished()
-    return row.moves, values, marginals_of(row.tableau, kept, row.diagonal)
+    return row.swaps, values, marginals_of(row.tableau, kept, row.diagonal)
 
 
 class _Row:
@@ -181,8 +173,7 @@ class _Row:
     Attributes:
         tableau: as for `exact_swap_row`.
         diagonal: of A.
-        moves: swaps and swings made.
-        sound: False once a tableau that was made again shows no improvement.
+        swaps: number made.
     """
 
     def __init__(
@@ -199,15 +190,17 @@ class _Row:
         self._energy = float(self._pull @ target)
         self._together = max(1, int(_READS_PER_LOOK / (1.0 + kept.size**2)))
         self.diagonal = np.diagonal(gram).copy()
-        self.moves, self._unchecked, self.sound = 0, 0, True
+        self.swaps, self._unchecked = 0, 0
+        # False once a tableau that was made again shows no improvement.
+        self._sound = True
         self._make()
         self._best, self._least = kept.copy(), float(self.tableau[-1, -1])
 
     def _make(self) -> None:
         self.tableau = tableau_of(self._gram, self._pull, self._energy, self._kept)
 
-    def swap(self) -> int:
-        """Make some swaps; return their number, 0 where none improves."""
+    def swap(self) -> bool:
+        """Make some swaps; return False where none improves any more."""
         swaps = exact_swap_row(
             self.tableau,
             self._gram,
@@ -217,34 +210,16 @@ class _Row:
             self._tolerance,
             self._together,
         )
-        self._count(swaps)
-        return swaps if self.sound else 0
-
-    def swing(self, length: int) -> bool:
-        """Try an oscillation of so many inputs; return True if it improved the row."""
-        paid = oscillate_row(
-            self.tableau,
-            self._gram,
-            self._kept,
-            self.diagonal,
-            self._run,
-            self._tolerance,
-            length,
-            _SWAPS_BETWEEN_CHECKS * self._kept.size,
-        )
-        self._count(int(paid), swaps=_SWAPS_BETWEEN_CHECKS)
-        return paid
+        self.swaps += swaps
+        self._unchecked += swaps
+        if self._unchecked > _SWAPS_BETWEEN_CHECKS * self._kept.size:
+            self._check()
+        return swaps > 0 and self._sound
 
     def finished(self) -> Floats:
         """Set ``kept`` to the best mask and return its values."""
         self._check()
         return self._values()
-
-    def _count(self, moves: int, swaps: int = 1) -> None:
-        self.moves += moves
-        self._unchecked += moves * swaps
-        if self._unchecked > _SWAPS_BETWEEN_CHECKS * self._kept.size:
-            self._check()
 
     def _values(self) -> Floats:
         return np.where(self._kept, self.tableau[-1, :-1], 0.0)
@@ -263,6 +238,6 @@ class _Row:
         if claimed < self._least - 2.0 * self._tolerance or (self._kept == self._best).all():
             self._best, self._least = self._kept.copy(), claimed
             return
-        self.sound = False
+        self._sound = False
         self._kept[:] = self._best
         self._make()
