@@ -22,8 +22,13 @@ from solvers.rows.starts import admm, magnitude, obs_sweep, wanda
 
 torch = pytest.importorskip("torch")
 
-from solvers.search.batched.annealing import TorchAnnealing, batch_of  # noqa: E402
-from solvers.search.batched.batch import generator, largest_in_groups  # noqa: E402
+from solvers.search.batched.annealing import TorchAnnealing  # noqa: E402
+from solvers.search.batched.batch import (  # noqa: E402
+    Batch,
+    generator,
+    largest_in_groups,
+    matrices_of,
+)
 from solvers.search.batched.bifurcation import Bifurcation  # noqa: E402
 from solvers.search.batched.moves import Swaps  # noqa: E402
 
@@ -169,7 +174,8 @@ def test_swaps_sample_boltzmanns_distribution():
     expected /= expected.sum()
     device = torch.device("cpu")
     start = np.repeat(states[:1], 400, axis=0)[None].astype(np.int8)
-    batch = batch_of([problem], start, generator(3, device), device, Deadline())
+    matrices = matrices_of([problem], device, Deadline())
+    batch = Batch([problem], *matrices, start, generator(3, device))
     swaps = Swaps(batch, None)
     seen = np.zeros(len(states))
     for sweep in range(60):

@@ -12,7 +12,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from solvers.host.clock import Deadline
-from solvers.search.batched.moves import Batch
+from solvers.search.batched.batch import Batch
 
 
 @triton.jit

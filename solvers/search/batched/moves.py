@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from solvers.host.clock import Deadline
 from solvers.problem.problem import QuadraticProblem
+from solvers.search.batched.batch import Batch
 
 # The longest row that a GPU's registers hold well.
 LONGEST_FUSED = 8192
@@ -20,67 +20,6 @@ DOWNHILL = 1e-6
 
 # More than any exponential draw, so that variables that may flip have scores below 0.
 FINITE = 1e4
-
-
-class Batch:
-    """Matrices, states and fields of all problems and reads, on one device.
-
-    Attributes:
-        matrices: Q of every problem, shape (problems, n, n), float32, scaled.
-        linear: shape (problems, n), scaled.
-        x: the states, shape (problems, reads, n), bool.
-        field: linear + Q x, shape (problems, reads, n).
-        scales: divisor of each problem's coefficients, shape (problems,).
-    """
-
-    def __init__(
-        self,
-        matrices: torch.Tensor,
-        linear: torch.Tensor,
-        states: torch.Tensor,
-        scales: NDArray[np.float64],
-        random: torch.Generator,
-    ) -> None:
-        self.matrices, self.linear, self.scales, self.random = matrices, linear, scales, random
-        self.x = states.bool()
-        self.half = 0.5 * matrices.diagonal(dim1=1, dim2=2)
-        self.device = matrices.device
-        self.problems, self.reads, self.size = states.shape
-        self.rows = matrices.reshape(self.problems * self.size, self.size)
-        #: Row of ``rows`` where each problem's matrix begins, shape (problems, 1).
-        self.first = torch.arange(self.problems, device=self.device)[:, None] * self.size
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Fields anew: float32 sums drift."""
-        self.field = torch.baddbmm(self.linear[:, None], self.x.float(), self.matrices)
-
-    def row(self, index: torch.Tensor) -> torch.Tensor:
-        """Row ``index`` of each replica's matrix, (problems, reads) -> (problems, reads, n)."""
-        return self.rows[self.first + index]
-
-    def uniform(self, *shape: int) -> torch.Tensor:
-        """Numbers in [0, 1) from the batch's own generator."""
-        return torch.rand(shape, generator=self.random, device=self.device)
-
-    def exponential(self) -> torch.Tensor:
-        """Unit exponential draws, shape (reads, n + spare): a step reads n from an `offsets`."""
-        # torch's own exponential_ takes ten times as long on a CPU.
-        draws = self.uniform(self.reads, self.size + self._spare)
-        return draws.neg_().log1p_().neg_().clamp_(min=1e-30)
-
-    def offsets(self, steps: int) -> list[int]:
-        """The position in such draws at which each of ``steps`` steps begins to read."""
-        at = torch.randint(self._spare, (steps,), generator=self.random, device=self.device)
-        return at.tolist()
-
-    @property
-    def _spare(self) -> int:
-        return max(64, 4 * self.size)
-
-    def states(self) -> NDArray[np.int8]:
-        """The states, shape (problems, reads, n)."""
-        return self.x.to(torch.int8).cpu().numpy()
 
 
 class Moves(Protocol):
