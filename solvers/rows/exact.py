@@ -14,9 +14,10 @@ from solvers.host.clock import Deadline
 from solvers.rows.kernels import exact_swap_row, kernel
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
-def tableau_of(gram: Floats, pull: Floats, energy: float, kept: NDArray[np.bool_]) -> Floats:
+def tableau_of(gram: Floats, pull: Floats, energy: float, kept: Mask) -> Floats:
     """The sweep of [[A, b], [b', c]] on the inputs that ``kept`` marks; see `exact_swap_row`.
 
     Filled are the kept inputs' rows (but for the last column), the diagonal and the last row.
@@ -119,7 +120,7 @@ def regular(gram: Floats) -> Floats:
     raise InvalidProblemError("gram is not positive semidefinite; pass X @ X.T in float64")
 
 
-def marginals_of(tableau: Floats, kept: NDArray[np.bool_], diagonal: Floats) -> RowMarginals:
+def marginals_of(tableau: Floats, kept: Mask, diagonal: Floats) -> RowMarginals:
     """(cost, input) of the cheapest prune and (gain, input) of the best restore, values refitted.
 
     Pruning i costs w_i^2 / (2 C_ii), restoring j gains r_j^2 / (2 Z_jj).
@@ -135,12 +136,7 @@ def marginals_of(tableau: Floats, kept: NDArray[np.bool_], diagonal: Floats) -> 
 
 
 def settled_row(
-    gram: Floats,
-    target: Floats,
-    kept: NDArray[np.bool_],
-    run: int,
-    tolerance: float,
-    deadline: Deadline,
+    gram: Floats, target: Floats, kept: Mask, run: int, tolerance: float, deadline: Deadline
 ) -> tuple[int, Floats, RowMarginals]:
     """Swap one row to its optimum; ``kept`` changes in place.
 
@@ -157,14 +153,13 @@ def settled_row(
         deadline: when to stop.
 
     Returns:
-        The number of swaps made, the kept values (0 elsewhere), and `marginals_of`
-        the result.
+        The number of swaps made, the kept values (0 elsewhere), and `marginals_of` the result.
     """
     row = _Row(gram, target, kept, run, tolerance)
     while not deadline.passed and row.swap():
         continue
     values = row.finished()
-    return row.swaps, values, marginals_of(row.tableau, kept, row.diagonal)
+    return row.swaps, values, marginals_of(row.tableau, kept, np.diagonal(gram))
 
 
 class _Row:
@@ -172,24 +167,18 @@ class _Row:
 
     Attributes:
         tableau: as for `exact_swap_row`.
-        diagonal: of A.
         swaps: number made.
     """
 
     def __init__(
-        self,
-        gram: Floats,
-        target: Floats,
-        kept: NDArray[np.bool_],
-        run: int,
-        tolerance: float,
+        self, gram: Floats, target: Floats, kept: Mask, run: int, tolerance: float
     ) -> None:
         self._gram, self._target, self._kept = gram, target, kept
-        self._run, self._tolerance = run, tolerance
+        self._tolerance = tolerance
         self._pull = gram @ target
         self._energy = float(self._pull @ target)
-        self._together = max(1, int(_READS_PER_LOOK / (1.0 + kept.size**2)))
-        self.diagonal = np.diagonal(gram).copy()
+        together = max(1, int(_READS_PER_LOOK / (1.0 + kept.size**2)))
+        self._rule = np.diagonal(gram).copy(), run, tolerance, together
         self.swaps, self._unchecked = 0, 0
         # False once a tableau that was made again shows no improvement.
         self._sound = True
@@ -201,15 +190,7 @@ class _Row:
 
     def swap(self) -> bool:
         """Make some swaps; return False where none improves any more."""
-        swaps = exact_swap_row(
-            self.tableau,
-            self._gram,
-            self._kept,
-            self.diagonal,
-            self._run,
-            self._tolerance,
-            self._together,
-        )
+        swaps = exact_swap_row(self.tableau, self._gram, self._kept, *self._rule)
         self.swaps += swaps
         self._unchecked += swaps
         if self._unchecked > _SWAPS_BETWEEN_CHECKS * self._kept.size:

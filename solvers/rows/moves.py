@@ -1,9 +1,4 @@
-"""Trades between rows of a layer budget: prune where it costs least, restore where it gains most.
-
-Rows do not interact, so a trade between two different rows changes the objective by exactly the
-cost in one minus the gain in the other.
-
-The two kinds of swap in rows that share a matrix, and the trades between rows.
+"""The two kinds of swap in rows that share a matrix, and the trades between rows.
 
 With F = (w - w0) A, the gradient of a row's objective, and all other values held:
 
@@ -16,6 +11,9 @@ With F = (w - w0) A, the gradient of a row's objective, and all other values hel
 (Twice these are the figures for the objective without its 1/2.) `HeldSearch` makes such swaps
 and refits the kept values after each round of them. `ExactSearch` is stronger: it ends where
 no exchange of one kept for one pruned weight improves a row *with all kept values refitted*.
+
+Rows do not interact, so that a trade, which prunes in one and restores in another, changes the
+objective by exactly the cost in the one minus the gain in the other.
 """
 
 from __future__ import annotations
@@ -214,26 +212,17 @@ class HeldSearch:
 
     def _swap(self, rows: Integers, deadline: Deadline) -> Integers:
         inputs = self.problem.num_inputs
-        run = self.problem.counts.run(inputs)
+        run, tolerance = self.problem.counts.run(inputs), self.tolerance
         together = max(1, int(_READS_PER_LOOK / (1.0 + inputs * run)))
 
         def swap(row: int) -> int:
             slope, at = self.restore.slope[row], np.zeros(1, np.int64)
+            state = self.problem.gram, self.values[row], self.field[row], self.mask[row]
             cost = np.where(self.mask[row], np.inf, 0.5 * slope * slope * self.diagonal)
             swaps, made = 0, together
             while made == together and not deadline.passed:
                 made = swap_row(
-                    self.problem.gram,
-                    self.values[row],
-                    self.field[row],
-                    self.mask[row],
-                    self.restore.curve,
-                    slope,
-                    cost,
-                    run,
-                    self.tolerance[row],
-                    together,
-                    at,
+                    *state, self.restore.curve, slope, cost, run, tolerance[row], together, at
                 )
                 swaps += made
             return swaps
@@ -257,7 +246,7 @@ class ExactSearch:
         self._threads = num_threads
 
     def settle(self, rows: Integers, deadline: Deadline) -> tuple[int, Integers]:
-        run = self.problem.counts.run(self.problem.num_inputs)
+        targets, run = self.problem.targets, self.problem.counts.run(self.problem.num_inputs)
         left: list[int] = []
 
         def settle_row(row: int) -> int:
@@ -265,12 +254,7 @@ class ExactSearch:
                 left.append(row)
                 return 0
             swaps, self.values[row], self._marginals[row] = settled_row(
-                self._gram,
-                self.problem.targets[row],
-                self.mask[row],
-                run,
-                self.tolerance[row],
-                deadline,
+                self._gram, targets[row], self.mask[row], run, self.tolerance[row], deadline
             )
             return swaps
 

@@ -85,11 +85,7 @@ class RowProblem:
         Raises:
             InvalidOptionError: its shape or its counts are not the problem's.
         """
-        if tuple(np.shape(mask)) != tuple(self.targets.shape):
-            raise InvalidOptionError(
-                f"the mask has shape {tuple(np.shape(mask))}, the targets "
-                f"{tuple(self.targets.shape)}"
-            )
+        self._check_shape("mask has", mask)
         own = as_like(mask, self.targets, "bool") | False
         has = self.counts.of(own)
         wants = self.counts.wanted(self.num_rows, self.num_inputs)
@@ -108,15 +104,16 @@ class RowProblem:
         Raises:
             InvalidOptionError: its shape is not the problem's, or an entry is not finite.
         """
-        if tuple(np.shape(values)) != tuple(self.targets.shape):
-            raise InvalidOptionError(
-                f"the values have shape {tuple(np.shape(values))}, the targets "
-                f"{tuple(self.targets.shape)}"
-            )
+        self._check_shape("values have", values)
         own = as_like(values, self.targets) + 0.0
         if not bool(array_namespace(own).isfinite(own).all()):
             raise InvalidOptionError("the values have an entry that is not finite")
         return own
+
+    def _check_shape(self, what: str, array: ArrayLike) -> None:
+        has, wants = tuple(np.shape(array)), tuple(self.targets.shape)
+        if has != wants:
+            raise InvalidOptionError(f"the {what} shape {has}, the targets {wants}")
 
     def row_as_problem(self, row: int, kept: int | None = None) -> QuadraticProblem:
         """Row ``row`` without compensation, as the problem every other sampler takes.

@@ -179,6 +179,3 @@ def _inverse_factor(gram: Array, damping: float) -> Array:
     dead = as_like(diagonal <= 0, gram)
     damped = gram + xp.diag(damping * diagonal.mean() + dead)
     return xp.linalg.cholesky(xp.linalg.inv(damped)).T
-
-
-__all__ = ["Start", "admm", "magnitude", "obs_sweep", "wanda"]

@@ -5,7 +5,6 @@ Random states with exact counts: the baseline of every comparison.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -19,29 +18,6 @@ from solvers.sampler import States, random_states
 from solvers.search.kernels.layout import Layout
 from solvers.search.runs import Answers
 from solvers.search.timed import TimedSampler, descend
-
-
-def _answered(
-    problem: QuadraticProblem,
-    num_reads: int | None,
-    seed: int | None,
-    given: States | None,
-    deadline: Deadline,
-    improve: Callable[[States], States],
-) -> Solution:
-    """Given states first, then random ones, each improved; without ``num_reads`` there is no end.
-
-    The first one is always answered with.
-    """
-    answers, rng = Answers(problem, num_reads), np.random.default_rng(seed)
-    for index in count() if num_reads is None else range(num_reads):
-        if index and deadline.passed:
-            break
-        state = random_states(problem, 1, rng)
-        if given is not None and index < len(given):
-            state = given[index : index + 1]
-        answers.add(index, improve(state)[0])
-    return answers.solution({})
 
 
 class Greedy(TimedSampler):
@@ -60,12 +36,17 @@ class Greedy(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
-        layout = Layout.of(problem)
-
-        def descended(state: States) -> States:
-            return descend(problem, state, layout, deadline)
-
-        return _answered(problem, asked.reads(1), asked.seed, given, deadline, descended)
+        num_reads = asked.reads(1)
+        answers = Answers(problem, num_reads)
+        layout, rng = Layout.of(problem), np.random.default_rng(asked.seed)
+        for index in count() if num_reads is None else range(num_reads):
+            if index and deadline.passed:
+                break
+            state = random_states(problem, 1, rng)
+            if given is not None and index < len(given):
+                state = given[index : index + 1]
+            answers.add(index, descend(problem, state, layout, deadline)[0])
+        return answers.solution({})
 
 
 class RandomOptions(SamplerOptions):
@@ -99,4 +80,10 @@ class Random(TimedSampler):
         deadline: Deadline,
     ) -> Solution:
         num_reads = asked.num_reads or 1
-        return _answered(problem, num_reads, asked.seed, given, deadline, lambda state: state)
+        answers, rng = Answers(problem, num_reads), np.random.default_rng(asked.seed)
+        for index in range(num_reads):
+            if index and deadline.passed:
+                break
+            state = random_states(problem, 1, rng)[0]
+            answers.add(index, state if given is None or index >= len(given) else given[index])
+        return answers.solution({})

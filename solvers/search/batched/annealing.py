@@ -28,6 +28,7 @@ from solvers.sampler import States, random_states
 from solvers.search.batched.batch import (
     Batch,
     Device,
+    Moves,
     TooLateError,
     batches,
     checked_device,
@@ -36,7 +37,7 @@ from solvers.search.batched.batch import (
     matrices_of,
     require_room,
 )
-from solvers.search.batched.moves import Moves, moves_for
+from solvers.search.batched.moves import moves_for
 from solvers.search.runs import Answers
 from solvers.search.temperatures import ScheduleOptions
 from solvers.search.timed import TimedSampler, descend
@@ -85,7 +86,7 @@ class TorchAnnealing(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
-        (solution,) = _solve([problem], given, asked, deadline)
+        (solution,) = _solve([problem], () if given is None else given, asked, deadline)
         return solution
 
     def sample_problems(
@@ -108,7 +109,7 @@ class TorchAnnealing(TimedSampler):
             raise InvalidOptionError("initial_states are of one problem; call sample_problem")
         began = time.perf_counter_ns()
         with running(asked.time_limit) as deadline:
-            solutions = _solve(list(problems), None, asked, deadline)
+            solutions = _solve(list(problems), (), asked, deadline)
         more: dict[str, Any] = {"interrupted": True} if deadline.interrupted else {}
         more["timing"] = {
             "preprocessing_ns": 0,
@@ -123,29 +124,16 @@ class TorchAnnealing(TimedSampler):
 
 def _solve(
     problems: list[QuadraticProblem],
-    given: States | None,
+    given: Sequence[States] | States,
     asked: TorchAnnealingOptions,
     deadline: Deadline,
 ) -> list[Solution]:
+    """A solution for each problem; ``given`` are states of the first one."""
     on = checked_device(asked.device)
     _check_alike(problems)
     if not problems:
         return []
-    size, num_reads = problems[0].num_variables, asked.reads(8)
-    entries = _MOST_ENTRIES.get(on.type, _MOST_ENTRIES_ELSEWHERE)
-    most = max(1, entries // max(1, size * len(problems)))
-    most = min(most, 8 if num_reads is None else num_reads)
-    require_room(
-        len(problems) * (4.0 * size * size + 40.0 * most * size),
-        f"a batch of {len(problems)} problems of {size} variables x {most} reads",
-        "pass fewer problems at a time",
-        on,
-    )
-    require_memory(
-        32.0 * asked.num_sweeps * len(problems),
-        f"a schedule of {asked.num_sweeps} sweeps",
-        "ask for fewer",
-    )
+    num_reads, most = asked.reads(8), _reads_together(problems, asked, on)
     answers = [Answers(problem, num_reads) for problem in problems]
     seeds = np.random.SeedSequence(asked.seed).spawn(len(problems))
     starts = [np.random.default_rng(own) for own in seeds]
@@ -158,9 +146,8 @@ def _solve(
             start = np.stack(
                 [random_states(p, reads, rng) for p, rng in zip(problems, starts, strict=True)]
             )
-            if given is not None and done < len(given):
-                part = given[done : done + reads]
-                start[0, : len(part)] = part
+            for read, state in enumerate(given[done : done + reads]):
+                start[0, read] = state
             batch = Batch(problems, matrices, scales, start, random)
             moves = moves_for(batch, problems)
             sweeps += _anneal(moves, batch, problems, asked, index, deadline)
@@ -171,11 +158,36 @@ def _solve(
     except TooLateError:
         for problem, found, rng in zip(problems, answers, starts, strict=True):
             _keep(problem, found, random_states(problem, 1, rng), deadline)
-    if given is not None:
-        for state in given:
-            answers[0].add(answers[0].begun, state)
+    for state in given:
+        answers[0].add(answers[0].begun, state)
     info = {"sweeps": sweeps, "moves": made}
     return [found.solution(info) for found in answers]
+
+
+def _reads_together(
+    problems: list[QuadraticProblem], asked: TorchAnnealingOptions, device: torch.device
+) -> int:
+    """Reads of one batch.
+
+    Raises:
+        ProblemTooLargeError: the batch, or its schedule, does not fit into memory.
+    """
+    size, num_reads = problems[0].num_variables, asked.reads(8)
+    entries = _MOST_ENTRIES.get(device.type, _MOST_ENTRIES_ELSEWHERE)
+    most = max(1, entries // max(1, size * len(problems)))
+    most = min(most, 8 if num_reads is None else num_reads)
+    require_room(
+        len(problems) * (4.0 * size * size + 40.0 * most * size),
+        f"a batch of {len(problems)} problems of {size} variables x {most} reads",
+        "pass fewer problems at a time",
+        device,
+    )
+    require_memory(
+        32.0 * asked.num_sweeps * len(problems),
+        f"a schedule of {asked.num_sweeps} sweeps",
+        "ask for fewer",
+    )
+    return most
 
 
 def _keep(problem: QuadraticProblem, answers: Answers, states: States, deadline: Deadline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Annotated, Any
@@ -170,6 +171,27 @@ def _scale(problem: QuadraticProblem) -> float:
         entries = q.diagonal() if isinstance(q, LowRank) else q.dense()
         largest = max(entries.max(initial=0.0), -entries.min(initial=0.0))
     return float(max(largest, np.abs(problem.linear).max(initial=0.0))) or 1.0
+
+
+class Moves(ABC):
+    """One kind of move of a batch's replicas."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
+
+    @abstractmethod
+    def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
+        """Move every replica as often as it has moves to offer, or until the deadline.
+
+        Args:
+            temperatures: of each problem, shape (problems,), scaled; None moves only downhill.
+            deadline: when to stop.
+        """
+
+    def made(self) -> int:
+        """Moves made so far, over all replicas."""
+        return int(self._made)
 
 
 def _rows(problem: QuadraticProblem, start: int, stop: int) -> Floats:

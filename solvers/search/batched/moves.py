@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from solvers.host.clock import Deadline
 from solvers.problem.problem import QuadraticProblem
-from solvers.search.batched.batch import Batch
+from solvers.search.batched.batch import Batch, Moves
 
 # The longest row that a GPU's registers hold well.
 LONGEST_FUSED = 8192
@@ -22,24 +21,7 @@ DOWNHILL = 1e-6
 FINITE = 1e4
 
 
-class Moves(Protocol):
-    """One kind of move."""
-
-    def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
-        """Move every replica as often as it has moves to offer, or until the deadline.
-
-        Args:
-            temperatures: of each problem, shape (problems,), scaled; None moves only downhill.
-            deadline: when to stop.
-        """
-        ...
-
-    def made(self) -> int:
-        """Moves made so far, over all replicas."""
-        ...
-
-
-class Swaps:
+class Swaps(Moves):
     """A one and a zero of the same group change places, by the heat-bath rule.
 
     Removing the one i and setting the zero j changes E by
@@ -48,7 +30,7 @@ class Swaps:
     """
 
     def __init__(self, batch: Batch, groups: torch.Tensor | None) -> None:
-        self.batch = batch
+        super().__init__(batch)
         self.groups = None if groups is None else groups[:, None]
         self.counts = batch.x[:, 0].sum(-1)
         self.steps = int(self.counts.max()) if batch.size and batch.problems else 0
@@ -57,7 +39,6 @@ class Swaps:
         # Added to the cost of a partner: inf where there can be none. Without any
         # ones that is everywhere, so that the replica always stays.
         self.barred = torch.where(batch.x | (self.counts == 0)[:, None, None], torch.inf, 0.0)
-        self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
     def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
         batch = self.batch
@@ -112,16 +93,9 @@ class Swaps:
         self.ones.scatter_(-1, slot, into)
         self._made += (into != out).sum()
 
-    def made(self) -> int:
-        return int(self._made)
 
-
-class Flips:
+class Flips(Moves):
     """One variable of each replica flips, one of those that Metropolis' rule lets."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
     def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
         batch = self.batch
@@ -158,9 +132,6 @@ class Flips:
         self.batch.field.add_(self.batch.row(at[..., 0]) * change)
         sign.scatter_add_(-1, at, -2.0 * change)
         self._made += moved.sum()
-
-    def made(self) -> int:
-        return int(self._made)
 
 
 def moves_for(batch: Batch, problems: list[QuadraticProblem]) -> Moves:
