@@ -42,7 +42,7 @@ from qprune.steps.select import Boundary, Offer
 from qprune.walk.schedule import Phase, Position, Progress
 from qprune.walk.setting import State
 from solvers import Ask, LowRank
-from solvers.rows.counts import LayerBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 from solvers.rows.search import solve_rows
 from solvers.rows.starts import admm
@@ -175,7 +175,7 @@ def row_solves() -> Iterator[Row]:
         gram = x @ x.T
         gram += 0.01 * np.trace(gram) / inputs * np.eye(inputs)
         targets = rng.standard_normal((rows, inputs))
-        problem = RowProblem(gram, targets, LayerBudget(rows * inputs // 2))
+        problem = RowProblem(gram, targets, Counts(rows * inputs // 2))
         sizes = {"rows": rows, "inputs": inputs}
         start = admm(problem, damping=0.0)
         if inputs == 128:

@@ -239,8 +239,6 @@ class Reconstruct:
         dense_targets, by_group, damping: see `RowMethod`.
         start: the mask to improve (`solvers.rows.starts`); the default is ALPS's (Meng et al. 2024,
             arXiv 2406.07831).
-        depth: depth of an oscillation (`solvers.rows.search.solve_rows`): 4 reduces the error of
-            a layer by about 1 %, and takes twice as long.
         max_rounds: largest number of rounds of swaps, trades and refit. Every row ends where no
             swap helps; more rounds trade more between rows, and gain a few tenths of a percent.
         num_threads: threads that share the rows; no effect on the answer.
@@ -250,7 +248,6 @@ class Reconstruct:
     by_group: bool = True
     damping: float = 0.01
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
-    depth: int = 0
     max_rounds: int = 2
     # Not in repr: a run may be resumed with another number.
     num_threads: int = field(default=1, repr=False, compare=False)
@@ -263,7 +260,6 @@ class Reconstruct:
             mask=start.mask,
             values=start.values,
             compensate=compensate,
-            depth=self.depth,
             max_rounds=self.max_rounds,
             num_threads=self.num_threads,
         )
@@ -307,7 +303,7 @@ class SampledRows:
         for row, kept in enumerate(mask):
             if kept.all() or not kept.any():
                 continue
-            asked = problem.row_as_problem(row, int(kept.sum()) if problem.budget.trades else None)
+            asked = problem.row_as_problem(row, int(kept.sum()) if problem.counts.trades else None)
             key = np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1)
             found = answer(ask, (asked, (~kept).astype(np.int8), int(key[0])))
             mask[row] = found.sample == 0

@@ -40,8 +40,7 @@ from qprune.walk.sensitivity import Sensitivity
 from qprune.walk.state import Progress, State
 from qprune.walk.streams import BlockPass, Streams, batch_of
 from solvers import Ask
-from solvers.rows.counts import Budget as Counts
-from solvers.rows.counts import LayerBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array
 
@@ -272,7 +271,7 @@ def counts_by_weight(run: Run, shares: Sensitivity | None, inputs: AnyInputs) ->
     # The threshold hits the count up to ties and sampling; the rest is scaled away.
     numbers *= groups.total / float(numbers.sum())
     counts = apportion(numbers, groups.total, sizes - 1)
-    return [LayerBudget(int(size - count)) for size, count in zip(sizes, counts, strict=True)]
+    return [Counts(int(size - count)) for size, count in zip(sizes, counts, strict=True)]
 
 
 def _array(tensor: Tensor) -> Array:
