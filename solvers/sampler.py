@@ -8,13 +8,11 @@ from typing import Any, ClassVar
 
 import dimod
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from solvers.errors import InvalidOptionError, UnknownOptionError
-from solvers.problem.problem import QuadraticProblem
+from solvers.problem.problem import QuadraticProblem, States
 from solvers.problem.solution import Solution
-
-States = NDArray[np.int8]
 
 
 class CountingSampler(dimod.Sampler):
