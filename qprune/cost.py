@@ -114,6 +114,26 @@ class Estimate:
         return line + (f", and {self.unknown}" if self.unknown else "")
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Memory and time of a method.
+
+    Attributes:
+        always: in memory from the start to the end of the run.
+        phases: of the run.
+        unknown: what takes time that nobody can foresee; empty where there is none.
+    """
+
+    always: tuple[Part, ...] = ()
+    phases: tuple[Phase, ...] = ()
+    unknown: str = ""
+
+    def __add__(self, other: Needs) -> Needs:
+        """Of two methods in a row."""
+        unknown = self.unknown or other.unknown
+        return Needs(self.always + other.always, self.phases + other.phases, unknown)
+
+
 def estimate(
     present: float,
     before: float,

@@ -27,7 +27,7 @@ from qprune.distributed.ranks import ALONE, Ranks
 from qprune.distributed.workers import checked_threads, limited_threads
 from qprune.errors import ImpossibleRequestError
 from qprune.network.admission import refuse_unstorable, refuse_wrapped
-from qprune.network.groups import Budget, KeepNofM, mask_by_name
+from qprune.network.groups import Budget, NofM, mask_by_name
 from qprune.network.patterns import Pattern, as_patterns
 from qprune.objective import SketchedFisher
 from qprune.objective.curvature import Curvature
@@ -75,7 +75,7 @@ def prune(
     density: float | None = None,
     start: Start | Pruner | str = DiagonalFisher(),
     budget: Budget | str = "global",
-    mask_structure: KeepNofM | str | None = None,
+    mask_structure: NofM | str | None = None,
     targets: Sequence[Pattern] | Pattern | None = None,
     ignore: Sequence[Pattern] | Pattern = (),
     loss: Loss | Any = "dense",
@@ -128,7 +128,7 @@ def prune(
         budget: where the count is exact: "global", "layer", "row", or a strategy.
         mask_structure: "N:M" keeps at most N of every M consecutive inputs, instead of budget.
         targets: what to prune: classes, modules, parameters, by themselves or by name, or ``re:``
-            patterns (`qprune.network.weights.find_layers`). None = every Linear and convolution,
+            patterns (`qprune.network.weights.find_weights`). None = every Linear and convolution,
             and the matrices of attention, LSTM, GRU and RNN. What is left dense is said in one
             line.
         ignore: the same, taken away again.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.data.inputs import AnyInputs, mapped
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.trace.autograd import trace_of
 from qprune.objective.trace.preflight import examined, reached
 from qprune.objective.trace.recorder import Recorder, Trace, differentiating, forward
@@ -47,11 +47,11 @@ def per_sample_gradients(
 
 def traced(
     model: nn.Module,
-    layers: Layers,
+    layers: Weights,
     inputs: AnyInputs,
     loss: Callable[[Tensor, Tensor], Tensor],
     answers: Tensor,
-) -> tuple[Layers, Trace]:
+) -> tuple[Weights, Trace]:
     """(the tensors that gradients reach, with their paths, and one batch's trace)."""
     layers = examined(model, layers, mapped(inputs, torch.clone))
     layers = reached(model, layers, mapped(inputs, torch.clone), len(inputs))

@@ -38,24 +38,27 @@ GOLDEN = Path(__file__).parent / "golden" / "problems"
 #: homes. A module that a revision does not have is passed over.
 HOMES = (
     "qprune",
+    "qprune.scores",
     "qprune.steps.start",
-    "qprune.results.start",
+    "qprune.blocks",
     "qprune.steps.select",
-    "qprune.results.select",
+    "qprune.distill",
     "qprune.steps.distill",
-    "qprune.results.distill",
     "qprune.layerwise",
+    "qprune.layerwise.start",
+    "qprune.layerwise.sensitivity",
+    "qprune.steps.reconstruct",
+    "qprune.walk.layerwise",
     "qprune.walk.layerwise_start",
+    "qprune.walk.networkwise",
+    "qprune.walk.journal",
     "qprune.walk.sensitivity",
-    "qprune.results.reconstruct",
-    "qprune.walk.schedule.layerwise",
-    "qprune.walk.schedule.sensitivity",
+    "qprune.ranks",
     "qprune.distributed.ranks",
-    "qprune.distributed.ranks",
-    "qprune.network.twins",
+    "qprune.language.twins",
     "qprune.models.twins",
     "qprune.network.twins",
-    "qprune.network.mask_file",
+    "qprune.packed",
     "qprune.network.mask_file",
 )
 
@@ -441,8 +444,9 @@ class Coming:
             method.append(found("Networkwise")(**after | all_made(run.networkwise)))
         pruned = found("prune")(model, data, method=tuple(method), **all_made(run.shared) | more)
         layers = [
-            [layer.name, layer.num_pruned, bits(getattr(layer, "error", None))]
-            for layer in (pruned.report.layers if run.layerwise is not None else ())
+            [layer.name, layer.num_pruned, bits(layer.error)]
+            for step in pruned.report.steps
+            for layer in step.layers
         ]
         steps = steps_of(pruned.report.steps, run.layerwise is not None)
         return result_of(model, pruned.mask, steps, layers)
@@ -490,8 +494,10 @@ def together(name: str, number: int, tree: Path) -> None:
 def commanded(run: CommandLine) -> Result:
     from safetensors.numpy import load_file
 
-    cli = importlib.import_module("qprune.cli.main")
-    main = cli.main if callable(cli.main) else cli.main.main
+    try:
+        main = importlib.import_module("qprune.cli.main").main
+    except ModuleNotFoundError:  # Before the command line was a package.
+        main = importlib.import_module("qprune.cli").main
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"

@@ -29,7 +29,7 @@ from benchmarks.scaling.rank_program import EXCHANGED, RUNS, launched
 from benchmarks.step_cost import network
 from benchmarks.timing import cpu_seconds
 from qprune.network.groups import BUDGETS, prune_lowest
-from qprune.network.weights import Layers, find_layers
+from qprune.network.weights import Weights, find_weights
 from qprune.objective import SketchedFisher
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.samples import sample_size
@@ -75,19 +75,19 @@ def least(function: Callable[[], object], repeats: int = REPEATS) -> float:
     return min(cpu_seconds(function)[0] for _ in range(repeats))
 
 
-def networks(folder: Path | None) -> Iterator[tuple[str, nn.Module, torch.Tensor, Layers]]:
+def networks(folder: Path | None) -> Iterator[tuple[str, nn.Module, torch.Tensor, Weights]]:
     """(name, model, 64 samples or fewer, targeted weights), small and larger ones."""
     for width, depth in ((128, 2), (512, 2), (512, 8), (2048, 2), (2048, 4)):
         model = network(64, *[width] * depth, 10)
-        yield f"MLP {depth} x {width}", model, torch.randn(256, 64), find_layers(model)
+        yield f"MLP {depth} x {width}", model, torch.randn(256, 64), find_weights(model)
     for workload in workloads(folder) if folder else ():
         ignore = workload.options.get("ignore", ())
         inputs = workload.data.inputs[:64]
         model = workload.model.eval()
-        yield workload.name, model, inputs, find_layers(model, ignore=ignore)
+        yield workload.name, model, inputs, find_weights(model, ignore=ignore)
 
 
-def passes(name: str, model: nn.Module, inputs: torch.Tensor, layers: Layers) -> Iterator[Row]:
+def passes(name: str, model: nn.Module, inputs: torch.Tensor, layers: Weights) -> Iterator[Row]:
     """Forward pass, expansion, columns of blocks, Gauss-Newton product."""
     from qprune.data.calibration import Calibration
 
@@ -118,7 +118,7 @@ def selections() -> Iterator[Row]:
     """Choosing one block among ever more weights."""
     for number in (100_000, 1_000_000, 10_000_000):
         model = nn.Linear(number // 1000, 1000)
-        layers = find_layers(model)
+        layers = find_weights(model)
         groups = BUDGETS["global"].groups(layers, 0.9)
         mask = torch.rand(layers.size) > 0.9
         offer = Offer(

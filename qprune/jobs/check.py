@@ -27,7 +27,7 @@ from qprune.jobs.language.check import check_language_run
 from qprune.jobs.language.settings import LanguageSettings
 from qprune.network.groups import BUDGETS
 from qprune.network.layouts import Kind, layout_of
-from qprune.network.weights import Layer, Layers
+from qprune.network.weights import Weight, Weights
 from qprune.record.folder import FILES, MASK, MODEL, REPORT_JSON, Saved, read_run
 from qprune.results import LayerRecord
 
@@ -63,7 +63,7 @@ def check_run(path: Path) -> Finding:
     return Finding(lies, num_weights(mask), num_pruned(mask), notes)
 
 
-def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
+def _misfits(weights: Tensors, mask: Tensors, layers: Weights) -> Iterator[str]:
     """Yield tensors whose names, shapes or types differ between the files."""
     if set(mask) != {layer.parameter_name for layer in layers}:
         yield f"{MASK} and {REPORT_JSON} name different weights"
@@ -77,7 +77,7 @@ def _misfits(weights: Tensors, mask: Tensors, layers: Layers) -> Iterator[str]:
             )
 
 
-def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
+def _wrong_counts(mask: Tensors, saved: Saved, layers: Weights) -> Iterator[str]:
     """Yield recorded counts that differ from the mask's."""
     report, settings = saved.report, saved.settings
     for layer, record in zip(layers, report.layers, strict=True):
@@ -92,7 +92,7 @@ def _wrong_counts(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
     yield from wrong_totals(mask, report, settings.asked_sparsity)
 
 
-def _wrong_structure(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[str]:
+def _wrong_structure(mask: Tensors, saved: Saved, layers: Weights) -> Iterator[str]:
     """Yield groups (all weights, layers, rows, runs of N:M) without their exact count."""
     settings = saved.settings
     structure = settings.structure
@@ -113,13 +113,13 @@ def _wrong_structure(mask: Tensors, saved: Saved, layers: Layers) -> Iterator[st
         )
 
 
-def _as_layers(records: tuple[LayerRecord, ...]) -> Layers:
+def _as_layers(records: tuple[LayerRecord, ...]) -> Weights:
     """Return layers of the recorded shapes, without values."""
     items, offset = [], 0
     for record in records:
         module = nn.Module()
         tensor = torch.empty(record.shape, device="meta")
         kind = Kind(layout=layout_of(record.input_groups))
-        items.append(Layer(record.name, record.parameter, tensor, module, offset, kind))
+        items.append(Weight(record.name, record.parameter, tensor, module, offset, kind))
         offset += record.num_weights
-    return Layers(tuple(items))
+    return Weights(tuple(items))

@@ -1,27 +1,28 @@
-"""Budgets: exact integer counts over the model, per layer, per row, or N of every M.
+"""The exact counts of a run: over the model, per layer, per row, or N of every M.
 
-Masks of kept weights: one flat bool vector over all targeted weights, True = kept.
-
-Budgets: the exact counts of one matrix for a sparsity or a structure.
+A sparsity becomes integers here, once; nothing turns them into shares again. A mask is one flat
+bool vector over all targeted weights, True = kept.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
-from typing import Literal, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qprune.errors import ImpossibleRequestError
-from qprune.network.matrices import Matrix
-from qprune.network.weights import Layers
-from solvers.rows.counts import Budget as Counts
-from solvers.rows.counts import LayerBudget, NofM, RowBudget
+from qprune.network.weights import Weights
+from solvers.rows import counts as row_counts
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +30,24 @@ class Groups:
     """Partition of all targeted weights, with the number to prune in each part.
 
     Attributes:
-        ids: shape (N,), the group 0..g-1 of every weight; None when there is one group.
         sizes: shape (g,), weights per group.
         counts: shape (g,), weights to prune per group at the end.
+        make_ids: makes the group 0..g-1 of every weight, shape (N,); None = there is one group.
+        of_weight: exact counts of the weight of that number by itself; None where the groups
+            leave them open.
+        asked: the sparsity that was asked for, for reports.
     """
 
-    ids: Tensor | None
     sizes: Tensor
     counts: Tensor
+    make_ids: Callable[[], Tensor] | None = None
+    of_weight: Callable[[int], row_counts.Budget | None] = lambda number: None
+    asked: float = math.nan
+
+    @cached_property
+    def ids(self) -> Tensor | None:
+        """The group of every weight, shape (N,), made when first asked for."""
+        return None if self.make_ids is None else self.make_ids()
 
     @property
     def total(self) -> int:
@@ -51,7 +62,8 @@ class Groups:
         """Return the number of True entries of a bool vector (N,) in each group, shape (g,)."""
         if self.ids is None:
             return chosen.sum()[None]
-        return torch.zeros_like(self.sizes).index_add_(0, self.ids, chosen.to(self.sizes.dtype))
+        zeros = torch.zeros(len(self.sizes), dtype=self.sizes.dtype)
+        return zeros.index_add_(0, self.ids, chosen.to(self.sizes.dtype))
 
 
 def apportion(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
@@ -67,8 +79,8 @@ def apportion(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
 class Budget(Protocol):
     """Protocol of a budget: the parts of the model with exact counts."""
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
-        """Return the partition and its counts, which sum to round(sparsity * N)."""
+    def groups(self, weights: Weights, sparsity: float) -> Groups:
+        """The partition and its counts, which sum to round(sparsity * N) if not said otherwise."""
         ...
 
 
@@ -76,46 +88,97 @@ class Budget(Protocol):
 class Global:
     """Budget with one count over all targeted weights; each layer finds its own sparsity."""
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
-        sizes, counts = (torch.tensor([n]) for n in (layers.size, round(sparsity * layers.size)))
+    def groups(self, weights: Weights, sparsity: float) -> Groups:
+        sizes, counts = (torch.tensor([n]) for n in (weights.size, round(sparsity * weights.size)))
         _refuse_empty("the model", sizes, counts, sparsity, "lower the sparsity")
-        return Groups(None, sizes, counts)
+        return Groups(sizes, counts)
 
 
 @dataclass(frozen=True)
 class PerLayer:
-    """Budget with the same sparsity in every layer.
+    """The same sparsity in every layer.
 
-    Example:
-        >>> from torch import nn
-        >>> from qprune.network.weights import find_layers
-        >>> layers = find_layers(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)))
-        >>> PerLayer().groups(layers, 0.5).counts.tolist()
-        [10, 5]
+    Args:
+        alone: round every layer's count by itself, as one-shot methods do; else the counts add up
+            to the model's.
+        sparsities: of some layers, by name, instead of the common one; each count is then rounded
+            by itself.
+
+    Raises:
+        ImpossibleRequestError: when applied, an unknown name, or a value outside [0, 1).
     """
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
-        sizes = torch.tensor([layer.size for layer in layers])
-        ids = torch.repeat_interleave(torch.arange(len(layers)), sizes)
-        counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
-        for layer, size, count in zip(layers, sizes, counts, strict=True):
-            _refuse_empty(f"layer {layer.name!r}", size, count, sparsity, _WAY_OUT)
-        return Groups(ids, sizes, counts)
+    alone: bool = False
+    sparsities: Mapping[str, float] | None = None
+
+    def groups(self, weights: Weights, sparsity: float) -> Groups:
+        sizes = torch.tensor([weight.size for weight in weights])
+        counts = self._counts(weights, sizes, sparsity)
+        for weight, size, count in zip(weights, sizes, counts, strict=True):
+            _refuse_empty(f"layer {weight.name!r}", size, count, sparsity, _WAY_OUT)
+        return Groups(
+            sizes,
+            counts,
+            lambda: torch.repeat_interleave(torch.arange(len(weights)), sizes),
+            lambda number: row_counts.LayerBudget(int(sizes[number] - counts[number])),
+            int(counts.sum()) / weights.size if self.sparsities else math.nan,
+        )
+
+    def _counts(self, weights: Weights, sizes: Tensor, sparsity: float) -> Tensor:
+        if self.alone or self.sparsities:
+            each = _by_layer(weights, sparsity, self.sparsities or {})
+            return torch.tensor([round(s * w.size) for s, w in zip(each, weights, strict=True)])
+        return apportion(sizes.double() * sparsity, round(sparsity * int(sizes.sum())), sizes)
+
+
+def _by_layer(weights: Weights, sparsity: float, given: Mapping[str, float]) -> list[float]:
+    names = [weight.name for weight in weights]
+    for name, value in given.items():
+        if name not in names:
+            raise ImpossibleRequestError(
+                f"the budget names the layer {name!r}, which is not pruned; it takes names such as "
+                f"{names[0]!r}"
+            )
+        if not 0 <= value < 1:
+            raise ImpossibleRequestError(
+                f"the sparsity of layer {name!r} must lie in [0, 1), not {value!r}"
+            )
+    return [given.get(name, sparsity) for name in names]
 
 
 @dataclass(frozen=True)
 class PerRow:
-    """Budget with the same sparsity for every output of every layer."""
+    """The same sparsity for every output of every layer.
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
-        sizes = torch.cat([torch.full((layer.rows,), layer.cols) for layer in layers])
-        rows = [layer.rows for layer in layers]
-        first = [sum(rows[:number]) for number in range(len(rows))]
-        ids = torch.cat([layer.row_ids() + n for layer, n in zip(layers, first, strict=True)])
-        counts = apportion(sizes.double() * sparsity, round(sparsity * layers.size), sizes)
-        for layer, size, count in zip(layers, sizes.split(rows), counts.split(rows), strict=True):
-            _refuse_empty(f"a row of layer {layer.name!r}", size, count, sparsity, _WAY_OUT)
-        return Groups(ids, sizes, counts)
+    Args:
+        alone: round every layer's count by itself and spread the remainder evenly over its rows,
+            as one-shot methods do; else the counts add up to the model's.
+    """
+
+    alone: bool = False
+
+    def groups(self, weights: Weights, sparsity: float) -> Groups:
+        sizes = torch.cat([torch.full((weight.rows,), weight.inputs) for weight in weights])
+        rows = [weight.rows for weight in weights]
+        counts = self._counts(weights, sizes, sparsity)
+        kept = (sizes - counts).split(rows)
+        for weight, size, left in zip(weights, sizes.split(rows), kept, strict=True):
+            _refuse_empty(f"a row of layer {weight.name!r}", size, size - left, sparsity, _WAY_OUT)
+
+        def ids() -> Tensor:
+            first = [sum(rows[:number]) for number in range(len(rows))]
+            return torch.cat([w.row_ids() + n for w, n in zip(weights, first, strict=True)])
+
+        return Groups(sizes, counts, ids, lambda number: row_counts.RowBudget(kept[number].numpy()))
+
+    def _counts(self, weights: Weights, sizes: Tensor, sparsity: float) -> Tensor:
+        if not self.alone:
+            return apportion(sizes.double() * sparsity, round(sparsity * weights.size), sizes)
+        kept = [
+            np.diff(np.arange(w.rows + 1) * (w.size - round(sparsity * w.size)) // w.rows)
+            for w in weights
+        ]
+        return sizes - torch.from_numpy(np.concatenate(kept))
 
 
 _WAY_OUT = "lower the sparsity, add the layer to ignore, or use budget='global'"
@@ -130,7 +193,7 @@ def _refuse_empty(what: str, sizes: Tensor, counts: Tensor, sparsity: float, way
 
 
 @dataclass(frozen=True)
-class KeepNofM:
+class NofM:
     """Budget with at most ``n`` non-zero weights in every ``m`` consecutive inputs of an output.
 
     "2:4" is NVIDIA's sense, and so is "1:4": one weight of four stays (75 % sparsity). Tools
@@ -142,7 +205,7 @@ class KeepNofM:
             multiple of m, or a sparsity other than 1 - n/m was asked.
 
     Example:
-        >>> KeepNofM.parse("1:4").sparsity
+        >>> NofM.parse("1:4").sparsity
         0.75
     """
 
@@ -161,7 +224,7 @@ class KeepNofM:
         return 1 - self.n / self.m
 
     @classmethod
-    def parse(cls, text: str) -> KeepNofM:
+    def parse(cls, text: str) -> NofM:
         """Parse "N:M".
 
         Raises:
@@ -174,16 +237,17 @@ class KeepNofM:
             )
         return cls(int(match[1]), int(match[2]))
 
-    def groups(self, layers: Layers, sparsity: float) -> Groups:
-        for layer in layers:
-            if not layer.kind.contracted:
+    def groups(self, weights: Weights, sparsity: float) -> Groups:
+        for weight in weights:
+            if not weight.kind.contracted:
                 raise ImpossibleRequestError(
-                    f"no product sums over the inputs of {layer.name!r} ({layer.kind.why}): "
-                    f"{self.n}:{self.m} does not apply; add the layer to ignore"
+                    f"no product sums over the inputs of {weight.name!r} as it lies "
+                    f"({weight.kind.why}), so that {self.n}:{self.m} means nothing there: add the "
+                    "layer to ignore"
                 )
-            if layer.cols % self.m:
+            if weight.inputs % self.m:
                 raise ImpossibleRequestError(
-                    f"layer {layer.name!r} has {layer.cols} inputs per output, not a multiple "
+                    f"layer {weight.name!r} has {weight.inputs} inputs per output, not a multiple "
                     f"of {self.m}; {self.n}:{self.m} does not fit: add the layer to ignore"
                 )
         if abs(sparsity - self.sparsity) > 1e-6:
@@ -191,16 +255,64 @@ class KeepNofM:
                 f"mask_structure {self.n}:{self.m} means sparsity {self.sparsity:g}, "
                 f"not {sparsity:g}; ask for that, or leave the sparsity out"
             )
-        number = layers.size // self.m
-        ids = torch.cat([layer.runs(self.m) + layer.offset // self.m for layer in layers])
-        return Groups(ids, torch.full((number,), self.m), torch.full((number,), self.m - self.n))
+        number = weights.size // self.m
+        return Groups(
+            torch.tensor(self.m).expand(number),
+            torch.tensor(self.m - self.n).expand(number),
+            lambda: torch.cat([w.runs(self.m) + w.offset // self.m for w in weights]),
+            lambda _: row_counts.NofM(self.n, self.m),
+        )
 
 
 #: Names on the command line.
 BUDGETS: Mapping[str, Budget] = {"global": Global(), "layer": PerLayer(), "row": PerRow()}
 
 
-def checked_sparsity(sparsity: float | None, structure: KeepNofM | None) -> float:
+def named(what: str, value: T | str, known: Mapping[str, T]) -> T:
+    """``value``, or the strategy that ``known`` has by that name.
+
+    Raises:
+        ImpossibleRequestError: there is none of that name.
+    """
+    if not isinstance(value, str):
+        return value
+    if value not in known:
+        raise ImpossibleRequestError(f"no {what} named {value!r}; there are: {', '.join(known)}")
+    return known[value]
+
+
+def groups_of(
+    weights: Weights,
+    sparsity: float | None,
+    density: float | None,
+    budget: Budget | str,
+    mask_structure: NofM | str | None,
+) -> Groups:
+    """The exact counts that a request asks of ``weights``.
+
+    Args:
+        weights: the targeted ones.
+        sparsity: share of them to prune, in [0, 1).
+        density: 1 - sparsity, instead of it.
+        budget: over which parts the count is exact, or its name in `BUDGETS`.
+        mask_structure: `NofM`, or "N:M", instead of ``budget``.
+
+    Raises:
+        ImpossibleRequestError: both or neither of sparsity and density, a value outside [0, 1), no
+            such budget, or a structure that does not fit.
+    """
+    structure = NofM.parse(mask_structure) if isinstance(mask_structure, str) else mask_structure
+    if density is not None and sparsity is not None:
+        raise ImpossibleRequestError(
+            f"sparsity={sparsity} and density={density} are both given; "
+            "density is 1 - sparsity: pass one of them"
+        )
+    asked = checked_sparsity(sparsity if density is None else 1 - density, structure)
+    found = (structure or named("budget", budget, BUDGETS)).groups(weights, asked)
+    return replace(found, asked=asked) if math.isnan(found.asked) else found
+
+
+def checked_sparsity(sparsity: float | None, structure: NofM | None) -> float:
     """Return the sparsity to reach, in [0, 1).
 
     Raises:
@@ -243,68 +355,3 @@ def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Te
     mask = torch.ones_like(kept)
     mask[order[:total]] = False
     return mask
-
-
-def mask_by_name(layers: Layers, mask: Tensor) -> dict[str, Tensor]:
-    """Return one bool tensor per parameter, in the parameter's own shape."""
-    return {
-        layer.parameter_name: part.view(layer.shape).clone()
-        for layer, part in zip(layers, layers.split(mask), strict=True)
-    }
-
-
-#: Scope of a matrix' exact count: each output row, or the whole matrix.
-Scope = Literal["row", "layer"]
-
-
-def budget_of(matrix: Matrix, sparsity: float, structure: KeepNofM | None, scope: Scope) -> Counts:
-    """Return the counts of ``matrix``, whose sum is exact.
-
-    Raises:
-        ImpossibleRequestError: no weight would be left, or the structure does not fit the inputs.
-    """
-    if structure is not None:
-        if matrix.inputs % structure.m:
-            raise ImpossibleRequestError(
-                f"layer {matrix.name!r} has {matrix.inputs} inputs, not a multiple of "
-                f"{structure.m}; {structure.n}:{structure.m} does not fit: add it to ignore"
-            )
-        return NofM(structure.n, structure.m)
-    kept = matrix.size - round(sparsity * matrix.size)
-    if not kept:
-        raise ImpossibleRequestError(
-            f"layer {matrix.name!r} has {matrix.size} weights; sparsity {sparsity:g} would leave "
-            "none of them: lower it, or add the layer to ignore"
-        )
-    if scope == "layer":
-        return LayerBudget(kept)
-    # Remainders are spread evenly over the rows.
-    return RowBudget(np.diff(np.arange(matrix.rows + 1) * kept // matrix.rows))
-
-
-def sparsity_by_layer(
-    matrices: Sequence[Matrix], sparsity: float, given: Mapping[str, float] | None
-) -> dict[str, float]:
-    """Return the sparsity of every matrix by its name.
-
-    Args:
-        matrices: all targeted matrices.
-        sparsity: default for matrices not in ``given``.
-        given: sparsities by name.
-
-    Raises:
-        ImpossibleRequestError: an unknown name, or a value outside [0, 1).
-    """
-    result = {matrix.name: sparsity for matrix in matrices}
-    for name, value in (given or {}).items():
-        if name not in result:
-            raise ImpossibleRequestError(
-                f"layer_sparsity names {name!r}, which is not pruned; it takes names such as "
-                f"{matrices[0].name!r}"
-            )
-        if not 0 <= value < 1:
-            raise ImpossibleRequestError(
-                f"layer_sparsity of {name!r} must lie in [0, 1), not {value!r}"
-            )
-        result[name] = value
-    return result

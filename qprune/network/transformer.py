@@ -1,14 +1,14 @@
-"""Stores of activations between blocks: in host or device memory, or in memory-mapped files.
+"""A model's repeated blocks: where they are, their weights, what each is called with.
 
-Repeated blocks of a model, and the arguments of each.
-
-No architecture is assumed: the blocks are the ModuleList whose members hold the matrices, and
-their arguments are recorded by running the model with blocks that pass their input on
-unchanged. So at most one block computes at a time.
+Nothing is known about any architecture: the blocks are the ModuleList whose members hold the
+matrices, and what they are called with is seen by running the model with blocks that pass their
+input on unchanged. So no more than one block ever has to compute at a time. Activations wait
+between blocks in memory, a device's too, or in files that are mapped into it.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +26,16 @@ from qprune.data.inputs import AnyInputs, called, mapped, tensors_of
 from qprune.errors import (
     CalibrationError,
     ImpossibleRequestError,
+    NonFiniteError,
     QpruneError,
     UnsupportedLayerError,
 )
+from qprune.network.layouts import OUTPUTS_FIRST, Kind, kind_of
+from qprune.network.patterns import Pattern, as_patterns
+from qprune.network.weights import Weight, Weights, indexed, is_named
+from qprune.results import Coverage, LeftDense
+
+logger = logging.getLogger(__name__)
 
 
 class Store(Protocol):
@@ -363,3 +370,132 @@ def _equal(one: Any, other: Any) -> bool:
     if type(one) is dict:
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     return one is other or (isinstance(one, int | float | str | bool) and one == other)
+
+
+#: Routers of a mixture of experts decide, and are tiny: left dense, as the literature does.
+ROUTERS = r"re:.*\.(gate|router|shared_expert_gate)"
+
+
+def block_weights(
+    model: nn.Module,
+    targets: Sequence[Pattern] | Pattern | None = None,
+    ignore: Sequence[Pattern] | Pattern = (),
+    *,
+    convolutions: bool = False,
+) -> Weights:
+    """The targeted matrices inside a model's blocks, in module order.
+
+    Args:
+        model: whose blocks `find_blocks` finds.
+        targets: classes or their names, modules or their names, or ``re:`` patterns; None for
+            every Linear, Conv1D and tensor of experts but routers.
+        ignore: the same, taken away again.
+        convolutions: take those of Conv2d, too; layer by layer they are not pruned.
+
+    Raises:
+        UnsupportedLayerError: a target names a module without a matrix that is known here, or the
+            model has no blocks.
+        ImpossibleRequestError: nothing is left to prune, or a targeted tensor has two names.
+        NonFiniteError: a weight is NaN or Inf.
+    """
+    wanted = None if targets is None else as_patterns(targets, "targets")
+    unwanted = as_patterns(ignore, "ignore")
+    found: list[Weight] = []
+    for block_name, block in find_blocks(model):
+        for inner, module in block.named_modules():
+            name = f"{block_name}.{inner}" if inner else block_name
+            if is_named(name, module, unwanted):
+                continue
+            if convolutions and isinstance(module, nn.Conv2d):
+                if wanted is None or is_named(name, module, wanted):
+                    found.append(_single(name, module, OUTPUTS_FIRST))
+                continue
+            if wanted is None:
+                if not is_named(name, module, (ROUTERS,)):
+                    found += _matrices_of(name, module)
+            elif is_named(name, module, wanted):
+                found += _demanded(name, module)
+    if not found:
+        raise ImpossibleRequestError(
+            f"no weights to prune: targets={wanted and list(wanted)} and ignore={list(unwanted)} "
+            "leave no Linear, Conv1D or experts inside the model's blocks"
+        )
+    for weight in found:
+        if not bool(torch.isfinite(weight.part(weight.parameter)).all()):
+            raise NonFiniteError(
+                f"the weight of {weight.name!r} holds NaN or Inf; repair the checkpoint first"
+            )
+    _refuse_tied(model, found)
+    return Weights(indexed(found), _coverage(model, found))
+
+
+def _refuse_tied(model: nn.Module, weights: Sequence[Weight]) -> None:
+    """Refuse to prune a tensor that is also something else; log the ties of other weights."""
+    targeted = {id(weight.parameter) for weight in weights}
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = owners.setdefault(id(parameter), name)
+        if first == name:
+            continue
+        if id(parameter) in targeted:
+            raise ImpossibleRequestError(
+                f"the weights {first!r} and {name!r} are one tied tensor; pruning one would change "
+                "the other: add one of them to ignore, or untie them"
+            )
+        logger.info("%s is tied to %s; both stay dense", name, first)
+
+
+def _coverage(model: nn.Module, weights: Sequence[Weight]) -> Coverage:
+    """The share of the model that is targeted; outside the blocks nothing is."""
+    targeted = {id(weight.parameter) for weight in weights}
+    parameters = dict(model.named_parameters())
+    tensors = {n: p for n, p in parameters.items() if p.ndim > 1}
+    left = tuple(
+        LeftDense(name, parameter.numel(), "not a target inside the blocks", asked=True)
+        for name, parameter in tensors.items()
+        if id(parameter) not in targeted
+    )
+    every = sum(parameter.numel() for parameter in parameters.values())
+    vectors = every - sum(parameter.numel() for parameter in tensors.values())
+    return Coverage(sum(weight.size for weight in weights), every, vectors, left)
+
+
+def _matrices_of(name: str, module: nn.Module) -> list[Weight]:
+    """The matrices that a module holds itself; none for a module that holds none."""
+    if isinstance(module, nn.Linear):
+        return [_single(name, module, OUTPUTS_FIRST)]
+    if type(module).__name__ == "Conv1D":
+        return [_single(name, module, kind_of(module, "weight"))]
+    if type(module).__name__.endswith("Experts"):
+        return [
+            Weight(f"{name}.{key}.{n}", f"{name}.{key}", parameter, module, 0, expert=n)
+            for key, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim == 3
+            for n in range(len(parameter))
+        ]
+    return []
+
+
+def _single(name: str, module: nn.Module, kind: Kind) -> Weight:
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise UnsupportedLayerError(
+            f"the weight of {name!r} is computed from other parameters (a parametrization); "
+            "remove that first, or add the layer to ignore"
+        )
+    if weight.is_meta or not weight.is_floating_point():
+        raise UnsupportedLayerError(
+            f"the weight of {name!r} is {'not loaded' if weight.is_meta else 'quantised'}; load "
+            "the model in full, in float32, bfloat16 or float16"
+        )
+    return Weight(name, f"{name}.weight", weight, module, 0, kind)
+
+
+def _demanded(name: str, module: nn.Module) -> list[Weight]:
+    matrices = _matrices_of(name, module)
+    if not matrices:
+        raise UnsupportedLayerError(
+            f"target {name!r} is a {type(module).__name__}; layer by layer, qprune prunes Linear, "
+            "Conv1D and tensors of experts: name those inside it, or add it to ignore"
+        )
+    return matrices

@@ -26,18 +26,20 @@ from qprune.results import Coverage, LeftDense
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """Targeted tensor with its place in the flat index.
+class Weight:
+    """One targeted matrix: a tensor of the model, or one expert's slice of it.
 
     Attributes:
-        name: the parameter's name, without ``.weight`` where it ends so.
-        parameter_name: its name in the model's state dict.
+        name: the parameter's name, without ``.weight`` where it ends so; an expert's number
+            follows it.
+        parameter_name: the parameter's name in the model's state dict.
         parameter: the tensor.
         module: the module that holds it.
-        offset: flat index of its first weight.
-        kind: its layout of outputs and inputs.
-        path: source of its per-sample gradients (`qprune.objective.trace.preflight`); None = not
-            known yet.
+        offset: flat index of the first entry.
+        kind: where its outputs and inputs are.
+        path: how its per-sample gradients are found (`qprune.objective.trace.preflight`); None =
+            not known yet.
+        expert: index along the first dimension of a tensor of experts; None for a whole tensor.
     """
 
     name: str
@@ -47,11 +49,16 @@ class Layer:
     offset: int
     kind: Kind = OUTPUTS_FIRST
     path: Any = None
+    expert: int | None = None
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """This weight's view of a tensor that is shaped like the parameter."""
+        return tensor if self.expert is None else tensor[self.expert]
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the tensor itself."""
-        return self.parameter.shape
+        """Shape of its part of the parameter."""
+        return self.parameter.shape[self.expert is not None :]
 
     @cached_property
     def rows(self) -> int:
@@ -59,37 +66,51 @@ class Layer:
         return len(self.matrix(torch.empty(self.shape, device="meta")))
 
     @property
-    def cols(self) -> int:
-        """Number of inputs of each output (per group, times kernel positions)."""
+    def inputs(self) -> int:
+        """Number of inputs that each output has (per group, times kernel positions)."""
         return self.size // self.rows
 
     @property
     def size(self) -> int:
-        """Number of weights."""
-        return self.parameter.numel()
+        """Number of entries."""
+        return self.shape.numel()
 
     @property
     def end(self) -> int:
-        """One past the flat index of the last weight."""
+        """One past the flat index of the last entry."""
         return self.offset + self.size
 
+    @property
+    def routed(self) -> bool:
+        """Whether only some tokens come here, not the same ones before and after pruning."""
+        return self.expert is not None or ".experts." in f".{self.name}."
+
     def matrix(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the weight's shape as (rows, cols)."""
+        """A tensor of this weight's shape as (rows, inputs)."""
         return self.kind.layout.matrix(tensor)
 
+    def read(self) -> Tensor:
+        """The values, a new tensor (rows, inputs) in the parameter's dtype."""
+        return self.matrix(self.part(self.parameter.detach())).clone()
+
+    def write(self, matrix: Tensor) -> None:
+        """Set the values from (rows, inputs)."""
+        with torch.no_grad():
+            self.part(self.parameter).copy_(self.kind.layout.back(matrix, self.shape))
+
     def row_ids(self) -> Tensor:
-        """Return the row of every weight in the order of the flat index, shape (size,)."""
-        rows = torch.arange(self.rows)[:, None].expand(-1, self.cols)
+        """The row of every entry in the order of the flat index, shape (size,)."""
+        rows = torch.arange(self.rows)[:, None].expand(-1, self.inputs)
         return self.kind.layout.back(rows, self.shape).reshape(-1)
 
     def runs(self, length: int) -> Tensor:
-        """Return for every weight its run of ``length`` consecutive inputs, shape (size,)."""
+        """The run of ``length`` consecutive inputs that every entry is in, shape (size,)."""
         ids = torch.arange(self.size) // length
-        return self.kind.layout.back(ids.view(self.rows, self.cols), self.shape).reshape(-1)
+        return self.kind.layout.back(ids.view(self.rows, self.inputs), self.shape).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
-class Layers(Sequence[Layer]):
+class Weights(Sequence[Weight]):
     """All targeted tensors, in module order.
 
     Attributes:
@@ -97,7 +118,7 @@ class Layers(Sequence[Layer]):
         coverage: targeted share of the model; None where unknown.
     """
 
-    items: tuple[Layer, ...]
+    items: tuple[Weight, ...]
     coverage: Coverage | None = None
 
     def __getitem__(self, index):
@@ -137,36 +158,43 @@ class Layers(Sequence[Layer]):
         return [layer.parameter for layer in self]
 
     def read(self) -> Tensor:
-        """Return all weights as one new vector, shape (N,), of type `dtype`."""
-        weights = [whole(layer.parameter.detach()).reshape(-1) for layer in self]
-        return torch.cat([weight.to(self.dtype) for weight in weights])
+        """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
+        return self.flat(self.copies(copy=False))
+
+    def flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One tensor for each weight as one new vector, shape (N,), of `dtype`."""
+        return torch.cat([tensor.reshape(-1).to(self.dtype) for tensor in tensors])
+
+    def copies(self, copy: bool = True) -> list[Tensor]:
+        """The values of every weight in its own dtype and shape; ``copy=False`` gives views."""
+        views = [whole(weight.part(weight.parameter.detach())) for weight in self]
+        return [view.clone() for view in views] if copy else views
 
     def write(self, values: Tensor) -> None:
         """Set all weights from a vector of shape (N,)."""
         with torch.no_grad():
-            for layer, part in zip(self, self.split(values), strict=True):
-                weight = layer.parameter
-                if is_sharded(weight):
-                    write_rows(weight, part.view(weight.shape))
+            for weight, part in zip(self, self.split(values), strict=True):
+                if is_sharded(weight.parameter):
+                    write_rows(weight.parameter, part.view(weight.shape))
                 else:
-                    weight.copy_(part.view_as(weight))
+                    weight.part(weight.parameter).copy_(part.view(weight.shape))
 
     def write_at(self, indices: Tensor, values: Tensor) -> None:
         """Set the weights at flat ``indices`` (k,) to ``values`` (k,); costs O(k), not O(N)."""
         with torch.no_grad():
-            for layer, where, local in self.locate(indices):
-                weight = layer.parameter
+            for weight, where, local in self.locate(indices):
                 positions = torch.unravel_index(local, weight.shape)
-                if is_sharded(weight):
-                    write_elements(weight, positions, values[where])
+                if is_sharded(weight.parameter):
+                    write_elements(weight.parameter, positions, values[where])
                 else:
-                    weight[positions] = values[where].to(weight.dtype)
+                    tensor = weight.part(weight.parameter)
+                    tensor[positions] = values[where].to(tensor)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """Return one view per layer of a vector over all weights."""
         return vector.split([layer.size for layer in self])
 
-    def locate(self, indices: Tensor) -> list[tuple[Layer, Tensor, Tensor]]:
+    def locate(self, indices: Tensor) -> list[tuple[Weight, Tensor, Tensor]]:
         """Return (layer, positions in ``indices``, flat indices within the layer) per layer."""
         touched = []
         for layer in self:
@@ -179,7 +207,15 @@ class Layers(Sequence[Layer]):
         """Return the number of ``indices`` in each layer."""
         return {layer.name: where.numel() for layer, where, _ in self.locate(indices)}
 
-    def without(self, reasons: dict[str, str]) -> Layers:
+    def by_name(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector over all weights as one new tensor per parameter, in the parameter's shape."""
+        parts: dict[str, list[Tensor]] = {}
+        for weight, part in zip(self, self.split(vector), strict=True):
+            parts.setdefault(weight.parameter_name, []).append(part)
+        shapes = {weight.parameter_name: weight.parameter.shape for weight in self}
+        return {name: torch.cat(found).view(shapes[name]) for name, found in parts.items()}
+
+    def without(self, reasons: dict[str, str]) -> Weights:
         """Return a copy without some tensors, which stay dense.
 
         Args:
@@ -201,7 +237,7 @@ class Layers(Sequence[Layer]):
             )
             targeted = sum(layer.size for layer in kept)
             coverage = replace(coverage, targeted=targeted, left=(*coverage.left, *more))
-        return Layers(_indexed(kept), coverage)
+        return Weights(indexed(kept), coverage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,11 +269,11 @@ class _Candidate:
         return why
 
 
-def find_layers(
+def find_weights(
     model: nn.Module,
     targets: Sequence[Pattern] | Pattern | None = None,
     ignore: Sequence[Pattern] | Pattern = (),
-) -> Layers:
+) -> Weights:
     """Return the tensors that match ``targets`` and not ``ignore``.
 
     Args:
@@ -258,9 +294,9 @@ def find_layers(
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 3), nn.Linear(3, 2))
-        >>> [layer.name for layer in find_layers(model, ignore="2")]
+        >>> [layer.name for layer in find_weights(model, ignore="2")]
         ['1.weight_ih_l0', '1.weight_hh_l0']
-        >>> print(find_layers(model).coverage)
+        >>> print(find_weights(model).coverage)
         targets 90 of 152 parameters (59.2 %); left dense: 0.weight (36, an embedding), biases and \
 other vectors (26)
     """
@@ -273,7 +309,7 @@ other vectors (26)
     for pattern in wanted or ():
         if not any(_selects(pattern, candidate) for candidate in candidates):
             _refuse_useless(model, pattern)
-    chosen: list[Layer] = []
+    chosen: list[Weight] = []
     left: list[LeftDense] = []
     for candidate in candidates:
         name, size = candidate.names[0], candidate.parameter.numel()
@@ -295,26 +331,26 @@ other vectors (26)
     tensors = sum(candidate.parameter.numel() for candidate in candidates)
     targeted = sum(layer.size for layer in chosen)
     coverage = Coverage(targeted, parameters, parameters - tensors, tuple(left))
-    layers = Layers(_indexed(chosen), coverage)
+    layers = Weights(indexed(chosen), coverage)
     _refuse_other_devices(layers)
     _refuse_shared_memory(model, layers)
     _refuse_non_finite(layers)
     return layers
 
 
-def _indexed(layers: Iterable[Layer]) -> tuple[Layer, ...]:
-    """Return the layers with consecutive offsets in the flat index."""
-    items: list[Layer] = []
+def indexed(layers: Iterable[Weight]) -> tuple[Weight, ...]:
+    """The weights with their offsets: one after the other in the flat index."""
+    items: list[Weight] = []
     for layer in layers:
         items.append(replace(layer, offset=items[-1].end if items else 0))
     return tuple(items)
 
 
-def _layer(candidate: _Candidate) -> Layer:
+def _layer(candidate: _Candidate) -> Weight:
     place = candidate.places[0]
     name = place.parameter_name
     short = name.removesuffix("weight").removesuffix(".") if _is_weight(name) else name
-    return Layer(short, name, candidate.parameter, place.owners[0][1], 0, candidate.kind)
+    return Weight(short, name, candidate.parameter, place.owners[0][1], 0, candidate.kind)
 
 
 def _is_weight(name: str) -> bool:
@@ -363,7 +399,7 @@ def _kind_at(place: Place, parameter: nn.Parameter) -> Kind | None:
     return kind_of(module, name)
 
 
-def _refuse_shared_memory(model: nn.Module, layers: Layers) -> None:
+def _refuse_shared_memory(model: nn.Module, layers: Weights) -> None:
     """Refuse targets that share memory with another parameter."""
     targeted = {id(parameter) for parameter in layers.parameters}
     other, last = ("", 0), 0
@@ -417,13 +453,13 @@ def _told(patterns: Sequence[Pattern] | None) -> str:
     return str([p if isinstance(p, str) else getattr(p, "__name__", type(p)) for p in patterns])
 
 
-def is_named(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
-    """Return True if a pattern is the module's class or name, or a ``re:`` matching its name."""
+def is_named(name: str, module: nn.Module, patterns: Sequence[Pattern]) -> bool:
+    """Whether a pattern is the module's class or name, or a ``re:`` that matches its name."""
     place = Place("", ((name, module),))
     return any(match(pattern, place) is not None for pattern in patterns)
 
 
-def _refuse_other_devices(layers: Layers) -> None:
+def _refuse_other_devices(layers: Weights) -> None:
     for layer in layers:
         device = layer.parameter.device
         if device.type != "cpu":
@@ -433,7 +469,7 @@ def _refuse_other_devices(layers: Layers) -> None:
             )
 
 
-def _refuse_non_finite(layers: Layers) -> None:
+def _refuse_non_finite(layers: Weights) -> None:
     for layer in layers:
         if not torch.isfinite(whole(layer.parameter.detach())).all():
             raise NonFiniteError(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qprune.network.weights import Layers
-from qprune.objective.losses import Loss
-from qprune.objective.trace.recorder import Samples
+from qprune.objective.samples import Objective
 from solvers import Dense, LowRank
 
 
@@ -45,19 +43,14 @@ class Expansion:
     curvature: BlockCurvature
     damping: float = 0.0
 
+    def damped(self, damping: float) -> Expansion:
+        """With ``damping`` times the mean diagonal added to every diagonal entry."""
+        return replace(self, damping=damping * float(self.diagonal.mean()))
+
 
 class Curvature(Protocol):
     """Protocol of an expansion of the loss."""
 
-    def expand(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        samples: Samples,
-        loss: Loss,
-        *,
-        batch_size: int,
-        generator: torch.Generator,
-    ) -> Expansion:
-        """Expand the mean loss over ``samples`` at the model's current weights."""
+    def expand(self, objective: Objective, generator: torch.Generator) -> Expansion:
+        """Expand ``objective`` at the model's current weights; ``generator`` for what is drawn."""
         ...

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from qprune.distributed.ranks import Parts
 from qprune.distributed.workers import PerThread
 from qprune.errors import CalibrationError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.curvature import Expansion
 from qprune.objective.losses import Loss
+from qprune.objective.samples import Objective
 from qprune.objective.trace.autograd import trace_of
 from qprune.objective.trace.preflight import examined
 from qprune.objective.trace.recorder import (
@@ -60,19 +61,9 @@ class PerSampleFisher(ABC):
     def losses(self, loss: Loss, generator: torch.Generator) -> Callable[[], SampleLosses]:
         """Return a function that makes the losses of one pass."""
 
-    def expand(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        samples: Samples,
-        loss: Loss,
-        *,
-        batch_size: int,
-        generator: torch.Generator,
-    ) -> Expansion:
-        """Expand the mean loss; see `Curvature.expand`."""
-        losses = self.losses(loss, generator)
-        return _expand(model, layers, samples, loss, losses, batch_size)
+    def expand(self, objective: Objective, generator: torch.Generator) -> Expansion:
+        """See `Curvature.expand`."""
+        return _expand(objective, self.losses(objective.loss, generator))
 
 
 @dataclass(frozen=True)
@@ -157,7 +148,7 @@ class _FisherBlocks:
         sum_of_squares: sum of squared per-sample gradients, shape (N,).
     """
 
-    layers: Layers
+    layers: Weights
     samples: Samples
     batches: Sequence[Samples]
     trace: Callable[[], Callable[[int], Trace]]
@@ -180,17 +171,11 @@ class _FisherBlocks:
         ]
 
 
-def _expand(
-    model: nn.Module,
-    layers: Layers,
-    samples: Samples,
-    loss: Loss,
-    curvature_losses: Callable[[], SampleLosses],
-    batch_size: int,
-) -> Expansion:
+def _expand(objective: Objective, curvature_losses: Callable[[], SampleLosses]) -> Expansion:
+    model, layers, samples = objective.model, objective.weights, objective.samples
     if not layers.examined:
         layers = examined(model, layers, samples.inputs)
-    batches = list(samples.batches(batch_size))
+    batches = list(samples.batches(objective.batch_size))
     gradient = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
     squares = torch.zeros_like(gradient)
     ranks, floats = samples.ranks, [0] * len(batches)
@@ -198,7 +183,9 @@ def _expand(
     def a_pass(with_gradient: bool) -> PerThread[_Pass]:
         def make() -> _Pass:
             own = ranks.own((model, layers))
-            return _Pass(*own, batches, loss, curvature_losses(), with_gradient=with_gradient)
+            return _Pass(
+                *own, batches, objective.loss, curvature_losses(), with_gradient=with_gradient
+            )
 
         return PerThread(make)
 
@@ -235,7 +222,7 @@ class _Pass:
     """Pass over the batches of this rank and thread."""
 
     model: nn.Module
-    layers: Layers
+    layers: Weights
     batches: Sequence[Samples]
     loss: Loss
     losses: SampleLosses

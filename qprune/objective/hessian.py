@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qprune.data.inputs import mapped
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.network.weights import Layers
 from qprune.objective.curvature import Expansion
-from qprune.objective.losses import Loss
-from qprune.objective.trace.recorder import Samples, differentiating, forward_with, out_of_memory
+from qprune.objective.samples import Objective
+from qprune.objective.trace.recorder import differentiating, forward_with, out_of_memory
 from solvers import Dense, LowRank
 
 logger = logging.getLogger(__name__)
@@ -39,27 +38,19 @@ class ExactHessian:
 
     max_weights: int = 4096
 
-    def expand(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        samples: Samples,
-        loss: Loss,
-        *,
-        batch_size: int,
-        generator: torch.Generator,
-    ) -> Expansion:
-        """Expand the mean loss; see `Curvature.expand`.
+    def expand(self, objective: Objective, generator: torch.Generator) -> Expansion:
+        """See `Curvature.expand`.
 
         Raises:
             ImpossibleRequestError: more than ``max_weights`` targeted weights.
         """
+        model, layers = objective.model, objective.weights
         if layers.size > self.max_weights:
             raise ImpossibleRequestError(
                 f"the exact Hessian of {layers.size} weights would hold {layers.size**2:.1e} "
                 f"numbers (limit {self.max_weights} weights); use curvature=SketchedFisher()"
             )
-        function = _loss_of_weights(model, layers, samples, loss)
+        function = _loss_of_weights(objective)
         weights = layers.read().double()
         # Fused attention has no forward derivative.
         with differentiating(model, layers), sdpa_kernel(SDPBackend.MATH):
@@ -100,10 +91,9 @@ def _hessian(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
     return found
 
 
-def _loss_of_weights(
-    model: nn.Module, layers: Layers, samples: Samples, loss: Loss
-) -> Callable[[Tensor], Tensor]:
-    """Return the mean loss as a function of the flat float64 weights (N,)."""
+def _loss_of_weights(objective: Objective) -> Callable[[Tensor], Tensor]:
+    """The mean loss as a function of the flat float64 weights (N,)."""
+    model, layers, samples = objective.model, objective.weights, objective.samples
     named = [*model.named_parameters(), *model.named_buffers()]
     rest = {name: _double(tensor.detach()) for name, tensor in named}
     inputs, targets = mapped(samples.inputs, _double), _double(samples.targets)
@@ -113,7 +103,8 @@ def _loss_of_weights(
             layer.parameter_name: part.view_as(layer.parameter)
             for layer, part in zip(layers, layers.split(flat), strict=True)
         }
-        return loss.per_sample(forward_with(model, {**rest, **own}, inputs), targets).mean()
+        outputs = forward_with(model, {**rest, **own}, inputs)
+        return objective.loss.per_sample(outputs, targets).mean()
 
     return function
 

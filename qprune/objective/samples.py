@@ -1,4 +1,4 @@
-"""Samples of a run: splits to fit and to accept on, with the dense network's outputs."""
+"""The mean loss over samples as a function of the targeted weights, and how it is prepared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -15,24 +15,28 @@ from qprune.data.augment import Augmentation, natural
 from qprune.data.calibration import Calibration
 from qprune.data.inputs import AnyInputs, Inputs, called, mapped
 from qprune.data.outputs import Real
-from qprune.distributed.ranks import ALONE, Ranks
+from qprune.distributed.ranks import ALONE, Parts, Ranks
 from qprune.distributed.sharding import is_sharded
-from qprune.distributed.workers import PerThread
+from qprune.distributed.workers import PerThread, workers_for
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.autograd import ByAutograd
+from qprune.objective.trace.preflight import examined, reached
 from qprune.objective.trace.recorder import (
     Recorder,
     Samples,
     differentiating,
     forward,
+    gradients_by_weight,
     halved,
+    mean_loss,
     named_output,
     outputs_of,
+    recorder_if_needed,
+    refuse_non_finite,
 )
 from qprune.results import Fault
-from qprune.walk.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,203 @@ HIDDEN_STATES = ("last_hidden_state",)
 
 #: Dense outputs of at most this many numbers are kept; larger ones are computed when needed.
 KEEP_OUTPUTS = 1 << 26
+
+
+# A batch is as large as keeps its traced activations below this many numbers.
+_BATCH_FLOATS = 1 << 27
+_MAX_BATCH = 4096
+# Samples on which a copy of the model is compared with the model.
+_PROBED = 4
+# Samples of one pass that looks for gradients of a tensor that the first samples do not reach.
+_LOOKED_THROUGH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The mean loss of a model over samples, as a function of its targeted weights.
+
+    Attributes:
+        model: holds the current weights.
+        weights: the targeted ones.
+        samples: inputs, and what the loss compares their outputs with.
+        loss: of one sample, nats.
+        batch_size: samples in one pass.
+        given: how many of the samples, from the first on, were given and not made from others.
+    """
+
+    model: nn.Module
+    weights: Weights
+    samples: Samples
+    loss: Loss
+    batch_size: int
+    given: int = 0
+
+    @property
+    def given_inputs(self) -> AnyInputs:
+        """The inputs that were given, none of those that were made from others."""
+        return self.samples.inputs[: self.given]
+
+    def value(self) -> float:
+        """Mean loss at the model's current weights, nats; NaN where the network is broken."""
+        return mean_loss(self.model, self.samples, self.loss, self.batch_size)
+
+    def drawn(self, number: int, generator: torch.Generator) -> Objective:
+        """The same over ``number`` samples drawn without replacement; all where there are fewer."""
+        if len(self.samples) <= number:
+            return self
+        chosen = torch.randperm(len(self.samples), generator=generator)[:number]
+        return replace(self, samples=self.samples.take(chosen.sort().values))
+
+    def refitted(self, values_move: bool) -> Objective:
+        """With the loss fitted to the current outputs, where it has something to fit.
+
+        Args:
+            values_move: whether kept values can make up for what is fitted.
+        """
+        if not self.loss.fits(values_move=values_move):
+            return self
+        outputs = outputs_of(self.model, self.samples.inputs, self.batch_size, self.samples.ranks)
+        return replace(self, loss=self.loss.refit(outputs, self.samples.targets))
+
+    def gradient(self) -> Tensor:
+        """Gradient at the model's current weights by all targeted weights, shape (N,)."""
+        weights = self.weights
+        total = torch.zeros(weights.size, device=weights.device, dtype=weights.dtype)
+        own = PerThread(lambda: self.samples.ranks.own((self.model, weights)))
+
+        def one(_: int, batch: Samples) -> tuple[None, Parts]:
+            model, weights = own()
+            with differentiating(model, weights) as tensors:
+                with recorder_if_needed(weights) as recorder:
+                    outputs = forward(model, batch.inputs)
+                losses = self.loss.per_sample(outputs, batch.targets)
+                return None, gradients_by_weight(losses, tensors, recorder, again=False)
+
+        batches = list(self.samples.batches(self.batch_size))
+        self.samples.ranks.accumulate(one, batches, weights.split(total))
+        return total / len(self.samples)
+
+    def require_finite(self) -> None:
+        """Refuse NaN or Inf at the current weights.
+
+        Raises:
+            NonFiniteError: with batch and layer.
+        """
+        for number, batch in enumerate(self.samples.batches(self.batch_size)):
+            with torch.no_grad(), Recorder(self.weights) as recorder:
+                outputs = forward(self.model, batch.inputs)
+            losses = self.loss.per_sample(outputs, batch.targets)
+            refuse_non_finite(self.weights, recorder, losses, number)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What is known of a model and its data before anything large is made.
+
+    Attributes:
+        model: dense.
+        weights: the targeted ones, with how their gradients are found.
+        loss: decided.
+        fit, held_out: samples to fit on, as they were given, and to judge on.
+        augment: makes more samples to fit on; None = nothing does.
+        sample: what the pass of one sample costs and holds.
+        batch_size: samples in one pass.
+        ranks: which process or thread passes which batch.
+        asked_batch_size: as it was asked for; None = it was left open.
+    """
+
+    model: nn.Module
+    weights: Weights
+    loss: Loss
+    fit: Calibration
+    held_out: Calibration
+    augment: Augmentation | None
+    sample: SampleSize
+    batch_size: int
+    ranks: Ranks
+    asked_batch_size: int | None = None
+
+    def objectives(
+        self, generator: torch.Generator, note: Callable[[Fault], None]
+    ) -> tuple[Objective, Objective]:
+        """The objective to fit on and the one to judge on; makes samples and dense outputs.
+
+        Args:
+            generator: for augmentations.
+            note: called with what was done where memory did not suffice.
+        """
+        network = DenseNetwork(self.model, self.sample.outputs, self.batch_size, self.ranks)
+        splits = ((self.fit, self.augment), (self.held_out, None))
+        made, size = splits_of(splits, self.loss, network, generator, note)
+        fit, judge = (
+            Objective(self.model, self.weights, samples, self.loss, size, len(data))
+            for samples, (data, _) in zip(made, splits, strict=True)
+        )
+        return fit, judge
+
+
+def prepared(
+    model: nn.Module,
+    weights: Weights,
+    data: Calibration,
+    *,
+    loss: Loss,
+    accept_share: float,
+    augment: Augmentation | str | None,
+    batch_size: int | None,
+    generator: torch.Generator,
+    ranks: Ranks,
+    threads: int,
+) -> Prepared:
+    """Look at the model on a few samples: its loss, its gradients, the size of a pass.
+
+    Args:
+        model: dense.
+        weights: the targeted ones.
+        data: all that the run may see.
+        loss: as asked.
+        accept_share: share of the samples to judge on.
+        augment: as asked.
+        batch_size: as asked; None = by the size of the activations.
+        generator: splits the samples.
+        ranks: which process passes which batch.
+        threads: that pass batches at once, where there is one process.
+
+    Raises:
+        QpruneError: model, data, loss and augmentation do not suit one another.
+    """
+    loss = loss_for(loss, model, data)
+    logger.info("loss: %s", loss)
+    data = counted_samples(data, loss)
+    fit, held_out = data.split(accept_share, generator)
+    weights = examined(model, weights, fit.inputs)
+    weights = reached(model, weights, fit.inputs, _LOOKED_THROUGH)
+    sample = sample_size(model, weights, fit)
+    if ranks.size == 1:
+        probed = fit.inputs[:_PROBED]
+        ranks = workers_for(threads, (model, weights), partial(_probe_gradients, probed))
+    return Prepared(
+        model=model,
+        weights=weights,
+        loss=loss,
+        fit=fit,
+        held_out=held_out,
+        augment=augmentation_for(augment, loss, fit),
+        sample=sample,
+        batch_size=batch_size or max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, sample.floats))),
+        ranks=ranks,
+        asked_batch_size=batch_size,
+    )
+
+
+def _probe_gradients(
+    inputs: AnyInputs, things: tuple[nn.Module, Weights]
+) -> Sequence[Tensor | None]:
+    """Gradients of a number that depends on all outputs, by every targeted weight."""
+    model, weights = things
+    with differentiating(model, weights) as tensors:
+        number = forward(model, inputs).double().square().sum()
+        return torch.autograd.grad(number, tensors, allow_unused=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +262,7 @@ class SampleSize:
     outputs: int
 
 
-def sample_size(model: nn.Module, layers: Layers, data: Calibration) -> SampleSize:
+def sample_size(model: nn.Module, layers: Weights, data: Calibration) -> SampleSize:
     """Measure it on the first two samples, since some networks take no batch of one."""
     inputs = data.inputs[:2]
     number = len(inputs)
@@ -229,22 +430,23 @@ def samples_of(
     return Samples(inputs, labels, network.ranks)
 
 
-def augmentation_for(request: Request, fit: Calibration) -> Augmentation | None:
-    """Return the requested augmentation, or the default one for the data.
+def augmentation_for(
+    augment: Augmentation | str | None, loss: Loss, fit: Calibration
+) -> Augmentation | None:
+    """The augmentation that was asked for, or that suits the data by itself.
 
     Raises:
         ImpossibleRequestError: no such augmentation, or one that does not fit the loss.
     """
-    augment = request.augment
     if isinstance(augment, str):
         if augment != "auto":
             raise ImpossibleRequestError(
                 f"augment must be 'auto', None or an object such as Mixup(), not {augment!r}"
             )
         augment = natural(fit.inputs)
-        suits = augment is None or augment.keeps_labels or not request.loss.needs_labels
+        suits = augment is None or augment.keeps_labels or not loss.needs_labels
         return augment if suits else None
-    if augment is not None and request.loss.needs_labels and not augment.keeps_labels:
+    if augment is not None and loss.needs_labels and not augment.keeps_labels:
         raise ImpossibleRequestError(
             f"samples of {type(augment).__name__} have no labels; use loss=DenseOutputs(), "
             "or augment=None"

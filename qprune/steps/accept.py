@@ -1,8 +1,22 @@
-"""Trust region of the quadratic model: an adaptive price per changed decision."""
+"""Which proposals are taken: those that lower the loss on samples that nothing was fitted to.
+
+All proposals of an expansion, else the better half of them, and so on; the best one alone is
+solved again at a higher price for every changed decision (`Trust`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from qprune.results import Fault
+from qprune.steps.formulate import Block
+from qprune.steps.solve import Answer
+from solvers.problem.problem import QuadraticProblem
+
+# Attempts at one expansion's proposals: each halves them, or solves the last one again.
+ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -41,3 +55,105 @@ class Trust:
 
     def _with(self, price: float) -> Trust:
         return Trust(price, self.low, self.high, self.factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A block, its model of the loss, the problem (the user's terms added), and an answer."""
+
+    block: Block
+    model: QuadraticProblem
+    problem: QuadraticProblem
+    answer: Answer | None = None
+
+    @property
+    def flips(self) -> int:
+        """Decisions that the answer changes."""
+        return 0 if self.answer is None else int((self.answer.sample != self.block.pruned).sum())
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Failures on the way to the answer."""
+        return () if self.answer is None else self.answer.faults
+
+    @property
+    def predicted(self) -> float:
+        """Change of the loss that the answer promises, nats."""
+        return 0.0 if self.answer is None else self.model.energy(self.answer.sample)
+
+    @property
+    def extra(self) -> float:
+        """Change of the user's terms, nats."""
+        if self.answer is None or self.problem is self.model:
+            return 0.0
+        return self.problem.energy(self.answer.sample) - self.predicted
+
+
+class Trial(Protocol):
+    """The model that proposals are tried on."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the run has to end."""
+        ...
+
+    def solve(self, proposals: Sequence[Proposal], price: float) -> list[Proposal]:
+        """The proposals with answers at a ``price`` in nats per changed decision."""
+        ...
+
+    def judge(self, proposals: Sequence[Proposal]) -> float:
+        """The loss with the proposals carried out, nats; the model holds them afterwards."""
+        ...
+
+    def undo(self, proposals: Sequence[Proposal]) -> None:
+        """Write the values from before the proposals into the model."""
+        ...
+
+    def note(
+        self, proposals: Sequence[Proposal], accepted: bool, real: float, loss: float, price: float
+    ) -> None:
+        """Add a step to the journal."""
+        ...
+
+
+def accept(
+    trial: Trial, proposals: Sequence[Proposal], trust: Trust, present: float
+) -> tuple[Trust, list[Proposal]]:
+    """The trust afterwards, and the proposals that were taken: none where all were refused.
+
+    Args:
+        trial: the model; it holds the proposals that were taken afterwards.
+        proposals: disjoint blocks with their problems.
+        trust: before.
+        present: the loss before, nats, on the samples that judge.
+    """
+    solved = trial.solve(proposals, trust.price)
+    trying = sorted((p for p in solved if p.flips), key=lambda p: p.predicted)
+    if not trying:
+        trial.note(solved, False, 0.0, present, trust.price)
+        return trust.lowered(), []
+    for attempt in range(1, ATTEMPTS + 1):
+        predicted, flips = sum(p.predicted for p in trying), sum(p.flips for p in trying)
+        judged = trial.judge(trying)
+        real = judged - present
+        if real + sum(p.extra for p in trying) < 0:
+            trial.note(trying, True, real, judged, trust.price)
+            return trust.taken(predicted, real, flips), trying
+        trial.undo(trying)
+        trial.note(trying, False, real, present, trust.price)
+        if trial.exhausted:
+            break
+        if len(trying) > 1:
+            trying = trying[: len(trying) // 2]
+            continue
+        trust = trust.raised(predicted, flips)
+        if attempt == ATTEMPTS:
+            break
+        solved = trial.solve(trying, trust.price)
+        trying = [p for p in solved if p.flips]
+        if not trying:
+            # A step of its own, where there are faults to tell: none may follow.
+            if any(p.faults for p in solved):
+                trial.note(solved, False, 0.0, present, trust.price)
+            break
+    return trust, []

@@ -25,18 +25,16 @@ from qprune.cost import THOROUGH, Effort
 from qprune.data.inputs import AnyInputs
 from qprune.distributed.ranks import Parts
 from qprune.distributed.sharding import Tangents
-from qprune.distributed.workers import PerThread
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
+from qprune.objective.samples import Objective
 from qprune.objective.trace.recorder import (
     Recorder,
     Samples,
     differentiating,
     forward,
     forward_with,
-    gradients_by_weight,
     out_of_memory,
-    recorder_if_needed,
 )
 
 logger = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ class Compensate(Protocol):
         """Return a copy with the defaults of ``effort`` for all that is None."""
         ...
 
-    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensate | None:
+    def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Compensate | None:
         """Return a copy with the derivatives that the network has; None if they do not suffice.
 
         They are tested on the first ``inputs``.
@@ -72,14 +70,7 @@ class Compensate(Protocol):
         ...
 
     def moves(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        kept: Tensor,
-        samples: Samples,
-        loss: Loss,
-        batch_size: int,
-        generator: torch.Generator,
+        self, objective: Objective, kept: Tensor, generator: torch.Generator
     ) -> Iterator[Tensor]:
         """Yield candidate moves of all targeted weights, shape (N,), zero where pruned.
 
@@ -193,7 +184,7 @@ class Compensation:
             curvature_share=self.curvature_share or effort.curvature_share,
         )
 
-    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Compensation | None:
+    def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Compensation | None:
         """Return a copy with suitable derivatives; see `Compensate.suited`."""
         if self.derivatives is not None or layers.sharded:
             return self
@@ -224,23 +215,17 @@ class Compensation:
         return None
 
     def moves(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        kept: Tensor,
-        samples: Samples,
-        loss: Loss,
-        batch_size: int,
-        generator: torch.Generator,
+        self, objective: Objective, kept: Tensor, generator: torch.Generator
     ) -> Iterator[Tensor]:
-        """Yield candidate moves; see `Compensate.moves`."""
-        gradient = mean_gradient(model, layers, samples, loss, batch_size)
+        """See `Compensate.moves`."""
+        samples = objective.samples
+        gradient = objective.gradient()
         complete = self.completed(THOROUGH)
         # Evenly spaced samples, not the first ones: augmented samples follow the others.
         stride = max(1, round(1 / (complete.curvature_share or 1.0)))
         some = samples.take(torch.arange(0, len(samples), stride))
         derivatives = self.derivatives or ForwardMode()
-        product = gauss_newton(model, layers, some, loss, batch_size, derivatives)
+        product = gauss_newton(replace(objective, samples=some), derivatives)
 
         def damped(vector: Tensor) -> Tensor:
             return torch.where(kept, product(vector) + self.damping * vector, 0.0)
@@ -302,7 +287,7 @@ def _is_adjoint(
 
 
 def _outputs_by_weights(
-    model: nn.Module, layers: Layers, inputs: AnyInputs
+    model: nn.Module, layers: Weights, inputs: AnyInputs
 ) -> Callable[..., Tensor]:
     """Return the model's outputs as a function of the targeted weights, one argument each."""
     names = [layer.parameter_name for layer in layers]
@@ -314,21 +299,18 @@ def _outputs_by_weights(
 
 
 def gauss_newton(
-    model: nn.Module,
-    layers: Layers,
-    samples: Samples,
-    loss: Loss,
-    batch_size: int,
-    derivatives: Derivatives = ForwardMode(),
+    objective: Objective, derivatives: Derivatives = ForwardMode()
 ) -> Callable[[Tensor], Tensor]:
-    """Return the product v -> H v for the mean loss at the current weights, v of shape (N,).
+    """The product v -> H v for ``objective`` at the current weights, over (N,) vectors.
 
     H = 1/m sum_s J_s' C_s J_s, J_s the derivative of the outputs of sample s by the weights and
     C_s the second derivative of its loss by the outputs.
     """
+    model, layers, samples = objective.model, objective.weights, objective.samples
+    loss, batch_size = objective.loss, objective.batch_size
     if layers.sharded:
-        return _sharded_gauss_newton(model, layers, samples, loss, batch_size)
-    # Copies, since the caller may change the weights before the next product.
+        return _sharded_gauss_newton(objective)
+    # Copies: the caller may try a step before it asks for the next.
     weights = tuple(weight.detach().clone() for weight in layers.parameters)
 
     def product(vector: Tensor) -> Tensor:
@@ -352,10 +334,10 @@ def gauss_newton(
     return product
 
 
-def _sharded_gauss_newton(
-    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
-) -> Callable[[Tensor], Tensor]:
+def _sharded_gauss_newton(objective: Objective) -> Callable[[Tensor], Tensor]:
     """`gauss_newton` where modules hold all of their weights only while they run."""
+    model, layers, samples = objective.model, objective.weights, objective.samples
+    loss, batch_size = objective.loss, objective.batch_size
     at = layers.read()
 
     def product(vector: Tensor) -> Tensor:
@@ -396,22 +378,3 @@ def _output_curvature(loss: Loss, outputs: Tensor, targets: Tensor, moved: Tenso
         )
         (curved,) = torch.autograd.grad(slope, free, moved.detach())
     return curved
-
-
-def mean_gradient(
-    model: nn.Module, layers: Layers, samples: Samples, loss: Loss, batch_size: int
-) -> Tensor:
-    """Return the gradient of the mean loss by all targeted weights, shape (N,)."""
-    total = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
-    own = PerThread(lambda: samples.ranks.own((model, layers)))
-
-    def one(_: int, batch: Samples) -> tuple[None, Parts]:
-        model, layers = own()
-        with differentiating(model, layers) as weights:
-            with recorder_if_needed(layers) as recorder:
-                outputs = forward(model, batch.inputs)
-            losses = loss.per_sample(outputs, batch.targets)
-            return None, gradients_by_weight(losses, weights, recorder, again=False)
-
-    samples.ranks.accumulate(one, list(samples.batches(batch_size)), layers.split(total))
-    return total / len(samples)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from qprune.cost import Effort
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError
-from qprune.network.weights import Layers
-from qprune.objective.losses import Loss
-from qprune.objective.trace.recorder import Samples
-from qprune.steps.compensate import mean_gradient
+from qprune.network.weights import Weights
+from qprune.objective.samples import Objective
 
 # Number of parts of a batch, the same for any number of threads.
 _PARTS = 8
@@ -79,21 +77,15 @@ class Distillation:
         """Return self: no field has a default that depends on effort."""
         return self
 
-    def suited(self, model: nn.Module, layers: Layers, inputs: AnyInputs) -> Distillation:
+    def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Distillation:
         """Return self: a gradient is all that distillation needs."""
         return self
 
     def moves(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        kept: Tensor,
-        samples: Samples,
-        loss: Loss,
-        batch_size: int,
-        generator: torch.Generator,
+        self, objective: Objective, kept: Tensor, generator: torch.Generator
     ) -> Iterator[Tensor]:
-        """Yield candidate moves of all targeted weights, shape (N,), zero where pruned."""
+        """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
+        layers, samples = objective.weights, objective.samples
         began = layers.read()
         marks = {self.steps * (number + 1) // self.candidates for number in range(self.candidates)}
         order = _visits(len(samples), self.samples_per_step, generator)
@@ -107,9 +99,12 @@ class Distillation:
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
         for step in range(1, self.steps + 1):
-            gradient = mean_gradient(
-                model, layers, samples.take(next(order)), loss, _parts_of(batch_size)
+            some = replace(
+                objective,
+                samples=samples.take(next(order)),
+                batch_size=_parts_of(objective.batch_size),
             )
+            gradient = some.gradient()
             for master, part in zip(masters, layers.split(gradient), strict=True):
                 master.grad = part.view_as(master).to(master)
             optimizer.step()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.errors import NonFiniteError
-from qprune.network.groups import Scope
+from qprune.network.groups import named
 from qprune.steps.solve import Border
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array, as_host, refit
@@ -156,69 +156,74 @@ class Solved(NamedTuple):
     values: Array
 
 
-class Method(Protocol):
-    """Protocol of a method that prunes one matrix.
+class RowMethod(Protocol):
+    """Protocol of strategies that prune one matrix.
 
     Attributes:
-        scope: scope of the exact counts, where no structure is set.
         dense_targets: take targets from the dense network's outputs for the same tokens.
         by_group: collect inputs again after each group of matrices with the same input.
         damping: added to the diagonal of A = X X', as a share of its mean.
+        work: numbers that it holds at its worst: per pair of inputs, and per weight of the matrix.
     """
 
-    @property
-    def scope(self) -> Scope: ...
     @property
     def dense_targets(self) -> bool: ...
     @property
     def by_group(self) -> bool: ...
     @property
     def damping(self) -> float: ...
+    @property
+    def work(self) -> tuple[float, float]: ...
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         """Choose the mask and, when compensating, the values."""
         ...
 
 
-@dataclass(frozen=True)
-class Magnitude:
-    """Magnitude pruning: keeps the largest |w| of each matrix."""
-
-    scope: Scope = "layer"
-    dense_targets: bool = False
-    by_group: bool = False
-    damping: float = 0.0
-
-    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
-        return Solved(*magnitude(problem))
+#: One-shot masks by name, with what `RowMethod.work` says of them.
+_ONE_SHOT: dict[str, tuple[Callable[[RowProblem], Start], tuple[float, float]]] = {
+    "magnitude": (magnitude, (4.0, 4.0)),
+    "wanda": (wanda, (4.0, 5.0)),
+    "sparsegpt": (partial(obs_sweep, damping=0.01, block=128), (6.0, 5.0)),
+}
 
 
 @dataclass(frozen=True)
-class Wanda:
-    """Wanda: keeps the largest |w_i| |X_i| of each row (Sun et al., arXiv 2306.11695, eq. 1)."""
+class OneShot:
+    """Row method with one pass and no search: the baselines of the literature.
 
-    scope: Scope = "row"
-    dense_targets: bool = False
-    by_group: bool = False
-    damping: float = 0.0
+    Args:
+        start: "magnitude" keeps the largest |w|; "wanda" the largest |w_i| |X_i| (Sun et al. 2023,
+            arXiv 2306.11695, eq. 1); "sparsegpt" is one elimination sweep over the inputs (Frantar
+            and Alistarh 2023, arXiv 2301.00774).
+
+    Raises:
+        ImpossibleRequestError: another name.
+
+    Example:
+        >>> OneShot("sparsegpt").dense_targets
+        False
+    """
+
+    start: str
+    dense_targets = False
+    by_group = False
+    damping = 0.0
+
+    def __post_init__(self) -> None:
+        named("one-shot method", self.start, _ONE_SHOT)
+
+    @property
+    def work(self) -> tuple[float, float]:
+        """See `RowMethod`."""
+        return _ONE_SHOT[self.start][1]
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
-        return Solved(*wanda(problem))
+        return Solved(*_ONE_SHOT[self.start][0](problem))
 
 
-@dataclass(frozen=True)
-class SparseGPT:
-    """SparseGPT: one elimination sweep over the inputs (Frantar and Alistarh, arXiv 2301.00774)."""
-
-    scope: Scope = "layer"
-    dense_targets: bool = False
-    by_group: bool = False
-    damping: float = 0.0
-    sweep_damping: float = 0.01
-    block: int = 128
-
-    def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
-        return Solved(*obs_sweep(problem, damping=self.sweep_damping, block=self.block))
+# Of `RowMethod.work`; counted in the code, and held against measured peaks by the tests.
+_SEARCH = (6.0, 15.0)
 
 
 @dataclass(frozen=True)
@@ -230,10 +235,7 @@ class Reconstruct:
     pruning of the layers before it.
 
     Args:
-        scope: counts over the whole matrix, or every row of it.
-        dense_targets: see `Method`.
-        by_group: see `Method`.
-        damping: see `Method`.
+        dense_targets, by_group, damping: see `RowMethod`.
         start: the mask to improve (`solvers.rows.starts`); the default is ALPS's (Meng et al. 2024,
             arXiv 2406.07831).
         depth: depth of an oscillation (`solvers.rows.search.solve_rows`): 4 reduces the error of
@@ -243,7 +245,6 @@ class Reconstruct:
         num_threads: threads that share the rows; no effect on the answer.
     """
 
-    scope: Scope = "layer"
     dense_targets: bool = True
     by_group: bool = True
     damping: float = 0.01
@@ -252,6 +253,7 @@ class Reconstruct:
     max_rounds: int = 2
     # Not in repr: a run may be resumed with another number.
     num_threads: int = field(default=1, repr=False, compare=False)
+    work = _SEARCH
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         start = self.start(problem)
@@ -278,7 +280,7 @@ class SampledRows:
     Args:
         sampler: a registered name, or any object with ``sample(bqm, ...) -> SampleSet``.
         sampler_options: options of every call.
-        scope, dense_targets, by_group, damping, start: as in `Reconstruct`.
+        dense_targets, by_group, damping, start: as in `Reconstruct`.
 
     Raises:
         SolverError: no such sampler or option.
@@ -286,11 +288,11 @@ class SampledRows:
 
     sampler: Any = "relax"
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
-    scope: Scope = "layer"
     dense_targets: bool = True
     by_group: bool = True
     damping: float = 0.01
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
+    work = _SEARCH
 
     def __post_init__(self) -> None:
         self._border()  # Wrong options are refused before a block's passes.
@@ -315,11 +317,10 @@ class SampledRows:
         return Solved(chosen, values)
 
 
-#: Names on the command line; "qprune" is "reconstruct" followed by the walk across the network.
-METHODS: dict[str, Magnitude | Wanda | SparseGPT | Reconstruct] = {
-    "magnitude": Magnitude(),
-    "wanda": Wanda(),
-    "sparsegpt": SparseGPT(),
+#: Names on the command line.
+ROWS: dict[str, RowMethod] = {
+    "magnitude": OneShot("magnitude"),
+    "wanda": OneShot("wanda"),
+    "sparsegpt": OneShot("sparsegpt"),
     "reconstruct": Reconstruct(),
-    "qprune": Reconstruct(),
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qprune.errors import ImpossibleRequestError
 from qprune.network.groups import Groups
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Offer:
         generator: source of random choices.
     """
 
-    layers: Layers
+    layers: Weights
     groups: Groups
     mask: Tensor
     cost: Tensor

@@ -1,64 +1,36 @@
 """First passes: scores of weights without couplings.
 
-A start is a strategy with one method, `scores`; higher = more worth keeping. Or it is a
-`Pruner`, which sets mask and values at once.
+A start is a strategy with one method, `scores`; the higher, the more worth keeping.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError
-from qprune.network.groups import Groups
-from qprune.network.weights import Layers
-from qprune.objective import Expansion
-from qprune.objective.trace.recorder import Recorder, Samples, forward
-
-
-@dataclass(frozen=True, eq=False)
-class Situation:
-    """Input of a start.
-
-    Attributes:
-        model: the model with its current weights.
-        layers: the targeted weights.
-        samples: the fitting split.
-        weights: current values, shape (N,).
-        expansion: expansion of the loss at the current weights.
-        batch_size: for passes over the samples.
-        generator: for random choices.
-    """
-
-    model: nn.Module
-    layers: Layers
-    samples: Samples
-    weights: Tensor
-    expansion: Expansion
-    batch_size: int
-    generator: torch.Generator
+from qprune.objective.curvature import Expansion
+from qprune.objective.samples import Objective
+from qprune.objective.trace.recorder import Recorder, forward
 
 
 class Start(Protocol):
     """Protocol of a start that scores weights."""
 
-    def scores(self, situation: Situation) -> Tensor:
-        """Return the worth of every targeted weight, shape (N,)."""
-        ...
-
-
-@runtime_checkable
-class Pruner(Protocol):
-    """Protocol of a start that chooses the mask itself, and may move the kept values."""
-
-    def prune(
-        self, model: nn.Module, layers: Layers, groups: Groups, inputs: AnyInputs, seed: int
+    def scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Prune ``model`` in place to the counts of ``groups``; return the mask (N,)."""
+        """Worth of every targeted weight, shape (N,); the higher, the more worth keeping.
+
+        Args:
+            objective: to fit on; its model holds ``values``.
+            expansion: of the objective there.
+            values: current ones, shape (N,).
+            generator: for random choices.
+        """
         ...
 
 
@@ -66,24 +38,30 @@ class Pruner(Protocol):
 class Random:
     """Uniformly random scores."""
 
-    def scores(self, situation: Situation) -> Tensor:
-        return torch.rand(situation.weights.shape, generator=situation.generator)
+    def scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return torch.rand(values.shape, generator=generator)
 
 
 @dataclass(frozen=True)
 class Magnitude:
     """Magnitude |w|."""
 
-    def scores(self, situation: Situation) -> Tensor:
-        return situation.weights.abs()
+    def scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return values.abs()
 
 
 @dataclass(frozen=True)
 class Gradient:
     """First-order change of the loss |w g| (SNIP, Lee et al., arXiv 1810.02340)."""
 
-    def scores(self, situation: Situation) -> Tensor:
-        return (situation.weights * situation.expansion.gradient).abs()
+    def scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return (values * expansion.gradient).abs()
 
 
 @dataclass(frozen=True)
@@ -105,34 +83,38 @@ class DiagonalFisher:
 
     damping: float = 1.0
 
-    def scores(self, situation: Situation) -> Tensor:
-        diagonal = situation.expansion.diagonal
+    def scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        diagonal = expansion.diagonal
         damped = torch.where(diagonal > 0, diagonal + self.damping * diagonal.mean(), 0.0)
-        return 0.5 * situation.weights**2 * damped
+        return 0.5 * values**2 * damped
 
 
 @dataclass(frozen=True)
 class Wanda:
     """|w| times the norm of its input (Wanda, Sun et al., arXiv 2306.11695, eq. 1)."""
 
-    def scores(self, situation: Situation) -> Tensor:
-        norms = _input_norms(situation)
-        parts = situation.layers.split(situation.weights.abs())
+    def scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        norms = _input_norms(objective)
+        parts = objective.weights.split(values.abs())
         return torch.cat([part * norm for part, norm in zip(parts, norms, strict=True)])
 
 
-def _input_norms(situation: Situation) -> list[Tensor]:
-    """Return per layer the norm of every weight's input over samples and tokens, flat (size,).
+def _input_norms(objective: Objective) -> list[Tensor]:
+    """Per layer, the norm of every weight's input over samples and tokens, flat (size,).
 
     Raises:
         ImpossibleRequestError: the inputs of a tensor are unknown, as within an LSTM.
     """
-    layers = situation.layers
+    layers = objective.weights
     squares = [torch.zeros(layer.size, dtype=layers.dtype) for layer in layers]
     used = [False] * len(layers)
-    for batch in situation.samples.batches(situation.batch_size):
+    for batch in objective.samples.batches(objective.batch_size):
         with torch.no_grad(), Recorder(layers) as recorder:
-            forward(situation.model, batch.inputs)
+            forward(objective.model, batch.inputs)
         for number, uses in enumerate(recorder.seen):
             used[number] |= bool(uses)
             for use, inputs, outputs in uses:

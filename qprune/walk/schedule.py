@@ -1,166 +1,201 @@
-"""The order of a run's steps, one position after the other, so that it can stop between any two.
+"""The actions of a run as one list, carried out in order, resumed by their index.
 
-A run's next step is a function of its `Progress` and of the generator alone: whoever has both,
-and the same setting, goes on to the same bytes.
+The next action of a run is a function of its `Progress` and of the random generator alone: a run
+that has both, and the same settings, goes on to the same bytes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from typing import Any, Protocol
+
+from torch import nn
 
 from qprune.errors import NonFiniteError
+from qprune.network.patterns import Pattern
+from qprune.network.weights import Weights
+from qprune.objective.samples import Prepared
 from qprune.objective.trace.recorder import halved
 from qprune.results import Fault
-from qprune.walk.rounds import block_round, compensate_once, first_pass, note_rollback
-from qprune.walk.setting import Setting, State
+from qprune.steps.compensate import Compensate
+from qprune.walk.run import Run
+from qprune.walk.state import Progress, State
 
 logger = logging.getLogger(__name__)
 
 
-class Phase(StrEnum):
-    """What is done at a position."""
+class Action(Protocol):
+    """One step of a run: state in, state out; on return the model holds the state's values.
 
-    START = "start"
-    COMPENSATE = "compensate"
-    BLOCKS = "blocks"
-    SETTLE = "settle"
+    Attributes:
+        required: the asked counts are not met without it; carried out however late it is.
+        ends_when_idle: where it changes nothing, the actions after it would not either.
+    """
+
+    @property
+    def required(self) -> bool: ...
+    @property
+    def ends_when_idle(self) -> bool: ...
+
+    def __call__(self, run: Run, state: State) -> State:
+        """Carry it out."""
+        ...
+
+    def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
+        """The state to go on from after NaN or Inf; or raise ``error``."""
+        ...
+
+
+class Method(Protocol):
+    """A strategy: the weights that a run reaches, and the actions that it consists of.
+
+    Attributes:
+        accept_share: share of the samples on which steps are judged, and never fitted.
+        uses_loss: whether it reads the loss at the network's end.
+        on_host: whether the model has to be on the CPU.
+    """
+
+    @property
+    def accept_share(self) -> float: ...
+    @property
+    def uses_loss(self) -> bool: ...
+    @property
+    def on_host(self) -> bool: ...
+
+    def find(
+        self,
+        model: nn.Module,
+        targets: Sequence[Pattern] | Pattern | None,
+        ignore: Sequence[Pattern] | Pattern,
+    ) -> Weights:
+        """The targeted weights.
+
+        Raises:
+            QpruneError: there are none, or the method cannot prune them.
+        """
+        ...
+
+    def completed(
+        self, prepared: Prepared, compensate: Compensate | None, threads: int
+    ) -> tuple[Method, Compensate | None]:
+        """With its own and the compensation's defaults filled in for this model.
+
+        Raises:
+            ImpossibleRequestError: what was asked does not suit the model.
+        """
+        ...
+
+    def passing(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A context in which the model is passed as the method needs it."""
+        ...
+
+    def schedule(self, run: Run) -> Schedule:
+        """All actions to come."""
+        ...
+
+    def first_pass(self, run: Run) -> State | None:
+        """The first pass alone, straight to the final counts, written into the model.
+
+        None where it would have to do all of its work twice. Random choices are untouched.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Position:
-    """The next thing to do.
+class Schedule:
+    """Every action of a run, in order.
 
     Attributes:
-        phase: prune to the stage's sparsity, move the kept weights, a round of blocks, or the
-            compensations after the last block.
-        stage: rung of the sparsity ladder, from 0.
-        number: of the round in its stage, or of the last compensations, from 0.
+        actions: the actions.
+        close: called when the run ends.
     """
 
-    phase: Phase
-    stage: int = 0
-    number: int = 0
+    actions: Sequence[Action]
+    close: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, eq=False)
-class Progress:
-    """Where a run is between two steps.
+def carry_out(
+    run: Run, schedule: Schedule, progress: Progress, keep: Callable[[Progress], None]
+) -> State:
+    """Every action from ``progress`` on; ``keep`` is called between any two.
 
-    Attributes:
-        position: the next step; None at the end.
-        state: weights, mask, trust.
-        before: the state before the last step that changed it, to go back to.
-        batch_size: samples per forward pass; halved where memory did not suffice.
+    Once a limit is reached, only the actions are left that the counts need.
+
+    Raises:
+        NonFiniteError: NaN or Inf, and no change to undo.
     """
-
-    position: Position | None
-    state: State
-    before: State
-    batch_size: int
-
-    @classmethod
-    def beginning(cls, setting: Setting) -> Progress:
-        """The dense network, before the first stage."""
-        return cls(Position(Phase.START), setting.dense, setting.dense, setting.batch_size)
-
-
-def walk(setting: Setting, progress: Progress, keep: Callable[[Progress], None]) -> State:
-    """From ``progress`` to the asked sparsity; ``keep`` hears of every position on the way."""
-    while progress.position is not None:
+    for position in range(progress.position, len(schedule.actions)):
+        action, progress = schedule.actions[position], replace(progress, position=position)
         keep(progress)
-        progress = advance(setting, progress)
-    keep(progress)
+        if run.journal.exhausted and not action.required:
+            continue
+        following = attempted(run, action, progress)
+        if action.ends_when_idle and following.state is progress.state:
+            break
+        progress = following
+    keep(replace(progress, position=len(schedule.actions)))
     return progress.state
 
 
-def advance(setting: Setting, progress: Progress) -> Progress:
-    """One step further.
-
-    A step that runs out of memory is done again with half the batch. One that meets NaN or Inf
-    undoes the step before it, as long as that keeps the sparsity.
+def attempted(run: Run, action: Action, progress: Progress) -> Progress:
+    """One action: again with half the batch where memory ran out, undone where it met NaN.
 
     Raises:
         NonFiniteError: there is nothing to go back to.
     """
-    generator = setting.generator.get_state()
+    random = run.generator.get_state()
     while True:
         try:
-            return _step(replace(setting, batch_size=progress.batch_size), progress)
+            return progress.after(action(run.batched(progress.batch_size), progress.state))
         except NonFiniteError as error:
-            return _rolled_back(setting, progress, error)
+            state = action.undone(run.batched(progress.batch_size), progress, error)
+            return replace(progress, state=state, before=state)
         except (RuntimeError, MemoryError) as error:
             batch_size, fault = halved(progress.batch_size, error)
             progress = replace(progress, batch_size=batch_size)
-            setting.journal.fault(fault)
-        setting.generator.set_state(generator)
-        setting.layers.write(progress.state.values)
+            run.journal.fault(fault)
+        run.generator.set_state(random)
+        run.put_back(progress.state)
 
 
-def _step(setting: Setting, progress: Progress) -> Progress:
-    assert progress.position is not None
-    state = progress.state
-    moved, following = _STEPS[progress.position.phase](setting, state, progress.position)
-    before = progress.before if moved.values is state.values else state
-    return Progress(following, moved, before, progress.batch_size)
+def gone_back(
+    run: Run, state: State, before: State, error: NonFiniteError, stage: int, number: int
+) -> State:
+    """``before`` instead of ``state``, which met NaN or Inf; noted as a step.
 
-
-def _start(setting: Setting, state: State, at: Position) -> tuple[State, Position | None]:
-    if setting.journal.exhausted:
-        return first_pass(setting, state, setting.effort.stages - 1), None
-    return first_pass(setting, state, at.stage), Position(Phase.COMPENSATE, at.stage)
-
-
-def _compensate(setting: Setting, state: State, at: Position) -> tuple[State, Position | None]:
-    following = replace(at, phase=Phase.BLOCKS)
-    if setting.compensation is None or setting.compensation.at_end:
-        return state, following
-    return compensate_once(setting, state, at.stage), following
-
-
-def _blocks(setting: Setting, state: State, at: Position) -> tuple[State, Position | None]:
-    effort = setting.effort
-    last = at.stage == effort.stages - 1
-    if setting.journal.exhausted or at.number >= (effort.final_rounds if last else effort.rounds):
-        return state, Position(Phase.SETTLE) if last else Position(Phase.START, at.stage + 1)
-    state, changed = block_round(setting, state, at.stage, at.number)
-    phase = Phase.COMPENSATE if changed else Phase.BLOCKS
-    return state, Position(phase, at.stage, at.number + 1)
-
-
-def _settle(setting: Setting, state: State, at: Position) -> tuple[State, Position | None]:
-    if setting.journal.exhausted or at.number >= setting.final_compensations:
-        return state, None
-    moved = compensate_once(setting, state, setting.effort.stages - 1)
-    return moved, None if moved is state else replace(at, number=at.number + 1)
-
-
-_STEPS = {
-    Phase.START: _start,
-    Phase.COMPENSATE: _compensate,
-    Phase.BLOCKS: _blocks,
-    Phase.SETTLE: _settle,
-}
-
-
-def _rolled_back(setting: Setting, progress: Progress, error: NonFiniteError) -> Progress:
-    """The state before the last change, at the position after the failed one."""
-    at, before = progress.position, progress.before
-    assert at is not None
-    same_count = int(before.mask.sum()) == int(progress.state.mask.sum())
-    if before.values is progress.state.values or at.phase is Phase.START or not same_count:
+    Raises:
+        NonFiniteError: ``error``, where that undoes nothing, or would change the counts.
+    """
+    if before.values is None or before.values is state.values:
+        raise error
+    if int(before.mask.sum()) != int(state.mask.sum()):
         raise error
     logger.warning("%s: going back by one step", error)
-    setting.layers.write(before.values)
+    run.weights.write(before.values)
     # The move that led here promised well and was believed: believe less.
-    state = replace(before, trust=progress.state.trust.raised(0.0, 1))
-    setting.journal.fault(Fault("not finite", str(error), "the last change was undone"))
-    note_rollback(setting, state, at.stage, at.number)
-    following = {
-        Phase.COMPENSATE: replace(at, phase=Phase.BLOCKS),
-        Phase.BLOCKS: replace(at, number=at.number + 1),
-        Phase.SETTLE: None,
-    }[at.phase]
-    return Progress(following, state, state, progress.batch_size)
+    restored = replace(before, trust=state.trust.raised(0.0, 1))
+    run.journal.fault(Fault("not finite", str(error), "the last change was undone"))
+    run.journal.begin("rollback", stage, number).note(
+        sparsity=run.sparsity(restored),
+        price=restored.trust.price,
+        accepted=False,
+        loss=run.judge.value(),
+    )
+    return restored
+
+
+def described(value: Any) -> Any:
+    """A strategy or other argument as JSON has it; equal in the next process where it is equal.
+
+    A strategy is named by its class and its fields, a function by its module and name.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(name): described(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [described(item) for item in value]
+    return repr(value)

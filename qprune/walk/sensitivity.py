@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.losses import DenseOutputs, Loss
 from qprune.objective.trace.functions import LinearCall
 from qprune.objective.trace.recorder import Recorder, differentiating, forward
@@ -54,7 +54,7 @@ class Sensitivity:
             )
 
     def shares(
-        self, model: nn.Module, layers: Layers, inputs: AnyInputs, sparsity: float, seed: int
+        self, model: nn.Module, layers: Weights, inputs: AnyInputs, sparsity: float, seed: int
     ) -> dict[str, float]:
         """Return the sparsity of every layer by module name; overall close to ``sparsity``."""
         generator = torch.Generator().manual_seed(seed)
@@ -67,11 +67,11 @@ class Sensitivity:
 
 
 def _scores(
-    model: nn.Module, layers: Layers, inputs: AnyInputs, loss: Loss, generator: torch.Generator
+    model: nn.Module, layers: Weights, inputs: AnyInputs, loss: Loss, generator: torch.Generator
 ) -> list[Tensor]:
     """Return ascending float64 logarithms of the scores of some weights of every layer."""
     outputs_felt = [torch.zeros(layer.rows, dtype=torch.float64) for layer in layers]
-    inputs_seen = [torch.zeros(layer.cols, dtype=torch.float64) for layer in layers]
+    inputs_seen = [torch.zeros(layer.inputs, dtype=torch.float64) for layer in layers]
     for sample in inputs.split(1):
         with differentiating(model, layers):
             with Recorder(layers) as recorder:

@@ -10,7 +10,7 @@ from qprune.errors import ImpossibleRequestError
 from qprune.network.groups import (
     Global,
     Groups,
-    KeepNofM,
+    NofM,
     PerLayer,
     PerRow,
     apportion,
@@ -18,7 +18,7 @@ from qprune.network.groups import (
     mask_by_name,
     prune_lowest,
 )
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 
 QUICK = settings(max_examples=30, deadline=None)
 SPARSITIES = st.floats(0, 1, exclude_max=True)
@@ -27,7 +27,7 @@ STRUCTURES = st.sampled_from([(1, 4), (2, 4), (4, 8), (1, 2), (3, 4), (1, 8)])
 
 
 def layers_of(shapes):
-    return find_layers(nn.ModuleList(nn.Linear(cols, rows) for rows, cols in shapes))
+    return find_weights(nn.ModuleList(nn.Linear(cols, rows) for rows, cols in shapes))
 
 
 def groups_of(budget, layers, sparsity):
@@ -61,7 +61,7 @@ def test_counts_are_whole_near_and_add_up(shapes, sparsity, budget):
 def test_structures_keep_n_of_every_m(shapes, structure):
     n, m = structure
     layers = layers_of([(rows, cols * m) for rows, cols in shapes])
-    structure = KeepNofM(n, m)
+    structure = NofM(n, m)
     groups = structure.groups(layers, structure.sparsity)
     kept = torch.ones(layers.size, dtype=torch.bool)
     mask = prune_lowest(torch.rand(layers.size), kept, groups, int(groups.counts.sum()))
@@ -98,7 +98,7 @@ def test_stages_prune_ever_more_and_end_exactly(shapes, sparsity, budget, shares
 def test_staged_structures(shapes, structure, stages, seed):
     n, m = structure
     layers = layers_of([(rows, cols * m) for rows, cols in shapes])
-    groups = KeepNofM(n, m).groups(layers, 1 - n / m)
+    groups = NofM(n, m).groups(layers, 1 - n / m)
     mask = torch.ones(layers.size, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     for stage in range(stages):
@@ -110,7 +110,7 @@ def test_staged_structures(shapes, structure, stages, seed):
 
 def test_early_stages_of_a_structure_prune_by_score_not_by_place():
     layers = layers_of([(2, 4), (2, 4)])
-    groups = KeepNofM(2, 4).groups(layers, 0.5)
+    groups = NofM(2, 4).groups(layers, 0.5)
     scores = torch.arange(16.0, 0.0, -1.0)
     mask = prune_lowest(scores, torch.ones(16, dtype=torch.bool), groups, 3)
     # The last two of the last row, which is then full, and the lowest of the row before it.
@@ -134,7 +134,7 @@ def test_ties_within_groups_are_broken_by_index():
 
 def test_masks_have_the_shapes_of_their_parameters():
     model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Linear(5, 2))
-    layers = find_layers(model)
+    layers = find_weights(model)
     mask = torch.arange(layers.size) % 3 == 0
     parts = mask_by_name(layers, mask)
     assert {name: part.shape for name, part in parts.items()} == {
@@ -157,7 +157,7 @@ def test_impossible_sparsities(sparsity):
 
 
 def test_a_structure_says_the_sparsity():
-    assert checked_sparsity(None, KeepNofM(1, 4)) == 0.75
+    assert checked_sparsity(None, NofM(1, 4)) == 0.75
     with pytest.raises(ImpossibleRequestError, match="say how sparse"):
         checked_sparsity(None, None)
 
@@ -165,23 +165,23 @@ def test_a_structure_says_the_sparsity():
 @pytest.mark.parametrize("text", ["2/4", "4", "a:b", "", "2:4:8", "-1:4"])
 def test_structures_that_cannot_be_read(text):
     with pytest.raises(ImpossibleRequestError, match="N:M"):
-        KeepNofM.parse(text)
+        NofM.parse(text)
 
 
 @pytest.mark.parametrize("text", ["4:4", "0:4", "5:4"])
 def test_structures_that_make_no_sense(text):
     with pytest.raises(ImpossibleRequestError, match="between 1 and M - 1"):
-        KeepNofM.parse(text)
+        NofM.parse(text)
 
 
 def test_a_structure_that_does_not_divide():
     with pytest.raises(ImpossibleRequestError, match=r"'1' has 6 inputs .* multiple of 4"):
-        KeepNofM(2, 4).groups(layers_of([(3, 8), (3, 6)]), 0.5)
+        NofM(2, 4).groups(layers_of([(3, 8), (3, 6)]), 0.5)
 
 
 def test_a_structure_of_another_sparsity():
     with pytest.raises(ImpossibleRequestError, match=r"2:4 means sparsity 0\.5, not 0\.7"):
-        KeepNofM(2, 4).groups(layers_of([(3, 8)]), 0.7)
+        NofM(2, 4).groups(layers_of([(3, 8)]), 0.7)
 
 
 @pytest.mark.parametrize(

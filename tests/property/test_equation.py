@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective import ExactHessian
 from qprune.objective.losses import PerSample
 from qprune.objective.trace.recorder import Samples, mean_loss
@@ -256,7 +256,7 @@ def test_an_exactly_quadratic_loss_changes_as_predicted(seed):
     model = nn.Linear(4, 2, bias=False).double()
     with torch.no_grad():
         model.weight.copy_(torch.randn(2, 4, generator=generator))
-    layers = find_layers(model)
+    layers = find_weights(model)
     inputs = torch.randn(9, 4, generator=generator, dtype=torch.double)
     targets = torch.randn(9, 2, generator=generator, dtype=torch.double)
     samples = Samples(inputs, targets)

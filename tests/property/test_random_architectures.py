@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import qprune
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 
 SAMPLES, TOKENS, WIDTH = 20, 3, 4
 FEW = 6
@@ -152,7 +152,7 @@ def samples_of(seed: int) -> tuple[Tensor, Tensor]:
 def test_gradients_are_autograds(block, seed):
     model = network(block, seed).double()
     inputs, answers = (tensor[:FEW].double() for tensor in samples_of(seed))
-    layers, trace = traced(model, find_layers(model), inputs, squared, answers)
+    layers, trace = traced(model, find_weights(model), inputs, squared, answers)
     wanted = per_sample_gradients(model, layers.parameters, inputs, squared, answers)
     found = trace.columns(layers, torch.arange(layers.size))
     for layer, ours, theirs in zip(

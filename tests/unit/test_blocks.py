@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError
-from qprune.network.groups import Global, KeepNofM, PerLayer, PerRow
-from qprune.network.weights import find_layers
+from qprune.network.groups import Global, NofM, PerLayer, PerRow
+from qprune.network.weights import find_weights
 from qprune.steps.select import Boundary, LayerByLayer, Offer, RandomPairs
 
 SELECTORS = [Boundary(), Boundary(layer_share=0.0), Boundary(1.0), RandomPairs(), LayerByLayer()]
-BUDGETS = [Global(), PerLayer(), PerRow(), KeepNofM(2, 4)]
+BUDGETS = [Global(), PerLayer(), PerRow(), NofM(2, 4)]
 
 
 def layers_of(*shapes):
-    return find_layers(nn.ModuleList(nn.Linear(cols, rows) for rows, cols in shapes))
+    return find_weights(nn.ModuleList(nn.Linear(cols, rows) for rows, cols in shapes))
 
 
 def offer_of(layers, budget=None, *, sparsity=0.5, seed=0, cost=None, resting=None):

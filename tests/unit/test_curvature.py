@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective import (
     CURVATURES,
     EmpiricalFisher,
@@ -46,7 +46,7 @@ def setup():
         dense = model(inputs)
         for p in model.parameters():
             p.mul_(torch.rand_like(p) + 0.3)
-    return model, find_layers(model), Samples(inputs, dense)
+    return model, find_weights(model), Samples(inputs, dense)
 
 
 def expand(strategy, setup, loss=None, seed=0, batch_size=5):
@@ -107,7 +107,7 @@ def test_the_exact_hessian_is_that_of_autograd(setup):
 
 def test_the_exact_hessian_refuses_large_networks():
     model = nn.Linear(10, 5)
-    setup = model, find_layers(model), Samples(torch.randn(4, 10), torch.randn(4, 5))
+    setup = model, find_weights(model), Samples(torch.randn(4, 10), torch.randn(4, 5))
     with pytest.raises(ImpossibleRequestError, match=r"50 weights .*SketchedFisher"):
         expand(ExactHessian(max_weights=49), setup)
 
@@ -214,7 +214,7 @@ def test_fishers_of_tokens_are_the_gauss_newton_matrix_on_average(strategy):
     torch.manual_seed(0)
     model = nn.Linear(3, 2, bias=False)
     inputs = torch.randn(4, 5, 3)
-    setup = model, find_layers(model), Samples(inputs, torch.randn(4, 5, 2))
+    setup = model, find_weights(model), Samples(inputs, torch.randn(4, 5, 2))
     wanted = gauss_newton_matrix(setup, DenseOutputs()).numpy()
     indices = torch.arange(6)
     draws = [

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qprune
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.trace.recorder import Samples
@@ -119,7 +119,7 @@ def test_wanda_too(kind, dtype):
 def expansion_of(model, inputs, answers):
     return EmpiricalFisher().expand(
         model,
-        find_layers(model),
+        find_weights(model),
         Samples(inputs, answers),
         DenseOutputs(),
         batch_size=8,
@@ -146,7 +146,7 @@ def test_double_precision_is_not_cut_to_single():
     model, inputs, _ = network("mlp", torch.float64)
     answers = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = expansion_of(model, inputs, answers)
-    layers, loss = find_layers(model), DenseOutputs()
+    layers, loss = find_weights(model), DenseOutputs()
     gradient = torch.zeros(layers.size, dtype=torch.float64)
     squares = torch.zeros_like(gradient)
     for x, y in zip(inputs.split(1), answers.split(1), strict=True):

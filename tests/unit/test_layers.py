@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qprune.errors import ImpossibleRequestError
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.steps.accept import Trust
 
 
@@ -22,14 +22,14 @@ def model():
 
 
 def test_offsets_and_shapes(model):
-    layers = find_layers(model)
-    assert [(y.name, y.offset, y.end, y.rows, y.cols) for y in layers] == [
+    layers = find_weights(model)
+    assert [(y.name, y.offset, y.end, y.rows, y.inputs) for y in layers] == [
         ("conv", 0, 72, 6, 12),
         ("head.0", 72, 87, 3, 5),
         ("head.2", 87, 93, 2, 3),
     ]
     assert layers.size == 93
-    assert [y.parameter_name for y in find_layers(nn.Linear(2, 2))] == ["weight"]
+    assert [y.parameter_name for y in find_weights(nn.Linear(2, 2))] == ["weight"]
 
 
 @pytest.mark.parametrize(
@@ -42,18 +42,18 @@ def test_offsets_and_shapes(model):
     ],
 )
 def test_targets_and_ignore(model, targets, ignore, names):
-    assert [layer.name for layer in find_layers(model, targets, ignore)] == names
+    assert [layer.name for layer in find_weights(model, targets, ignore)] == names
 
 
 def test_a_pattern_names_the_whole_name(model):
     with pytest.raises(ImpossibleRequestError, match="no weights to prune"):
-        find_layers(model, ("re:head",), ("head",))
+        find_weights(model, ("re:head",), ("head",))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_reading_and_writing(model, memory_format):
     model["conv"].to(memory_format=memory_format)
-    layers = find_layers(model)
+    layers = find_weights(model)
     layers.write(torch.arange(93.0))
     assert model["conv"].weight[3, 1, 0, 2] == 3 * 12 + 1 * 6 + 0 * 3 + 2
     assert model["head"][0].weight[1, 4] == 72 + 5 + 4
@@ -69,7 +69,7 @@ def test_reading_and_writing(model, memory_format):
 
 
 def test_reading_copies(model):
-    layers = find_layers(model)
+    layers = find_weights(model)
     values = layers.read()
     layers.write(torch.zeros(93))
     assert values.abs().sum() > 0

@@ -14,7 +14,7 @@ import qprune
 from qprune.data.augment import OwnText
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.jobs.language.network import prune_network
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.samples import DenseNetwork
 from qprune.objective.trace.recorder import Samples, mean_loss, outputs_of
@@ -184,7 +184,7 @@ def test_dense_outputs_that_are_not_kept_come_from_a_copy_of_the_dense_network(m
 
 def test_distillation_moves_kept_weights_only_and_lowers_the_loss(model, windows):
     samples = Samples(windows, outputs_of(model, windows, 8))
-    layers = find_layers(model, ["re:.*_proj"])
+    layers = find_weights(model, ["re:.*_proj"])
     kept = torch.rand(layers.size, generator=torch.Generator().manual_seed(0)) < 0.5
     pruned = layers.read() * kept
     layers.write(pruned)

@@ -18,7 +18,7 @@ from benchmarks.real.text import plain
 from benchmarks.real.text import sentences as sentences_of
 from benchmarks.real.wanda import HookedWanda
 from benchmarks.real_networks import METHODS, Results, Run, counted, measure
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective.trace.recorder import Samples
 from qprune.steps.start import Situation, Wanda
 
@@ -206,7 +206,7 @@ class Convolved(nn.Module):
 
 def wanda_of(model, start):
     samples = Samples(torch.randn(7, 3, 8, 2), torch.zeros(7, 1))
-    layers = find_layers(model)
+    layers = find_weights(model)
     weights = layers.read()
     situation = Situation(model, layers, samples, weights, None, 3, torch.Generator())
     return dict(

@@ -8,7 +8,7 @@ from torch.func import functional_call, jvp
 
 from qprune.distributed.sharding import Tangents, is_sharded, refuse_other_shardings, whole
 from qprune.errors import ImpossibleRequestError
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective.trace.recorder import Recorder
 
 LAYERS = {
@@ -27,7 +27,7 @@ def test_a_weights_gradient_is_autograds(name):
     outputs = module(inputs)
     delta = torch.randn_like(outputs)
     (expected,) = torch.autograd.grad(outputs, module.weight, delta)
-    with Recorder(find_layers(module)) as recorder:
+    with Recorder(find_weights(module)) as recorder:
         seen = module(inputs)
     (noted,) = recorder.outputs()
     (deltas,) = torch.autograd.grad(seen, noted, delta)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from qprune.errors import CalibrationError
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs, PerSample
 from qprune.objective.trace.recorder import (
     Recorder,
@@ -114,7 +114,7 @@ def case(request):
     model = make().double().eval()
     inputs = torch.randn(shape, dtype=torch.double)
     targets = torch.randn_like(model(inputs))
-    return model, find_layers(model), Samples(inputs, targets)
+    return model, find_weights(model), Samples(inputs, targets)
 
 
 def traced(model, layers, samples, loss=squared):
@@ -149,7 +149,7 @@ def test_squares_are_summed_over_samples(case):
     model, layers, samples = case
     wanted = per_sample_gradients(model, layers, samples).square().sum(0)
     squares = list(traced(model, layers, samples).squares(layers))
-    assert [s.shape for s in squares] == [(layer.rows, layer.cols) for layer in layers]
+    assert [s.shape for s in squares] == [(layer.rows, layer.inputs) for layer in layers]
     torch.testing.assert_close(torch.cat([s.flatten() for s in squares]), wanted)
 
 
@@ -166,7 +166,7 @@ def test_chunks_change_nothing(case, monkeypatch):
 def test_token_ids():
     torch.manual_seed(0)
     model = Tokens().double()
-    layers = find_layers(model)
+    layers = find_weights(model)
     ids = torch.randint(0, 7, (6, 4))
     samples = Samples(ids, torch.randn(6, 4, 7, dtype=torch.double))
     loss = DenseOutputs().per_sample
@@ -179,7 +179,7 @@ def test_squares_need_no_full_gradient_of_many_samples(monkeypatch):
     """A chunk of per-sample gradients counts all their entries, not a few."""
     torch.manual_seed(0)
     model = Pooled(nn.Conv2d(4, 6, 3), channels=6)
-    layers = find_layers(model)
+    layers = find_weights(model)
     trace = traced(model, layers, Samples(torch.randn(32, 4, 5, 5), torch.randn(32, 3)))
     sizes = []
     gradients = type(trace.calls[0][0]).gradients
@@ -208,7 +208,7 @@ def test_inputs_that_are_not_one_row_a_sample():
     model = Folded()
     samples = Samples(torch.randn(5, 4), torch.randn(5, 3))
     with pytest.raises(CalibrationError, match=r"'linear' got inputs .* first dimension"):
-        traced(model, find_layers(model), samples)
+        traced(model, find_weights(model), samples)
 
 
 def test_convolutions_over_frames_of_a_sample():
@@ -224,7 +224,7 @@ def test_convolutions_over_frames_of_a_sample():
 
     torch.manual_seed(0)
     model = Video().double()
-    layers = find_layers(model)
+    layers = find_weights(model)
     samples = Samples(
         torch.randn(3, 5, 2, 6, 6, dtype=torch.double), torch.randn(3, 5, 4, dtype=torch.double)
     )
@@ -240,7 +240,7 @@ def test_differentiating_puts_everything_back():
     model.outer.weight.requires_grad_(False)
     flags = [p.requires_grad for p in model.parameters()]
     modes = [m.training for m in model.modules()]
-    layers = find_layers(model)
+    layers = find_weights(model)
     with differentiating(model, layers) as weights:
         assert [w is layer.module.weight for w, layer in zip(weights, layers, strict=True)]
         assert all(w.requires_grad for w in weights)
@@ -252,7 +252,7 @@ def test_differentiating_puts_everything_back():
 
 def test_no_hook_stays_behind():
     model = mlp()
-    with pytest.raises(KeyError), Recorder(find_layers(model)):
+    with pytest.raises(KeyError), Recorder(find_weights(model)):
         raise KeyError
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -284,7 +284,7 @@ def test_wanda_weighs_by_input_norms(groups):
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 2, groups=groups, bias=False)
     model = nn.Sequential(conv, nn.Flatten())
-    layers = find_layers(model)
+    layers = find_weights(model)
     samples = Samples(torch.randn(7, 4, 3, 3), torch.zeros(7, 1))
     situation = Situation(model, layers, samples, layers.read(), None, 3, torch.Generator())
     assert torch.equal(Magnitude().scores(situation), layers.read().abs())

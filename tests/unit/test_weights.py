@@ -8,9 +8,9 @@ from torch import nn
 
 import qprune
 from qprune.errors import ImpossibleRequestError, LeftDenseWarning
-from qprune.network.groups import KeepNofM, PerRow
+from qprune.network.groups import NofM, PerRow
 from qprune.network.layouts import InputsFirst, OutputsFirst, layout_of
-from qprune.network.weights import find_layers
+from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.trace.derivable import derivable
 from qprune.objective.trace.recorder import Samples
@@ -34,8 +34,8 @@ def test_back_is_the_inverse_of_matrix(layout, shape):
 def test_a_row_of_a_transposed_convolution_makes_one_channel(groups):
     """Zeroing row r changes channel r of the outputs, and no other."""
     conv = nn.ConvTranspose2d(4, 6, 2, groups=groups, bias=False)
-    (layer,) = find_layers(conv)
-    assert (layer.rows, layer.cols) == (6, 4 // groups * 4)
+    (layer,) = find_weights(conv)
+    assert (layer.rows, layer.inputs) == (6, 4 // groups * 4)
     inputs = torch.randn(2, 4, 3, 3)
     before, ids = conv(inputs).detach(), layer.row_ids()
     for row in range(6):
@@ -48,20 +48,20 @@ def test_a_row_of_a_transposed_convolution_makes_one_channel(groups):
 
 def test_counts_by_row_and_runs_follow_the_layout():
     conv = nn.ConvTranspose1d(4, 3, 2, bias=False)
-    layers = find_layers(conv)
+    layers = find_weights(conv)
     groups = PerRow().groups(layers, 0.5)
     assert groups.sizes.tolist() == [8, 8, 8]
     assert torch.equal(groups.ids.view(conv.weight.shape)[:, 1], torch.full((4, 2), 1))
-    runs = KeepNofM(2, 4).groups(layers, 0.5)
+    runs = NofM(2, 4).groups(layers, 0.5)
     assert runs.ids.bincount().tolist() == [4] * 6
     # A run holds consecutive inputs of one output.
     assert runs.ids.view(conv.weight.shape)[:2, 0].unique().tolist() == [0]
 
 
 def test_n_of_m_means_nothing_to_an_embedding():
-    layers = find_layers(nn.Embedding(8, 4), nn.Embedding)
+    layers = find_weights(nn.Embedding(8, 4), nn.Embedding)
     with pytest.raises(ImpossibleRequestError, match="no product sums over the inputs"):
-        KeepNofM(2, 4).groups(layers, 0.5)
+        NofM(2, 4).groups(layers, 0.5)
 
 
 def test_the_line_says_what_stays_dense(caplog):
@@ -117,7 +117,7 @@ def test_a_score_that_is_none_is_refused_before_the_run(score):
 def test_double_backward_gives_the_products_of_forward_mode():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    layers = find_layers(model)
+    layers = find_weights(model)
     inputs = torch.randn(7, 6, dtype=torch.double)
     samples = Samples(inputs, model(inputs).detach() + 0.1)
     vector = torch.randn(layers.size, dtype=torch.double)
@@ -167,7 +167,7 @@ def test_what_a_network_lacks_decides_how_weights_move(caplog):
     inputs = torch.randn(5, 6)
 
     def suited(model):
-        return Compensation().suited(model, find_layers(model), inputs)
+        return Compensation().suited(model, find_weights(model), inputs)
 
     assert suited(_Wrapped(torch.relu)).derivatives == ForwardMode()
     assert suited(_Wrapped(_Twice.apply)).derivatives == DoubleBackward()
@@ -177,7 +177,7 @@ def test_what_a_network_lacks_decides_how_weights_move(caplog):
         steps = qprune.prune(model, torch.randn(40, 6), sparsity=0.5, **SHORT).report.steps
     assert "moving them by Distillation()" in caplog.text
     assert any(step.kind == "compensate" for step in steps)
-    assert Distillation().suited(model, find_layers(model), inputs) == Distillation()
+    assert Distillation().suited(model, find_weights(model), inputs) == Distillation()
 
 
 def test_switches_of_torch_are_put_back():

@@ -19,7 +19,7 @@ import qprune
 from qprune.data.calibration import Calibration
 from qprune.data.inputs import mapped
 from qprune.errors import QpruneError
-from qprune.network.weights import Layers, find_layers
+from qprune.network.weights import Weights, find_weights
 from qprune.objective.trace.autograd import ByAutograd, Traced
 from qprune.objective.trace.recorder import forward
 
@@ -53,7 +53,7 @@ def squared(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets) ** 2).flatten(1).sum(1) * (1 + outputs.flatten(1)[:, 0])
 
 
-def path_of(layers: Layers) -> str:
+def path_of(layers: Weights) -> str:
     """As `Entry.path` says it."""
     kinds = {type(layer.path) for layer in layers}
     return {frozenset({Traced}): "fast", frozenset({ByAutograd}): "slow"}.get(
@@ -84,7 +84,7 @@ def test_gradients_are_autograds(entry: Entry):
     answers = outputs + torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2)).to(
         outputs
     )
-    layers = find_layers(model, entry.targets)
+    layers = find_weights(model, entry.targets)
     layers, trace = traced(model, layers, inputs, squared, answers)
     assert path_of(layers) == entry.path, [(layer.name, layer.path) for layer in layers]
     wanted = per_sample_gradients(model, layers.parameters, inputs, squared, answers)

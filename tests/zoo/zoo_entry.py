@@ -26,7 +26,7 @@ class Entry:
         kind: of layer that the entry is about; no kind has more than three entries.
         path: of the targeted tensors' gradients: "fast" (from what goes in and comes out),
             "slow" (autograd's own), or "mixed" (some of each).
-        targets: given to `find_layers`; None for the default.
+        targets: given to `find_weights`; None for the default.
         left_dense: patterns of the names of parameters of two or more dimensions that are no
             targets; every such parameter matches one of them.
         dtype: precision in which gradients are compared.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from qprune.data.inputs import AnyInputs, mapped, tensors_of
-from qprune.network.weights import Layers
+from qprune.network.weights import Weights
 from qprune.objective.trace.recorder import Recorder, Trace, forward, forward_with
 
 # Largest number of gradient entries in one vectorised pass; it limits the samples at once.
@@ -189,7 +189,7 @@ Path = Traced | ByAutograd | Unreached
 
 def trace_of(
     model: nn.Module,
-    layers: Layers,
+    layers: Weights,
     inputs: AnyInputs,
     outputs: Tensor,
     recorder: Recorder,
@@ -223,7 +223,7 @@ def trace_of(
     return recorder.trace(deltas, len(inputs), given)
 
 
-def _ways(layers: Layers, recorder: Recorder, num_samples: int) -> dict[int, Way]:
+def _ways(layers: Weights, recorder: Recorder, num_samples: int) -> dict[int, Way]:
     """Return the way of autograd for each tensor that needs it in this batch, by number."""
     found = {}
     for number, layer in enumerate(layers):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qprune.data.inputs import AnyInputs, tensors_of
 from qprune.errors import CalibrationError, QpruneError
-from qprune.network.weights import Layer, Layers
+from qprune.network.weights import Weight, Weights
 from qprune.objective.trace.autograd import (
     WAYS,
     ByAutograd,
@@ -52,7 +52,7 @@ _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDING_OF_HALVES = 5e-2
 
 
-def examined(model: nn.Module, layers: Layers, inputs: AnyInputs) -> Layers:
+def examined(model: nn.Module, layers: Weights, inputs: AnyInputs) -> Weights:
     """Return the tensors with the path of each one's per-sample gradients.
 
     Args:
@@ -88,9 +88,9 @@ def examined(model: nn.Module, layers: Layers, inputs: AnyInputs) -> Layers:
     return _with_paths(layers, paths)
 
 
-def _with_paths(layers: Layers, paths: Sequence[Path]) -> Layers:
+def _with_paths(layers: Weights, paths: Sequence[Path]) -> Weights:
     items = [replace(layer, path=path) for layer, path in zip(layers, paths, strict=True)]
-    return Layers(tuple(items), layers.coverage)
+    return Weights(tuple(items), layers.coverage)
 
 
 class _Truth:
@@ -107,7 +107,7 @@ class _Truth:
     @classmethod
     def of(
         cls,
-        layers: Layers,
+        layers: Weights,
         weights: Sequence[Tensor],
         outputs: Tensor,
         deltas: Tensor,
@@ -149,7 +149,7 @@ class _Truth:
 
 def _paths(
     model: nn.Module,
-    layers: Layers,
+    layers: Weights,
     inputs: AnyInputs,
     outputs: Tensor,
     deltas: Tensor,
@@ -201,7 +201,7 @@ def _uses(
 
 
 def _uses_backwards(
-    model: nn.Module, layers: Layers, inputs: AnyInputs, deltas: Tensor
+    model: nn.Module, layers: Weights, inputs: AnyInputs, deltas: Tensor
 ) -> list[list[tuple[Use, Tensor, Tensor]]]:
     """Return `_uses` of the same samples in reverse order.
 
@@ -225,7 +225,7 @@ def _columns(uses: list[tuple[Use, Tensor, Tensor]], at: Tensor, num_samples: in
 
 def _way(
     model: nn.Module,
-    layers: Layers,
+    layers: Weights,
     inputs: AnyInputs,
     outputs: Tensor,
     deltas: Tensor,
@@ -249,7 +249,7 @@ def _way(
     return FromBatch()
 
 
-def _reason_unreached(layer: Layer, recorder: Recorder, number: int, samples: int) -> str:
+def _reason_unreached(layer: Weight, recorder: Recorder, number: int, samples: int) -> str:
     uses = recorder.seen[number]
     if not uses:
         return "not used in the forward pass, or without gradients"
@@ -258,7 +258,7 @@ def _reason_unreached(layer: Layer, recorder: Recorder, number: int, samples: in
     return "without any gradient: the outputs do not depend on it"
 
 
-def reached(model: nn.Module, layers: Layers, inputs: AnyInputs, batch_size: int) -> Layers:
+def reached(model: nn.Module, layers: Weights, inputs: AnyInputs, batch_size: int) -> Weights:
     """Return the tensors that some sample's gradient reaches; the others stay dense, by name.
 
     Args:
@@ -292,9 +292,9 @@ def reached(model: nn.Module, layers: Layers, inputs: AnyInputs, batch_size: int
         for layer in waiting.values()
     }
     return (
-        Layers(tuple(items), layers.coverage).without(told)
+        Weights(tuple(items), layers.coverage).without(told)
         if told
-        else Layers(tuple(items), layers.coverage)
+        else Weights(tuple(items), layers.coverage)
     )
 
 

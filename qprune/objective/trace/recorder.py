@@ -24,7 +24,7 @@ from qprune.data.inputs import AnyInputs, called, mapped, tensors_of, token_mask
 from qprune.distributed.ranks import ALONE, Parts, Ranks, is_lost
 from qprune.distributed.workers import PerThread
 from qprune.errors import CalibrationError, NonFiniteError, QpruneError
-from qprune.network.weights import Layer, Layers
+from qprune.network.weights import Weight, Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.derivable import derivable
 from qprune.objective.trace.functions import Call, GivenCall, Use, seen, sum_of_squares
@@ -91,7 +91,7 @@ class Trace:
         """Count of numbers held in memory."""
         return sum(call.num_floats for calls in self.calls for call in calls)
 
-    def multiplications(self, layers: Layers) -> int:
+    def multiplications(self, layers: Weights) -> int:
         """Return the multiplications of the calls in the forward pass.
 
         A tensor without recorded calls counts one per weight and position of the other
@@ -105,15 +105,15 @@ class Trace:
                 total += self.num_samples * places * layer.size
         return total
 
-    def squares(self, layers: Layers) -> Iterator[Tensor]:
+    def squares(self, layers: Weights) -> Iterator[Tensor]:
         """Yield per tensor the sum over samples of squared per-sample gradients."""
         for layer, calls in zip(layers, self.calls, strict=True):
             if not calls:
-                yield torch.zeros(layer.rows, layer.cols)
+                yield torch.zeros(layer.rows, layer.inputs)
             else:
                 yield calls[0].squares() if len(calls) == 1 else sum_of_squares(calls)
 
-    def columns(self, layers: Layers, indices: Tensor) -> Tensor:
+    def columns(self, layers: Weights, indices: Tensor) -> Tensor:
         """Return per-sample gradients at flat ``indices`` (n,), shape (m, n)."""
         position = {id(layer): i for i, layer in enumerate(layers)}
         parts = [
@@ -138,7 +138,7 @@ class Recorder(TorchFunctionMode):
         seen: per tensor, its uses in order: kind of use, inputs, outputs.
     """
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, layers: Weights) -> None:
         super().__init__()
         self.layers = layers
         self.seen: list[list[tuple[Use, Tensor, Tensor]]] = [[] for _ in layers]
@@ -247,7 +247,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _summed(layer: Layer, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor | None:
+def _summed(layer: Weight, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor | None:
     total = None
     for use, inputs, delta in uses:
         part = use.gradient(inputs, delta, layer.shape)
@@ -256,7 +256,7 @@ def _summed(layer: Layer, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor 
 
 
 @contextmanager
-def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
+def differentiating(model: nn.Module, layers: Weights) -> Iterator[list[Tensor]]:
     """Set evaluation mode and gradients for the targeted weights only within the context.
 
     Sharded weights get no gradients; see `gradients_by_weight`.
@@ -285,7 +285,7 @@ def differentiating(model: nn.Module, layers: Layers) -> Iterator[list[Tensor]]:
             module.sparse = True
 
 
-def recorder_if_needed(layers: Layers) -> AbstractContextManager[Recorder | None]:
+def recorder_if_needed(layers: Weights) -> AbstractContextManager[Recorder | None]:
     """Return a recorder if `gradients_by_weight` needs one."""
     return Recorder(layers) if layers.sharded else nullcontext()
 
@@ -447,7 +447,7 @@ def halved(batch_size: int, error: BaseException) -> tuple[int, Fault]:
     return batch_size // 2, Fault("out of memory", what, remedy)
 
 
-def refuse_non_finite(layers: Layers, recorder: Recorder, losses: Tensor, batch: int) -> None:
+def refuse_non_finite(layers: Weights, recorder: Recorder, losses: Tensor, batch: int) -> None:
     """Raise for NaN or Inf in a batch's losses, naming the first layer that has it.
 
     Raises:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qprune.network.matrices import Matrix
+from qprune.network.weights import Weight
 
-#: Callback for every use of a matrix: (matrix, input (..., inputs)).
-See = Callable[[Matrix, Tensor], None]
+#: Called with a matrix and its input (..., inputs) every time it is used.
+See = Callable[[Weight, Tensor], None]
 
 
 class Enough(Exception):  # noqa: N818 - ends a pass, no error
@@ -21,8 +21,8 @@ class Enough(Exception):  # noqa: N818 - ends a pass, no error
 
 
 @contextmanager
-def tapped(matrices: Sequence[Matrix], see: See) -> Iterator[None]:
-    """Call ``see`` before each use of one of ``matrices`` within the context."""
+def tapped(matrices: Sequence[Weight], see: See) -> Iterator[None]:
+    """While this lasts, ``see`` is called before each use of one of ``matrices``."""
     handles = [
         matrix.module.register_forward_pre_hook(_hook(matrix, see))
         for matrix in matrices
@@ -40,7 +40,7 @@ def tapped(matrices: Sequence[Matrix], see: See) -> Iterator[None]:
             handle.remove()
 
 
-def _hook(matrix: Matrix, see: See) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _hook(matrix: Weight, see: See) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         see(matrix, args[0])
 
@@ -50,9 +50,9 @@ def _hook(matrix: Matrix, see: See) -> Callable[[nn.Module, tuple[Any, ...]], No
 class _LinearCalls(TorchFunctionMode):
     """Observer of ``linear(x, weight)`` with one expert's slice of a larger tensor."""
 
-    def __init__(self, experts: Sequence[Matrix], see: See) -> None:
+    def __init__(self, experts: Sequence[Weight], see: See) -> None:
         super().__init__()
-        self._by_address = {m.view(m.parameter).data_ptr(): m for m in experts}
+        self._by_address = {m.part(m.parameter).data_ptr(): m for m in experts}
         self._see = see
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -66,8 +66,8 @@ class _LinearCalls(TorchFunctionMode):
 
 
 @contextmanager
-def _one_expert_at_a_time(experts: Sequence[Matrix]) -> Iterator[None]:
-    """Run experts one by one within the context, where transformers would fuse them."""
+def _one_expert_at_a_time(experts: Sequence[Weight]) -> Iterator[None]:
+    """Transformers may fuse all experts into one product; their plain loop shows each alone."""
     name = "_experts_implementation"
     configs = {id(c): c for m in experts if (c := getattr(m.module, "config", None)) is not None}
     before = {key: getattr(config, name, None) for key, config in configs.items()}

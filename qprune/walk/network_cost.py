@@ -14,42 +14,33 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qprune.cost import Effort, Estimate, Part, Pass, Phase, Tally, estimate, gauged
+from qprune.cost import Part, Pass, Phase, Tally, gauged
 from qprune.data import augment as selftext
-from qprune.data.augment import Augmentation, OwnText
-from qprune.data.calibration import Calibration, plain
-from qprune.data.inputs import AnyInputs, tensors_of
-from qprune.errors import CalibrationError, QpruneError
-from qprune.network.weights import Layers
+from qprune.data.augment import OwnText
+from qprune.data.inputs import tensors_of
+from qprune.errors import CalibrationError
 from qprune.objective import fisher, samples
 from qprune.objective.curvature import Curvature
 from qprune.objective.fisher import PerSampleFisher
-from qprune.objective.samples import DenseNetwork, SampleSize, samples_of
+from qprune.objective.samples import DenseNetwork, samples_of
 from qprune.objective.trace.autograd import trace_of
 from qprune.objective.trace.recorder import (
     Recorder,
-    Samples,
     Trace,
     differentiating,
     forward,
-    mean_loss,
-    out_of_memory,
 )
 from qprune.steps.compensate import Compensate, Compensation, gauss_newton
 from qprune.steps.distill import Distillation
 from qprune.steps.faults import is_paid
 from qprune.steps.solve import Border
-from qprune.steps.start import Pruner, Start
-from qprune.walk.request import Request
 from solvers import LowRank, QuadraticProblem
-from solvers.host.machine import peak_memory
 
 _FEWER_PER_STEP = "smaller samples_per_step (--samples-per-step)"
 _FEWER_SAMPLES = "fewer samples (--num-calibration-samples)"
@@ -153,9 +144,8 @@ class Load:
         return self.fit * self.outputs <= samples.KEEP_OUTPUTS
 
 
-def walk_needs(load: Load) -> tuple[list[Part], list[Phase]]:
-    """(what is in memory all the time, the phases) of the walk."""
-    return _always(load), [_preparing(load), _expanding(load), _solving(load), _moving(load)]
+def _phases(load: Load) -> list[Phase]:
+    return [_preparing(load), _expanding(load), _solving(load), _moving(load)]
 
 
 def _always(load: Load) -> list[Part]:
@@ -278,111 +268,79 @@ _GAUGED_VARIABLES = 128
 _SECOND_ORDER, _DISTILL = 48, 40
 
 
-@runtime_checkable
-class Foreseen(Protocol):
-    """A `qprune.steps.start.Pruner` that can say beforehand what it needs."""
+class Steps(Protocol):
+    """The numbers of a complete `qprune.walk.networkwise.Networkwise` that its cost depends on."""
 
-    def needs(self, model: nn.Module, layers: Layers, inputs: AnyInputs, forwards: Pass) -> Phase:
-        """Memory and time of its work, from what a forward pass was seen to hold and take."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A request made concrete, as far as its needs go.
-
-    Attributes:
-        request: as given.
-        effort: how much work, where the request left it open.
-        model: dense.
-        layers: the targeted weights.
-        fit: samples to fit on, as they were given.
-        num_accepted: samples to judge on.
-        augment: makes more samples to fit on.
-        sample: what one of them costs and holds.
-        start, curvature: strategies.
-        compensation: how kept weights move; None = mask only.
-        border: to the sampler.
-        block_size: variables per block.
-        batch_size: samples per forward pass.
-        threads: that pass batches at once.
-    """
-
-    request: Request
-    effort: Effort
-    model: nn.Module
-    layers: Layers
-    fit: Calibration
-    num_accepted: int
-    augment: Augmentation | None
-    sample: SampleSize
-    start: Start | Pruner
-    curvature: Curvature
-    compensation: Compensate | None
-    border: Border
-    block_size: int
-    batch_size: int
-    threads: int = 1
+    @property
+    def curvature(self) -> Curvature: ...
+    @property
+    def stages(self) -> int: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def final_rounds(self) -> int: ...
+    @property
+    def samples_per_step(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
 
 
-def needs_of(plan: Plan, executor: Any = None) -> Estimate | None:
-    """What the run of ``plan`` needs; None where the network cannot be tried out.
+def network_cost(
+    method: Steps,
+    prepared: Prepared,
+    compensate: Compensate | None,
+    ask: Border,
+    limits: Limits,
+    executor: Any = None,
+) -> Needs:
+    """Memory and time of a run across the network.
 
     Passes over a few samples are made and timed, and our own samplers asked a small question: it
     takes as long as a few steps of a small network, or some passes of a large one. No random
     number of the run is drawn, and nothing of it changes.
-    """
-    try:
-        load = load_of(plan, executor)
-        foreseen = _first_pass(plan, load)
-    except (QpruneError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, QpruneError) and not out_of_memory(error):
-            raise
-        # The run meets the same trouble, and has more to say about it.
-        logger.debug("what the run needs is not known: %s", error)
-        return None
-    always, phases = walk_needs(load)
-    unknown = "" if load.solve is not None else f"what the sampler {plan.border.name} takes"
-    return estimate(
-        float(psutil.Process().memory_info().rss),
-        peak_memory(),
-        always,
-        [*phases, *foreseen],
-        limit=plan.request.max_seconds,
-        unknown=unknown,
-    )
-
-
-def load_of(plan: Plan, executor: Any = None) -> Load:
-    """The plan in numbers, passes measured.
 
     Raises:
         QpruneError: the network, the data or the loss are not fit for each other.
     """
-    gauges = _Gauges.of(plan)
-    effort, move = plan.effort, plan.compensation
-    rounds = (effort.stages - 1) * effort.rounds + effort.final_rounds
-    moves = effort.stages + rounds + move.final_steps if move else 0
-    steps = effort.stages + rounds + moves
-    share = min(1.0, (plan.request.max_steps or steps) / max(1, steps))
-    copies = getattr(plan.augment, "copies", 0 if plan.augment is None else 8)
-    drawn = min(effort.samples_per_step, len(plan.fit) * (1 + copies))
+    load = load_of(method, prepared, compensate, ask, limits, executor)
+    unknown = "" if load.solve is not None else f"what the sampler {ask.name} takes"
+    return Needs(tuple(_always(load)), tuple(_phases(load)), unknown)
+
+
+def load_of(
+    method: Steps,
+    prepared: Prepared,
+    compensate: Compensate | None,
+    ask: Border,
+    limits: Limits,
+    executor: Any = None,
+) -> Load:
+    """The run in numbers, passes measured; the arguments are those of `network_cost`."""
+    gauges = _Gauges.of(method, prepared, compensate)
+    move, fit, loss, augment = compensate, prepared.fit, prepared.loss, prepared.augment
+    rounds = (method.stages - 1) * method.rounds + method.final_rounds
+    moves = method.stages + rounds + move.final_steps if move else 0
+    steps = method.stages + rounds + moves
+    share = min(1.0, (limits.max_steps or steps) / max(1, steps))
+    copies = getattr(augment, "copies", 0 if augment is None else 8)
+    drawn = min(method.samples_per_step, len(fit) * (1 + copies))
     moved, moved_batch, judged, vectors = _moved(move, drawn)
-    loss = plan.request.loss
     return Load(
-        weights=plan.layers.size,
-        model_bytes=sum(t.nbytes for t in plan.model.state_dict().values()),
-        given=len(plan.fit),
-        accepted=plan.num_accepted,
+        weights=prepared.weights.size,
+        model_bytes=sum(t.nbytes for t in prepared.model.state_dict().values()),
+        given=len(fit),
+        accepted=len(prepared.held_out),
         copies=copies,
-        input_bytes=sum(tensor[:1].nbytes for tensor in tensors_of(plan.fit.inputs)),
-        outputs=0 if loss.needs_labels else plan.sample.outputs,
+        input_bytes=sum(tensor[:1].nbytes for tensor in tensors_of(fit.inputs)),
+        outputs=0 if loss.needs_labels else prepared.sample.outputs,
         trace=gauges.trace,
-        per_step=effort.samples_per_step,
-        batch=plan.batch_size,
-        block_size=plan.block_size,
-        num_blocks=plan.request.num_blocks,
-        starts=effort.stages,
+        per_step=method.samples_per_step,
+        batch=prepared.batch_size,
+        block_size=method.block_size,
+        num_blocks=method.num_blocks,
+        starts=method.stages,
         rounds=round(rounds * share),
         moves=round(moves * share),
         judged_moves=judged,
@@ -392,13 +350,13 @@ def load_of(plan: Plan, executor: Any = None) -> Load:
         fits=loss.fits(values_move=move is not None),
         piece=gauges.piece,
         positions=gauges.positions,
-        workers=_workers(executor),
+        workers=int(getattr(executor, "_max_workers", 1) or 1),
         expand=gauges.expand,
         judge=gauges.judge,
         move=gauges.move,
-        solve=_solve_seconds(plan),
-        written=_written(plan),
-        threads=plan.threads,
+        solve=_solve_seconds(ask, method.block_size) if rounds else 0.0,
+        written=_written(prepared),
+        threads=getattr(prepared.ranks, "number", 1),
     )
 
 
@@ -411,12 +369,6 @@ def _moved(move: Any, drawn: int) -> tuple[float, int, int, int]:
         passed = drawn * (1 + max(marks, default=0) * (move.curvature_share or 1.0))
         return passed, drawn, len(marks) * len(move.lengths), _SECOND_ORDER
     return float(drawn), drawn, 4, _SECOND_ORDER
-
-
-def _first_pass(plan: Plan, load: Load) -> list[Phase]:
-    if not isinstance(plan.start, Foreseen):
-        return []
-    return [plan.start.needs(plan.model, plan.layers, plain(plan.fit.inputs), load.judge)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -437,37 +389,37 @@ class _Gauges:
     positions: int
 
     @classmethod
-    def of(cls, plan: Plan) -> _Gauges:
-        model, layers, loss = plan.model, plan.layers, plan.request.loss
-        most = min(len(plan.fit), plan.batch_size, plan.effort.samples_per_step)
-        large = max(1, min(most, _GAUGED_FLOATS // max(1, plan.sample.floats)))
+    def of(cls, method: Steps, prepared: Prepared, compensate: Compensate | None) -> _Gauges:
+        model, layers, loss = prepared.model, prepared.weights, prepared.loss
+        most = min(len(prepared.fit), prepared.batch_size, method.samples_per_step)
+        large = max(1, min(most, _GAUGED_FLOATS // max(1, prepared.sample.floats)))
         large = min(most, max(2, large))
         sizes = (max(1, large // 2), large)
         # Random numbers of its own, and answers as the run's samples have them.
         generator = torch.Generator().manual_seed(0)
-        network = DenseNetwork(model, plan.sample.outputs, large)
-        some = samples_of(plan.fit.take(torch.arange(large)), loss, None, network, generator)
+        network = DenseNetwork(model, prepared.sample.outputs, large)
+        some = samples_of(prepared.fit.take(torch.arange(large)), loss, None, network, generator)
         traces: list[Trace] = []
 
-        def first(size: int) -> Samples:
-            return some.take(torch.arange(size))
+        def objective(size: int) -> Objective:
+            return Objective(model, layers, some.take(torch.arange(size)), loss, size)
 
         def expand(size: int) -> object:
-            traces[:] = [_traced(plan, first(size), generator)]
+            traces[:] = [_traced(method.curvature, objective(size), generator)]
             return None
 
         def judge(size: int) -> object:
-            return mean_loss(model, first(size), loss, size)
+            return objective(size).value()
 
         def backward(size: int) -> object:
-            samples = first(size)
+            samples = objective(size).samples
             with differentiating(model, layers) as weights:
                 losses = loss.per_sample(forward(model, samples.inputs), samples.targets)
                 return torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
         def product(size: int) -> object:
             vector = torch.zeros(layers.size, device=layers.device)
-            return gauss_newton(model, layers, first(size), loss, size)(vector)
+            return gauss_newton(objective(size))(vector)
 
         expanded = gauged(expand, sizes)
         trace = traces.pop()
@@ -480,7 +432,7 @@ class _Gauges:
             if places > 1
         ]
         move = {Compensation: product, Distillation: backward, type(None): None}.get(
-            type(plan.compensation), backward
+            type(compensate), backward
         )
         return cls(
             expanded,
@@ -492,55 +444,48 @@ class _Gauges:
         )
 
 
-def _traced(plan: Plan, samples: Samples, generator: torch.Generator) -> Trace:
+def _traced(curvature: Curvature, objective: Objective, generator: torch.Generator) -> Trace:
     """One batch of an expansion, as `qprune.objective` makes it."""
-    curvature, loss, layers = plan.curvature, plan.request.loss, plan.layers
+    loss, layers, samples = objective.loss, objective.weights, objective.samples
     felt: Callable[[Tensor, Tensor], Tensor] = loss.per_sample
     if isinstance(curvature, PerSampleFisher):
         felt = curvature.losses(loss, generator)()
-    with differentiating(plan.model, layers) as weights:
+    with differentiating(objective.model, layers) as weights:
         with Recorder(layers) as recorder:
-            outputs = forward(plan.model, samples.inputs)
+            outputs = forward(objective.model, samples.inputs)
         losses = loss.per_sample(outputs, samples.targets)
         if not losses.requires_grad:
             raise CalibrationError("the loss does not depend on any targeted weight")
         parts = torch.autograd.grad(losses.sum(), weights, retain_graph=True, allow_unused=True)
         felt_losses = felt(outputs, samples.targets)
         del parts
-        return trace_of(plan.model, layers, samples.inputs, outputs, recorder, felt_losses)
+        return trace_of(objective.model, layers, samples.inputs, outputs, recorder, felt_losses)
 
 
-def _solve_seconds(plan: Plan) -> float | None:
+def _solve_seconds(ask: Border, block_size: int) -> float | None:
     """Seconds of one block by a sampler of ours; None for others, which may charge for a call."""
-    border = plan.border
-    if not plan.effort.rounds and not plan.effort.final_rounds:
-        return 0.0
-    if "time_limit" in border.options:
-        return float(border.options["time_limit"])
-    ours = type(border.sampler).__module__.partition(".")[0] == "solvers"
-    if not ours or hasattr(border.sampler, "child") or is_paid(border.sampler):
+    if "time_limit" in ask.options:
+        return float(ask.options["time_limit"])
+    ours = type(ask.sampler).__module__.partition(".")[0] == "solvers"
+    if not ours or hasattr(ask.sampler, "child") or is_paid(ask.sampler):
         return None
-    size = min(_GAUGED_VARIABLES, plan.block_size)
+    size = min(_GAUGED_VARIABLES, block_size)
     rng = np.random.default_rng(0)
     factor = rng.standard_normal((2 * size, size))
     present = (np.arange(size) < size // 2).astype(np.int8)
     problem = QuadraticProblem(
         -(factor @ present) @ factor, LowRank(factor), counts=int(present.sum())
     )
-    answers = [border.solve(problem, present, seed) for seed in range(2)]
-    return answers[-1].seconds * (plan.block_size / size) ** 2
+    answers = [ask.solve(problem, present, seed) for seed in range(2)]
+    return answers[-1].seconds * (block_size / size) ** 2
 
 
-def _workers(executor: Any) -> int:
-    return int(getattr(executor, "_max_workers", 1) or 1)
-
-
-def _written(plan: Plan) -> tuple[float, int]:
+def _written(prepared: Prepared) -> tuple[float, int]:
     """Bytes of cached keys and values, and tokens a sequence, where the model writes its text."""
-    augment = plan.augment
+    augment = prepared.augment
     if not isinstance(augment, OwnText):
         return 0.0, 0
-    inputs = plan.fit.inputs
+    inputs = prepared.fit.inputs
     assert isinstance(inputs, Tensor)  # Augmentations are for nothing else.
     with torch.no_grad(), Tally() as tally:
         output: Any = augment.model(inputs[:1, :2], use_cache=True)

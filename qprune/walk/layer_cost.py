@@ -9,24 +9,21 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
-from qprune.cost import Estimate, Part, Pass, Phase, estimate, gauged, require_fit
-from qprune.data.calibration import as_calibration, plain
+from qprune.cost import Needs, Part, Pass, Phase, gauged
+from qprune.data.calibration import plain
 from qprune.data.inputs import AnyInputs, mapped, tensors_of
-from qprune.errors import QpruneError
-from qprune.network.matrices import Matrix, find_matrices
-from qprune.network.transformer import find_blocks
-from qprune.objective.trace.recorder import forward, out_of_memory
+from qprune.network.transformer import Named
+from qprune.network.weights import Weight
+from qprune.objective.samples import Prepared
+from qprune.objective.trace.recorder import forward
 from qprune.objective.trace.taps import tapped
-from qprune.steps.reconstruct import Magnitude, Method, SparseGPT, Wanda
-from qprune.walk.layerwise import batch_of, evaluating
-from solvers.host.machine import available_memory, peak_memory
+from qprune.steps.reconstruct import RowMethod
+from qprune.walk.streams import batch_of
 from solvers.rows.counts import LayerBudget
 from solvers.rows.problem import RowProblem
 
@@ -36,22 +33,14 @@ _FEWER_TOKENS = "fewer or shorter samples (--num-calibration-samples, --max-seq-
 _OFFLOAD = "activations in files (--offload FOLDER), or " + _FEWER_TOKENS
 _FEWER_TARGETS = "fewer layers at a time (--targets, --ignore)"
 
-# Numbers that a method holds at its worst: per pair of inputs, and per weight of the matrix.
-# Counted in the code, and held against measured peaks by the tests.
-_WORK: dict[type, tuple[float, float]] = {
-    Magnitude: (4.0, 4.0),
-    Wanda: (4.0, 5.0),
-    SparseGPT: (6.0, 5.0),
-}
-_SEARCH = (6.0, 15.0)
 # A small problem that the method is timed on.
 _ROWS, _INPUTS = 64, 128
 
 
 def layerwise_needs(
-    by_block: Sequence[Sequence[Sequence[Matrix]]],
+    by_block: Sequence[Sequence[Sequence[Weight]]],
     inputs: AnyInputs,
-    method: Method,
+    method: RowMethod,
     forwards: Pass,
     *,
     offload: str | Path = "cpu",
@@ -106,13 +95,13 @@ def _in_memory(offload: str | Path, on_host: bool) -> bool:
     return str(offload) == "cpu" or (str(offload) == "device" and on_host)
 
 
-def _undo(blocks: Sequence[Sequence[Sequence[Matrix]]]) -> float:
+def _undo(blocks: Sequence[Sequence[Sequence[Weight]]]) -> float:
     matrices = [matrix for block in blocks for group in block for matrix in group]
     return float(sum(m.size * (m.parameter.element_size() + 1) for m in matrices))
 
 
 def _activations(
-    blocks: Sequence[Sequence[Sequence[Matrix]]], inputs: AnyInputs, method: Method
+    blocks: Sequence[Sequence[Sequence[Weight]]], inputs: AnyInputs, method: RowMethod
 ) -> tuple[Part, ...]:
     first = blocks[0][0][0]
     each = _num_tokens(inputs) * first.parameter.element_size()
@@ -125,8 +114,8 @@ def _activations(
     return (Part("activations of all samples", float(each * widths), _OFFLOAD),)
 
 
-def _arrays(blocks: Sequence[Sequence[Sequence[Matrix]]], method: Method) -> tuple[Part, ...]:
-    def moments(groups: Sequence[Sequence[Matrix]]) -> float:
+def _arrays(blocks: Sequence[Sequence[Sequence[Weight]]], method: RowMethod) -> tuple[Part, ...]:
+    def moments(groups: Sequence[Sequence[Weight]]) -> float:
         return 8.0 * (2 if method.dense_targets else 1) * sum(g[0].inputs ** 2 for g in groups)
 
     together = [[g] for block in blocks for g in block] if method.by_group else blocks
@@ -138,13 +127,13 @@ def _arrays(blocks: Sequence[Sequence[Sequence[Matrix]]], method: Method) -> tup
     )
 
 
-def work_of(method: Method, rows: int, inputs: int) -> float:
+def work_of(method: RowMethod, rows: int, inputs: int) -> float:
     """Bytes of host memory that ``method`` takes for a matrix, its quadratic included."""
-    pair, weight = _WORK.get(type(method), _SEARCH)
+    pair, weight = method.work
     return 8.0 * (pair * inputs**2 + weight * rows * inputs)
 
 
-def _num_passes(blocks: Sequence[Sequence[Sequence[Matrix]]], method: Method) -> float:
+def _num_passes(blocks: Sequence[Sequence[Sequence[Weight]]], method: RowMethod) -> float:
     groups = max(len(block) for block in blocks)
     return 2.0 + (0.5 * groups if method.by_group else 1.0)
 
@@ -153,27 +142,29 @@ def _all(forwards: Pass, inputs: AnyInputs) -> float:
     return forwards.seconds(len(inputs), batch_of(inputs))
 
 
-def _products(blocks: Sequence[Sequence[Sequence[Matrix]]], tokens: int, method: Method) -> float:
+def _products(
+    blocks: Sequence[Sequence[Sequence[Weight]]], tokens: int, method: RowMethod
+) -> float:
     groups = [group[0] for block in blocks for group in block]
     return (2.0 if method.dense_targets else 1.0) * tokens * sum(m.inputs**2 for m in groups)
 
 
-def _cost(matrix: Matrix) -> float:
+def _cost(matrix: Weight) -> float:
     """How much more a matrix takes than the small problem: rows times inputs squared."""
     return matrix.rows / _ROWS * (matrix.inputs / _INPUTS) ** 2
 
 
-def groups_of(model: nn.Module, inputs: AnyInputs, by_block: Sequence[Sequence[Matrix]]) -> list:
+def groups_of(model: nn.Module, inputs: AnyInputs, by_block: Sequence[Sequence[Weight]]) -> list:
     """Every block's matrices in groups of those with the same input, seen on one sample.
 
     Matrices that the sample does not reach, as of an expert, are groups of their own.
     """
-    found: list[list[list[Matrix]]] = [[] for _ in by_block]
+    found: list[list[list[Weight]]] = [[] for _ in by_block]
     place = {m.name: index for index, inside in enumerate(by_block) for m in inside}
     seen: set[str] = set()
     last: list[Tensor] = []
 
-    def see(matrix: Matrix, x: Tensor) -> None:
+    def see(matrix: Weight, x: Tensor) -> None:
         if matrix.name in seen:
             return
         seen.add(matrix.name)
@@ -204,7 +195,7 @@ def gauge_forward(model: nn.Module, inputs: AnyInputs) -> Pass:
     return gauged(run, (max(1, large // 2), large))
 
 
-def gauge_method(method: Method) -> float:
+def gauge_method(method: RowMethod) -> float:
     """Seconds of the method on a small problem."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((_INPUTS, 2 * _INPUTS))
@@ -228,66 +219,33 @@ def gauge_products() -> float:
     return (time.perf_counter() - began) / size**3
 
 
-def gauged_phase(
-    model: nn.Module,
-    inputs: AnyInputs,
-    method: Method,
-    by_block: Sequence[Sequence[Matrix]],
-    *,
-    offload: str | Path = "cpu",
-    forwards: Pass | None = None,
-) -> Phase:
-    """`layerwise_needs` of these matrices, with what takes measuring measured."""
-    on_host = next(model.parameters()).device.type == "cpu"
-    with evaluating(model):
-        return layerwise_needs(
-            groups_of(model, inputs, by_block),
-            inputs,
-            method,
-            forwards or gauge_forward(model, inputs),
-            offload=offload,
-            on_host=on_host,
-            seconds_per_product=gauge_products(),
-            solve=gauge_method(method),
-        )
-
-
-def state_layerwise(
-    model: nn.Module,
-    windows: Any,
-    method: Method,
-    *,
-    targets: Sequence[str] | None = None,
-    ignore: Sequence[str] = (),
-    offload: str | Path = "cpu",
-    max_memory: float | None = None,
-) -> Estimate | None:
-    """What `prune_layerwise` needs for this, logged; None where the model cannot be tried out.
+def layer_cost(
+    rows: RowMethod, prepared: Prepared, blocks: Sequence[Named], offload: str | Path
+) -> Needs:
+    """Memory and time of a run layer by layer, with what takes measuring measured.
 
     Args:
-        model: see there.
-        windows: see there.
-        method: see there.
-        targets: see there.
-        ignore: see there.
-        offload: see there.
-        max_memory: bytes that the process may hold; default what is in use and available.
+        rows: how a matrix is pruned.
+        prepared: the model, its targeted weights, the samples.
+        blocks: of the model.
+        offload: where activations wait.
 
     Raises:
-        ImpossibleRequestError: it does not fit.
+        QpruneError: the model and the samples are not fit for each other.
     """
-    try:
-        inputs = plain(as_calibration(windows, model).inputs)
-        by_block = find_matrices(find_blocks(model), targets, ignore)
-        phase = gauged_phase(model, inputs, method, by_block, offload=offload)
-    except (QpruneError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, QpruneError) and not out_of_memory(error):
-            raise
-        # The run meets the same trouble, and has more to say about it.
-        logger.debug("what the run needs is not known: %s", error)
-        return None
-    present = float(psutil.Process().memory_info().rss)
-    needs = estimate(present, peak_memory(), (), [phase])
-    logger.info("%s", needs)
-    require_fit(needs, available_memory(), max_memory)
-    return needs
+    model, inputs = prepared.model, plain(prepared.fit.inputs)
+    by_block = [
+        [w for w in prepared.weights if w.parameter_name.startswith(f"{name}.")]
+        for name, _ in blocks
+    ]
+    phase = layerwise_needs(
+        groups_of(model, inputs, by_block),
+        inputs,
+        rows,
+        gauge_forward(model, inputs),
+        offload=offload,
+        on_host=next(model.parameters()).device.type == "cpu",
+        seconds_per_product=gauge_products(),
+        solve=gauge_method(rows),
+    )
+    return Needs(phases=(phase,))

@@ -1,0 +1,615 @@
+"""Pruning across the network: the loss at its end expanded to second order, blocks across layers.
+
+stage -> first pass -> [ expand the loss -> select blocks -> formulate -> solve -> accept ->
+compensate ]
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qprune.cost import effort_for
+from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.network.groups import named, prune_lowest
+from qprune.network.patterns import Pattern
+from qprune.network.weights import Weights, find_weights
+from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
+from qprune.objective.curvature import Curvature, Expansion
+from qprune.objective.samples import Objective, Prepared
+from qprune.results import BlockRecord
+from qprune.steps.accept import Proposal, accept
+from qprune.steps.compensate import Compensate
+from qprune.steps.formulate import Block, Terms, formulate, repriced, with_terms
+from qprune.steps.select import Boundary, Offer, Select
+from qprune.steps.solve import Answer, SolvedBlock
+from qprune.steps.start import STARTS, DiagonalFisher, Start
+from qprune.walk.journal import Attempt
+from qprune.walk.run import Run
+from qprune.walk.schedule import Action, Schedule, gone_back
+from qprune.walk.state import FullState, Progress, State
+from solvers import QuadraticProblem
+from solvers.host.ranges import MAX_STEPS, FurtherSteps, Number, Pair, Steps, checked
+
+logger = logging.getLogger(__name__)
+
+# Variables per block where the model has as many weights.
+_BLOCK_SIZE = 1024
+# Rounds for which weights rest that were offered and not changed.
+_REST = 2
+# Samples on which the loss before a compensation is noted; it decides nothing.
+_NOTED = 256
+_WHOLE_NUMBERS = {
+    "num_blocks": Number,
+    "block_size": Pair,
+    "samples_per_step": Number,
+    "stages": Steps,
+    "rounds": FurtherSteps,
+    "final_rounds": FurtherSteps,
+}
+
+
+@dataclass(frozen=True)
+class Networkwise:
+    """A method: the loss at the network's end, expanded to second order; blocks across all layers.
+
+    Args:
+        start: the first pass of every stage, a strategy or its name in
+            `qprune.steps.start.STARTS`; None takes the mask that the method before it left.
+        curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`, `ExactHessian`,
+            or a name.
+        select: how blocks are chosen.
+        terms: extra energy over a block's variables; see `qprune.steps.formulate.Terms`.
+        block_size: variables per block; None = 1024, or all weights where there are fewer.
+        num_blocks: disjoint blocks per expansion of the loss.
+        stages: steps of the cubic way to the sparsity; 1 = one shot. None = 20, or 10 for a
+            network whose passes are dear.
+        rounds: expansions per stage; 0 = first pass alone. None = 4, or 1.
+        final_rounds: expansions at the last stage; None = 5 x rounds.
+        samples_per_step: at most this many samples per expansion; None = 2400, or 400.
+        damping: added to the curvature's diagonal, as a multiple of its mean.
+        accept_share: share of the samples on which steps are judged, and never fitted.
+
+    Raises:
+        ImpossibleRequestError: a number makes no sense.
+
+    Example:
+        >>> Networkwise(stages=2, rounds=1).num_blocks
+        1
+    """
+
+    start: Start | str | None = DiagonalFisher()
+    curvature: Curvature | str = SketchedFisher()
+    select: Select = Boundary()
+    terms: Terms | None = None
+    block_size: int | None = None
+    num_blocks: int = 1
+    stages: int | None = None
+    rounds: int | None = None
+    final_rounds: int | None = None
+    samples_per_step: int | None = None
+    damping: float = 0.1
+    accept_share: float = 0.2
+    uses_loss = True
+    on_host = True
+
+    def __post_init__(self) -> None:
+        for name, kind in _WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name != "num_blocks":
+                continue
+            try:
+                checked(kind, value, name)
+            except ValueError as error:
+                raise ImpossibleRequestError(str(error)) from error
+        if not 0 < self.accept_share < 1:
+            raise ImpossibleRequestError(
+                f"accept_share must lie between 0 and 1, not {self.accept_share!r}"
+            )
+        if self.start is None and (self.stages or 1) != 1:
+            raise ImpossibleRequestError(
+                f"without a start of its own Networkwise has one stage, not {self.stages}; leave "
+                "stages out"
+            )
+        named("curvature", self.curvature, CURVATURES)
+        if self.start is not None:
+            named("start", self.start, STARTS)
+
+    def find(
+        self,
+        model: nn.Module,
+        targets: Sequence[Pattern] | Pattern | None,
+        ignore: Sequence[Pattern] | Pattern,
+    ) -> Weights:
+        """See `qprune.walk.schedule.Method`."""
+        weights = find_weights(model, targets, ignore)
+        self._fitting_block(weights)
+        return weights
+
+    def passing(self, model: nn.Module) -> AbstractContextManager[None]:
+        """As it is."""
+        return nullcontext()
+
+    def completed(
+        self, prepared: Prepared, compensate: Compensate | None, threads: int
+    ) -> tuple[CompleteNetworkwise, Compensate | None]:
+        """See `qprune.walk.schedule.Method`."""
+        effort = effort_for(prepared.sample.multiplications)
+        rounds = effort.rounds if self.rounds is None else self.rounds
+        usual = effort.final_rounds if self.rounds is None else 5 * self.rounds
+        method = CompleteNetworkwise(
+            start=None if self.start is None else named("start", self.start, STARTS),
+            curvature=self._suited_curvature(prepared),
+            select=self.select,
+            terms=self.terms,
+            block_size=self._fitting_block(prepared.weights),
+            num_blocks=self.num_blocks,
+            stages=1 if self.start is None else self.stages or effort.stages,
+            rounds=rounds,
+            final_rounds=usual if self.final_rounds is None else self.final_rounds,
+            samples_per_step=self.samples_per_step or effort.samples_per_step,
+            damping=self.damping,
+            accept_share=self.accept_share,
+        )
+        method.refuse_endless()
+        return method, None if compensate is None else compensate.completed(effort)
+
+    def _suited_curvature(self, prepared: Prepared) -> Curvature:
+        curvature = named("curvature", self.curvature, CURVATURES)
+        if prepared.loss.has_distribution or not isinstance(
+            curvature, SketchedFisher | SampledFisher
+        ):
+            return curvature
+        logger.info("a loss of one's own has no distribution: the curvature is EmpiricalFisher()")
+        return EmpiricalFisher()
+
+    def _fitting_block(self, weights: Weights) -> int:
+        if self.block_size is None:
+            return min(_BLOCK_SIZE, weights.size)
+        if self.block_size > weights.size:
+            raise ImpossibleRequestError(
+                f"block_size {self.block_size} is more than the model's {weights.size} targeted "
+                "weights; choose a smaller block"
+            )
+        return self.block_size
+
+
+@dataclass(frozen=True)
+class CompleteNetworkwise(Networkwise):
+    """A `Networkwise` with nothing left open."""
+
+    start: Start | None = None
+    curvature: Curvature = SketchedFisher()
+    block_size: int = _BLOCK_SIZE
+    stages: int = 1
+    rounds: int = 0
+    final_rounds: int = 0
+    samples_per_step: int = 1
+
+    def refuse_endless(self) -> None:
+        """Refuse more expansions than can end."""
+        expansions = (self.stages - 1) * self.rounds + self.final_rounds
+        if expansions > MAX_STEPS:
+            raise ImpossibleRequestError(
+                f"{self.stages:,} stages of {self.rounds:,} rounds, {self.final_rounds:,} in "
+                f"the last one, are {expansions:,} expansions; a run has at most {MAX_STEPS:,}"
+            )
+
+    def schedule(self, run: Run) -> Schedule:
+        """See `qprune.walk.schedule.Method`; the method is completed."""
+        actions: list[Action] = []
+        for stage in range(self.stages):
+            last = stage == self.stages - 1
+            rounds = self.final_rounds if last else self.rounds
+            actions.append(Prune(self, stage, required=last))
+            actions += [Improve(self, stage, number) for number in range(rounds)]
+        steps = run.compensate.final_steps if run.compensate else 0
+        return Schedule([*actions, *(Settle(self, number) for number in range(steps))])
+
+    def first_pass(self, run: Run) -> State | None:
+        """See `qprune.walk.schedule.Method`."""
+        if self.start is None:
+            return None
+        random = run.generator.get_state()
+        objective = self.drawn(run)
+        expansion = self.expanded(objective, run)
+        scores = self._scores(objective, expansion, run.dense.values, run.generator)
+        run.generator.set_state(random)
+        dense = State.dense(run.weights)
+        mask = prune_lowest(scores, dense.mask, run.groups, run.groups.total)
+        values = run.dense.values * mask
+        run.weights.write(values)
+        return replace(dense, mask=mask, values=values)
+
+    def drawn(self, run: Run) -> Objective:
+        """The objective of one expansion."""
+        return run.objective.drawn(self.samples_per_step, run.generator)
+
+    def expanded(self, objective: Objective, run: Run) -> Expansion:
+        """The damped second-order expansion of ``objective`` at the current weights.
+
+        Raises:
+            NonFiniteError: it holds NaN or Inf; names the layer.
+        """
+        expansion = self.curvature.expand(objective, run.generator)
+        for what, vector in (("gradient", expansion.gradient), ("curvature", expansion.diagonal)):
+            if not torch.isfinite(vector).all():
+                at = int(torch.nonzero(~torch.isfinite(vector))[0])
+                weight, _, _ = run.weights.locate(torch.tensor([at]))[0]
+                raise NonFiniteError(
+                    f"the {what} of layer {weight.name!r} holds NaN or Inf; look at the loss"
+                )
+        return expansion.damped(self.damping)
+
+    def _scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, random: torch.Generator
+    ) -> Tensor:
+        return self.start.scores(objective, expansion, values, random)
+
+    def pruned(self, run: Run, state: FullState, stage: int, step: Attempt) -> FullState:
+        """The state pruned to a stage's counts by the start, and noted; always taken."""
+        objective = self.drawn(run).refitted(run.compensate is not None)
+        judge = replace(run.judge, loss=objective.loss)
+        before = judge.value()
+        if not math.isfinite(before):
+            judge.require_finite()
+        fit_loss, pruned = before, state
+        if self.start is not None:
+            with step.phase("curvature"):
+                expansion = self.expanded(objective, run)
+            with step.phase("select"):
+                scores = self._scores(objective, expansion, state.values, run.generator)
+                total = round((1 - (1 - (stage + 1) / self.stages) ** 3) * run.groups.total)
+                mask = prune_lowest(scores, state.mask, run.groups, total)
+            pruned = replace(state, values=state.values * mask, mask=mask)
+            fit_loss = expansion.loss
+            run.put_back(pruned)
+        with step.phase("accept"):
+            after = judge.value()
+        step.note(
+            sparsity=run.sparsity(pruned),
+            price=pruned.trust.price,
+            real=after - before,
+            loss=after,
+            fit_loss=fit_loss,
+            flips=int((state.mask & ~pruned.mask).sum()),
+        )
+        return pruned
+
+
+@dataclass(frozen=True)
+class Prune:
+    """The first pass of one stage, to the stage's counts; then the kept weights move."""
+
+    method: CompleteNetworkwise
+    stage: int
+    required: bool
+    ends_when_idle = False
+
+    def __call__(self, run: Run, state: State) -> State:
+        stage = self.stage
+        if run.journal.exhausted:
+            stage = self.method.stages - 1
+        step = run.journal.begin("start", stage)
+        state = self.method.pruned(run, state.full(run.weights), stage, step)
+        if run.compensate is None or run.compensate.at_end:
+            return state
+        return compensated(run, state, stage, self.method)
+
+    def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
+        """The counts need it: it cannot be left out."""
+        raise error
+
+
+@dataclass(frozen=True)
+class Improve:
+    """One round: restore-or-prune decisions on blocks, then the kept weights move."""
+
+    method: CompleteNetworkwise
+    stage: int
+    number: int
+    required = False
+    ends_when_idle = False
+
+    def __call__(self, run: Run, state: State) -> State:
+        method, state = self.method, state.full(run.weights)
+        step = run.journal.begin("blocks", self.stage, self.number)
+        objective = method.drawn(run).refitted(run.compensate is not None)
+        with step.phase("curvature"):
+            expansion = method.expanded(objective, run)
+        with step.phase("select"):
+            keep_values = values_if_kept(state, expansion, run)
+            chosen = self._selected(run, state, expansion, keep_values)
+        proposals = proposed(run, state, expansion, keep_values, chosen, method.terms, step)
+        state = self._rested(state, chosen)
+        trial = _Trial(run, step, self, state, objective, expansion.loss)
+        with step.phase("accept"):
+            present = trial.judged.value()
+        trust, taken = accept(trial, proposals, state.trust, present)
+        moved = replace(carried_out(state, taken) if taken else state, trust=trust)
+        if not taken or run.compensate is None or run.compensate.at_end:
+            return moved
+        try:
+            return compensated(run, moved, self.stage, method)
+        except NonFiniteError as error:
+            return gone_back(run, moved, state, error, self.stage, self.number)
+
+    def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
+        """Back to before the last action that changed something."""
+        return gone_back(run, progress.state, progress.before, error, self.stage, self.number)
+
+    @property
+    def _clock(self) -> int:
+        """Number of the round in the run, for rests."""
+        return self.stage * (self.method.rounds + 1) + self.number
+
+    def _selected(
+        self, run: Run, state: FullState, expansion: Expansion, keep_values: Tensor
+    ) -> list[Tensor]:
+        # Pruning takes a value away, restoring brings one back.
+        move = keep_values * (1 - 2 * state.mask.to(keep_values))
+        curvature = expansion.diagonal + expansion.damping
+        cost = move * (expansion.gradient + 0.5 * curvature * move)
+        resting = state.resting > self._clock
+        offer = Offer(run.weights, run.groups, state.mask, cost, resting, run.generator)
+        return self.method.select.blocks(offer, self.method.block_size, self.method.num_blocks)
+
+    def _rested(self, state: FullState, chosen: Sequence[Tensor]) -> FullState:
+        """What is offered now rests in the next rounds."""
+        resting = state.resting.clone()
+        for indices in chosen:
+            resting[indices] = self._clock + 1 + _REST
+        return replace(state, resting=resting)
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The kept weights move once more after the last block."""
+
+    method: CompleteNetworkwise
+    number: int
+    required = False
+    ends_when_idle = True
+
+    def __call__(self, run: Run, state: State) -> State:
+        return compensated(run, state.full(run.weights), self._stage, self.method)
+
+    @property
+    def _stage(self) -> int:
+        return self.method.stages - 1
+
+    def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
+        """Back to before the last action that changed something."""
+        return gone_back(run, progress.state, progress.before, error, self._stage, self.number)
+
+
+def compensated(run: Run, state: FullState, stage: int, method: CompleteNetworkwise) -> FullState:
+    """Move the kept weights by the best of the candidate moves, if one lowers the loss."""
+    if run.compensate is None or run.journal.exhausted:
+        return state
+    step = run.journal.begin("compensate", stage)
+    number = run.compensate.num_samples or method.samples_per_step
+    objective = run.objective.drawn(number, run.generator).refitted(True)
+    judge = replace(run.judge, loss=objective.loss)
+    fit_loss = replace(objective, samples=objective.samples.spread(_NOTED)).value()
+    present = judge.value()
+    best, values = present, state.values
+    with step.phase("compensate"):
+        for move in run.compensate.moves(objective, state.mask, run.generator):
+            run.weights.write(state.values + move)
+            judged = judge.value()
+            if judged < best:
+                best, values = judged, state.values + move
+            if run.journal.exhausted:
+                break
+        run.weights.write(values)
+    moved = state if values is state.values else replace(state, values=values)
+    step.note(
+        sparsity=run.sparsity(moved),
+        price=moved.trust.price,
+        accepted=moved is not state,
+        real=best - present,
+        loss=best,
+        fit_loss=fit_loss,
+    )
+    return moved
+
+
+def values_if_kept(state: FullState, expansion: Expansion, run: Run) -> Tensor:
+    """Every weight's value if kept: as it is, or what a pruned one would come back with.
+
+    That is the original value, or with compensation the minimum of the loss along the weight
+    alone, -g / (H_ii + damping), no larger than the original.
+    """
+    dense = run.dense.values
+    if run.compensate is None:
+        return dense
+    limit = dense.abs()
+    # Where nothing is known of a weight, 0 / 0, nothing is proposed for it.
+    alone = -expansion.gradient / (expansion.diagonal + expansion.damping)
+    return torch.where(state.mask, state.values, alone.nan_to_num().clamp(-limit, limit))
+
+
+def proposed(
+    run: Run,
+    state: FullState,
+    expansion: Expansion,
+    keep_values: Tensor,
+    chosen: Sequence[Tensor],
+    terms: Terms | None,
+    step: Attempt,
+) -> list[Proposal]:
+    """The chosen blocks and their problems."""
+    with step.phase("curvature"):
+        curvatures = expansion.curvature.blocks(chosen) if chosen else []
+    proposals = []
+    for indices, curvature in zip(chosen, curvatures, strict=True):
+        with step.phase("formulate"):
+            block = _block(run, state, expansion, keep_values, indices)
+            model = formulate(block, curvature, ridge=expansion.damping / 2)
+            problem = with_terms(model, block, terms) if terms else model
+            proposals.append(Proposal(block, model, problem))
+    return proposals
+
+
+def _block(
+    run: Run, state: FullState, expansion: Expansion, keep_values: Tensor, indices: Tensor
+) -> Block:
+    pruned = (~state.mask[indices]).numpy()
+    _, groups = np.unique(run.groups.of(indices).numpy(), return_inverse=True)
+    return Block(
+        indices=indices.numpy(),
+        current=state.values[indices].double().numpy(),
+        keep_value=keep_values[indices].double().numpy(),
+        pruned=pruned.astype(np.int8),
+        gradient=expansion.gradient[indices].double().numpy(),
+        groups=groups.astype(np.int64),
+        counts=np.bincount(groups, weights=pruned).astype(np.int64),
+    )
+
+
+def carried_out(state: FullState, proposals: Sequence[Proposal]) -> FullState:
+    """The state with every proposal's answer carried out; only what was changed rests."""
+    values, mask, resting = state.values.clone(), state.mask.clone(), state.resting.clone()
+    for proposal in proposals:
+        assert proposal.answer is not None
+        block, kept = proposal.block, proposal.answer.sample == 0
+        indices = torch.from_numpy(block.indices)
+        values[indices] = torch.from_numpy(np.where(kept, block.keep_value, 0.0)).to(values)
+        mask[indices] = torch.from_numpy(kept)
+        resting[indices[torch.from_numpy(kept == block.pruned.astype(bool))]] = 0
+    return replace(state, values=values, mask=mask, resting=resting)
+
+
+# What a sampler is asked: the problem, the present decision, a seed.
+_Job = tuple[QuadraticProblem, NDArray[np.int8], int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """One round's proposals put to the acceptance split (`qprune.steps.accept.Trial`)."""
+
+    run: Run
+    step: Attempt
+    action: Improve
+    state: FullState
+    objective: Objective
+    fit_loss: float
+
+    @property
+    def exhausted(self) -> bool:
+        return self.run.journal.exhausted
+
+    @property
+    def judged(self) -> Objective:
+        """What judges: the loss as it is fitted to this round."""
+        return replace(self.run.judge, loss=self.objective.loss)
+
+    def judge(self, proposals: Sequence[Proposal]) -> float:
+        with self.step.phase("accept"):
+            self._write(carried_out(self.state, proposals), proposals)
+            return self.judged.value()
+
+    def undo(self, proposals: Sequence[Proposal]) -> None:
+        self._write(self.state, proposals)
+
+    def _write(self, state: FullState, proposals: Sequence[Proposal]) -> None:
+        for proposal in proposals:
+            indices = torch.from_numpy(proposal.block.indices)
+            self.run.weights.write_at(indices, state.values[indices])
+
+    def solve(self, proposals: Sequence[Proposal], price: float) -> list[Proposal]:
+        run, place = self.run, (self.action.stage, self.action.number)
+        with self.step.phase("solve"):
+            each = map if run.executor is None else run.executor.map
+            jobs = [
+                (
+                    repriced(p.problem, p.block, price),
+                    p.block.pruned,
+                    _seed(run.seed, *place, number),
+                )
+                for number, p in enumerate(proposals)
+            ]
+            answers = list(each(partial(_answered, run.ask), jobs))
+        for number, answer in enumerate(answers):
+            for fault in answer.faults:
+                run.journal.fault(replace(fault, block=number))
+        solved = [replace(p, answer=a) for p, a in zip(proposals, answers, strict=True)]
+        self._show(solved, jobs)
+        return solved
+
+    def _show(self, solved: Sequence[Proposal], jobs: Sequence[_Job]) -> None:
+        """Call the observers of blocks with what was asked, and what came back."""
+        run = self.run
+        if not run.observe_blocks:
+            return
+        for number, (proposal, (problem, present, seed)) in enumerate(
+            zip(solved, jobs, strict=True)
+        ):
+            assert proposal.answer is not None
+            block = SolvedBlock(
+                step=len(run.journal.steps),
+                stage=self.action.stage,
+                round=self.action.number,
+                block=number,
+                sampler=run.ask.name,
+                layers=run.weights.count_by_layer(torch.from_numpy(proposal.block.indices)),
+                sparsity=run.sparsity(self.state),
+                problem=problem,
+                present=present,
+                seed=seed,
+                answer=proposal.answer,
+                predicted=proposal.predicted,
+            )
+            for observe in run.observe_blocks:
+                observe(block)
+
+    def note(
+        self, proposals: Sequence[Proposal], accepted: bool, real: float, loss: float, price: float
+    ) -> None:
+        self.step.note(
+            sparsity=self.run.sparsity(self.state),
+            price=price,
+            accepted=accepted,
+            predicted=sum(p.predicted for p in proposals),
+            real=real,
+            loss=loss,
+            fit_loss=self.fit_loss,
+            flips=sum(p.flips for p in proposals) if accepted else 0,
+            blocks=tuple(self._record(proposal) for proposal in proposals),
+        )
+
+    def _record(self, proposal: Proposal) -> BlockRecord:
+        assert proposal.answer is not None
+        weights = self.run.weights
+        return BlockRecord(
+            num_variables=proposal.model.num_variables,
+            num_candidates_kept=int((proposal.block.pruned == 0).sum()),
+            layers=weights.count_by_layer(torch.from_numpy(proposal.block.indices)),
+            sampler=self.run.ask.name,
+            predicted=proposal.predicted,
+            lower_bound=proposal.answer.lower_bound,
+            flips=proposal.flips,
+            seconds=proposal.answer.seconds,
+            info=dict(proposal.answer.info) | {"energy": proposal.answer.energy},
+        )
+
+
+def _answered(ask: Any, job: _Job) -> Answer:
+    # No more than the problem goes out and no more than the answer comes back: executors may
+    # be on other machines.
+    return ask.solve(*job)
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key[0], spawn_key=key[1:]).generate_state(1)[0])

@@ -1,0 +1,106 @@
+"""A run's fixed surroundings, shared by all of its actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from qprune.network.groups import Groups
+from qprune.network.weights import Weights
+from qprune.objective.samples import Objective
+from qprune.steps.compensate import Compensate
+from qprune.steps.faults import CarefulBorder
+from qprune.steps.solve import BlockObserver
+from qprune.walk.journal import Journal
+from qprune.walk.state import State
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """The targeted weights before anything was pruned: the one copy, on the host.
+
+    Attributes:
+        tensors: one for each weight, in its own dtype and shape.
+        weights: what they are of.
+    """
+
+    tensors: list[Tensor]
+    weights: Weights
+
+    @cached_property
+    def values(self) -> Tensor:
+        """As one vector, shape (N,), made when first asked for."""
+        return self.weights.flat(self.tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What stays fixed during a run.
+
+    Attributes:
+        objective: the loss to fit on.
+        judge: the loss that decides what is taken, on samples that nothing is fitted to.
+        groups: exact counts.
+        dense: the weights before anything was pruned.
+        compensate: how kept weights move; None = they stay.
+        ask: the sampler, made ready.
+        journal: the steps so far.
+        observe_blocks: called with every problem that the sampler has answered.
+        executor: solves blocks with ``map``; None = one after the other.
+        generator: of all random choices outside the samplers.
+        seed: of the run.
+    """
+
+    objective: Objective
+    judge: Objective
+    groups: Groups
+    dense: Dense
+    compensate: Compensate | None
+    ask: CarefulBorder
+    journal: Journal
+    observe_blocks: tuple[BlockObserver, ...]
+    executor: Any
+    generator: torch.Generator
+    seed: int
+
+    @property
+    def weights(self) -> Weights:
+        """The targeted weights."""
+        return self.objective.weights
+
+    def batched(self, batch_size: int) -> Run:
+        """The same with another number of samples in one pass."""
+        if batch_size == self.objective.batch_size:
+            return self
+        objective = replace(self.objective, batch_size=batch_size)
+        return replace(self, objective=objective, judge=replace(self.judge, batch_size=batch_size))
+
+    def once(self, function: Callable[[], T]) -> T:
+        """What ``function`` gives on the first process, on every process."""
+        return self.objective.samples.ranks.once(function)
+
+    def sparsity(self, state: State) -> float:
+        """Share of the targeted weights that are pruned."""
+        return 1 - int(state.mask.sum()) / self.weights.size
+
+    def put_back(self, state: State) -> None:
+        """Write the state's values into the model.
+
+        Where the model alone held them, the weights that the state has not pruned get their dense
+        values again.
+        """
+        if state.values is not None:
+            self.weights.write(state.values)
+            return
+        masks = self.weights.split(state.mask)
+        with torch.no_grad():
+            for weight, mask, dense in zip(self.weights, masks, self.dense.tensors, strict=True):
+                if bool(mask.all()):
+                    weight.part(weight.parameter).copy_(dense)
