@@ -29,12 +29,11 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -71,7 +70,7 @@ from qprune.results import (
     strict_json,
 )
 from qprune.steps.answers import AnswerStore
-from qprune.walk.journal import Journal
+from qprune.walk.run import Run
 from qprune.walk.state import Progress
 from solvers.host.secrets import redacted
 
@@ -116,8 +115,7 @@ class RunFolder(os.PathLike[str]):
         self._began = time.perf_counter(), time.process_time()
         self._before = 0.0, 0.0
         self._last: Snapshot | None = None
-        self._snapshot: Callable[[Progress], Snapshot] | None = None
-        self._journal: Journal | None = None
+        self._run = ""
 
     @property
     def path(self) -> Path:
@@ -165,19 +163,12 @@ class RunFolder(os.PathLike[str]):
         """
         write_whole(self.path / CONFIG, yaml.encode())
 
-    def begin(
-        self,
-        beginning: Progress,
-        journal: Journal,
-        generator: torch.Generator,
-        present: Fingerprint | None,
-    ) -> Progress:
+    def begin(self, run: Run, beginning: Progress, present: Fingerprint | None) -> Progress:
         """Return where to start: at ``beginning``, or at the last checkpoint.
 
         Args:
+            run: its journal and generator go on from the checkpoint's.
             beginning: before the first action.
-            journal: of the run; it goes on after the steps of the checkpoint.
-            generator: of the run; set to its state in the checkpoint.
             present: fingerprint of the run; not used without a folder.
 
         Raises:
@@ -186,30 +177,20 @@ class RunFolder(os.PathLike[str]):
         """
         if self._checkpoints is None or present is None:
             return beginning
-        run = _hold_fingerprint(self.path, present).digest
-        snapshot = self._checkpoints.load(run)
+        self._run = _hold_fingerprint(self.path, present).digest
+        snapshot = self._checkpoints.load(self._run)
         # The report first: it marks a finished run, and this one goes on.
         remove([self.path / REPORT_JSON])
         flush_folder(self.path)
         remove([self.path / CHECKSUMS])
         remove(half_written(self.path, (FINGERPRINT, STEPS, *CHECKPOINTS)))
         AnswerStore(self.path / ANSWERS).sweep()
-        steps = () if snapshot is None else snapshot.steps
-        write_whole(self.path / STEPS, _lines(steps))
-        self._journal = journal
-        self._snapshot = lambda progress: Snapshot(
-            progress,
-            generator.get_state(),
-            tuple(journal.steps),
-            self.seconds,
-            self.cpu_seconds,
-            run,
-        )
+        write_whole(self.path / STEPS, _lines(() if snapshot is None else snapshot.steps))
         if snapshot is None:
             return beginning
         self._before = snapshot.seconds, snapshot.cpu_seconds
-        journal.resume(snapshot.steps, snapshot.seconds)
-        generator.set_state(snapshot.generator)
+        run.journal.resume(snapshot.steps, snapshot.seconds)
+        run.generator.set_state(snapshot.generator)
         return snapshot.progress
 
     def note(self, step: Step) -> None:
@@ -222,21 +203,30 @@ class RunFolder(os.PathLike[str]):
             require_locked(self.path)
             append_line(self.path / STEPS, strict_json(step.to_json()))
 
-    def keep(self, progress: Progress) -> None:
-        """Callback between two steps: write a checkpoint if enough time has passed.
+    def keep(self, run: Run, progress: Progress) -> None:
+        """Callback between two actions: write a checkpoint if enough time has passed.
 
         If the run stops for a reason that depends on time, the last checkpoint is from before
         that moment, so that a resumed run gives the same result as an uninterrupted one.
         """
-        if self._checkpoints is None or self._journal is None or self._snapshot is None:
+        # Every rank must take part, with or without the folder.
+        stopped = run.journal.stopped
+        if self._checkpoints is None:
             return
-        if self._journal.stopped in _UNREPEATABLE:
+        if stopped in _UNREPEATABLE:
             if self._last is not None:
                 self._checkpoints.write(self._last)
                 self._last = None
-        else:
-            self._last = self._snapshot(progress)
-            self._checkpoints.offer(self._last)
+            return
+        self._last = Snapshot(
+            progress,
+            run.generator.get_state(),
+            tuple(run.journal.steps),
+            self.seconds,
+            self.cpu_seconds,
+            self._run,
+        )
+        self._checkpoints.offer(self._last)
 
     def note_score(self, point: ScorePoint) -> None:
         """Append a score to ``scores.jsonl``.
@@ -259,11 +249,19 @@ class RunFolder(os.PathLike[str]):
         Raises:
             RunFolderError: the folder cannot be written.
         """
+        self.write_weights(model, mask)
+        self.finish(report, scores, html)
+
+    def write_weights(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+        """Write weights and mask.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
         # Contiguous copies: safetensors refuses views and tensors that share memory.
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         write_whole(self.path / MODEL, save(state))
         write_whole(self.path / MASK, packed_bytes(mask))
-        self.finish(report, scores, html)
 
     def finish(
         self,
