@@ -1,55 +1,62 @@
-"""The walk: first pass, then blocks that mix kept and pruned weights, until the sparsity is there.
-
-stage -> first pass -> [ expand the loss -> select blocks -> formulate -> solve -> accept ->
-compensate ] -> report
-"""
+"""The walk: which weights, how many of them, on which samples; then every action in its order."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from qprune.cost import Estimate, require_end, require_fit
+from qprune.cost import Estimate, estimate, require_end, require_fit
 from qprune.data.augment import Augmentation
 from qprune.data.calibration import Calibration, as_calibration
 from qprune.data.inputs import Call
-from qprune.distributed.placement import back_home, on_cpu
-from qprune.distributed.ranks import ALONE, Ranks
+from qprune.distributed.placement import back_home, device_of, on_cpu
+from qprune.distributed.ranks import ALONE, FirstSolves, Ranks
+from qprune.distributed.sharding import whole
 from qprune.distributed.workers import checked_threads, limited_threads
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import ImpossibleRequestError, QpruneError
 from qprune.network.admission import refuse_unstorable, refuse_wrapped
-from qprune.network.groups import Budget, NofM, mask_by_name
-from qprune.network.patterns import Pattern, as_patterns
-from qprune.objective import SketchedFisher
-from qprune.objective.curvature import Curvature
+from qprune.network.groups import Budget, NofM, groups_of, state_zeros
+from qprune.network.guards import restored_on_error
+from qprune.network.patterns import Pattern
+from qprune.network.weights import Weight
 from qprune.objective.loss_names import as_loss
 from qprune.objective.losses import Loss
+from qprune.objective.samples import Prepared, prepared, prepared_inputs
 from qprune.objective.trace.derivable import derivable
-from qprune.record.fingerprint import digest_of_tensors, fingerprint_of, require_named
-from qprune.record.recording import Recording, recording
+from qprune.objective.trace.recorder import out_of_memory
+from qprune.record.checkpoint import Begun
+from qprune.record.fingerprint import (
+    digest_of_tensors,
+    fingerprint_of,
+    require_named,
+)
+from qprune.record.folder import RunFolder, opened
 from qprune.results import LayerRecord, Observer, Report, Score
-from qprune.steps.compensate import Compensate
-from qprune.steps.faults import Care
-from qprune.steps.formulate import Terms
-from qprune.steps.select import Boundary, Select
-from qprune.steps.solve import BlockObserver
-from qprune.steps.start import DiagonalFisher, Pruner, Start
-from qprune.walk.estimate import Plan, needs_of
-from qprune.walk.request import Request
-from qprune.walk.schedule import Progress, walk
-from qprune.walk.setting import Setting, State, prepare, restored_on_error
+from qprune.steps.compensate import Compensate, Compensation
+from qprune.steps.distill import compensation_for
+from qprune.steps.faults import Care, CarefulBorder
+from qprune.steps.solve import BlockObserver, Border
+from qprune.walk.journal import Journal, Limits
+from qprune.walk.networkwise import Networkwise
+from qprune.walk.run import Run
+from qprune.walk.schedule import CompleteMethod, InOrder, Method, as_method, carry_out, described
+from qprune.walk.state import State
 from solvers.host.machine import available_memory, peak_memory
+from solvers.host.ranges import Number, Seed, checked
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,120 +80,86 @@ def prune(
     *,
     sparsity: float | None = None,
     density: float | None = None,
-    start: Start | Pruner | str = DiagonalFisher(),
-    budget: Budget | str = "global",
     mask_structure: NofM | str | None = None,
+    budget: Budget | str = "global",
     targets: Sequence[Pattern] | Pattern | None = None,
     ignore: Sequence[Pattern] | Pattern = (),
-    loss: Loss | Any = "dense",
-    curvature: Curvature | str = SketchedFisher(),
-    select: Select = Boundary(),
+    method: Method | Sequence[Method] = Networkwise(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
-    care: Care = Care(),
-    block_size: int | None = None,
-    num_blocks: int = 1,
-    stages: int | None = None,
-    rounds: int | None = None,
-    final_rounds: int | None = None,
+    on_fault: Care = Care(),
     compensate: bool | Compensate = True,
+    loss: Loss | nn.Module | str = "dense",
     augment: Augmentation | str | None = "auto",
-    terms: Terms | None = None,
-    damping: float = 0.1,
-    accept_share: float = 0.2,
-    samples_per_step: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     forward: Call | None = None,
     num_calibration_samples: int | None = None,
+    limits: Limits = Limits(),
     observe: Observer | Sequence[Observer] = (),
     observe_blocks: BlockObserver | Sequence[BlockObserver] = (),
-    executor: Any = None,
-    ranks: Ranks | None = None,
-    threads: int | None = None,
-    max_seconds: float | None = None,
-    max_steps: int | None = None,
-    max_memory: float | None = None,
-    expect: Callable[[Estimate], None] | None = None,
     evaluate: Callable[[nn.Module], Score] | None = None,
+    executor: Any = None,
+    ranks: Ranks = ALONE,
+    threads: int | None = None,
     output_dir: str | Path | None = None,
     resume_from: str | Path | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    **moved: Any,
 ) -> Pruned:
     """Prune ``model`` in place.
 
     Args:
-        model: any module; put in evaluation mode meanwhile.
+        model: any module; in evaluation mode meanwhile.
         calibration: a `Calibration`, a tensor or array of inputs, an (inputs, labels) pair, a
             dict by the model's argument names, a data set, or a DataLoader or other iterable of
-            such batches (`qprune.data.calibration.as_calibration`). All the data that the method
-            sees.
+            such batches (`qprune.data.calibration.as_calibration`). All the data of the run.
         sparsity: share of targeted weights to be zero, in [0, 1).
         density: 1 - sparsity, instead of it.
-        start: first pass; a strategy or its name in `qprune.steps.start.STARTS`. One that prunes by
-            itself, such as `qprune.layerwise.LayerwiseStart`, is taken as it is, in one stage.
-        budget: where the count is exact: "global", "layer", "row", or a strategy.
         mask_structure: "N:M" keeps at most N of every M consecutive inputs, instead of budget.
+        budget: over what the count is exact: "global", "layer", "row", or a strategy.
         targets: what to prune: classes, modules, parameters, by themselves or by name, or ``re:``
             patterns (`qprune.network.weights.find_weights`). None = every Linear and convolution,
-            and the matrices of attention, LSTM, GRU and RNN. What is left dense is said in one
-            line.
+            and the matrices of attention, LSTM, GRU and RNN. Coverage is logged in one line.
         ignore: the same, taken away again.
-        loss: "dense" (keep to the dense outputs), "cross-entropy", "mse" or "bce" (against the
-            labels); one of torch's losses, such as ``nn.MSELoss()``; `DenseOutputs`, `Labels`, or
-            `PerSample` for one of your own. What the outputs are is recognised by sight where
-            the loss leaves it open (`qprune.objective.recognise`), logged, and in the report.
-        curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`,
-            `ExactHessian`, or a name.
-        select: how blocks are chosen.
+        method: `Networkwise` (blocks across all layers, by the loss at the network's end),
+            `Layerwise` (transformers, one block after the other), or several in a row, such as
+            ``(Layerwise(), Networkwise(start=None, rounds=1))``.
         sampler: a registered name (see ``qprune samplers``) or any object with
             ``sample(bqm, ...) -> SampleSet``.
         sampler_options: passed with every call, for example ``{"num_reads": 10}``.
-        care: what to do about a sampler that hangs, crashes or answers nonsense.
-        block_size: variables per block; default 1024, or all weights where there are fewer.
-        num_blocks: disjoint blocks per expansion of the loss.
-        stages: steps of the (cubic) way to the sparsity; 1 = one shot. Default 20; for a
-            network whose passes are dear, 10 (see `qprune.cost`, also for the next two).
-        rounds: expansions per stage; 0 = first pass alone. Default 4 or 1.
-        final_rounds: expansions at the last stage; default 5 x rounds.
-        compensate: whether kept weights move, or how: `qprune.steps.compensate.Compensation`
-            (second order) or `qprune.steps.distill.Distillation`.
+        on_fault: retry and fallback for a sampler that hangs, crashes or returns nonsense.
+        compensate: whether kept weights move, or how: `Compensation` (second order) or
+            `Distillation`.
+        loss: "dense" (keep to the dense outputs), "cross-entropy", "mse" or "bce" (against the
+            labels); one of torch's losses, such as ``nn.MSELoss()``; `DenseOutputs`, `Labels`, or
+            `PerSample` for one of your own. Where the loss leaves the kind of the outputs open, it
+            is recognised (`qprune.objective.recognise`), logged, and in the report.
         augment: makes more samples to fit on (`qprune.data.augment`); "auto", with `DenseOutputs`,
-            shifts images (m, c, h, w), blends other numbers, and leaves tokens alone (see
-            `qprune.data.augment.OwnText` for these).
-        terms: extra energy over a block's variables; see `qprune.steps.formulate`.
-        damping: added to the curvature's diagonal, as a multiple of its mean.
-        accept_share: share of the samples on which steps are judged, and never fitted.
-        samples_per_step: at most this many samples per expansion. Default 2400 or 400.
-        batch_size: samples per forward pass; default by the size of the activations.
-        seed: one seed, one mask.
+            shifts images (m, c, h, w), blends other numbers, and leaves tokens alone (see `OwnText`
+            for these).
+        batch_size: samples per forward pass; None = by the size of the activations.
+        seed: of all random choices; one seed, one mask.
         forward: (model, batch) -> outputs, for batches that the model does not take as they
-            are: it gets them in the structure that ``calibration`` gives, labels included.
+            are: it gets them in the structure of ``calibration``, labels included.
         num_calibration_samples: the first so many are taken; None takes all, or 1024 of an
-            iterator that does not say how many it has.
+            iterator without a length.
+        limits: time, steps and memory; a stop from outside.
         observe: called with every `Step`.
         observe_blocks: called with every problem that the sampler has answered
             (`qprune.steps.solve.SolvedBlock`); a `qprune.record.blocks.BlockFolder` keeps them.
+        evaluate: model -> `Score` on test data; fills the report's dense, start and final.
         executor: something with ``map``, as in `concurrent.futures`, to solve blocks with.
         ranks: processes that share the passes over the samples, each of which calls this with the
-            same arguments: ``qprune.distributed.ranks.DataParallel()``, see there. The first one
-            writes ``output_dir``. None = this process alone.
+            same arguments: ``DataParallel()``. The first one writes ``output_dir``.
         threads: that pass batches and solve blocks at once; the mask does not depend on it, since
             torch and BLAS use one thread within each (as before afterwards). Each holds a batch
             and a copy of the model. Derivatives of a second-order `Compensation`, and
             `Distillation`, stay on one. None: `qprune.distributed.workers.DEFAULT_THREADS`.
-        max_seconds: the run ends in time with the best mask at the asked sparsity.
-        max_steps: the same by number of steps.
-        max_memory: bytes that the process may hold; a run that needs more is refused before it
-            starts. Default: what is in use and what is available; ``math.inf`` never refuses.
-        expect: called with what the run needs before it starts; what it raises ends the run. The
-            same is logged, and in the report.
-        evaluate: model -> `Score` on test data; fills the report's dense, start and final.
         output_dir: folder for the journal and checkpoints of this run, so that it can be resumed.
         resume_from: the ``output_dir`` of a run that was stopped or killed. Everything else must
             be as it was then, the model dense; the mask is the one of a run never stopped. Only
-            ``max_seconds`` and ``max_memory`` may change; the time spent before counts.
-        should_stop: asked before every step; True ends the run as ``max_seconds`` does.
+            time and memory in ``limits`` may change; the time spent before counts.
+        **moved: keywords of earlier versions, refused with where they went.
 
     Raises:
         QpruneError, solvers.SolverError: see `qprune.errors`; the model is then as it was.
@@ -194,152 +167,254 @@ def prune(
     Example:
         >>> import torch, qprune
         >>> model = torch.nn.Linear(8, 4)
-        >>> pruned = qprune.prune(model, torch.randn(64, 8), sparsity=0.5, stages=2)
+        >>> method = qprune.Networkwise(stages=2)
+        >>> pruned = qprune.prune(model, torch.randn(64, 8), sparsity=0.5, method=method)
         >>> int((model.weight == 0).sum())
         16
     """
-    request = Request(
-        sparsity=sparsity,
-        density=density,
-        start=start,
-        budget=budget,
-        mask_structure=mask_structure,
-        targets=None if targets is None else as_patterns(targets, "targets"),
-        ignore=as_patterns(ignore, "ignore"),
-        loss=as_loss(loss),
-        curvature=curvature,
-        select=select,
-        sampler=sampler,
-        sampler_options=dict(sampler_options or {}),
-        care=care,
-        block_size=block_size,
-        num_blocks=num_blocks,
-        stages=stages,
-        rounds=rounds,
-        final_rounds=final_rounds,
-        compensate=compensate,
-        augment=augment,
-        terms=terms,
-        damping=damping,
-        accept_share=accept_share,
-        samples_per_step=samples_per_step,
-        batch_size=batch_size,
-        seed=seed,
-        max_seconds=max_seconds,
-        max_steps=max_steps,
-        max_memory=max_memory,
-    )
-    observers = (observe,) if callable(observe) else tuple(observe)
-    watchers = (observe_blocks,) if callable(observe_blocks) else tuple(observe_blocks)
-    ranks = ranks or ALONE
-    refuse_wrapped(model)
-    if output_dir is not None or resume_from is not None:
-        refuse_unstorable(model)
-    threads = checked_threads(threads)
+    _refuse_moved(moved)
+    method, loss, threads = as_method(method), as_loss(loss), checked_threads(threads)
+    _check_numbers(seed=seed, batch_size=batch_size)
+    generator, ranks = torch.Generator().manual_seed(seed), ranks or ALONE
     with ExitStack() as stack:
-        stack.enter_context(ranks.watched())
-        stack.enter_context(limited_threads(1))
-        home = stack.enter_context(on_cpu(model))
-        stack.enter_context(restored_on_error(model))
-        stack.enter_context(derivable())
-        if executor is None and threads > 1 and isinstance(sampler, str):
-            # An object of the user's own may not stand several callers.
-            executor = stack.enter_context(ThreadPoolExecutor(threads))
-        record = _recording(ranks, stack, output_dir, resume_from)
+        home = stack.enter_context(_surroundings(model, method, ranks))
+        folder = stack.enter_context(_opened(model, output_dir, resume_from, ranks))
         data = as_calibration(
             calibration, model, forward=forward, num_samples=num_calibration_samples
         ).cpu()
-        if output_dir is not None or resume_from is not None:
-            require_named(data)
-        foresee = partial(_stated, ranks=ranks, executor=executor, expect=expect)
-        setting = prepare(
-            request,
-            model,
-            data,
-            (record.note, *observers),
-            executor,
-            should_stop,
-            foresee,
-            ranks,
-            threads,
+        journal = Journal(limits, (folder.note, *_all(observe)), ranks)
+
+        weights = method.find(model, targets, ignore)
+        groups = groups_of(weights, sparsity, density, budget, mask_structure)
+        ask = on_fault.over(Border.to(sampler, sampler_options), folder.answers)
+        dense = stack.enter_context(restored_on_error(model, weights))
+        stack.enter_context(method.passing(model))
+        ready = (prepared if method.uses_loss else prepared_inputs)(
+            *(model, weights, data),
+            loss=loss,
+            accept_share=method.accept_share,
+            augment=augment,
+            batch_size=batch_size,
+            generator=generator,
+            ranks=ranks,
+            threads=threads,
         )
-        border = care.over(setting.border, record.answers)
-        setting = replace(setting, border=border, observe_blocks=watchers)
-        progress = _begun(setting, data, record, output_dir or resume_from)
-        if evaluate is not None:
-            evaluate = partial(_evaluated, evaluate, threads, home)
-        dense = _scored(model, evaluate)
-        first = _first_pass_score(setting, evaluate)
-        setting.layers.write(progress.state.values)
-        state = walk(setting, progress, partial(record.keep, setting))
-        stopped = setting.journal.stopped
-        setting.layers.write(state.values)
-        if ranks.size > 1:
-            ranks.require_equal("outcome", digest_of_tensors({"w": state.values, "m": state.mask}))
-        final = _scored(model, evaluate)
+        if len(ready.weights) < len(weights):  # No sample reaches the others.
+            groups = groups_of(ready.weights, sparsity, density, budget, mask_structure)
+        state_zeros(dense.num_zero, weights.size, groups)
+        complete, moves = method.completed(ready, _moves(method, ready, compensate), threads)
+        executor = stack.enter_context(_executor(executor, sampler, threads, ready.ranks))
+        needs = _foreseen(complete, ready, moves, ask, limits, executor)
+        objective, judge = ready.objectives(generator, journal.fault)
+        run = Run(
+            objective=objective,
+            judge=judge,
+            groups=groups,
+            dense=dense.narrowed(ready.weights),
+            compensate=moves,
+            ask=ask,
+            journal=journal,
+            observe_blocks=_all(observe_blocks),
+            executor=executor,
+            generator=generator,
+            seed=seed,
+        )
+        settings = _settings(
+            *(complete, ready.loss, moves, limits),
+            **{"sparsity": sparsity, "density": density, "mask_structure": mask_structure},
+            **{"budget": budget, "targets": targets, "ignore": ignore, "sampler": sampler},
+            **{"sampler_options": sampler_options, "on_fault": on_fault, "augment": augment},
+            **{"batch_size": batch_size, "seed": seed},
+        )
+        begun = _begun(run, data, settings, folder, output_dir or resume_from)
+        schedule = stack.enter_context(closing(complete.schedule(run)))
+
+        scored = partial(_scored, model, evaluate, threads, home)
+        before = scored()
+        first = scored() if evaluate and complete.first_pass(run) is not None else None
+        begun.restore(run)
+        state = carry_out(run, schedule, begun.progress, partial(folder.keep, run))
+        stopped, after = _ended(run, state, scored)
     report = Report(
-        asked_sparsity=setting.sparsity,
-        achieved_sparsity=1 - int(state.mask.sum()) / setting.layers.size,
-        layers=_layer_records(setting, state),
-        steps=tuple(setting.journal.steps),
-        settings=setting.request.to_json() | asdict(setting.effort),
+        asked_sparsity=groups.asked,
+        achieved_sparsity=run.sparsity(state),
+        layers=_layer_records(run, state),
+        steps=tuple(journal.steps),
+        settings=settings,
         seed=seed,
-        loss=str(setting.request.loss),
-        seconds=record.seconds,
-        cpu_seconds=record.cpu_seconds,
+        seconds=folder.seconds,
+        cpu_seconds=folder.cpu_seconds,
         stopped=stopped,
-        dense=dense,
+        dense=before,
         start=first,
-        final=final,
-        estimate=setting.estimate,
+        final=after,
+        estimate=needs,
         peak_memory=int(peak_memory()),
-        coverage=setting.layers.coverage,
-        zeros_before=int((setting.dense.values == 0).sum()),
+        coverage=run.weights.coverage,
+        loss=str(ready.loss),
+        zeros_before=dense.num_zero,
     )
-    mask = mask_by_name(setting.layers, state.mask)
+    mask = run.weights.by_name(state.mask)
     return Pruned(model, {name: kept.to(home) for name, kept in mask.items()}, report)
 
 
-def _stated(
-    plan: Plan, *, ranks: Ranks, executor: Any, expect: Callable[[Estimate], None] | None
-) -> Estimate | None:
-    """What the run needs, logged and told.
+#: Keywords of earlier versions, and where they went.
+_MOVED = {
+    **dict.fromkeys(
+        (
+            *("start", "curvature", "select", "terms", "block_size", "num_blocks", "stages"),
+            *("rounds", "final_rounds", "samples_per_step", "damping", "accept_share"),
+        ),
+        "method=Networkwise({0}=...)",
+    ),
+    **dict.fromkeys(
+        ("max_seconds", "max_steps", "max_memory", "should_stop", "expect"),
+        "limits=Limits({0}=...)",
+    ),
+    "care": "on_fault=FaultPolicy(...)",
+}
+
+
+def _refuse_moved(given: Mapping[str, Any]) -> None:
+    """Refuse keywords that `prune` does not have, with the place of those that it had.
 
     Raises:
-        ImpossibleRequestError: it does not fit, on some rank, or does not end.
+        ImpossibleRequestError: one that has moved.
+        TypeError: one that never was.
     """
-
-    def own(*_: int) -> Estimate | None:
-        expected = needs_of(plan, executor)
-        if expected is not None:
-            logger.info("%s", expected)
-            if expect is not None:
-                expect(expected)
-            require_fit(expected, available_memory(), plan.request.max_memory)
-            if plan.request.max_seconds is None and plan.request.max_steps is None:
-                require_end(expected)
-        return expected
-
-    return ranks.gather(own, range(ranks.size))[ranks.rank]
+    for name in given:
+        if name in _MOVED:
+            raise ImpossibleRequestError(
+                f"prune() has no argument {name!r} any more; pass {_MOVED[name].format(name)}"
+            )
+        raise TypeError(f"prune() got an unexpected keyword argument {name!r}")
 
 
-def _recording(
-    ranks: Ranks, stack: ExitStack, output_dir: str | Path | None, resume_from: str | Path | None
-) -> Recording:
-    """The first rank's recording; the others record nothing, and hear if it cannot be opened."""
-    opened = [Recording(None)]
-    ranks.once(lambda: opened.append(stack.enter_context(recording(output_dir, resume_from))))
-    return opened[-1]
+def _check_numbers(*, seed: int, batch_size: int | None) -> None:
+    try:
+        checked(Seed, seed, "seed")
+        if batch_size is not None:
+            checked(Number, batch_size, "batch_size")
+    except ValueError as error:
+        raise ImpossibleRequestError(str(error)) from error
+
+
+def _all(given: T | Sequence[T]) -> tuple[T, ...]:
+    """One callback, or several, as a tuple."""
+    return tuple(given) if isinstance(given, Sequence) else (given,)
+
+
+@contextmanager
+def _surroundings(model: nn.Module, method: Method, ranks: Ranks) -> Iterator[torch.device]:
+    """One thread of arithmetic, the model where the method needs it; gives where it was."""
+    refuse_wrapped(model)
+    with ranks.watched(), limited_threads(1), ExitStack() as stack:
+        home = device_of(model)
+        if method.on_host:
+            home = stack.enter_context(on_cpu(model))
+        stack.enter_context(derivable())
+        yield home
+
+
+@contextmanager
+def _opened(
+    model: nn.Module, output_dir: str | Path | None, resume_from: str | Path | None, ranks: Ranks
+) -> Iterator[RunFolder]:
+    """The run's folder, of a model that it can hold."""
+    if output_dir is not None or resume_from is not None:
+        refuse_unstorable(model)
+    with opened(output_dir, resume_from, ranks) as folder:
+        yield folder
+
+
+@contextmanager
+def _executor(given: Any, sampler: Any, threads: int, ranks: Ranks) -> Iterator[Any]:
+    """The executor that solves blocks; None = one after the other."""
+    with ExitStack() as stack:
+        if given is None and threads > 1 and isinstance(sampler, str):
+            # An object of the user's own may not stand several callers.
+            given = stack.enter_context(ThreadPoolExecutor(threads))
+        yield given if ranks.size == 1 else FirstSolves(ranks, given)
+
+
+def _moves(method: Method, ready: Prepared, asked: bool | Compensate) -> Compensate | None:
+    """How kept weights move; tried on the model where the method reads its loss."""
+    if not method.uses_loss:
+        return Compensation() if asked is True else asked or None
+    return compensation_for(asked, ready.model, ready.weights, ready.fit.inputs, ready.loss)
+
+
+def _settings(
+    method: Method, loss: Loss, moves: Compensate | None, limits: Limits, **asked: Any
+) -> dict[str, Any]:
+    """Everything that decides a run, as JSON has it; each field of a method by its name."""
+    methods = method.methods if isinstance(method, InOrder) else (method,)
+    named: dict[str, Any] = dict(asked)
+    for one in methods:
+        named |= {f.name: getattr(one, f.name) for f in fields(cast(Any, one)) if f.repr}
+    named |= {"compensate": moves or False, "loss": loss}
+    named |= {n: getattr(limits, n) for n in ("max_seconds", "max_steps", "max_memory")}
+    plain = (str, int, float, bool, type(None))
+    named = {n: v if isinstance(v, plain) else described(v) for n, v in named.items()}
+    return named | {"method": [type(one).__name__ for one in methods]}
+
+
+def _foreseen(
+    method: CompleteMethod,
+    ready: Prepared,
+    moves: Compensate | None,
+    ask: CarefulBorder,
+    limits: Limits,
+    executor: Any,
+) -> Estimate | None:
+    """The cost of the run, logged; None where the network cannot be tried out.
+
+    One rank knows its own machine only, and a refusal by one would leave the others waiting: of
+    several ranks, none estimates.
+
+    Raises:
+        ImpossibleRequestError: it does not fit, or does not end.
+    """
+    if ready.ranks.size > 1:
+        return None
+    try:
+        needs = method.cost(ready, moves, ask.border, limits, executor)
+    except (QpruneError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, QpruneError) and not out_of_memory(error):
+            raise
+        # The run meets the same trouble, and has more to say about it.
+        logger.debug("the cost of the run is not known: %s", error)
+        return None
+    found = estimate(
+        float(psutil.Process().memory_info().rss),
+        peak_memory(),
+        needs.always,
+        needs.phases,
+        limit=limits.max_seconds,
+        unknown=needs.unknown,
+    )
+    logger.info("%s", found)
+    if limits.expect is not None:
+        limits.expect(found)
+    require_fit(found, available_memory(), limits.max_memory)
+    if limits.max_seconds is None and limits.max_steps is None:
+        require_end(found)
+    return found
 
 
 def _begun(
-    setting: Setting, data: Calibration, record: Recording, folder: str | Path | None
-) -> Progress:
+    run: Run,
+    data: Calibration,
+    settings: Mapping[str, Any],
+    folder: RunFolder,
+    path: str | Path | None,
+) -> Begun:
     """Where the run stands, on every rank as on the first."""
-    ranks = setting.ranks
-    if ranks.size == 1 and folder is None:
-        return record.begin(setting, None)
-    present = fingerprint_of(setting, data)
+    ranks = run.objective.samples.ranks
+    if ranks.size == 1 and path is None:
+        return folder.begin(run, None)
+    require_named(data)
+    present = fingerprint_of(run, data, settings)
     for what, value in (
         ("model", present.model),
         ("calibration data set", present.data),
@@ -347,63 +422,77 @@ def _begun(
         ("version of the code", str(present.code)),
     ):
         ranks.require_equal(what, value)
-    progress = ranks.once(lambda: record.begin(setting, present))
-    setting.generator.set_state(ranks.once(setting.generator.get_state))
-    return progress
+    begun = ranks.once(lambda: folder.begin(run, present))
+    run.generator.set_state(ranks.once(run.generator.get_state))
+    return begun
 
 
-def _evaluated(
-    evaluate: Callable[[nn.Module], Score], threads: int, home: torch.device, model: nn.Module
-) -> Score:
-    """The caller's own score: where the model was, and with all threads, as it decides nothing."""
-    with limited_threads(threads), back_home(model, home):
-        return evaluate(model)
-
-
-def _scored(model: nn.Module, evaluate: Callable[[nn.Module], Score] | None) -> Score | None:
-    """The model's score; whatever mode that leaves it in, it is in evaluation mode again.
+def _scored(
+    model: nn.Module,
+    evaluate: Callable[[nn.Module], Score] | None,
+    threads: int,
+    home: torch.device,
+) -> Score | None:
+    """The caller's own score: where the model was, and with all threads, as it decides nothing.
 
     Raises:
         ImpossibleRequestError: it is no `Score`. The dense network is scored before anything else,
             so that this costs no run.
     """
-    score = evaluate(model) if evaluate else None
-    if score is not None and not isinstance(score, Score):
+    if evaluate is None:
+        return None
+    with limited_threads(threads), back_home(model, home):
+        score = evaluate(model)
+    if not isinstance(score, Score):
         raise ImpossibleRequestError(
             f"evaluate must return a qprune.Score, not {score!r} ({type(score).__name__}): for "
             "example qprune.Score(accuracy=0.93, loss=0.21); accuracy may be None"
         )
-    model.eval()
+    model.eval()  # Whatever mode that left it in.
     return score
 
 
-def _first_pass_score(
-    setting: Setting, evaluate: Callable[[nn.Module], Score] | None
-) -> Score | None:
-    """The score of the first pass alone, straight to the asked sparsity.
-
-    None for a start that prunes by itself: it would have to do all of its work twice.
-    """
-    if evaluate is None or isinstance(setting.start, Pruner):
-        return None
-    setting.layers.write(setting.pruned_at_once().values)
-    return _scored(setting.model, evaluate)
+def _ended(run: Run, state: State, scored: Callable[[], Score | None]) -> tuple[str, Score | None]:
+    """(why the run stopped, the score of the pruned network)."""
+    stopped = run.journal.stopped
+    run.put_back(state)
+    ranks = run.objective.samples.ranks
+    if ranks.size > 1:
+        parts = {"w": state.held(run.weights), "m": state.mask}
+        ranks.require_equal("outcome", digest_of_tensors(parts))
+    return stopped, scored()
 
 
-def _layer_records(setting: Setting, state: State) -> tuple[LayerRecord, ...]:
-    layers = setting.layers
-    parts = zip(layers, layers.split(state.mask), layers.split(state.values), strict=True)
-    return tuple(
-        LayerRecord(
-            layer.name,
-            tuple(layer.shape),
-            layer.size,
-            layer.size - int(kept.sum()),
-            # As the model holds them, in which small ones may be zero.
-            num_zero=int((values.to(layer.parameter.dtype) == 0).sum()),
-            parameter=layer.parameter_name,
-            input_groups=layer.kind.layout.input_groups,
-            gradients=layer.path.told if layer.path is not None else "",
+def _layer_records(run: Run, state: State) -> tuple[LayerRecord, ...]:
+    """One record for each parameter; experts of one tensor together."""
+    held = {(layer.parameter, layer.name): layer for s in run.journal.steps for layer in s.layers}
+    found: dict[str, LayerRecord] = {}
+    for weight, kept in zip(run.weights, run.weights.split(state.mask), strict=True):
+        # As the model holds them, in which small ones may be zero.
+        zero = int((whole(weight.part(weight.parameter.detach())) == 0).sum())
+        record = LayerRecord(
+            weight.name,
+            tuple(weight.shape),
+            weight.size,
+            weight.size - int(kept.sum()),
+            num_zero=zero,
+            parameter=weight.parameter_name,
+            input_groups=weight.kind.layout.input_groups,
+            gradients=weight.path.told if weight.path is not None else "",
         )
-        for layer, kept, values in parts
-    )
+        earlier = held.get((weight.parameter_name, weight.name))
+        if earlier is not None:
+            record = replace(record, error=earlier.error, tokens=earlier.tokens)
+        if weight.expert is not None:
+            record = _together(record, found.get(weight.parameter_name), weight)
+        found[weight.parameter_name] = record
+    return tuple(found.values())
+
+
+def _together(record: LayerRecord, before: LayerRecord | None, weight: Weight) -> LayerRecord:
+    """The record of a tensor of experts, with one expert more."""
+    name, shape = weight.parameter_name, tuple(weight.parameter.shape)
+    pruned = record.num_pruned + (before.num_pruned if before else 0)
+    zero = (record.num_zero or 0) + ((before.num_zero or 0) if before else 0)
+    size = weight.parameter.numel()
+    return LayerRecord(name, shape, size, pruned, num_zero=zero, parameter=name)

@@ -67,6 +67,50 @@ class BlockRecord:
 
 
 @dataclass(frozen=True)
+class LayerRecord:
+    """Record of one targeted tensor.
+
+    Attributes:
+        name: the parameter's name, without ``.weight`` where it ends so.
+        shape: shape of the tensor.
+        num_weights: number of its weights.
+        num_pruned: number of them pruned by the mask.
+        num_zero: number of them zero at the end, kept weights that were zero before the run
+            included. None in files of versions that did not count them.
+        parameter: the parameter's name in the state dict.
+        input_groups: 0 if its outputs are the first dimension; else the number of groups of a
+            tensor stored inputs first.
+        gradients: source of its per-sample gradients, in a few words.
+        error: output error as a share of the dense outputs' energy; of layer-wise runs.
+        tokens: how many the statistics of its inputs are from; of layer-wise runs.
+        seconds, cpu_seconds: wall and process CPU time of the solve; of layer-wise runs.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_weights: int
+    num_pruned: int
+    num_zero: int | None = None
+    parameter: str = ""
+    input_groups: int = 0
+    gradients: str = ""
+    error: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parameter:
+            # In files of earlier versions each record is one module's weight.
+            object.__setattr__(self, "parameter", f"{self.name}.weight" if self.name else "weight")
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the layer's weights that are zero."""
+        return self.num_pruned / self.num_weights
+
+
+@dataclass(frozen=True)
 class Step:
     """Record of one proposal tested on the acceptance split, accepted or not.
 
@@ -75,8 +119,9 @@ class Step:
         stage: step of the sparsity schedule, from 0.
         round: expansion within the stage, from 0.
         kind: "start" (weights pruned to reach the stage's sparsity), "blocks" (restore or
-            prune by the sampler), "compensate" (kept weights moved) or "rollback" (the last
-            change undone because the loss was no longer finite).
+            prune by the sampler), "compensate" (kept weights moved), "block" (a transformer block
+            pruned layer by layer) or "rollback" (the last change undone because the loss was no
+            longer finite).
         sparsity: share of targeted weights that are zero after the step.
         accepted: True if the proposal was taken.
         predicted: predicted change of the loss, nats; None without a prediction.
@@ -89,6 +134,7 @@ class Step:
         seconds: wall time by phase: select, curvature, formulate, solve, accept, compensate.
         cpu_seconds: process CPU time of the whole step.
         faults: failures since the step before from which the run recovered.
+        layers: the matrices of a step of kind "block", layer by layer.
     """
 
     index: int
@@ -107,6 +153,7 @@ class Step:
     seconds: Mapping[str, float] = field(default_factory=dict)
     cpu_seconds: float = 0.0
     faults: tuple[Fault, ...] = ()
+    layers: tuple[LayerRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that `json.dumps` takes."""
@@ -126,43 +173,6 @@ class Score:
     accuracy: float | None
     loss: float
     perplexity: float | None = None
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """Record of one targeted tensor.
-
-    Attributes:
-        name: the parameter's name, without ``.weight`` where it ends so.
-        shape: shape of the tensor.
-        num_weights: number of its weights.
-        num_pruned: number of them pruned by the mask.
-        num_zero: number of them zero at the end, kept weights that were zero before the run
-            included. None in files of versions that did not count them.
-        parameter: the parameter's name in the state dict.
-        input_groups: 0 if its outputs are the first dimension; else the number of groups of a
-            tensor stored inputs first.
-        gradients: source of its per-sample gradients, in a few words.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    num_weights: int
-    num_pruned: int
-    num_zero: int | None = None
-    parameter: str = ""
-    input_groups: int = 0
-    gradients: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.parameter:
-            # In files of earlier versions each record is one module's weight.
-            object.__setattr__(self, "parameter", f"{self.name}.weight" if self.name else "weight")
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the layer's weights that are zero."""
-        return self.num_pruned / self.num_weights
 
 
 @dataclass(frozen=True)
@@ -371,6 +381,7 @@ def _plain_step(record: Any) -> dict[str, Any]:
     values = _named(Step, record)
     values["blocks"] = [_plain_block(block) for block in _items(values.get("blocks", ()))]
     values["faults"] = [_named(Fault, fault) for fault in _items(values.get("faults", ()))]
+    values["layers"] = [_named(LayerRecord, layer) for layer in _items(values.get("layers", ()))]
     return _with_nan(values, ("real", "loss", "fit_loss", "price"))
 
 

@@ -21,7 +21,7 @@ from qprune.distributed.workers import limited_threads
 from qprune.errors import ImpossibleRequestError, QpruneError, RunFolderError
 from qprune.jobs.kinds import Kind, kind_of
 from qprune.jobs.settings import Saved, read_run, trusted
-from qprune.models.card import CARD_JSON, Card, layer_records
+from qprune.models.card import CARD_JSON, Card
 from qprune.models.evaluate import untracked
 from qprune.network.mask_file import read_mask
 from qprune.network.weights import Weights
@@ -133,7 +133,9 @@ class Evidence:
         except RunFolderError:
             raise
         except OSError as error:
-            raise RunFolderError(f"cannot read {self.path / FINGERPRINT}: {error.strerror}") from error
+            raise RunFolderError(
+                f"cannot read {self.path / FINGERPRINT}: {error.strerror}"
+            ) from error
 
     @cached_property
     def job(self) -> Kind:
@@ -395,11 +397,15 @@ def _moved(
     before = dense.state_dict()
     for name, tensor in pruned.state_dict().items():
         kept = mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
-        pair = [found[name][kept.to(found[name].device)].cpu() for found in (before, {name: tensor})]
+        pair = [
+            found[name][kept.to(found[name].device)].cpu() for found in (before, {name: tensor})
+        ]
         if stored is not None and tensor.is_floating_point():
             pair = [values.to(stored) for values in pair]
         if not torch.equal(*pair):
-            yield Finding(f"{name}: kept weights differ from the dense ones, which were not to move")
+            yield Finding(
+                f"{name}: kept weights differ from the dense ones, which were not to move"
+            )
 
 
 def code(folder: Evidence) -> Iterator[Finding]:

@@ -175,14 +175,10 @@ def run_job(
             points = trace.ending_with(report)
             html = render_html(report, title=settings.title, scores=points, others=others or {})
             folder.finish(report, points, html, beside)
-    return Outcome(
-        pruned.model, pruned.mask, report, settings, job.carried, job.figure, output
-    )
+    return Outcome(pruned.model, pruned.mask, report, settings, job.carried, job.figure, output)
 
 
-def _limits(
-    settings: Settings, should_stop: Callable[[], bool] | None, spent: float
-) -> Limits:
+def _limits(settings: Settings, should_stop: Callable[[], bool] | None, spent: float) -> Limits:
     """Return the limits of the walk; ``spent`` seconds went by before it."""
     seconds = settings.max_seconds and max(0.0, settings.max_seconds - spent)
     memory = settings.max_memory and 1e9 * settings.max_memory

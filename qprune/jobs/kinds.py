@@ -44,8 +44,8 @@ from qprune.prune import Pruned
 from qprune.record.folder import FILES, MODEL, RunFolder, require_empty
 from qprune.results import LayerRecord, Report, Score
 from qprune.steps.distill import Distillation
-from qprune.steps.solve import Border
 from qprune.steps.reconstruct import ROWS, RowMethod, SampledRows
+from qprune.steps.solve import Border
 from qprune.walk.layerwise import Layerwise
 from qprune.walk.networkwise import Networkwise
 from qprune.walk.sensitivity import Sensitivity
@@ -181,6 +181,13 @@ def kind_of(settings: Settings) -> type[Kind]:
     return Language if checkpoint else Images
 
 
+# Settings that are fields of the method.
+_NETWORKWISE = (
+    *("start", "curvature", "block_size", "num_blocks", "stages", "rounds", "final_rounds"),
+    "samples_per_step",
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Networks by name or factory, on labelled data, pruned across all layers.
@@ -237,7 +244,9 @@ class Images:
         self, tell: Tell = untold, enough: Callable[[], bool] | None = None
     ) -> dict[str, Any]:
         names = ("start", "curvature", "block_size", "num_blocks", "stages", "rounds")
-        fields = {n: getattr(self.settings, n) for n in (*names, "final_rounds", "samples_per_step")}
+        fields = {
+            n: getattr(self.settings, n) for n in (*names, "final_rounds", "samples_per_step")
+        }
         method = Networkwise(**{n: value for n, value in fields.items() if value is not None})
         augment = self.data.augment if self.settings.augment else None
         return self.settings.arguments() | {"method": method, "augment": augment}
@@ -278,57 +287,6 @@ _NUM_BLOCKS = 16
 _DAMPING = 300.0
 # Settings that only method qprune uses.
 _ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds", "executor")
-
-
-def both_stages(
-    loss: Loss,
-    *,
-    steps: int = STAGE2_STEPS,
-    rounds: int = 1,
-    block_size: int | None = None,
-    num_blocks: int = _NUM_BLOCKS,
-    offload: str | Path = "cpu",
-    compensate: bool = True,
-    observe: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Return the arguments of `qprune.prune` for a transformer: layer by layer, then across.
-
-    First every matrix keeps its outputs, at layer counts by the sensitivity of ``loss``. Then,
-    ``rounds`` times, blocks of weights across all layers are put to the sampler, restore or prune
-    under the exact count; then kept weights are distilled with the mask held.
-
-    Args:
-        loss: at the network's end.
-        steps: optimiser steps of the distillation.
-        rounds: of block moves.
-        block_size, num_blocks: see `Networkwise`.
-        offload: where activations of the first stage wait: "cpu", "device" or a folder.
-        compensate: whether kept values may move. False: masks only, by block moves alone.
-        observe: called with the optimiser steps done and to do.
-
-    Example:
-        >>> from qprune import DenseOutputs
-        >>> sorted(both_stages(DenseOutputs()))
-        ['compensate', 'loss', 'method']
-    """
-    across = Networkwise(
-        start=None,
-        stages=1,
-        rounds=rounds,
-        final_rounds=rounds,
-        block_size=block_size,
-        num_blocks=num_blocks,
-        samples_per_step=_EXPANDED,
-        damping=_DAMPING,
-        accept_share=ACCEPT_SHARE,
-    )
-    layers = Layerwise(shares=Sensitivity(loss=loss), offload=offload, compensate=compensate)
-    moves = Distillation(max(1, steps), final_steps=1, at_end=True, observe=observe)
-    return {
-        "method": (layers, across),
-        "compensate": moves if compensate and steps > 0 else False,
-        "loss": loss,
-    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -433,42 +391,51 @@ class Language:
         self, tell: Tell = untold, enough: Callable[[], bool] | None = None
     ) -> dict[str, Any]:
         shared = self.settings.arguments() | {"budget": self.budget(self.settings, self.carried)}
-        loss = self.subject.head.criterion(self.model).loss
+        loss = shared["loss"] = self.subject.head.criterion(self.model).loss
         if self.across_alone:
-            return shared | self._across(loss)
+            return shared | self._across()
         if self.carried == "qprune":
             return shared | self._both(loss, tell, enough)
         for name in ("sampler", "sampler_options"):
             shared.pop(name, None)
         rows, offload = _row_method(self.settings, self.carried), self.settings.offload or "cpu"
         method = Layerwise(rows, shares=None, offload=offload)
-        return shared | {"method": method, "loss": loss, "augment": None}
+        return shared | {"method": method, "augment": None}
 
-    def _both(
-        self, loss: Loss, tell: Tell, enough: Callable[[], bool] | None
-    ) -> dict[str, Any]:
-        asked, moving = self.settings, self.settings.stage2_steps != 0
-        rounds = 1 if asked.rounds is None else asked.rounds
-        stages = both_stages(
-            loss,
-            steps=STAGE2_STEPS if asked.stage2_steps is None else asked.stage2_steps,
-            rounds=rounds if moving else 0,
-            block_size=asked.block_size,
-            num_blocks=asked.num_blocks or _NUM_BLOCKS,
+    def _both(self, loss: Loss, tell: Tell, enough: Callable[[], bool] | None) -> dict[str, Any]:
+        """Layer by layer at counts by sensitivity; then block moves, then distillation."""
+        asked = self.settings
+        steps = STAGE2_STEPS if asked.stage2_steps is None else asked.stage2_steps
+        rounds = 0 if steps == 0 else 1 if asked.rounds is None else asked.rounds
+        layers = Layerwise(
+            shares=Sensitivity(loss=loss),
             offload=asked.offload or "cpu",
             compensate=asked.compensate,
-            observe=partial(tell, "stage 2, moves across the network"),
         )
-        augment = None
+        across = Networkwise(
+            start=None,
+            stages=1,
+            rounds=rounds,
+            final_rounds=rounds,
+            block_size=asked.block_size,
+            num_blocks=asked.num_blocks or _NUM_BLOCKS,
+            samples_per_step=_EXPANDED,
+            damping=_DAMPING,
+            accept_share=ACCEPT_SHARE,
+        )
+        found: dict[str, Any] = {"method": (layers, across), "augment": None, "compensate": False}
+        if asked.compensate and steps:
+            moved = partial(tell, "stage 2, moves across the network")
+            found["compensate"] = Distillation(steps, final_steps=1, at_end=True, observe=moved)
         # Without distillation there is nothing that more text would be fitted by.
-        if asked.augment and asked.compensate and moving:
+        if asked.augment and asked.compensate and steps:
             written = self.subject.head.own_text(
                 self.model, partial(tell, "the model writes text"), enough or (lambda: False)
             )
-            augment = self.subject.augment or written
-        return stages | {"augment": augment}
+            found["augment"] = self.subject.augment or written
+        return found
 
-    def _across(self, loss: Loss) -> dict[str, Any]:
+    def _across(self) -> dict[str, Any]:
         """The walk across all layers with its own defaults, where stage 1 cannot be."""
         asked = self.settings
         if asked.stage2_steps is not None:
@@ -484,7 +451,6 @@ class Language:
             "method": method,
             "targets": [weight.name for weight in _targeted(self.model, asked)],
             "ignore": (),
-            "loss": loss,
             "augment": augment if asked.augment else None,
         }
 
@@ -525,8 +491,8 @@ class Language:
             card=card,
             dtype=self.stored,
         )
-        weights = _targeted(pruned.model, self.settings)
-        return replace(pruned.report, layers=_recounted(pruned.report.layers, weights)), written
+        layers = _recounted(pruned.report.layers, pruned.model)
+        return replace(pruned.report, layers=layers), written
 
     @classmethod
     def read(
@@ -654,12 +620,12 @@ def _round_to(model: nn.Module, dtype: torch.dtype | None) -> None:
             parameter.copy_(parameter.to(dtype))
 
 
-def _recounted(
-    records: Iterable[LayerRecord], weights: Iterable[Weight]
-) -> tuple[LayerRecord, ...]:
+def _recounted(records: Iterable[LayerRecord], model: nn.Module) -> tuple[LayerRecord, ...]:
     """Return the records with the zeros of the stored weights, in which small ones are zero."""
-    zeros = {w.name: int((w.part(w.parameter.detach()) == 0).sum()) for w in weights}
-    return tuple(replace(r, num_zero=zeros.get(r.name, r.num_zero)) for r in records)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return tuple(
+        replace(one, num_zero=int((parameters[one.parameter] == 0).sum())) for one in records
+    )
 
 
 def _as_weights(records: Iterable[LayerRecord]) -> Weights:

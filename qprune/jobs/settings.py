@@ -168,9 +168,7 @@ class Settings(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = Field(
         None, description="checkpoints: float32, bfloat16, float16, auto (float32)"
     )
-    device: str | None = Field(
-        None, description="checkpoints: device, as torch names it (cpu)"
-    )
+    device: str | None = Field(None, description="checkpoints: device, as torch names it (cpu)")
     offload: str | None = Field(
         None,
         description="checkpoints: where activations are stored: cpu, device or a folder (cpu)",
@@ -242,7 +240,9 @@ class Settings(BaseModel):
         given = next((name for name in foreign if getattr(self, name) is not None), None)
         if given is not None:
             known = ", ".join(name for name in type(self).model_fields if name not in foreign)
-            raise ImpossibleRequestError(f"no setting named {given!r} for {kind}; there are: {known}")
+            raise ImpossibleRequestError(
+                f"no setting named {given!r} for {kind}; there are: {known}"
+            )
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return self.model_copy(update=missing)
 

@@ -6,6 +6,7 @@ bool vector over all targeted weights, True = kept.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from torch import Tensor
 from qprune.errors import ImpossibleRequestError
 from qprune.network.weights import Weights
 from solvers.rows import counts as row_counts
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -355,3 +358,21 @@ def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Te
     mask = torch.ones_like(kept)
     mask[order[:total]] = False
     return mask
+
+
+def state_zeros(num_zero: int, num_weights: int, groups: Groups) -> None:
+    """Log a warning where weights are zero already; the mask counts what it prunes itself."""
+    if not num_zero:
+        return
+    beyond = (
+        "; that is more than was asked, and what the mask keeps may stay zero or move"
+        if num_zero > groups.total
+        else "; they are the first that the usual starts prune"
+    )
+    logger.warning(
+        "%s of %s targeted weights (%.3g %%) are zero already%s",
+        f"{num_zero:,}",
+        f"{num_weights:,}",
+        100 * num_zero / num_weights,
+        beyond,
+    )

@@ -22,7 +22,7 @@ from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.autograd import ByAutograd
-from qprune.objective.trace.preflight import examined, reached
+from qprune.objective.trace.preflight import examined, reached, state_coverage
 from qprune.objective.trace.recorder import (
     Recorder,
     Samples,
@@ -183,6 +183,53 @@ class Prepared:
         return fit, judge
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedInputs(Prepared):
+    """A model and its data for a method that never reads the loss: no dense outputs are made."""
+
+    def objectives(
+        self, generator: torch.Generator, note: Callable[[Fault], None]
+    ) -> tuple[Objective, Objective]:
+        """The samples without answers, twice."""
+        inputs, size = self.fit.inputs, self.batch_size
+        samples = Samples(inputs, _no_answers, self.ranks)
+        made = Objective(self.model, self.weights, samples, self.loss, size, len(inputs))
+        return made, made
+
+
+def prepared_inputs(
+    model: nn.Module,
+    weights: Weights,
+    data: Calibration,
+    *,
+    loss: Loss,
+    accept_share: float,
+    augment: Augmentation | str | None,
+    batch_size: int | None,
+    generator: torch.Generator,
+    ranks: Ranks,
+    threads: int,
+) -> PreparedInputs:
+    """The inputs alone, for a method that never reads the loss; arguments as in `prepared`."""
+    state_coverage(weights)
+    return PreparedInputs(
+        model=model,
+        weights=weights,
+        loss=loss,
+        fit=data,
+        held_out=data,
+        augment=None,
+        sample=SampleSize(0, 0, 0),
+        batch_size=batch_size or _MAX_BATCH,
+        ranks=ranks,
+        asked_batch_size=batch_size,
+    )
+
+
+def _no_answers(inputs: AnyInputs) -> Tensor:
+    raise AssertionError("a method without a loss asks for no answers")
+
+
 def prepared(
     model: nn.Module,
     weights: Weights,
@@ -219,6 +266,7 @@ def prepared(
     fit, held_out = data.split(accept_share, generator)
     weights = examined(model, weights, fit.inputs)
     weights = reached(model, weights, fit.inputs, _LOOKED_THROUGH)
+    state_coverage(weights)
     sample = sample_size(model, weights, fit)
     if ranks.size == 1:
         probed = fit.inputs[:_PROBED]

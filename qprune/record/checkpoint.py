@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from qprune.disk import read_regular, refuse_irregular, remove, write_whole
 from qprune.errors import RunFolderError
-from qprune.record.fingerprint import digest_of_tensors
+from qprune.record.fingerprint import FORMAT, digest_of_tensors
 from qprune.results import Step, read_json, step_from_json, strict_json
 from qprune.steps.accept import Trust
-from qprune.walk.schedule import Phase, Position, Progress
-from qprune.walk.setting import State
+from qprune.walk.run import Run
+from qprune.walk.state import FullState, Progress, State
 
 CHECKPOINTS = ("checkpoint.0.safetensors", "checkpoint.1.safetensors")
 
@@ -35,6 +36,47 @@ _RATE, _LATENCY = 2e8, 0.02
 
 
 @dataclass(frozen=True, eq=False)
+class Begun:
+    """Where a run goes on.
+
+    Attributes:
+        progress: position and state.
+        held: values of the weights that are pruned already, by their number among all targeted
+            ones, where the state leaves them to the model.
+    """
+
+    progress: Progress
+    held: Mapping[int, Tensor]
+
+    @classmethod
+    def anew(cls, run: Run) -> Begun:
+        """At the beginning, the network dense."""
+        state = State.dense(run.weights)
+        return cls(Progress.beginning(state, run.objective.batch_size), {})
+
+    @torch.no_grad()
+    def restore(self, run: Run) -> None:
+        """Write the values that the model had there."""
+        run.dense.put_back()
+        run.put_back(self.progress.state)
+        for number, values in self.held.items():
+            weight = run.weights[number]
+            weight.part(weight.parameter).copy_(values)
+
+
+def held_by_model(run: Run, state: State) -> dict[int, Tensor]:
+    """Return the values of pruned weights by number, where the model alone has them."""
+    if state.values is not None:
+        return {}
+    masks = run.weights.split(state.mask)
+    return {
+        number: weight.part(weight.parameter.detach()).cpu().clone()
+        for number, (weight, mask) in enumerate(zip(run.weights, masks, strict=True))
+        if not bool(mask.all())
+    }
+
+
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """State of a run between two steps.
 
@@ -44,6 +86,7 @@ class Snapshot:
         steps: the journal so far.
         seconds: wall time so far.
         cpu_seconds: process CPU time so far.
+        held: values of pruned weights by number, where the state leaves them to the model.
         run: `Fingerprint.digest` of the run; empty in checkpoints of earlier versions.
     """
 
@@ -53,11 +96,11 @@ class Snapshot:
     seconds: float
     cpu_seconds: float
     run: str = ""
+    held: Mapping[int, Tensor] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         """Return one safetensors file that carries its own checksum."""
         progress = self.progress
-        assert progress.position is not None
         steps = "\n".join(strict_json(step.to_json()) for step in self.steps)
         tensors = _packed("state", progress.state) | {
             "generator": self.generator,
@@ -66,7 +109,8 @@ class Snapshot:
         # Tensors that both states share are in the file once.
         tensors |= _packed("before", progress.before, progress.state)
         facts = {
-            "position": asdict(progress.position),
+            "format": FORMAT,
+            "position": progress.position,
             "batch_size": progress.batch_size,
             "trust": asdict(progress.state.trust),
             "trust_before": asdict(progress.before.trust),
@@ -91,19 +135,27 @@ class Snapshot:
             if metadata["sha256"] != digest_of_facts(tensors, text):
                 raise RunFolderError("its checksum is wrong")
             facts = read_json(text)
+            if facts.get("format") != FORMAT:
+                raise RunFolderError(
+                    "it is of another version of qprune, which this one cannot go on from"
+                )
             state = _unpacked("state", tensors, facts["size"], facts["trust"])
             shared = _packed("before", state)
             before = _unpacked("before", shared | tensors, facts["size"], facts["trust_before"])
-            place = facts["position"]
-            position = Position(Phase(place["phase"]), place["stage"], place["number"])
+            held = {
+                int(name.removeprefix("held.")): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("held.")
+            }
             lines = tensors["steps"].numpy().tobytes().decode().split("\n")
             return cls(
-                Progress(position, state, before, facts["batch_size"]),
+                Progress(facts["position"], state, before, facts["batch_size"]),
                 tensors["generator"],
                 tuple(step_from_json(read_json(line)) for line in lines if line),
                 facts["seconds"],
                 facts["cpu_seconds"],
                 str(facts.get("run", "")),
+                held,
             )
         except (SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
             raise RunFolderError(f"it cannot be read: {error}") from error
@@ -186,26 +238,33 @@ class Checkpoints:
 
 
 def _packed(name: str, state: State, known: State | None = None) -> dict[str, Tensor]:
-    """Return the tensors of ``state`` that are not the same objects as in ``known``."""
+    """The tensors of ``state`` that are not the very ones of ``known``."""
     packed = {}
-    if known is None or state.values is not known.values:
-        packed[f"{name}.values"] = state.values.cpu().contiguous()
+    for part in ("values", "resting"):
+        tensor = getattr(state, part)
+        if tensor is not None and (known is None or tensor is not getattr(known, part)):
+            packed[f"{name}.{part}"] = tensor.cpu().contiguous()
     if known is None or state.mask is not known.mask:
         packed[f"{name}.mask"] = torch.from_numpy(np.packbits(state.mask.cpu().numpy()))
-    if known is None or state.resting is not known.resting:
-        packed[f"{name}.resting"] = state.resting.cpu().contiguous()
     return packed
 
 
-def _unpacked(name: str, tensors: dict[str, Tensor], size: int, trust: dict[str, Any]) -> State:
+def _unpacked(
+    name: str, tensors: Mapping[str, Tensor], size: int, trust: Mapping[str, Any]
+) -> State:
     bits = np.unpackbits(tensors[f"{name}.mask"].numpy(), count=size)
-    values, resting = tensors[f"{name}.values"], tensors[f"{name}.resting"]
-    return State(values, torch.from_numpy(bits.astype(bool)), Trust(**trust), resting)
+    mask, trusted = torch.from_numpy(bits.astype(bool)), Trust(**trust)
+    values, resting = tensors.get(f"{name}.values"), tensors.get(f"{name}.resting")
+    if values is None or resting is None:
+        return State(mask, trusted)
+    return FullState(mask, trusted, values, resting)
 
 
 def _size(snapshot: Snapshot) -> int:
     state = snapshot.progress.state
-    return 2 * state.values.numel() * (state.values.element_size() + 5)
+    values = snapshot.held.values() if state.values is None else [state.values]
+    each = sum(tensor.numel() * (tensor.element_size() + 5) for tensor in values)
+    return 2 * (each + state.mask.numel())
 
 
 def digest_of_facts(tensors: dict[str, Tensor], text: str) -> str:

@@ -20,12 +20,12 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from qprune.data.binding import Rebuilding
 from qprune.data.calibration import Calibration
-from qprune.data.inputs import Call, by_arguments
+from qprune.data.inputs import Call, by_arguments, mapped
 from qprune.distributed.sharding import whole
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.objective.trace.recorder import outputs_of
 from qprune.results import read_json, strict_json
-from qprune.walk.setting import Setting
+from qprune.walk.run import Run
 
 # Settings that a resumed run may change: they decide if it starts and when it ends, not its
 # steps.
@@ -100,14 +100,16 @@ class Fingerprint:
         raise RunFolderError("the fingerprint cannot be read: a field has the wrong type")
 
 
-def fingerprint_of(setting: Setting, data: Calibration) -> Fingerprint:
-    """Return the fingerprint of a run before it starts; its model is dense."""
-    looked_at = setting.accept.inputs[:_LOOKED_AT]
-    outputs = outputs_of(setting.model, looked_at, setting.batch_size, setting.ranks)
+def fingerprint_of(run: Run, data: Calibration, settings: Mapping[str, Any]) -> Fingerprint:
+    """The fingerprint of a run about to begin; its model is dense."""
+    model, judge = run.objective.model, run.judge
+    device = next(model.parameters()).device
+    looked_at = mapped(judge.samples.inputs[:_LOOKED_AT], lambda tensor: tensor.to(device))
+    outputs = outputs_of(model, looked_at, judge.batch_size, judge.samples.ranks)
     return Fingerprint(
-        digest_of_model(setting.model),
+        digest_of_model(model),
         digest_of_data(data),
-        plain_settings(setting.request.to_json() | asdict(setting.effort)),
+        plain_settings(settings),
         code_versions(),
         digest_of_tensors({"outputs": outputs}),
     )

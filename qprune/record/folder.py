@@ -57,7 +57,7 @@ from qprune.disk import (
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.errors import RunFolderError
 from qprune.network.mask_file import MASK_FILE, packed_bytes
-from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
+from qprune.record.checkpoint import CHECKPOINTS, Begun, Checkpoints, Snapshot, held_by_model
 from qprune.record.fingerprint import FORMAT, Fingerprint
 from qprune.record.plain_yaml import read_plain_yaml
 from qprune.results import (
@@ -163,12 +163,11 @@ class RunFolder(os.PathLike[str]):
         """
         write_whole(self.path / CONFIG, yaml.encode())
 
-    def begin(self, run: Run, beginning: Progress, present: Fingerprint | None) -> Progress:
-        """Return where to start: at ``beginning``, or at the last checkpoint.
+    def begin(self, run: Run, present: Fingerprint | None) -> Begun:
+        """Return where to start: at the beginning, or at the last checkpoint.
 
         Args:
             run: its journal and generator go on from the checkpoint's.
-            beginning: before the first action.
             present: fingerprint of the run; not used without a folder.
 
         Raises:
@@ -176,7 +175,7 @@ class RunFolder(os.PathLike[str]):
                 checkpoints are of another run, or its fingerprint is missing.
         """
         if self._checkpoints is None or present is None:
-            return beginning
+            return Begun.anew(run)
         self._run = _hold_fingerprint(self.path, present).digest
         snapshot = self._checkpoints.load(self._run)
         # The report first: it marks a finished run, and this one goes on.
@@ -187,11 +186,11 @@ class RunFolder(os.PathLike[str]):
         AnswerStore(self.path / ANSWERS).sweep()
         write_whole(self.path / STEPS, _lines(() if snapshot is None else snapshot.steps))
         if snapshot is None:
-            return beginning
+            return Begun.anew(run)
         self._before = snapshot.seconds, snapshot.cpu_seconds
         run.journal.resume(snapshot.steps, snapshot.seconds)
         run.generator.set_state(snapshot.generator)
-        return snapshot.progress
+        return Begun(snapshot.progress, snapshot.held)
 
     def note(self, step: Step) -> None:
         """Step callback: append the step to the journal on disk.
@@ -225,6 +224,7 @@ class RunFolder(os.PathLike[str]):
             self.seconds,
             self.cpu_seconds,
             self._run,
+            held_by_model(run, progress.state),
         )
         self._checkpoints.offer(self._last)
 
@@ -391,9 +391,7 @@ def opened(
     """
     with ExitStack() as stack:
         folder = [RunFolder(None)]
-        ranks.once(
-            lambda: folder.append(stack.enter_context(_opened(output_dir, resume_from)))
-        )
+        ranks.once(lambda: folder.append(stack.enter_context(_opened(output_dir, resume_from))))
         yield folder[-1]
 
 
@@ -637,8 +635,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def _refuse_later(path: Path, found: Any) -> None:
     if found not in range(1, FORMAT + 1):
         raise ValueError(
-            f"{path.name} has format {found!r:.20}, and this version of qprune reads up to {FORMAT}; "
-            "use a later one"
+            f"{path.name} has format {found!r:.20}, and this version of qprune reads up to "
+            f"{FORMAT}; use a later one"
         )
 
 

@@ -9,6 +9,7 @@ is taken is decided on the acceptance split, as for every other step.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,13 @@ from qprune.cost import Effort
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError
 from qprune.network.weights import Weights
+from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
+from qprune.steps.compensate import Compensate, Compensation
 
 # Number of parts of a batch, the same for any number of threads.
+logger = logging.getLogger(__name__)
+
 _PARTS = 8
 
 
@@ -154,3 +159,36 @@ def _visits(number: int, size: int, generator: torch.Generator) -> Iterator[Tens
             waiting = torch.cat([waiting, torch.randperm(number, generator=generator)])
         taken, waiting = waiting[:size], waiting[size:]
         yield taken
+
+
+def compensation_for(
+    asked: bool | Compensate, model: nn.Module, weights: Weights, inputs: AnyInputs, loss: Loss
+) -> Compensate | None:
+    """The compensation that suits a network and a loss; None = kept weights stay.
+
+    Args:
+        asked: True for `Compensation`, False for none, or a strategy.
+        model: dense.
+        weights: the targeted ones.
+        inputs: calibration samples; some of them are passed.
+        loss: of the run.
+    """
+    if not asked:
+        return None
+    wanted = Compensation() if asked is True else asked
+    if isinstance(wanted, Compensation) and not getattr(loss, "curved", True):
+        logger.warning(
+            "the loss %s has no second derivative, so that second-order steps cannot move kept "
+            "weights: moving them by Distillation()",
+            loss,
+        )
+        return Distillation()
+    suited = wanted.suited(model, weights, inputs)
+    if suited is None:
+        logger.warning(
+            "the network has no second derivatives, so that kept weights cannot be moved by "
+            "%s: moving them by Distillation()",
+            type(wanted).__name__,
+        )
+        return Distillation()
+    return suited

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qprune.cost import Needs
 from qprune.data.calibration import plain
 from qprune.data.inputs import AnyInputs
 from qprune.errors import NonFiniteError
@@ -31,7 +32,9 @@ from qprune.steps.reconstruct import (
     RowMethod,
     quadratic,
 )
-from qprune.walk.journal import Attempt
+from qprune.steps.solve import Border
+from qprune.walk.journal import Attempt, Limits
+from qprune.walk.layer_cost import layer_cost
 from qprune.walk.run import Run
 from qprune.walk.schedule import Schedule
 from qprune.walk.sensitivity import Sensitivity
@@ -144,6 +147,17 @@ class Layerwise:
         counts = counts_by_weight(run, self.shares, inputs)
         actions = [PruneBlock(self, i, streams, counts) for i in streams.indices]
         return Schedule(actions, streams.close)
+
+    def cost(
+        self,
+        prepared: Prepared,
+        compensate: Compensate | None,
+        ask: Border,
+        limits: Limits,
+        on: Any,
+    ) -> Needs:
+        """See `qprune.walk.schedule.Method`."""
+        return layer_cost(self.row_method, prepared, find_blocks(prepared.model), self.offload)
 
     def first_pass(self, run: Run) -> State | None:
         """None: it would have to do all of its work twice."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qprune.cost import Part, Pass, Phase, Tally, gauged
+from qprune.cost import Needs, Part, Pass, Phase, Tally, gauged
 from qprune.data import augment as selftext
 from qprune.data.augment import OwnText
 from qprune.data.inputs import tensors_of
@@ -28,7 +28,7 @@ from qprune.errors import CalibrationError
 from qprune.objective import fisher, samples
 from qprune.objective.curvature import Curvature
 from qprune.objective.fisher import PerSampleFisher
-from qprune.objective.samples import DenseNetwork, samples_of
+from qprune.objective.samples import DenseNetwork, Objective, Prepared, samples_of
 from qprune.objective.trace.autograd import trace_of
 from qprune.objective.trace.recorder import (
     Recorder,
@@ -40,6 +40,7 @@ from qprune.steps.compensate import Compensate, Compensation, gauss_newton
 from qprune.steps.distill import Distillation
 from qprune.steps.faults import is_paid
 from qprune.steps.solve import Border
+from qprune.walk.journal import Limits
 from solvers import LowRank, QuadraticProblem
 
 _FEWER_PER_STEP = "smaller samples_per_step (--samples-per-step)"

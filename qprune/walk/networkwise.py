@@ -19,22 +19,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qprune.cost import effort_for
+from qprune.cost import Needs, effort_for
+from qprune.distributed.sharding import refuse_other_shardings
 from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.network.groups import named, prune_lowest
 from qprune.network.patterns import Pattern
 from qprune.network.weights import Weights, find_weights
 from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.objective.curvature import Curvature, Expansion
+from qprune.objective.fisher import PerSampleFisher
 from qprune.objective.samples import Objective, Prepared
 from qprune.results import BlockRecord
 from qprune.steps.accept import Proposal, accept
-from qprune.steps.compensate import Compensate
+from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.formulate import Block, Terms, formulate, repriced, with_terms
 from qprune.steps.select import Boundary, Offer, Select
-from qprune.steps.solve import Answer, SolvedBlock
+from qprune.steps.solve import Answer, Border, SolvedBlock
 from qprune.steps.start import STARTS, DiagonalFisher, Start
-from qprune.walk.journal import Attempt
+from qprune.walk.journal import Attempt, Limits
+from qprune.walk.network_cost import network_cost
 from qprune.walk.run import Run
 from qprune.walk.schedule import Action, Schedule, gone_back
 from qprune.walk.state import FullState, Progress, State
@@ -162,7 +165,17 @@ class Networkwise:
             accept_share=self.accept_share,
         )
         method.refuse_endless()
-        return method, None if compensate is None else compensate.completed(effort)
+        completed = None if compensate is None else compensate.completed(effort)
+        if prepared.weights.sharded:
+            method.refuse_sharded(prepared, completed)
+        ranks, size = prepared.ranks, prepared.batch_size
+        if min(len(prepared.fit), method.samples_per_step) <= (ranks.size - 1) * size:
+            logger.warning(
+                "%d ranks share batches of %d samples and some get none; pass a smaller batch_size",
+                ranks.size,
+                size,
+            )
+        return method, completed
 
     def _suited_curvature(self, prepared: Prepared) -> Curvature:
         curvature = named("curvature", self.curvature, CURVATURES)
@@ -204,6 +217,36 @@ class CompleteNetworkwise(Networkwise):
                 f"{self.stages:,} stages of {self.rounds:,} rounds, {self.final_rounds:,} in "
                 f"the last one, are {expansions:,} expansions; a run has at most {MAX_STEPS:,}"
             )
+
+    def refuse_sharded(self, prepared: Prepared, compensate: Compensate | None) -> None:
+        """Refuse what reads weights that a sharded model does not hold while it runs."""
+        for weight in prepared.weights:
+            if not isinstance(weight.module, nn.Linear | nn.Conv2d):
+                raise ImpossibleRequestError(
+                    f"{weight.name!r} belongs to a {type(weight.module).__name__}; of a sharded "
+                    "model, qprune prunes Linear and Conv2d: add it to ignore, or shard nothing"
+                )
+            refuse_other_shardings(weight.name, weight.parameter, prepared.ranks.size)
+        for what, given, supported in (
+            ("curvature", isinstance(self.curvature, PerSampleFisher), "a Fisher matrix"),
+            ("compensate", isinstance(compensate, Compensation | None), "Compensation(), or False"),
+        ):
+            if not given:
+                raise ImpossibleRequestError(
+                    f"{what} does not suit a sharded model; it takes {supported}, or shard nothing "
+                    "and let every rank hold the model"
+                )
+
+    def cost(
+        self,
+        prepared: Prepared,
+        compensate: Compensate | None,
+        ask: Border,
+        limits: Limits,
+        on: Any,
+    ) -> Needs:
+        """See `qprune.walk.schedule.Method`."""
+        return network_cost(self, prepared, compensate, ask, limits, on)
 
     def schedule(self, run: Run) -> Schedule:
         """See `qprune.walk.schedule.Method`; the method is completed."""
@@ -254,6 +297,7 @@ class CompleteNetworkwise(Networkwise):
     def _scores(
         self, objective: Objective, expansion: Expansion, values: Tensor, random: torch.Generator
     ) -> Tensor:
+        assert self.start is not None
         return self.start.scores(objective, expansion, values, random)
 
     def pruned(self, run: Run, state: FullState, stage: int, step: Attempt) -> FullState:

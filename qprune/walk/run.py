@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from qprune.network.groups import Groups
+from qprune.network.guards import Dense
 from qprune.network.weights import Weights
 from qprune.objective.samples import Objective
 from qprune.steps.compensate import Compensate
@@ -20,24 +19,6 @@ from qprune.walk.journal import Journal
 from qprune.walk.state import State
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """The targeted weights before anything was pruned: the one copy, on the host.
-
-    Attributes:
-        tensors: one for each weight, in its own dtype and shape.
-        weights: what they are of.
-    """
-
-    tensors: list[Tensor]
-    weights: Weights
-
-    @cached_property
-    def values(self) -> Tensor:
-        """As one vector, shape (N,), made when first asked for."""
-        return self.weights.flat(self.tensors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,21 +6,26 @@ that has both, and the same settings, goes on to the same bytes.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial, reduce
 from typing import Any, Protocol
 
 from torch import nn
 
-from qprune.errors import NonFiniteError
+from qprune.cost import Needs
+from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.network.patterns import Pattern
 from qprune.network.weights import Weights
 from qprune.objective.samples import Prepared
 from qprune.objective.trace.recorder import halved
 from qprune.results import Fault
 from qprune.steps.compensate import Compensate
+from qprune.steps.solve import Border
+from qprune.walk.journal import Limits
 from qprune.walk.run import Run
 from qprune.walk.state import Progress, State
 
@@ -80,7 +85,7 @@ class Method(Protocol):
 
     def completed(
         self, prepared: Prepared, compensate: Compensate | None, threads: int
-    ) -> tuple[Method, Compensate | None]:
+    ) -> tuple[CompleteMethod, Compensate | None]:
         """With its own and the compensation's defaults filled in for this model.
 
         Raises:
@@ -90,6 +95,25 @@ class Method(Protocol):
 
     def passing(self, model: nn.Module) -> AbstractContextManager[None]:
         """A context in which the model is passed as the method needs it."""
+        ...
+
+
+class CompleteMethod(Method, Protocol):
+    """Protocol of methods with nothing left open."""
+
+    def cost(
+        self,
+        prepared: Prepared,
+        compensate: Compensate | None,
+        ask: Border,
+        limits: Limits,
+        on: Any,
+    ) -> Needs:
+        """Memory and time of a completed method, passes measured; ``on``: the executor.
+
+        Raises:
+            QpruneError: the network, the data or the loss are not fit for each other.
+        """
         ...
 
     def schedule(self, run: Run) -> Schedule:
@@ -187,15 +211,138 @@ def gone_back(
     return restored
 
 
-def described(value: Any) -> Any:
-    """A strategy or other argument as JSON has it; equal in the next process where it is equal.
+@dataclass(frozen=True)
+class InOrder:
+    """A method: several methods, one after the other.
 
-    A strategy is named by its class and its fields, a function by its module and name.
+    Args:
+        methods: the first one finds the weights; the others improve what it made.
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, dict):
-        return {str(name): described(item) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [described(item) for item in value]
+
+    methods: tuple[Method, ...]
+
+    @property
+    def accept_share(self) -> float:
+        """The largest of all."""
+        return max(method.accept_share for method in self.methods)
+
+    @property
+    def uses_loss(self) -> bool:
+        """Whether one of them does."""
+        return any(method.uses_loss for method in self.methods)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether one of them has to be."""
+        return any(method.on_host for method in self.methods)
+
+    def find(
+        self,
+        model: nn.Module,
+        targets: Sequence[Pattern] | Pattern | None,
+        ignore: Sequence[Pattern] | Pattern,
+    ) -> Weights:
+        """Those of the first method."""
+        weights = self.methods[0].find(model, targets, ignore)
+        reason = reason_against(weights)
+        if reason is not None and self.uses_loss:
+            raise ImpossibleRequestError(
+                f"{reason}; across the network, qprune moves only matrices that all tokens reach: "
+                "use method=Layerwise() alone"
+            )
+        return weights
+
+    @contextmanager
+    def passing(self, model: nn.Module) -> Iterator[None]:
+        """As all of them need it."""
+        with ExitStack() as stack:
+            for method in self.methods:
+                stack.enter_context(method.passing(model))
+            yield
+
+    def completed(
+        self, prepared: Prepared, compensate: Compensate | None, threads: int
+    ) -> tuple[CompleteInOrder, Compensate | None]:
+        """See `Method`."""
+        methods: list[CompleteMethod] = []
+        for method in self.methods:
+            done, compensate = method.completed(prepared, compensate, threads)
+            methods.append(done)
+        return CompleteInOrder(tuple(methods)), compensate
+
+
+@dataclass(frozen=True)
+class CompleteInOrder(InOrder):
+    """An `InOrder` with nothing left open."""
+
+    methods: tuple[CompleteMethod, ...]
+
+    def cost(
+        self,
+        prepared: Prepared,
+        compensate: Compensate | None,
+        ask: Border,
+        limits: Limits,
+        on: Any,
+    ) -> Needs:
+        """The sum of all."""
+        each = (method.cost(prepared, compensate, ask, limits, on) for method in self.methods)
+        return reduce(Needs.__add__, each)
+
+    def schedule(self, run: Run) -> Schedule:
+        """The actions of all in one list."""
+        schedules = [method.schedule(run) for method in self.methods]
+
+        def close() -> None:
+            for schedule in schedules:
+                schedule.close()
+
+        return Schedule([action for one in schedules for action in one.actions], close)
+
+    def first_pass(self, run: Run) -> State | None:
+        """That of the first method."""
+        return self.methods[0].first_pass(run)
+
+
+def as_method(method: Method | Sequence[Method]) -> Method:
+    """One method, or several in a row as one.
+
+    Raises:
+        ImpossibleRequestError: there is none.
+    """
+    if not isinstance(method, Sequence):
+        return method
+    if not method:
+        raise ImpossibleRequestError("method is empty: pass Networkwise(), Layerwise(), or both")
+    return method[0] if len(method) == 1 else InOrder(tuple(method))
+
+
+def reason_against(weights: Weights) -> str | None:
+    """The reason why the loss at the network's end cannot move some weight; None where it can."""
+    for weight in weights:
+        if weight.expert is not None:
+            return f"{weight.name!r} is one of the experts of a {type(weight.module).__name__}"
+        if weight.routed:
+            return f"only some tokens reach {weight.name!r}"
+    return None
+
+
+def described(value: Any) -> str:
+    """A strategy or another argument as text; equal in another process where it is equal.
+
+    A strategy is named by its class and its fields, a function by its module and its name.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = [field.name for field in fields(value) if field.repr]
+        inside = ", ".join(f"{name}={described(getattr(value, name))}" for name in shown)
+        return f"{type(value).__qualname__}({inside})"
+    if isinstance(value, partial):
+        parts = [value.func, *value.args, value.keywords]
+        return f"partial({', '.join(map(described, parts))})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(described, value)) + "]"
+    if isinstance(value, type) or inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
     return repr(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.data.inputs import AnyInputs, tensors_of
-from qprune.errors import CalibrationError, QpruneError
+from qprune.errors import CalibrationError, LeftDenseWarning, QpruneError
 from qprune.network.weights import Weight, Weights
 from qprune.objective.trace.autograd import (
     WAYS,
@@ -339,3 +340,30 @@ def _refuse_mixing(model: nn.Module, inputs: AnyInputs, outputs: Tensor) -> None
             "For time-major inputs pass forward=lambda model, batch: ... that turns them; batch "
             "norms need running statistics"
         )
+
+
+def state_coverage(weights: Weights) -> None:
+    """Log one line of what is targeted, and what has a slow path to its gradients.
+
+    Warns (`LeftDenseWarning`) where something stays dense that nobody named.
+    """
+    coverage = weights.coverage
+    assert coverage is not None
+    logger.info("%s", coverage)
+    if coverage.unasked:
+        share = 100 * sum(tensor.size for tensor in coverage.unasked) / coverage.parameters
+        warnings.warn(
+            f"{share:.3g} % of the model's parameters are left dense: "
+            f"{coverage.listed(coverage.unasked)}; name them in targets to prune them, or in "
+            "ignore to leave them without this warning",
+            LeftDenseWarning,
+            stacklevel=2,
+        )
+    by_way: dict[str, list[str]] = {}
+    for weight in weights:
+        if isinstance(weight.path, ByAutograd):
+            by_way.setdefault(weight.path.way.name, []).append(
+                f"{weight.name} ({weight.path.reason})"
+            )
+    for way, names in by_way.items():
+        logger.info("per-sample gradients by autograd, %s, which is slower: %s", way, names)
