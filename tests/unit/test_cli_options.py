@@ -3,7 +3,7 @@
 import pytest
 
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.options import parse_options
+from qprune.cli.options import parse_options
 from solvers.errors import StudyError
 from solvers.study.budgets import Reads, Seconds, parse_budget
 
