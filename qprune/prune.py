@@ -172,37 +172,33 @@ def prune(
         >>> int((model.weight == 0).sum())
         16
     """
+    asked = {name: value for name, value in locals().items() if name in _DECIDING}
     _refuse_moved(moved)
-    method, loss, threads = as_method(method), as_loss(loss), checked_threads(threads)
     _check_numbers(seed=seed, batch_size=batch_size)
+    method, loss, threads = as_method(method), as_loss(loss), checked_threads(threads)
     generator, ranks = torch.Generator().manual_seed(seed), ranks or ALONE
     with ExitStack() as stack:
         home = stack.enter_context(_surroundings(model, method, ranks))
         folder = stack.enter_context(_opened(model, output_dir, resume_from, ranks))
+        journal = Journal(limits, (folder.note, *_all(observe)), ranks)
         data = as_calibration(
             calibration, model, forward=forward, num_samples=num_calibration_samples
         ).cpu()
-        journal = Journal(limits, (folder.note, *_all(observe)), ranks)
 
-        weights = method.find(model, targets, ignore)
-        groups = groups_of(weights, sparsity, density, budget, mask_structure)
+        weights = method.find(model, targets, ignore)  # Which tensors, one flat index.
+        groups = groups_of(weights, sparsity, density, budget, mask_structure)  # How many of them.
         ask = on_fault.over(Border.to(sampler, sampler_options), folder.answers)
         dense = stack.enter_context(restored_on_error(model, weights))
         stack.enter_context(method.passing(model))
-        ready = (prepared if method.uses_loss else prepared_inputs)(
-            *(model, weights, data),
-            loss=loss,
-            accept_share=method.accept_share,
-            augment=augment,
-            batch_size=batch_size,
-            generator=generator,
-            ranks=ranks,
-            threads=threads,
-        )
+        look = prepared if method.uses_loss else prepared_inputs
+        sharing = (method.accept_share, augment, batch_size, generator, ranks, threads)
+        ready = look(model, weights, data, loss, *sharing)
         if len(ready.weights) < len(weights):  # No sample reaches the others.
             groups = groups_of(ready.weights, sparsity, density, budget, mask_structure)
         state_zeros(dense.num_zero, weights.size, groups)
-        complete, moves = method.completed(ready, _moves(method, ready, compensate), threads)
+
+        moves = _moves(method, ready, compensate)
+        complete, moves = method.completed(ready, moves, threads)
         executor = stack.enter_context(_executor(executor, sampler, threads, ready.ranks))
         needs = _foreseen(complete, ready, moves, ask, limits, executor)
         objective, judge = ready.objectives(generator, journal.fault)
@@ -219,15 +215,9 @@ def prune(
             generator=generator,
             seed=seed,
         )
-        settings = _settings(
-            *(complete, ready.loss, moves, limits),
-            **{"sparsity": sparsity, "density": density, "mask_structure": mask_structure},
-            **{"budget": budget, "targets": targets, "ignore": ignore, "sampler": sampler},
-            **{"sampler_options": sampler_options, "on_fault": on_fault, "augment": augment},
-            **{"batch_size": batch_size, "seed": seed},
-        )
+        settings = _settings(complete, ready.loss, moves, limits, asked)
         begun = _begun(run, data, settings, folder, output_dir or resume_from)
-        schedule = stack.enter_context(closing(complete.schedule(run)))
+        schedule = stack.enter_context(closing(complete.schedule(run)))  # Every action to come.
 
         scored = partial(_scored, model, evaluate, threads, home)
         before = scored()
@@ -235,29 +225,16 @@ def prune(
         begun.restore(run)
         state = carry_out(run, schedule, begun.progress, partial(folder.keep, run))
         stopped, after = _ended(run, state, scored)
-    report = Report(
-        asked_sparsity=groups.asked,
-        achieved_sparsity=run.sparsity(state),
-        layers=_layer_records(run, state),
-        steps=tuple(journal.steps),
-        settings=settings,
-        seed=seed,
-        seconds=folder.seconds,
-        cpu_seconds=folder.cpu_seconds,
-        stopped=stopped,
-        dense=before,
-        start=first,
-        final=after,
-        estimate=needs,
-        peak_memory=int(peak_memory()),
-        coverage=run.weights.coverage,
-        loss=str(ready.loss),
-        zeros_before=dense.num_zero,
-    )
+    report = _report(run, state, settings, folder, stopped, needs, (before, first, after))
     mask = run.weights.by_name(state.mask)
     return Pruned(model, {name: kept.to(home) for name, kept in mask.items()}, report)
 
 
+#: Arguments that decide the mask, beside those of the method.
+_DECIDING = (
+    *("sparsity", "density", "mask_structure", "budget", "targets", "ignore", "sampler"),
+    *("sampler_options", "on_fault", "augment", "batch_size", "seed"),
+)
 #: Keywords of earlier versions, and where they went.
 _MOVED = {
     **dict.fromkeys(
@@ -345,11 +322,11 @@ def _moves(method: Method, ready: Prepared, asked: bool | Compensate) -> Compens
 
 
 def _settings(
-    method: Method, loss: Loss, moves: Compensate | None, limits: Limits, **asked: Any
+    method: Method, loss: Loss, moves: Compensate | None, limits: Limits, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides a run, as JSON has it; each field of a method by its name."""
     methods = method.methods if isinstance(method, InOrder) else (method,)
-    named: dict[str, Any] = dict(asked)
+    named = dict(asked)
     for one in methods:
         named |= {f.name: getattr(one, f.name) for f in fields(cast(Any, one)) if f.repr}
     named |= {"compensate": moves or False, "loss": loss}
@@ -461,6 +438,36 @@ def _ended(run: Run, state: State, scored: Callable[[], Score | None]) -> tuple[
         parts = {"w": state.held(run.weights), "m": state.mask}
         ranks.require_equal("outcome", digest_of_tensors(parts))
     return stopped, scored()
+
+
+def _report(
+    run: Run,
+    state: State,
+    settings: Mapping[str, Any],
+    folder: Recording,
+    stopped: str,
+    needs: Estimate | None,
+    scores: tuple[Score | None, Score | None, Score | None],
+) -> Report:
+    return Report(
+        asked_sparsity=run.groups.asked,
+        achieved_sparsity=run.sparsity(state),
+        layers=_layer_records(run, state),
+        steps=tuple(run.journal.steps),
+        settings=settings,
+        seed=run.seed,
+        seconds=folder.seconds,
+        cpu_seconds=folder.cpu_seconds,
+        stopped=stopped,
+        dense=scores[0],
+        start=scores[1],
+        final=scores[2],
+        estimate=needs,
+        peak_memory=int(peak_memory()),
+        coverage=run.weights.coverage,
+        loss=str(run.objective.loss),
+        zeros_before=run.dense.num_zero,
+    )
 
 
 def _layer_records(run: Run, state: State) -> tuple[LayerRecord, ...]:

@@ -150,7 +150,7 @@ class Prepared:
         sample: what the pass of one sample costs and holds.
         batch_size: samples in one pass.
         ranks: which process or thread passes which batch.
-        asked_batch_size: as it was asked for; None = it was left open.
+        asked_batch_size: of a run without a loss, as asked; None = it is left open.
     """
 
     model: nn.Module
@@ -201,7 +201,6 @@ def prepared_inputs(
     model: nn.Module,
     weights: Weights,
     data: Calibration,
-    *,
     loss: Loss,
     accept_share: float,
     augment: Augmentation | str | None,
@@ -234,7 +233,6 @@ def prepared(
     model: nn.Module,
     weights: Weights,
     data: Calibration,
-    *,
     loss: Loss,
     accept_share: float,
     augment: Augmentation | str | None,
@@ -281,7 +279,6 @@ def prepared(
         sample=sample,
         batch_size=batch_size or max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, sample.floats))),
         ranks=ranks,
-        asked_batch_size=batch_size,
     )
 
 

@@ -63,8 +63,8 @@ class Layerwise:
         offload: where activations wait: "cpu"; "device", the faster the farther that is from the
             host, but most of its memory; or a folder for temporary files.
         device: where blocks run and are solved; None = where the model is.
-        batch_size: samples in one pass through a block; None = as asked of the run, or by their
-            length.
+        batch_size: samples in one pass through a block; None = by their length, or as asked of a
+            run that is nothing but this.
         compensate: whether kept values may move; None = as in the whole run.
         accept_share: share of the samples that is held back, for a method that follows.
 
@@ -145,7 +145,9 @@ class Layerwise:
             ranks=run.objective.samples.ranks.serial,
         )
         counts = counts_by_weight(run, self.shares, inputs)
-        actions = [PruneBlock(self, i, streams, counts) for i in streams.indices]
+        usual = run.objective.batch_size
+        size = self.batch_size or usual
+        actions = [PruneBlock(self, i, streams, counts, size, usual) for i in streams.indices]
         return Schedule(actions, streams.close)
 
     def cost(
@@ -172,16 +174,20 @@ class PruneBlock:
     index: int
     streams: Streams
     counts: Sequence[Counts]
+    batch_size: int
+    usual_batch_size: int
     required = True
     ends_when_idle = False
 
+    @torch.no_grad()
     def __call__(self, run: Run, state: State) -> State:
         step = run.journal.begin("block", 0, self.index)
         state = replace(state, mask=state.mask.clone())
         masks = run.weights.split(state.mask)
         before = sum(len(earlier.layers) for earlier in run.journal.steps)
         records: list[LayerRecord] = []
-        size = min(run.objective.batch_size, self.method.batch_size or run.objective.batch_size)
+        # Where memory did not suffice, the run's batches are halved, and so are these.
+        size = max(1, self.batch_size * run.objective.batch_size // self.usual_batch_size)
         with self.streams.at(self.index, size) as block:
             for weight, moments in self._with_moments(block, step):
                 mask = masks[self.streams.number(weight)]

@@ -70,8 +70,8 @@ def _scores(
     model: nn.Module, layers: Weights, inputs: AnyInputs, loss: Loss, generator: torch.Generator
 ) -> list[Tensor]:
     """Return ascending float64 logarithms of the scores of some weights of every layer."""
-    outputs_felt = [torch.zeros(layer.rows, dtype=torch.float64) for layer in layers]
-    inputs_seen = [torch.zeros(layer.inputs, dtype=torch.float64) for layer in layers]
+    outputs_felt = [torch.zeros(layer.shape[0], dtype=torch.float64) for layer in layers]
+    inputs_seen = [torch.zeros(layer.shape[1], dtype=torch.float64) for layer in layers]
     for sample in inputs.split(1):
         with differentiating(model, layers):
             with Recorder(layers) as recorder:

@@ -264,7 +264,6 @@ class Streams:
         self._stack.close()
 
     @contextmanager
-    @torch.no_grad()
     def at(self, index: int, batch_size: int) -> Iterator[BlockPass]:
         """Block ``index`` on the device; afterwards the activations are behind it.
 
