@@ -591,7 +591,7 @@ def read_report(path: Path) -> tuple[Report, tuple[ScorePoint, ...]] | None:
         return None
     try:
         record = read_json(read_regular(path / REPORT_JSON))
-        _refuse_later(path / REPORT_JSON, record.pop("format", 1))
+        require_known(path / REPORT_JSON, record.pop("format", 1))
         scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
         return report_from_json(record), scores
     except UNREADABLE as error:
@@ -626,15 +626,24 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
         values = dict(read_plain_yaml(path / CONFIG))
-        _refuse_later(path / CONFIG, values.pop("format", 1))
+        require_known(path / CONFIG, values.pop("format", 1))
         return values
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
-def _refuse_later(path: Path, found: Any) -> None:
+def require_known(path: Path, found: Any) -> None:
+    """Refuse a file of a format that later versions write.
+
+    Args:
+        path: the file.
+        found: number of its format.
+
+    Raises:
+        RunFolderError: names both numbers.
+    """
     if found not in range(1, FORMAT + 1):
-        raise ValueError(
+        raise RunFolderError(
             f"{path.name} has format {found!r:.20}, and this version of qprune reads up to "
             f"{FORMAT}; use a later one"
         )

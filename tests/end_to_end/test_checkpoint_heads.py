@@ -153,7 +153,7 @@ def test_a_convolutional_network_is_pruned_across_alone_and_that_is_said(tmp_pat
     assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"size": 8}'
     assert qprune("check", "out")[0] == 0
     assert qprune("verify", "out", "--data", "image_data:images")[0] == 0
-    code, out, err = qprune(*arguments, "--stage2-steps", "3", "--output", "no")
+    code, _, err = qprune(*arguments, "--stage2-steps", "3", "--output", "no")
     assert code == 2
     assert "--stage2-steps is of networks that are pruned layer by layer" in " ".join(err.split())
 

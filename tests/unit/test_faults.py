@@ -10,6 +10,7 @@ import dimod
 import numpy as np
 import pytest
 import torch
+from qprune.record.recording import ANSWERS
 from torch import nn
 
 import qprune
@@ -17,7 +18,6 @@ from benchmarks.reliability.faults import failures, run, ways_of
 from benchmarks.reliability.workloads import Workload
 from qprune.data.calibration import Calibration
 from qprune.errors import ImpossibleRequestError, SamplerError
-from qprune.record.recording import ANSWERS
 from qprune.results import Step
 from qprune.steps.answers import AnswerStore
 from qprune.steps.compensate import Compensation

@@ -9,15 +9,15 @@ import pytest
 pytest.importorskip("transformers")
 
 import tiny_models
+from qprune.jobs.language.network import prune_network
+from qprune.network.matrices import find_matrices
+from qprune.walk.layerwise_needs import groups_of, layerwise_needs, state_layerwise, work_of
 
 from qprune.cost import Pass
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.language.network import prune_network
-from qprune.network.matrices import find_matrices
 from qprune.network.transformer import find_blocks
 from qprune.steps.reconstruct import METHODS
 from qprune.walk.layerwise import evaluating
-from qprune.walk.layerwise_needs import groups_of, layerwise_needs, state_layerwise, work_of
 from solvers.rows.counts import LayerBudget
 from solvers.rows.problem import RowProblem
 

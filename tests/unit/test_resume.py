@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from odd_samplers import Odd
+from qprune.record.recording import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from torch import nn
 
 import qprune
 from qprune.disk import LOCK, locked
 from qprune.errors import RunFolderError
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
-from qprune.record.recording import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.steps.compensate import Compensation
 
 RUN = {

@@ -197,6 +197,7 @@ def test_what_is_no_number_of_threads_is_refused(threads):
 
 def test_python_and_the_command_line_share_one_default():
     from qprune.jobs.language.settings import LanguageSettings
+
     from qprune.jobs.settings import Settings
 
     for settings in (Settings, LanguageSettings):
@@ -227,7 +228,6 @@ def test_the_command_line_gives_the_same_bytes(tmp_path):
 def test_both_stages_of_a_language_model(steps, three_torch_threads):
     pytest.importorskip("transformers")
     import tiny_language
-
     from qprune.jobs.language.network import prune_network
 
     model = tiny_language.llama()
