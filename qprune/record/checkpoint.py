@@ -108,6 +108,7 @@ class Snapshot:
         }
         # Tensors that both states share are in the file once.
         tensors |= _packed("before", progress.before, progress.state)
+        tensors |= {f"held.{number}": values for number, values in self.held.items()}
         facts = {
             "format": FORMAT,
             "position": progress.position,

@@ -18,7 +18,7 @@ from qprune.disk import LOCK
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.network.mask_file import packed_bytes, read_mask
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints
-from qprune.record.folder import LAYERS, STEPS
+from qprune.record.folder import STEPS
 
 MODEL, MASK = "model.safetensors", "mask.safetensors"
 
