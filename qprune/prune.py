@@ -44,13 +44,13 @@ from qprune.record.folder import RunFolder, opened
 from qprune.results import LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
-from qprune.steps.faults import Care, CarefulBorder
-from qprune.steps.solve import BlockObserver, Border
+from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal, Limits
 from qprune.walk.networkwise import Networkwise
 from qprune.walk.run import Run
 from qprune.walk.schedule import CompleteMethod, InOrder, Method, as_method, carry_out, described
 from qprune.walk.state import State
+from solvers import Ask, FaultPolicy
 from solvers.host.machine import available_memory, peak_memory
 from solvers.host.ranges import Number, Seed, checked
 
@@ -87,7 +87,7 @@ def prune(
     method: Method | Sequence[Method] = Networkwise(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
-    on_fault: Care = Care(),
+    on_fault: FaultPolicy = FaultPolicy(),
     compensate: bool | Compensate = True,
     loss: Loss | nn.Module | str = "dense",
     augment: Augmentation | str | None = "auto",
@@ -187,7 +187,7 @@ def prune(
 
         weights = method.find(model, targets, ignore)  # Which tensors, one flat index.
         groups = groups_of(weights, sparsity, density, budget, mask_structure)  # How many of them.
-        ask = on_fault.over(Border.to(sampler, sampler_options), folder.answers)
+        ask = Ask.to(sampler, sampler_options, on_fault, folder.answers)
         dense = stack.enter_context(restored_on_error(model, weights))
         stack.enter_context(method.passing(model))
         look = prepared if method.uses_loss else prepared_inputs
@@ -340,7 +340,7 @@ def _foreseen(
     method: CompleteMethod,
     ready: Prepared,
     moves: Compensate | None,
-    ask: CarefulBorder,
+    ask: Ask,
     limits: Limits,
     executor: Any,
 ) -> Estimate | None:
@@ -355,7 +355,7 @@ def _foreseen(
     if ready.ranks.size > 1:
         return None
     try:
-        needs = method.cost(ready, moves, ask.border, limits, executor)
+        needs = method.cost(ready, moves, ask, limits, executor)
     except (QpruneError, RuntimeError, MemoryError) as error:
         if not isinstance(error, QpruneError) and not out_of_memory(error):
             raise
@@ -444,7 +444,7 @@ def _report(
     run: Run,
     state: State,
     settings: Mapping[str, Any],
-    folder: Recording,
+    folder: RunFolder,
     stopped: str,
     needs: Estimate | None,
     scores: tuple[Score | None, Score | None, Score | None],

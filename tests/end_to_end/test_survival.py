@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from qprune.models.zoo import load_model
 from qprune.network.mask_file import read_mask
