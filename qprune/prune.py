@@ -34,22 +34,23 @@ from qprune.objective.losses import Loss
 from qprune.objective.samples import Prepared, prepared, prepared_inputs
 from qprune.objective.trace.derivable import derivable
 from qprune.objective.trace.recorder import out_of_memory
+from qprune.record.checkpoint import Begun
 from qprune.record.fingerprint import (
     digest_of_tensors,
     fingerprint_of,
     require_named,
 )
-from qprune.record.recording import Begun, Recording, recording
+from qprune.record.folder import RunFolder, opened
 from qprune.results import Estimate, LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
-from qprune.steps.faults import Care, CarefulBorder
-from qprune.steps.solve import BlockObserver, Border
+from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal, Limits
 from qprune.walk.networkwise import Networkwise
 from qprune.walk.run import Run
 from qprune.walk.schedule import CompleteMethod, InOrder, Method, as_method, carry_out, described
 from qprune.walk.state import State
+from solvers import Ask, FaultPolicy
 from solvers.host.machine import available_memory, peak_memory
 from solvers.host.ranges import Number, Seed, checked
 
@@ -86,7 +87,7 @@ def prune(
     method: Method | Sequence[Method] = Networkwise(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
-    on_fault: Care = Care(),
+    on_fault: FaultPolicy = FaultPolicy(),
     compensate: bool | Compensate = True,
     loss: Loss | nn.Module | str = "dense",
     augment: Augmentation | str | None = "auto",
@@ -186,7 +187,7 @@ def prune(
 
         weights = method.find(model, targets, ignore)  # Which tensors, one flat index.
         groups = groups_of(weights, sparsity, density, budget, mask_structure)  # How many of them.
-        ask = on_fault.over(Border.to(sampler, sampler_options), folder.answers)
+        ask = Ask.to(sampler, sampler_options, on_fault, folder.answers)
         dense = stack.enter_context(restored_on_error(model, weights))
         stack.enter_context(method.passing(model))
         look = prepared if method.uses_loss else prepared_inputs
@@ -295,14 +296,12 @@ def _surroundings(model: nn.Module, method: Method, ranks: Ranks) -> Iterator[to
 @contextmanager
 def _opened(
     model: nn.Module, output_dir: str | Path | None, resume_from: str | Path | None, ranks: Ranks
-) -> Iterator[Recording]:
-    """The first rank's recording; the others record nothing, and hear if it cannot be opened."""
+) -> Iterator[RunFolder]:
+    """The run's folder, of a model that it can hold."""
     if output_dir is not None or resume_from is not None:
         refuse_unstorable(model)
-    with ExitStack() as stack:
-        opened = [Recording(None)]
-        ranks.once(lambda: opened.append(stack.enter_context(recording(output_dir, resume_from))))
-        yield opened[-1]
+    with opened(output_dir, resume_from, ranks) as folder:
+        yield folder
 
 
 @contextmanager
@@ -341,7 +340,7 @@ def _foreseen(
     method: CompleteMethod,
     ready: Prepared,
     moves: Compensate | None,
-    ask: CarefulBorder,
+    ask: Ask,
     limits: Limits,
     executor: Any,
 ) -> Estimate | None:
@@ -356,7 +355,7 @@ def _foreseen(
     if ready.ranks.size > 1:
         return None
     try:
-        needs = method.cost(ready, moves, ask.border, limits, executor)
+        needs = method.cost(ready, moves, ask, limits, executor)
     except (QpruneError, RuntimeError, MemoryError) as error:
         if not isinstance(error, QpruneError) and not out_of_memory(error):
             raise
@@ -384,7 +383,7 @@ def _begun(
     run: Run,
     data: Calibration,
     settings: Mapping[str, Any],
-    folder: Recording,
+    folder: RunFolder,
     path: str | Path | None,
 ) -> Begun:
     """Where the run stands, on every rank as on the first."""
@@ -445,7 +444,7 @@ def _report(
     run: Run,
     state: State,
     settings: Mapping[str, Any],
-    folder: Recording,
+    folder: RunFolder,
     stopped: str,
     needs: Estimate | None,
     scores: tuple[Score | None, Score | None, Score | None],

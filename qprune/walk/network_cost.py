@@ -38,10 +38,8 @@ from qprune.objective.trace.recorder import (
 )
 from qprune.results import Part
 from qprune.steps.compensate import Compensate, MoveCost
-from qprune.steps.faults import is_paid
-from qprune.steps.solve import Border
 from qprune.walk.journal import Limits
-from solvers import LowRank, QuadraticProblem
+from solvers import Ask, LowRank, QuadraticProblem
 
 _FEWER_PER_STEP = "smaller samples_per_step (--samples-per-step)"
 _FEWER_SAMPLES = "fewer samples (--num-calibration-samples)"
@@ -288,7 +286,7 @@ def network_cost(
     method: Steps,
     prepared: Prepared,
     compensate: Compensate | None,
-    ask: Border,
+    ask: Ask,
     limits: Limits,
     executor: Any = None,
 ) -> Needs:
@@ -314,7 +312,7 @@ def load_of(
     method: Steps,
     prepared: Prepared,
     compensate: Compensate | None,
-    ask: Border,
+    ask: Ask,
     limits: Limits,
     executor: Any = None,
 ) -> Load:
@@ -433,12 +431,12 @@ def _traced(curvature: Curvature, objective: Objective, generator: torch.Generat
         return trace_of(objective.model, layers, samples.inputs, outputs, recorder, felt_losses)
 
 
-def _solve_seconds(ask: Border, block_size: int) -> float | None:
+def _solve_seconds(ask: Ask, block_size: int) -> float | None:
     """Seconds of one block by a sampler of ours; None for others, which may charge for a call."""
     if "time_limit" in ask.options:
         return float(ask.options["time_limit"])
     ours = type(ask.sampler).__module__.partition(".")[0] == "solvers"
-    if not ours or hasattr(ask.sampler, "child") or is_paid(ask.sampler):
+    if not ours or hasattr(ask.sampler, "child") or ask.paid:
         return None
     size = min(_GAUGED_VARIABLES, block_size)
     rng = np.random.default_rng(0)
@@ -447,7 +445,7 @@ def _solve_seconds(ask: Border, block_size: int) -> float | None:
     problem = QuadraticProblem(
         -(factor @ present) @ factor, LowRank(factor), counts=int(present.sum())
     )
-    answers = [ask.solve(problem, present, seed) for seed in range(2)]
+    answers = [ask(problem, present, seed) for seed in range(2)]
     return answers[-1].seconds * (block_size / size) ** 2
 
 

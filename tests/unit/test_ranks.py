@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rank_programs
 import torch
+from qprune.jobs.check import check_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,7 +16,6 @@ import qprune
 from qprune.cli.main import app
 from qprune.distributed.ranks import ALONE, DataParallel, joined
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.check import check_run
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = (

@@ -197,6 +197,7 @@ def test_what_is_no_number_of_threads_is_refused(threads):
 
 def test_python_and_the_command_line_share_one_default():
     from qprune.jobs.language.settings import LanguageSettings
+
     from qprune.jobs.settings import Settings
 
     for settings in (Settings, LanguageSettings):
