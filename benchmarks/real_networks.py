@@ -87,8 +87,9 @@ def by_qprune(case: Case, sparsity: float, **options: Any) -> Outcome:
 
 def by_score(case: Case, sparsity: float, *, start: Start, budget: str = "global") -> Outcome:
     """The weights of the lowest score zeroed at once, the others left as they are."""
-    settings = {"stages": 1, "rounds": 0, "compensate": False, "augment": None}
-    made = by_qprune(case, sparsity, start=start, budget=budget, **settings)
+    method = qprune.Networkwise(start=start, stages=1, rounds=0)
+    settings = {"method": method, "compensate": False, "augment": None}
+    made = by_qprune(case, sparsity, budget=budget, **settings)
     return replace(made, loss="none")
 
 

@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from qprune.cost import Estimate, estimate, require_end, require_fit
+from qprune.cost import estimate, require_end, require_fit
 from qprune.data.augment import Augmentation
 from qprune.data.calibration import Calibration, as_calibration
 from qprune.data.inputs import Call
@@ -34,13 +34,14 @@ from qprune.objective.losses import Loss
 from qprune.objective.samples import Prepared, prepared, prepared_inputs
 from qprune.objective.trace.derivable import derivable
 from qprune.objective.trace.recorder import out_of_memory
+from qprune.record.checkpoint import Begun
 from qprune.record.fingerprint import (
     digest_of_tensors,
     fingerprint_of,
     require_named,
 )
-from qprune.record.recording import Begun, Recording, recording
-from qprune.results import LayerRecord, Observer, Report, Score
+from qprune.record.folder import RunFolder, opened
+from qprune.results import Estimate, LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
 from qprune.steps.solve import BlockObserver
@@ -295,14 +296,12 @@ def _surroundings(model: nn.Module, method: Method, ranks: Ranks) -> Iterator[to
 @contextmanager
 def _opened(
     model: nn.Module, output_dir: str | Path | None, resume_from: str | Path | None, ranks: Ranks
-) -> Iterator[Recording]:
-    """The first rank's recording; the others record nothing, and hear if it cannot be opened."""
+) -> Iterator[RunFolder]:
+    """The run's folder, of a model that it can hold."""
     if output_dir is not None or resume_from is not None:
         refuse_unstorable(model)
-    with ExitStack() as stack:
-        opened = [Recording(None)]
-        ranks.once(lambda: opened.append(stack.enter_context(recording(output_dir, resume_from))))
-        yield opened[-1]
+    with opened(output_dir, resume_from, ranks) as folder:
+        yield folder
 
 
 @contextmanager
@@ -384,7 +383,7 @@ def _begun(
     run: Run,
     data: Calibration,
     settings: Mapping[str, Any],
-    folder: Recording,
+    folder: RunFolder,
     path: str | Path | None,
 ) -> Begun:
     """Where the run stands, on every rank as on the first."""
@@ -445,7 +444,7 @@ def _report(
     run: Run,
     state: State,
     settings: Mapping[str, Any],
-    folder: Recording,
+    folder: RunFolder,
     stopped: str,
     needs: Estimate | None,
     scores: tuple[Score | None, Score | None, Score | None],

@@ -29,7 +29,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import qprune
-from qprune.cost import Estimate, in_bytes
+from qprune import DenseOutputs, Layerwise, Networkwise
+from qprune.results import Estimate, in_bytes
 from qprune.steps.compensate import Compensation
 from qprune.steps.distill import Distillation
 from solvers.host.machine import peak_memory
@@ -54,7 +55,8 @@ def wide(folder: Path | None, **options: Any) -> Outcome:
     """Four million weights, random ones; nothing is learned here."""
     torch.manual_seed(0)
     layers = [nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 1500), nn.ReLU(), nn.Linear(1500, 8)]
-    given = {"stages": 1, "final_rounds": 2, "samples_per_step": 300, "compensate": _QUICK}
+    method = Networkwise(stages=1, final_rounds=2, samples_per_step=300)
+    given = {"method": method, "compensate": _QUICK}
     return _pruned(nn.Sequential(*layers), torch.randn(400, 512), 0.8, **(given | options))
 
 
@@ -67,7 +69,8 @@ def mlpnet(folder: Path | None) -> Outcome:
 
     assert folder is not None
     load = workloads.mlpnet(folder, 1000)
-    return _pruned(load.model, load.data, 0.95, stages=3, rounds=1, final_rounds=3)
+    method = Networkwise(stages=3, rounds=1, final_rounds=3)
+    return _pruned(load.model, load.data, 0.95, method=method)
 
 
 def resnet20(folder: Path | None) -> Outcome:
@@ -75,40 +78,34 @@ def resnet20(folder: Path | None) -> Outcome:
 
     assert folder is not None
     load = workloads.resnet20(folder, 250)
-    asked = {"stages": 1, "final_rounds": 2, "samples_per_step": 400, "compensate": _QUICK}
-    return _pruned(load.model, load.data, 0.7, **asked)
+    method = Networkwise(stages=1, final_rounds=2, samples_per_step=400)
+    return _pruned(load.model, load.data, 0.7, method=method, compensate=_QUICK)
 
 
 def llama(folder: Path | None) -> Outcome:
     """Both stages."""
     from qprune.data.augment import OwnText
-    from qprune.jobs.language.network import prune_network
 
     model, windows = _llama(folder, 48, 128)
-    said: list[Estimate] = []
-    pruned = prune_network(
+    across = Networkwise(
+        start=None, rounds=1, num_blocks=16, damping=300.0, samples_per_step=64, accept_share=0.125
+    )
+    return _pruned(
         model,
         windows,
-        sparsity=0.5,
-        method="wanda",  # The search of stage 1 takes no more memory, and far more time.
-        steps=4,
+        0.5,
+        # The search of stage 1 takes no more memory than this, and far more time.
+        method=(Layerwise("wanda"), across),
+        loss=DenseOutputs(fit_scale=False),
+        compensate=Distillation(4, final_steps=1, at_end=True),
         augment=OwnText(model, copies=1),
-        expect=said.append,
     )
-    return _outcome(said[0], pruned.report.seconds)
 
 
 def layers_alone(folder: Path | None) -> Outcome:
     """The first stage, over so many tokens that their activations count."""
-    from qprune.steps.reconstruct import METHODS
-    from qprune.walk.layerwise import prune_layerwise
-    from qprune.walk.layerwise_needs import state_layerwise
-
     model, windows = _llama(folder, 512, 128)
-    needs = state_layerwise(model, windows, METHODS["sparsegpt"])
-    assert needs is not None
-    done = prune_layerwise(model, windows, method="sparsegpt", sparsity=0.5)
-    return _outcome(needs, done.seconds)
+    return _pruned(model, windows, 0.5, method=Layerwise("sparsegpt", shares=None))
 
 
 RUNS: dict[str, Callable[[Path | None], Outcome]] = {
@@ -124,7 +121,8 @@ WITHOUT_DATA = ("wide", "wide, distilled")
 
 def _pruned(model: nn.Module, data: Any, sparsity: float, **options: Any) -> Outcome:
     said: list[Estimate] = []
-    pruned = qprune.prune(model, data, sparsity=sparsity, expect=said.append, **options)
+    limits = qprune.Limits(expect=said.append)
+    pruned = qprune.prune(model, data, sparsity=sparsity, limits=limits, **options)
     return _outcome(said[0], pruned.report.seconds)
 
 

@@ -14,6 +14,7 @@ from qprune.data.calibration import Calibration
 from qprune.models.datasets import load_data
 from qprune.models.zoo import load_model
 from qprune.steps.compensate import Compensation
+from qprune.walk.networkwise import Networkwise
 
 # Enough to move the kept weights; the drills are about the run, not about accuracy.
 _QUICK = Compensation(iterations=(2,), final_steps=1)
@@ -38,15 +39,16 @@ class Workload:
 
 def digits() -> Workload:
     """A small network on scikit-learn's digits; needs no files."""
-    options = {"sparsity": 0.9, "stages": 4, "rounds": 2, "final_rounds": 4, "block_size": 256}
-    options |= {"augment": None, "compensate": _QUICK}
+    method = Networkwise(stages=4, rounds=2, final_rounds=4, block_size=256)
+    options = {"sparsity": 0.9, "method": method, "augment": None, "compensate": _QUICK}
     data = load_data("digits").calibration(300, 0)
     return Workload("digits", load_model("digits-mlp"), data, options)
 
 
 def mlpnet(folder: Path, samples: int = 500) -> Workload:
     """MLPNet on MNIST."""
-    options = {"sparsity": 0.95, "stages": 4, "rounds": 2, "final_rounds": 4, "block_size": 512}
+    method = Networkwise(stages=4, rounds=2, final_rounds=4, block_size=512)
+    options = {"sparsity": 0.95, "method": method}
     data = load_data(f"mnist:{folder / 'mnist.npz'}").calibration(samples, 0)
     model = load_model("mlpnet", folder / "mlpnet_mnist.safetensors")
     return Workload("MLPNet", model, data, options | {"augment": None, "compensate": _QUICK})
@@ -54,7 +56,8 @@ def mlpnet(folder: Path, samples: int = 500) -> Workload:
 
 def resnet20(folder: Path, samples: int = 40) -> Workload:
     """ResNet-20 on CIFAR-10."""
-    options = {"sparsity": 0.7, "stages": 1, "final_rounds": 4, "augment": None}
+    method = Networkwise(stages=1, final_rounds=4)
+    options = {"sparsity": 0.7, "method": method, "augment": None}
     options |= {"compensate": _QUICK}
     data = load_data(f"cifar10:{folder / 'cifar10_subset.npz'}", "half").calibration(samples, 0)
     model = load_model("resnet20", folder / "resnet20_cifar10.safetensors")
@@ -74,7 +77,8 @@ def llama(folder: Path) -> Workload:
         max_seq_length=32,
         seed=0,
     )
-    options = {"sparsity": 0.5, "stages": 1, "final_rounds": 4, "ignore": ["lm_head"]}
+    method = Networkwise(stages=1, final_rounds=4)
+    options = {"sparsity": 0.5, "method": method, "ignore": ["lm_head"]}
     options |= {"compensate": _QUICK}
     model = load_pretrained(source)
     # Compensation differentiates forwards, which fused attention cannot.

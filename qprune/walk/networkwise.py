@@ -127,6 +127,11 @@ class Networkwise:
         if self.start is not None:
             named("start", self.start, STARTS)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it improves the mask of a method before it."""
+        return self.start is None
+
     def find(
         self,
         model: nn.Module,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rank_programs
 import torch
+from qprune.jobs.check import check_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,7 +16,6 @@ import qprune
 from qprune.cli.main import app
 from qprune.distributed.ranks import ALONE, DataParallel, joined
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.check import check_run
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = (
@@ -151,5 +151,6 @@ def test_a_batch_size_that_leaves_ranks_idle_is_said(caplog):
     class Two(type(ALONE)):
         size = 2
 
-    qprune.prune(nn.Linear(8, 4), torch.randn(40, 8), sparsity=0.5, stages=1, rounds=0, ranks=Two())
+    method = qprune.Networkwise(stages=1, rounds=0)
+    qprune.prune(nn.Linear(8, 4), torch.randn(40, 8), sparsity=0.5, method=method, ranks=Two())
     assert "some get none; pass a smaller batch_size" in caplog.text
