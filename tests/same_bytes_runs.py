@@ -48,6 +48,8 @@ HOMES = (
     "qprune.walk.layerwise_start",
     "qprune.walk.sensitivity",
     "qprune.results.reconstruct",
+    "qprune.steps.reconstruct",
+    "qprune.walk.layerwise",
     "qprune.walk.schedule.layerwise",
     "qprune.walk.schedule.sensitivity",
     "qprune.distributed.ranks",
