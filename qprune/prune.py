@@ -34,12 +34,13 @@ from qprune.objective.losses import Loss
 from qprune.objective.samples import Prepared, prepared, prepared_inputs
 from qprune.objective.trace.derivable import derivable
 from qprune.objective.trace.recorder import out_of_memory
+from qprune.record.checkpoint import Begun
 from qprune.record.fingerprint import (
     digest_of_tensors,
     fingerprint_of,
     require_named,
 )
-from qprune.record.recording import Begun, Recording, recording
+from qprune.record.folder import RunFolder, opened
 from qprune.results import LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
@@ -318,14 +319,12 @@ def _surroundings(model: nn.Module, method: Method, ranks: Ranks) -> Iterator[to
 @contextmanager
 def _opened(
     model: nn.Module, output_dir: str | Path | None, resume_from: str | Path | None, ranks: Ranks
-) -> Iterator[Recording]:
-    """The first rank's recording; the others record nothing, and hear if it cannot be opened."""
+) -> Iterator[RunFolder]:
+    """The run's folder, of a model that it can hold."""
     if output_dir is not None or resume_from is not None:
         refuse_unstorable(model)
-    with ExitStack() as stack:
-        opened = [Recording(None)]
-        ranks.once(lambda: opened.append(stack.enter_context(recording(output_dir, resume_from))))
-        yield opened[-1]
+    with opened(output_dir, resume_from, ranks) as folder:
+        yield folder
 
 
 @contextmanager
@@ -407,7 +406,7 @@ def _begun(
     run: Run,
     data: Calibration,
     settings: Mapping[str, Any],
-    folder: Recording,
+    folder: RunFolder,
     path: str | Path | None,
 ) -> Begun:
     """Where the run stands, on every rank as on the first."""

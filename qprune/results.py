@@ -162,10 +162,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Score:
-    """Score of a network on data: accuracy (None without labels of classes) and mean loss."""
+    """Score of a network on data.
+
+    Attributes:
+        accuracy: share of right labels; None without labels of classes.
+        loss: mean loss.
+        perplexity: of a causal language model, the exponential of its loss; None for others.
+    """
 
     accuracy: float | None
     loss: float
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)

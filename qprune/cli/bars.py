@@ -1,7 +1,4 @@
-"""Progress bars for a terminal.
-
-Graceful stop on Ctrl-C and SIGTERM.
-"""
+"""Progress bars for a terminal, and a graceful stop on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -22,19 +19,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from qprune.cli.terminal import LegibleFormatter
 from qprune.errors import LeftDenseWarning
 from qprune.results import Step
-from qprune.walk.layerwise import LayerOutcome
 from solvers.host.legible import legible
+
+if TYPE_CHECKING:
+    from qprune.models.evaluate import Track
 
 # Largest number of characters beside a bar.
 _LONGEST_STATE = 120
-
-Track = Callable[[Sequence[Any], str], Iterable[Any]]
-"""Iteration with a progress display: (items, description of the work)."""
-
-
-def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
-    """Return the items unchanged: the `Track` without a bar."""
-    return items
 
 
 def tracked(console: Console) -> Track:
@@ -133,54 +124,8 @@ class Waiting(_Bar):
         self._progress.update(self._task, description=what)
 
 
-class StagesBar(_Bar):
-    """Progress bars of a language model's run on standard error: text, stage 1, stage 2.
-
-    Each method is a callback.
-    """
-
-    def text(self, done: int, total: int) -> None:
-        """Show the number of sequences that the model has written."""
-        self._show("the model writes text", done, total, f"{done} of {total} sequences")
-
-    def layer(self, outcome: LayerOutcome, done: int, total: int) -> None:
-        """Show the matrix that stage 1 has finished."""
-        state = f"{done} of {total}: {outcome.name}, output error {outcome.error:.3g}"
-        self._show("stage 1, layer by layer", done, total, state)
-
-    def moves(self, done: int, total: int) -> None:
-        """Show the optimiser's steps in this part of stage 2."""
-        self._show("stage 2, across the network", done, total, f"{done} of {total} moves")
-
-    def step(self, step: Step) -> None:
-        """Show a finished step of stage 2."""
-        if step.kind != "start":
-            taken = "taken" if step.accepted else "not taken"
-            self._show(
-                "stage 2, across the network",
-                None,
-                None,
-                f"{step.kind} {taken}, loss {step.loss:.4g} nats",
-            )
-
-    def track(self, items: Sequence[Any], description: str) -> Iterable[Any]:
-        """Yield the items; a `Track` without a bar, since rich before 14.1 allows only one."""
-        for number, item in enumerate(items):
-            self._show(description, number, len(items), "")
-            yield item
-
-    def _show(self, what: str, done: int | None, total: int | None, state: str) -> None:
-        self._progress.update(
-            self._task,
-            completed=done,
-            total=total,
-            description=legible(what),
-            state=legible(state, _LONGEST_STATE),
-        )
-
-
 class ProgressBar(_Bar):
-    """Progress bar on standard error: sparsity, loss and number of accepted steps.
+    """Progress bar of a run on standard error: sparsity, loss and number of accepted steps.
 
     Args:
         sparsity: requested sparsity, at which the bar is full.
@@ -189,17 +134,32 @@ class ProgressBar(_Bar):
 
     def __init__(self, sparsity: float, console: Console) -> None:
         super().__init__(console, sparsity or 1.0)
-        self._accepted = 0
+        self._sparsity, self._accepted = sparsity or 1.0, 0
 
     def __call__(self, step: Step) -> None:
         """Show a finished step."""
         self._accepted += step.accepted
+        zero = f"{100 * step.sparsity:.1f} % zero"
+        if step.kind == "block":
+            errors = [record.error for record in step.layers if record.error is not None]
+            state = f"{zero}, output error {max(errors, default=0.0):.3g}"
+            self._show(f"block {step.round + 1}", step.sparsity, self._sparsity, state)
+            return
+        taken = f"{self._accepted} of {step.index + 1} steps taken"
+        state = f"{zero}, loss {step.loss:.4g}, {taken}"
+        self._show(f"stage {step.stage + 1}", step.sparsity, self._sparsity, state)
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Show work between steps: text, moves, scores."""
+        self._show(what, done, total, f"{done} of {total}")
+
+    def _show(self, what: str, done: float, total: float, state: str) -> None:
         self._progress.update(
             self._task,
-            completed=step.sparsity,
-            description=f"stage {step.stage + 1}",
-            state=f"{100 * step.sparsity:.1f} % zero, loss {step.loss:.4g}, "
-            f"{self._accepted} of {step.index + 1} steps taken",
+            completed=done,
+            total=total,
+            description=legible(what),
+            state=legible(state, _LONGEST_STATE),
         )
 
 

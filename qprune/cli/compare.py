@@ -19,9 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qprune.cli.terminal import say, terminal
-from qprune.errors import ImpossibleRequestError
-from qprune.jobs.options import (
+from qprune.cli.options import (
     FormatOption,
     OptionValue,
     SenseOption,
@@ -30,6 +28,8 @@ from qprune.jobs.options import (
     notes_on_files,
     parse_options,
 )
+from qprune.cli.terminal import say, terminal
+from qprune.errors import ImpossibleRequestError
 from solvers.host.legible import legible
 from solvers.host.ranges import Count, Repeats, Seconds, Seed, Threads
 from solvers.host.secrets import without_secrets
@@ -250,8 +250,7 @@ def _on_problems(
 
 def _asked_run(config: Path, model: str | None, data: str | None) -> Settings:
     """Return the run that ``--prune`` names; only code named on the command line is imported."""
-    from qprune.jobs.settings import make_settings, merged
-    from qprune.jobs.verify import trusted
+    from qprune.jobs.settings import make_settings, merged, trusted
     from qprune.models.pretrained import is_pretrained
 
     if is_pretrained(str(merged({}, config).get("model"))):

@@ -1,21 +1,22 @@
-"""`qprune resume`, `check` and `verify`: commands on a run folder."""
+"""`qprune resume`, `check`, `verify` and `report`: commands on a run folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qprune.cli.bars import interruptible
-from qprune.cli.prune import tell
-from qprune.cli.terminal import say, terminal
-from qprune.distributed.ranks import joined
-from qprune.jobs.options import inside
+from qprune.cli.options import inside
+from qprune.cli.prune import carry_out
+from qprune.cli.terminal import say
 from solvers.host.ranges import Gigabytes, Seconds
 
+if TYPE_CHECKING:
+    from qprune.jobs.audit import Audit
+
 #: Exit code of an inconsistent folder.
-LIE = 1
+CONTRADICTED = 1
 
 Folder = Annotated[Path, typer.Argument(help="a prune's --output")]
 OwnModel = Annotated[
@@ -47,81 +48,74 @@ def resume(
     json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
 ) -> None:
     """Go on with a run that was stopped or killed, to the mask it would have had."""
-    from qprune.cli.bars import ProgressBar, logged
-    from qprune.jobs.job import run_job
-    from qprune.jobs.language.settings import LanguageSettings
-    from qprune.jobs.verify import trusted
-    from qprune.record.folder import RESUMABLE, read_settings, stopped_by, tidy
+    from qprune.jobs.settings import read_settings, trusted
+    from qprune.record.folder import REPORT_HTML, RESUMABLE, read_checksums, stopped_by, tidy
 
     settings = read_settings(folder)
     trusted(settings, model, data)
     stopped = stopped_by(folder)
     if stopped not in RESUMABLE or (stopped == "max_seconds" and max_seconds is None):
         tidy(folder)
-        _page_again(folder)
+        if REPORT_HTML not in read_checksums(folder) or not (folder / REPORT_HTML).exists():
+            _write_page(folder)
         more = "; --max-seconds gives it more time" if stopped == "max_seconds" else ""
         say(f"{folder} is finished ({stopped}): there is nothing to go on with{more}")
         return
     others = {"max_seconds": max_seconds, "max_memory": max_memory, "executor": executor}
     given = {name: value for name, value in others.items() if value is not None}
-    settings = type(settings).model_validate(settings.model_dump() | given)
-    if isinstance(settings, LanguageSettings):
-        from qprune.cli.prune import carry_out
-
-        carry_out(settings, folder, json, resume=True)
-        return
-    with joined() as ranks, interruptible() as stop:
-        first = ranks.rank == 0
-        console = terminal(stderr=True, quiet=not first)
-        with logged(console), ProgressBar(settings.asked_sparsity, console) as bar:
-            pruned = run_job(
-                settings, folder, resume=True, observe=[bar], should_stop=stop, ranks=ranks
-            )
-    if first:
-        tell(pruned, folder, json)
-
-
-def _page_again(folder: Path) -> None:
-    """Write the report's page again where it is missing or half written."""
-    from qprune.jobs.page import render_html
-    from qprune.record.folder import REPORT_HTML, RunFolder, read_checksums, read_run
-
-    if REPORT_HTML not in read_checksums(folder) or not (folder / REPORT_HTML).exists():
-        saved = read_run(folder)
-        html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
-        RunFolder(folder).write_page(html)
+    carry_out(settings.model_validate(settings.model_dump() | given), folder, json, resume=True)
 
 
 def check(folder: Folder) -> None:
     """Hold a run's files against each other: sparsity, structure, exact zeros, counts."""
-    from qprune.jobs.check import check_run
+    from qprune.jobs.audit import check_run
 
-    finding = check_run(folder)
-    for note in finding.notes:
-        typer.echo(f"{folder}: {note}", err=True)
-    _refuse(folder, finding.lies)
+    audit = check_run(folder)
+    _tell(folder, audit)
     say(
-        f"{folder}: {finding.num_pruned} of {finding.num_weights} targeted weights are exactly "
+        f"{folder}: {audit.num_pruned} of {audit.num_weights} targeted weights are exactly "
         "zero, as the mask, the counts and the report say"
     )
 
 
 def verify(folder: Folder, model: OwnModel = None, data: OwnData = None) -> None:
     """Check a run's files, then load its model and data again and compute its figures anew."""
-    from qprune.jobs.verify import verify_run
+    from qprune.jobs.audit import verify_run
 
-    verdict = verify_run(folder, model, data)
-    for note in verdict.notes:
-        say(f"{folder}: {note}", err=True)
-    _refuse(folder, verdict.finding.lies)
+    audit = verify_run(folder, model, data)
+    _tell(folder, audit)
     say(
-        f"{folder}: model, data, mask ({verdict.finding.num_pruned} of "
-        f"{verdict.finding.num_weights} zero) and scores are what the folder says"
+        f"{folder}: model, data, mask ({audit.num_pruned} of {audit.num_weights} zero) and scores "
+        "are what the folder says"
     )
 
 
-def _refuse(folder: Path, lies: tuple[str, ...]) -> None:
-    for lie in lies:
-        say(f"{folder}: {lie}", err=True)
-    if lies:
-        raise typer.Exit(LIE)
+def report(
+    folder: Annotated[Path, typer.Argument(help="a prune's --output, finished or not")],
+) -> None:
+    """Write a run's report.html again, from what its folder holds."""
+    say(f"{_write_page(folder)}")
+
+
+def _write_page(folder: Path) -> Path:
+    """Write the report's page again, and return where it is."""
+    from qprune.jobs.page import render_html
+    from qprune.jobs.settings import read_run
+    from qprune.record.folder import REPORT_HTML, RunFolder
+
+    saved = read_run(folder)
+    html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
+    RunFolder(folder).write_page(html)
+    return folder / REPORT_HTML
+
+
+def _tell(folder: Path, audit: Audit) -> None:
+    """Print what was found.
+
+    Raises:
+        typer.Exit: something contradicts.
+    """
+    for finding in audit.findings:
+        say(f"{folder}: {finding.line}", err=True)
+    if audit.contradictions:
+        raise typer.Exit(CONTRADICTED)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import typer
 
 from qprune.cli.bars import INTERRUPTED
 from qprune.cli.compare import compare
-from qprune.cli.folders import check, resume, verify
+from qprune.cli.folders import check, report, resume, verify
 from qprune.cli.models import evaluate, hold, measure
 from qprune.cli.prune import prune
 from qprune.cli.samplers import formats, samplers, solve
@@ -38,22 +37,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 SOLVING = (samplers, formats, solve, compare)
-for command in (prune, resume, check, verify, evaluate, measure, hold, *SOLVING):
+FOLDERS = (prune, resume, check, verify, report)
+for command in (*FOLDERS, evaluate, measure, hold, *SOLVING):
     app.command()(command)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="a prune's --output, finished or not")],
-) -> None:
-    """Write a run's report.html again, from what its folder holds."""
-    from qprune.jobs.page import render_html
-    from qprune.record.folder import REPORT_HTML, RunFolder, read_run
-
-    saved = read_run(folder)
-    html = render_html(saved.report, title=saved.settings.title, scores=saved.scores)
-    RunFolder(folder).write_page(html)
-    say(f"{folder / REPORT_HTML}")
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from qprune.cli.options import inside
 from qprune.cli.terminal import say, terminal
-from qprune.jobs.options import inside
 from solvers.host.ranges import Number, Pair, Threads, Timings
 
 if TYPE_CHECKING:

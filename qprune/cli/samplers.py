@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qprune.cli.bars import INTERRUPTED, Waiting, logged, terminable
-from qprune.cli.terminal import say, terminal
-from qprune.jobs.options import (
+from qprune.cli.options import (
     FormatOption,
     SenseOption,
     inside,
@@ -22,6 +21,7 @@ from qprune.jobs.options import (
     show_note,
     write_file,
 )
+from qprune.cli.terminal import say, terminal
 from solvers.host.ranges import Count, Limit, Seed
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
-"""One `qprune prune`: from settings to a pruned network and a folder that tells what happened."""
+"""One run as the command line has it: load, prune, score, save."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,40 +14,51 @@ from qprune.data.augment import Augmentation
 from qprune.distributed.executors import executor_named
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.distributed.workers import limited_threads
+from qprune.errors import ImpossibleRequestError
+from qprune.jobs.kinds import Tell, kind_of, text_limit, untold
 from qprune.jobs.page import render_html
 from qprune.jobs.settings import Settings
-from qprune.models.datasets import DataSet, load_data
-from qprune.models.zoo import load_model
 from qprune.prune import Pruned, prune
-from qprune.record.folder import RunFolder, read_scores, resumed_folder, run_folder
+from qprune.record.folder import RunFolder, opened, read_scores
 from qprune.results import Observer, Report, Score, ScorePoint, Step
 from qprune.steps.solve import BlockObserver
-from solvers.registry import get_sampler
+from qprune.walk.journal import Limits
 
-#: Settings that `qprune.prune` takes as they are.
-_PASSED_ON = (
-    "sparsity",
-    "density",
-    "start",
-    "curvature",
-    "loss",
-    "budget",
-    "mask_structure",
-    "targets",
-    "ignore",
-    "sampler",
-    "sampler_options",
-    "block_size",
-    "num_blocks",
-    "stages",
-    "rounds",
-    "final_rounds",
-    "samples_per_step",
-    "compensate",
-    "seed",
-    "max_seconds",
-    "max_steps",
-)
+
+@dataclass(frozen=True, eq=False)
+class Outcome(Pruned):
+    """What `run_job` returns: a pruned model, its mask and report, and what the run was.
+
+    Attributes:
+        settings: completed.
+        method: name of the method that was carried out.
+        figure: words for the loss in the scores.
+        folder: where all is saved; None = nowhere.
+    """
+
+    settings: Settings
+    method: str
+    figure: str
+    folder: Path | None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the object that ``--json`` prints; steps and layers are in ``report.json``."""
+        report, told = self.report, self.report.to_json()
+        asked = ("asked_sparsity", "achieved_sparsity", "coverage", "loss", "figure", "dense")
+        found = ("start", "final", "steps", "accepted", "stopped", "seconds", "cpu_seconds")
+        told |= {
+            "model": self.settings.model,
+            "architecture": type(self.model).__name__,
+            "data": self.settings.data,
+            "method": self.method,
+            "mask_structure": self.settings.mask_structure,
+            "figure": self.figure,
+            "steps": len(report.steps),
+            "accepted": report.num_accepted,
+            "folder": None if self.folder is None else str(self.folder),
+        }
+        names = ("model", "architecture", "data", "method", "mask_structure", *asked, *found)
+        return {name: told[name] for name in (*names, "peak_memory", "estimate", "seed", "folder")}
 
 
 class ScoreTrace:
@@ -62,7 +74,7 @@ class ScoreTrace:
         share: float = 0.05,
         folder: RunFolder | None = None,
     ) -> None:
-        self.points = [] if folder is None else list(read_scores(folder.path))
+        self.points = list(read_scores(folder.path)) if folder else []
         self._evaluate, self._share, self._folder = evaluate, share, folder
         self._began, self._spent = time.perf_counter(), 0.0
 
@@ -73,7 +85,7 @@ class ScoreTrace:
         if not step.accepted or self._spent > self._share * (before - self._began):
             return
         self.points.append(ScorePoint(step.index, self._evaluate()))
-        if self._folder is not None:
+        if self._folder:
             self._folder.note_score(self.points[-1])
         self._spent += time.perf_counter() - before
 
@@ -93,10 +105,11 @@ def run_job(
     should_stop: Callable[[], bool] | None = None,
     observe: Sequence[Observer] = (),
     observe_blocks: Sequence[BlockObserver] = (),
+    tell: Tell = untold,
     others: Mapping[str, Score] | None = None,
     augment: Augmentation | None = None,
     ranks: Ranks = ALONE,
-) -> Pruned:
+) -> Outcome:
     """Load, prune, score and, with ``output``, save.
 
     Args:
@@ -106,81 +119,74 @@ def run_job(
         should_stop: asked before every step; True ends the run with the best mask so far.
         observe: called with every step.
         observe_blocks: called with every problem that the sampler has answered.
+        tell: called with the progress of all else: text written, moves, scores.
         others: scores of other methods, for the report.
         augment: instead of what suits the data by itself.
         ranks: processes that do this together; only the first one writes.
 
     Raises:
-        QpruneError: the request is impossible, or failed; nothing is left behind.
-        SolverError: there is no such sampler or option.
+        QpruneError, SolverError: the request is impossible, or failed; a run that has not begun
+            leaves nothing behind, any other a folder that can be resumed.
     """
+    began, kind = time.perf_counter(), kind_of(settings)
+    if kind.alone and ranks.size > 1:
+        raise ImpossibleRequestError(
+            "checkpoints are pruned by one process from the command line; start without "
+            "torchrun, or call qprune.prune(..., ranks=qprune.DataParallel())"
+        )
+    # What is wrong is found here, not after training a network.
+    settings = kind.completed(settings)
     if ranks.rank:
         output = None
-    get_sampler(settings.sampler)  # Refused here, not after training a network.
-    saving = nullcontext()
-    if output is not None:
-        saving = resumed_folder(output) if resume else run_folder(output, settings)
-    # The first rank's workers solve for all.
-    solving = executor_named(None if ranks.rank else settings.executor)
-    # A network that is trained first is the same for any number, too.
-    with limited_threads(1), solving as executor, saving as folder:
-        model = load_model(settings.model, settings.weights)
-        data = load_data(settings.data, settings.normalization)
-        calibration = data.calibration(settings.num_calibration_samples, settings.seed)
-        score = partial(data.score, loss=settings.loss)
-        trace = ScoreTrace(partial(score, model), folder=folder)
+    with ExitStack() as stack:
+        # A network that is trained first is the same for any number, too.
+        stack.enter_context(limited_threads(1))
+        # The first rank's workers solve for all.
+        own = None if ranks.rank else settings.executor
+        executor = stack.enter_context(executor_named(own))
+        if output is not None and not resume:
+            kind.require_place(output)
+        folder = stack.enter_context(opened(*((None, output) if resume else (output, None))))
+        if folder and not resume:
+            folder.write_settings(settings.to_yaml(kind.foreign))
+        job = kind.load(settings)
+        track = partial(_tracked, tell)
+        score = partial(job.score, track=track)
+        trace = ScoreTrace(partial(score, job.model), folder=folder)
+        limits = _limits(settings, should_stop, time.perf_counter() - began)
+        arguments = job.arguments(tell, text_limit(limits.max_seconds, should_stop))
+        if augment is not None and settings.augment:
+            arguments["augment"] = augment
         pruned = prune(
-            model,
-            calibration,
-            evaluate=score,
-            observe=[*observe, *([trace] if folder else [])],
+            job.model,
+            job.calibration,
+            evaluate=score if settings.evaluate else None,
+            observe=[*observe, *([trace] if folder and kind.scored_along else [])],
             observe_blocks=observe_blocks,
-            should_stop=should_stop,
+            limits=limits,
             ranks=ranks,
             executor=executor,
-            threads=settings.threads,
-            max_memory=settings.max_memory and 1e9 * settings.max_memory,
-            **{"resume_from" if resume else "output_dir": output},
-            **arguments(settings, data, augment),
+            **{"resume_from" if resume else "output_dir": folder or None},
+            **arguments,
         )
-        if folder is not None:
-            _save(folder, pruned, settings, trace.ending_with(pruned.report), others or {})
-    return pruned
+        report = pruned.report
+        if folder:
+            report, beside = job.write(pruned, folder)
+            points = trace.ending_with(report)
+            html = render_html(report, title=settings.title, scores=points, others=others or {})
+            folder.finish(report, points, html, beside)
+    return Outcome(pruned.model, pruned.mask, report, settings, job.carried, job.figure, output)
 
 
-def summary(pruned: Pruned) -> dict[str, Any]:
-    """What ``--json`` prints: sparsity, coverage, loss, scores, time and memory, steps, seed."""
-    report = pruned.report.to_json()
-    steps = {"steps": len(pruned.report.steps), "accepted": pruned.report.num_accepted}
-    names = ("asked_sparsity", "achieved_sparsity", "coverage", "loss", "dense", "start", "final")
-    times = ("seconds", "cpu_seconds", "peak_memory", "stopped", "seed")
-    needs = pruned.report.estimate
-    foreseen = {"estimate": needs and needs.to_json()}
-    return {n: report[n] for n in names} | steps | {n: report[n] for n in times} | foreseen
+def _limits(settings: Settings, should_stop: Callable[[], bool] | None, spent: float) -> Limits:
+    """Return the limits of the walk; ``spent`` seconds went by before it."""
+    seconds = settings.max_seconds and max(0.0, settings.max_seconds - spent)
+    memory = settings.max_memory and 1e9 * settings.max_memory
+    return Limits(seconds, settings.max_steps, memory, should_stop)
 
 
-def arguments(
-    settings: Settings, data: DataSet, augment: Augmentation | None = None
-) -> dict[str, Any]:
-    """Settings for `prune`; one that is None leaves it to `prune`'s own default.
-
-    Args:
-        settings: of the run.
-        data: that it is on.
-        augment: instead of what suits the data by itself.
-    """
-    values = {name: getattr(settings, name) for name in _PASSED_ON}
-    values = {name: value for name, value in values.items() if value is not None}
-    chosen = (augment or data.augment) if settings.augment else None
-    return values | {"augment": chosen}
-
-
-def _save(
-    folder: RunFolder,
-    pruned: Pruned,
-    settings: Settings,
-    points: tuple[ScorePoint, ...],
-    others: Mapping[str, Score],
-) -> None:
-    html = render_html(pruned.report, title=settings.title, scores=points, others=others)
-    folder.save(pruned.model, pruned.mask, pruned.report, points, html)
+def _tracked(tell: Tell, items: Sequence[Any], description: str) -> Iterable[Any]:
+    """Yield the items, telling how many are done: a `Track`."""
+    for number, item in enumerate(items):
+        tell(description, number, len(items))
+        yield item

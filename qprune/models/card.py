@@ -44,7 +44,7 @@ class Perplexity:
     @property
     def score(self) -> Score:
         """Score for reports: the logarithm of the perplexity, nats per token."""
-        return Score(None, math.log(self.value))
+        return Score(None, math.log(self.value), self.value)
 
     @property
     def named(self) -> str:

@@ -8,7 +8,7 @@ Evaluation of language models: perplexity on a text, accuracy on lm-eval's tasks
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qprune.cli.bars import Track, untracked
 from qprune.data.calibration import Calibration
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.models.card import Perplexity
@@ -29,6 +28,14 @@ from qprune.objective.losses import DenseOutputs, Labels, Loss
 from qprune.objective.samples import counted_samples, loss_for
 from qprune.objective.trace.recorder import forward
 from qprune.results import Score
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Iteration with a progress display: (items, description of the work)."""
+
+
+def untracked(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """Return the items unchanged: the `Track` without a display."""
+    return items
 
 
 @torch.no_grad()

@@ -28,16 +28,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qprune.cli.bars import Track
 from qprune.data.augment import Augmentation, OwnText, cache_name
 from qprune.data.calibration import Calibration
 from qprune.data.inputs import Inputs, mapped
 from qprune.data.outputs import Bernoulli, Real
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.jobs.language.settings import LanguageSettings
 from qprune.models.card import Divergence, Quality
 from qprune.models.datasets import load_data
-from qprune.models.evaluate import evaluate_perplexity
+from qprune.models.evaluate import Track, evaluate_perplexity
 from qprune.models.pretrained import (
     CAUSAL,
     ENCODER_DECODER,
@@ -62,16 +60,13 @@ from qprune.models.text import (
     read_corpus,
     refuse_unknown_ids,
 )
-from qprune.network.matrices import Matrix, find_matrices
-from qprune.network.transformer import find_blocks
 from qprune.objective.losses import DenseOutputs, Loss
 from qprune.objective.trace.recorder import forward
-from qprune.walk.layerwise import batch_of
 
 # Share of the tokens that are masked, as BERT was trained (Devlin et al., arXiv 1810.04805).
 _MASKED_SHARE = 0.15
-# Outputs compared at once have at most so many numbers.
-_OUTPUTS = 1 << 24
+# Outputs compared at once are of so many samples, and have so many numbers at most.
+_SAMPLES, _OUTPUTS = 16, 1 << 24
 #: What says how an image is to be prepared; it goes with the checkpoint.
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -88,12 +83,34 @@ _PER_SAMPLE = Criterion(DenseOutputs(fit_scale=False), "nats per sample")
 _PER_TOKEN = Criterion(DenseOutputs(fit_scale=False), "nats per token")
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The samples that are asked of a checkpoint's data.
+
+    Attributes:
+        data: name of the data.
+        number: of calibration samples.
+        max_seq_length: tokens in each; None = the model's own, up to 2048.
+        normalization: of images; None = the data's own.
+        seed: of the choice of samples.
+        held_out: True if samples to score on are needed too.
+    """
+
+    data: str
+    number: int = 128
+    max_seq_length: int | None = None
+    normalization: str | None = None
+    seed: int = 0
+    held_out: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """Dense model of a run, with its data.
 
     Attributes:
         model: dense, in evaluation mode.
+        data: name of the data.
         head: strategy for the model's task.
         calibration: the only data that pruning uses.
         held_out: data for the divergence; None where it is not measured.
@@ -105,6 +122,7 @@ class Subject:
     """
 
     model: nn.Module
+    data: str
     head: Head
     calibration: Calibration
     held_out: Calibration | None = None
@@ -122,7 +140,7 @@ class Head(ABC):
     useless: ClassVar[tuple[str, ...]] = ("normalization",)
 
     @abstractmethod
-    def subject(self, settings: LanguageSettings, loaded: Loaded) -> Subject:
+    def subject(self, asked: Samples, loaded: Loaded) -> Subject:
         """Return the model with its data.
 
         Raises:
@@ -141,7 +159,6 @@ class Head(ABC):
 
     def quality(
         self,
-        settings: LanguageSettings,
         subject: Subject,
         model: nn.Module,
         dense: Callable[[], nn.Module],
@@ -154,7 +171,7 @@ class Head(ABC):
         return Divergence(
             value,
             criterion.unit,
-            settings.data,
+            subject.data,
             len(subject.held_out),
             subject.length,
             accuracy,
@@ -166,14 +183,15 @@ class Causal(Head):
 
     task = CAUSAL
 
-    def subject(self, settings: LanguageSettings, loaded: Loaded) -> Subject:
-        tokenizer = load_tokenizer(settings.model)
-        length = checked_length(loaded.model, settings.max_seq_length)
-        tokens = encode(read_corpus(settings.data, "train").text, tokenizer)
+    def subject(self, asked: Samples, loaded: Loaded) -> Subject:
+        tokenizer = load_tokenizer(loaded.source)
+        length = checked_length(loaded.model, asked.max_seq_length)
+        tokens = encode(read_corpus(asked.data, "train").text, tokenizer)
         refuse_unknown_ids(tokens, loaded.model)
-        windows = random_windows(tokens, settings.num_calibration_samples, length, settings.seed)
+        windows = random_windows(tokens, asked.number, length, asked.seed)
         return Subject(
             loaded.model,
+            asked.data,
             self,
             Calibration(windows),
             tokenizer=tokenizer,
@@ -188,14 +206,13 @@ class Causal(Head):
 
     def quality(
         self,
-        settings: LanguageSettings,
         subject: Subject,
         model: nn.Module,
         dense: Callable[[], nn.Module],
         track: Track,
     ) -> Quality:
         return evaluate_perplexity(
-            model, subject.tokenizer, settings.data, max_seq_length=subject.length, track=track
+            model, subject.tokenizer, subject.data, max_seq_length=subject.length, track=track
         )
 
 
@@ -231,21 +248,22 @@ class Frame:
 class TextHead(Head):
     """Base of heads whose model reads text with special tokens around it."""
 
-    def subject(self, settings: LanguageSettings, loaded: Loaded) -> Subject:
+    def subject(self, asked: Samples, loaded: Loaded) -> Subject:
         model = loaded.model
         if getattr(model, "main_input_name", "input_ids") != "input_ids":
             raise ImpossibleRequestError(
-                f"{settings.model}, a {type(model).__name__}, reads {model.main_input_name}, and "
+                f"{loaded.source}, a {type(model).__name__}, reads {model.main_input_name}, and "
                 f"--data is text; {IN_PYTHON}"
             )
-        tokenizer = load_tokenizer(settings.model)
-        length = checked_length(model, settings.max_seq_length)
+        tokenizer = load_tokenizer(loaded.source)
+        length = checked_length(model, asked.max_seq_length)
         parts = {
-            split: self.samples(settings, model, tokenizer, length, split)
-            for split in (("train", "test") if settings.evaluate else ("train",))
+            split: self.samples(asked, model, tokenizer, length, split)
+            for split in (("train", "test") if asked.held_out else ("train",))
         }
         return Subject(
             model,
+            asked.data,
             self,
             parts["train"],
             parts.get("test"),
@@ -255,10 +273,10 @@ class TextHead(Head):
         )
 
     def samples(
-        self, settings: LanguageSettings, model: nn.Module, tokenizer: Any, length: int, split: str
+        self, asked: Samples, model: nn.Module, tokenizer: Any, length: int, split: str
     ) -> Calibration:
         """Return windows of the text: random to calibrate on, all consecutive to score on."""
-        text = read_corpus(settings.data, split).text
+        text = read_corpus(asked.data, split).text
         tokens, frame = encode(text, tokenizer), Frame.of(tokenizer, text)
         refuse_unknown_ids(frame.around(tokens[None]), model)
         size = self.num_tokens(length, frame)
@@ -268,8 +286,8 @@ class TextHead(Head):
             )
         if split == "test":
             return self.made(consecutive_windows(tokens, size), frame, model, tokenizer, 0)
-        windows = random_windows(tokens, settings.num_calibration_samples, size, settings.seed)
-        return self.made(windows, frame, model, tokenizer, settings.seed)
+        windows = random_windows(tokens, asked.number, size, asked.seed)
+        return self.made(windows, frame, model, tokenizer, asked.seed)
 
     def num_tokens(self, length: int, frame: Frame) -> int:
         """Return the tokens of text in one sample."""
@@ -291,16 +309,16 @@ class SequenceClasses(TextHead):
         return classification_criterion(model.config)
 
     def samples(
-        self, settings: LanguageSettings, model: nn.Module, tokenizer: Any, length: int, split: str
+        self, asked: Samples, model: nn.Module, tokenizer: Any, length: int, split: str
     ) -> Calibration:
         """Return labelled rows where the data have them, else windows of the text."""
-        corpus = read_corpus(settings.data, split)
+        corpus = read_corpus(asked.data, split)
         if corpus.labels is None:
-            return super().samples(settings, model, tokenizer, length, split)
-        if split == "train" and len(corpus.texts) > settings.num_calibration_samples:
-            generator = torch.Generator().manual_seed(settings.seed)
+            return super().samples(asked, model, tokenizer, length, split)
+        if split == "train" and len(corpus.texts) > asked.number:
+            generator = torch.Generator().manual_seed(asked.seed)
             order = torch.randperm(len(corpus.texts), generator=generator)
-            drawn = order[: settings.num_calibration_samples].sort().values.tolist()
+            drawn = order[: asked.number].sort().values.tolist()
             corpus = corpus.take(drawn)
         return _padded_rows(corpus, model, tokenizer, length)
 
@@ -384,20 +402,21 @@ class ImageClasses(Head):
     def criterion(self, model: nn.Module) -> Criterion:
         return classification_criterion(model.config)
 
-    def subject(self, settings: LanguageSettings, loaded: Loaded) -> Subject:
-        if is_text(settings.data):
+    def subject(self, asked: Samples, loaded: Loaded) -> Subject:
+        if is_text(asked.data):
             raise ImpossibleRequestError(
-                f"{settings.model} is an image classifier, and --data is text; give images "
+                f"{loaded.source} is an image classifier, and --data is text; give images "
                 "(cifar10:FILE.npz, mnist:FILE.npz, or package.module:factory that returns a "
                 f"qprune.models.datasets.DataSet), or {IN_PYTHON}"
             )
-        data = load_data(settings.data, settings.normalization)
-        folder = Path(settings.model)
+        data = load_data(asked.data, asked.normalization)
+        folder = Path(loaded.source)
         return Subject(
             loaded.model,
+            asked.data,
             self,
-            data.calibration(settings.num_calibration_samples, settings.seed),
-            Calibration(data.test_inputs, data.test_labels) if settings.evaluate else None,
+            data.calibration(asked.number, asked.seed),
+            Calibration(data.test_inputs, data.test_labels) if asked.held_out else None,
             unused=loaded.unused,
             beside=tuple(folder / n for n in _PROCESSORS if (folder / n).is_file()),
             augment=None if isinstance(data.augment, str) else data.augment,
@@ -422,20 +441,6 @@ def head_of(model: nn.Module) -> Head:
     task = task_of(type(model).__name__, optional("transformers"))
     assert task is not None
     return HEADS[task]
-
-
-def targeted(model: nn.Module, settings: LanguageSettings) -> list[list[Matrix]]:
-    """Return the matrices to prune, block by block; for images convolutions, too.
-
-    Raises:
-        QpruneError: see `qprune.network.matrices.find_matrices`.
-    """
-    return find_matrices(
-        find_blocks(model),
-        settings.targets,
-        settings.ignore,
-        convolutions=head_of(model).task is IMAGES,
-    )
 
 
 def require_causal(source: str, model: nn.Module, what: str) -> None:
@@ -471,7 +476,7 @@ def compared(
         CalibrationError: a model does not take the data.
     """
     made = forward(dense, _on(data.inputs[:1], dense)).numel()
-    size = max(1, min(batch_of(data.inputs), _OUTPUTS // made))
+    size = max(1, min(_SAMPLES, _OUTPUTS // made))
     batches = torch.arange(len(data)).split(size)
     total, right, marked = 0.0, 0, 0
     for indices in track(batches, "comparing"):

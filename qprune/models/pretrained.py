@@ -236,10 +236,12 @@ class Loaded:
     """Loaded model, with the names of unused weights of its checkpoint.
 
     Attributes:
+        source: folder or hub id.
         model: of the class that the checkpoint names, in evaluation mode.
         unused: names of weights that the class has no place for; they are not saved again.
     """
 
+    source: str
     model: nn.Module
     unused: tuple[str, ...]
 
@@ -286,7 +288,7 @@ def load_checkpoint(source: str, *, dtype: str = "float32", device: str = "cpu")
             "a %s has no place for %d weights of %s, which are not saved again: %s",
             *(chosen.__name__, len(unused), source, _listed(unused)),
         )
-    return Loaded(model.to(_device(device)).eval(), unused)
+    return Loaded(source, model.to(_device(device)).eval(), unused)
 
 
 def _refuse_missing(source: str, name: str, found: Any) -> None:

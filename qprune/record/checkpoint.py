@@ -19,14 +19,13 @@ from torch import Tensor
 
 from qprune.disk import read_regular, refuse_irregular, remove, write_whole
 from qprune.errors import RunFolderError
-from qprune.record.fingerprint import digest_of_tensors
+from qprune.record.fingerprint import FORMAT, digest_of_tensors
 from qprune.results import Step, read_json, step_from_json, strict_json
 from qprune.steps.accept import Trust
+from qprune.walk.run import Run
 from qprune.walk.state import FullState, Progress, State
 
 CHECKPOINTS = ("checkpoint.0.safetensors", "checkpoint.1.safetensors")
-
-_FORMAT = 2
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,47 @@ logger = logging.getLogger(__name__)
 _SHARE = 0.01
 # Assumed bytes per second and seconds per file, until the first one has been timed.
 _RATE, _LATENCY = 2e8, 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """Where a run goes on.
+
+    Attributes:
+        progress: position and state.
+        held: values of the weights that are pruned already, by their number among all targeted
+            ones, where the state leaves them to the model.
+    """
+
+    progress: Progress
+    held: Mapping[int, Tensor]
+
+    @classmethod
+    def anew(cls, run: Run) -> Begun:
+        """At the beginning, the network dense."""
+        state = State.dense(run.weights)
+        return cls(Progress.beginning(state, run.objective.batch_size), {})
+
+    @torch.no_grad()
+    def restore(self, run: Run) -> None:
+        """Write the values that the model had there."""
+        run.dense.put_back()
+        run.put_back(self.progress.state)
+        for number, values in self.held.items():
+            weight = run.weights[number]
+            weight.part(weight.parameter).copy_(values)
+
+
+def held_by_model(run: Run, state: State) -> dict[int, Tensor]:
+    """Return the values of pruned weights by number, where the model alone has them."""
+    if state.values is not None:
+        return {}
+    masks = run.weights.split(state.mask)
+    return {
+        number: weight.part(weight.parameter.detach()).cpu().clone()
+        for number, (weight, mask) in enumerate(zip(run.weights, masks, strict=True))
+        if not bool(mask.all())
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +109,7 @@ class Snapshot:
         # Tensors that both states share are in the file once.
         tensors |= _packed("before", progress.before, progress.state)
         facts = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "position": progress.position,
             "batch_size": progress.batch_size,
             "trust": asdict(progress.state.trust),
@@ -95,7 +135,7 @@ class Snapshot:
             if metadata["sha256"] != digest_of_facts(tensors, text):
                 raise RunFolderError("its checksum is wrong")
             facts = read_json(text)
-            if facts.get("format") != _FORMAT:
+            if facts.get("format") != FORMAT:
                 raise RunFolderError(
                     "it is of another version of qprune, which this one cannot go on from"
                 )

@@ -32,6 +32,8 @@ from qprune.walk.run import Run
 _FREE = ("max_seconds", "max_memory", "executor")
 # Samples whose outputs identify the machine's arithmetic; few, as a language model's are large.
 _LOOKED_AT = 8
+#: Number of the format of a run's files; a run is resumed by versions that write the same one.
+FORMAT = 2
 _PACKAGES = ("qprune", "torch", "numpy", "numba", "dimod", "dwave-samplers")
 
 
@@ -88,11 +90,12 @@ class Fingerprint:
         """
         try:
             record = read_json(text)
+            record.pop("format", None)
             plain = all(isinstance(record[name], str) for name in ("model", "data", "outputs"))
             named = all(isinstance(record[name], dict) for name in ("settings", "code"))
             if plain and named:
                 return cls(**record)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunFolderError(f"the fingerprint cannot be read: {error}") from error
         raise RunFolderError("the fingerprint cannot be read: a field has the wrong type")
 

@@ -1,33 +1,38 @@
-"""Folder of a run: settings, journal of steps, and outcome.
+"""Folder of a run: every file of it, and the only code that writes them.
 
 - ``config.yaml``: every setting; `qprune prune --config` repeats the run
 - ``fingerprint.json``: digests of the dense model, the data and the code
 - ``steps.jsonl``: one line per step, written at once
 - ``scores.jsonl``: accuracy and loss on test data along the way
 - ``checkpoint.0.safetensors``, ``checkpoint.1.safetensors``: the state for `qprune resume`
+- ``answers``: folder of answers of samplers that cannot be repeated
 - ``model.safetensors``: every parameter and buffer of the pruned network, exact zeros
-- ``mask.safetensors``: one boolean tensor for each targeted weight, True = kept
+- ``mask.safetensors``: one bit for each targeted weight (`qprune.network.mask_file`)
 - ``report.json``: the whole report
 - ``report.html``: the report as a page
 - ``checksums.sha256``: of the files above, as `sha256sum --check` reads them
+
+Settings, fingerprint, checkpoints and report carry the number of their format; what earlier
+versions wrote is read, but their runs are not resumed.
 
 A run is finished once ``report.json`` exists; it is renamed into place after all other files. A
 process killed before leaves a run to be resumed; one killed after it leaves checkpoints that the
 next `qprune resume` removes. Only regular files are read; links are followed.
 
-A language model's folder has the files of `save_pretrained`, the packed mask
-(`qprune.network.mask_file`), the card ``pruning.json``, and ``layers.jsonl`` with one line per
-matrix that stage 1 has finished; all else is the same.
+A checkpoint's folder has the files of `save_pretrained` and the card ``pruning.json``; all else is
+the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -37,6 +42,7 @@ from qprune.disk import (
     append_line,
     asides,
     flush_file,
+    flush_folder,
     half_written,
     locked,
     make_folder,
@@ -44,15 +50,16 @@ from qprune.disk import (
     refuse_irregular,
     regular,
     remove,
+    require_locked,
     sweep,
     write_whole,
 )
+from qprune.distributed.ranks import ALONE, Ranks
 from qprune.errors import RunFolderError
-from qprune.jobs.language.settings import LanguageSettings
-from qprune.jobs.settings import Asked, Settings
-from qprune.record.checkpoint import CHECKPOINTS, Checkpoints
+from qprune.network.mask_file import MASK_FILE, packed_bytes
+from qprune.record.checkpoint import CHECKPOINTS, Begun, Checkpoints, Snapshot, held_by_model
+from qprune.record.fingerprint import FORMAT, Fingerprint
 from qprune.record.plain_yaml import read_plain_yaml
-from qprune.record.recording import ANSWERS, CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.results import (
     Report,
     ScorePoint,
@@ -63,51 +70,163 @@ from qprune.results import (
     strict_json,
 )
 from qprune.steps.answers import AnswerStore
+from qprune.walk.run import Run
+from qprune.walk.state import Progress
 from solvers.host.secrets import redacted
 
 logger = logging.getLogger(__name__)
 
-CONFIG, SCORES, MODEL, MASK = (
+CONFIG, FINGERPRINT, STEPS, SCORES = (
     "config.yaml",
+    "fingerprint.json",
+    "steps.jsonl",
     "scores.jsonl",
-    "model.safetensors",
-    "mask.safetensors",
 )
-REPORT_HTML, LAYERS = "report.html", "layers.jsonl"
+MODEL, MASK, ANSWERS = "model.safetensors", MASK_FILE, "answers"
+REPORT_JSON, REPORT_HTML, CHECKSUMS = "report.json", "report.html", "checksums.sha256"
 FILES = (
     *(CONFIG, FINGERPRINT, STEPS, SCORES, MODEL, MASK),
     *(REPORT_JSON, REPORT_HTML, CHECKSUMS),
 )
+# Written by earlier versions: one line per matrix that was pruned layer by layer.
+_LAYERS = "layers.jsonl"
 #: All file names that a run may write, except those of `save_pretrained`.
-OURS = (*FILES, LAYERS, *CHECKPOINTS)
-# Further files of a language model's folder: weights in shards, their config, the outcome.
-_LOADED = ("model*.safetensors", "*.json", "tokenizer*", LAYERS)
-# Settings of a run, of either kind.
-RunSettings = Settings | LanguageSettings
+OURS = (*FILES, _LAYERS, *CHECKPOINTS)
+# Further files of a checkpoint's folder: weights in shards, their config, the outcome.
+_LOADED = ("model*.safetensors", "*.json", "tokenizer*", _LAYERS)
 #: Reasons to stop after which a run can be resumed.
 RESUMABLE = ("unfinished", "interrupted", "max_seconds")
+# Reasons to stop that depend on time, at another step in every run.
+_UNREPEATABLE = ("interrupted", "max_seconds")
 
 
-@dataclass(frozen=True)
-class Saved:
-    """Run read from its folder.
+class RunFolder(os.PathLike[str]):
+    """Folder of one run, open for writing; see `opened`.
 
-    Attributes:
-        settings: settings of the run.
-        report: its report; for an unfinished run, the steps so far.
-        scores: accuracy and loss on test data along the way.
+    Args:
+        path: of the folder; None = nothing is kept.
+        resumed: True if it holds a run to go on with.
     """
 
-    settings: RunSettings
-    report: Report
-    scores: tuple[ScorePoint, ...]
+    def __init__(self, path: Path | None, resumed: bool = False) -> None:
+        self.resumed = resumed
+        self._path = path
+        self._checkpoints = None if path is None else Checkpoints(path)
+        self._began = time.perf_counter(), time.process_time()
+        self._before = 0.0, 0.0
+        self._last: Snapshot | None = None
+        self._run = ""
 
+    @property
+    def path(self) -> Path:
+        """Where it is.
 
-class RunFolder:
-    """Writer of a run's outcome, beside the journal and the checkpoints of `qprune.prune`."""
+        Raises:
+            RunFolderError: nothing is kept.
+        """
+        if self._path is None:
+            raise RunFolderError("this run has no folder; pass output_dir")
+        return self._path
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __bool__(self) -> bool:
+        """Return False if nothing is kept."""
+        return self._path is not None
+
+    @property
+    def answers(self) -> AnswerStore | None:
+        """Store of answers that cannot be repeated; None without a folder."""
+        return AnswerStore(self.path / ANSWERS) if self else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its processes."""
+        return self._before[0] + time.perf_counter() - self._began[0]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Process CPU time of the run so far, over all its processes."""
+        return self._before[1] + time.process_time() - self._began[1]
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Wall time of checkpoints in this process."""
+        return 0.0 if self._checkpoints is None else self._checkpoints.spent
+
+    def write_settings(self, yaml: str) -> None:
+        """Write ``config.yaml``.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        write_whole(self.path / CONFIG, yaml.encode())
+
+    def begin(self, run: Run, present: Fingerprint | None) -> Begun:
+        """Return where to start: at the beginning, or at the last checkpoint.
+
+        Args:
+            run: its journal and generator go on from the checkpoint's.
+            present: fingerprint of the run; not used without a folder.
+
+        Raises:
+            RunFolderError: the folder's run had another model, data, settings or code, its
+                checkpoints are of another run, or its fingerprint is missing.
+        """
+        if self._checkpoints is None or present is None:
+            return Begun.anew(run)
+        self._run = _hold_fingerprint(self.path, present).digest
+        snapshot = self._checkpoints.load(self._run)
+        # The report first: it marks a finished run, and this one goes on.
+        remove([self.path / REPORT_JSON])
+        flush_folder(self.path)
+        remove([self.path / CHECKSUMS])
+        remove(half_written(self.path, (FINGERPRINT, STEPS, *CHECKPOINTS)))
+        AnswerStore(self.path / ANSWERS).sweep()
+        write_whole(self.path / STEPS, _lines(() if snapshot is None else snapshot.steps))
+        if snapshot is None:
+            return Begun.anew(run)
+        self._before = snapshot.seconds, snapshot.cpu_seconds
+        run.journal.resume(snapshot.steps, snapshot.seconds)
+        run.generator.set_state(snapshot.generator)
+        return Begun(snapshot.progress, snapshot.held)
+
+    def note(self, step: Step) -> None:
+        """Step callback: append the step to the journal on disk.
+
+        Raises:
+            RunFolderError: it cannot be written, or the folder is no longer locked.
+        """
+        if self:
+            require_locked(self.path)
+            append_line(self.path / STEPS, strict_json(step.to_json()))
+
+    def keep(self, run: Run, progress: Progress) -> None:
+        """Callback between two actions: write a checkpoint if enough time has passed.
+
+        If the run stops for a reason that depends on time, the last checkpoint is from before
+        that moment, so that a resumed run gives the same result as an uninterrupted one.
+        """
+        # Every rank must take part, with or without the folder.
+        stopped = run.journal.stopped
+        if self._checkpoints is None:
+            return
+        if stopped in _UNREPEATABLE:
+            if self._last is not None:
+                self._checkpoints.write(self._last)
+                self._last = None
+            return
+        self._last = Snapshot(
+            progress,
+            run.generator.get_state(),
+            tuple(run.journal.steps),
+            self.seconds,
+            self.cpu_seconds,
+            self._run,
+            held_by_model(run, progress.state),
+        )
+        self._checkpoints.offer(self._last)
 
     def note_score(self, point: ScorePoint) -> None:
         """Append a score to ``scores.jsonl``.
@@ -122,26 +241,33 @@ class RunFolder:
         model: nn.Module,
         mask: Mapping[str, Tensor],
         report: Report,
-        scores: tuple[ScorePoint, ...],
-        html: str,
+        scores: tuple[ScorePoint, ...] = (),
+        html: str | None = None,
     ) -> None:
         """Write the outcome, each file atomically.
 
         Raises:
             RunFolderError: the folder cannot be written.
         """
+        self.write_weights(model, mask)
+        self.finish(report, scores, html)
+
+    def write_weights(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+        """Write weights and mask.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
         # Contiguous copies: safetensors refuses views and tensors that share memory.
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-        packed = {name: kept.cpu().contiguous() for name, kept in mask.items()}
         write_whole(self.path / MODEL, save(state))
-        write_whole(self.path / MASK, save(packed))
-        self.finish(report, scores, html)
+        write_whole(self.path / MASK, packed_bytes(mask))
 
     def finish(
         self,
         report: Report,
-        scores: tuple[ScorePoint, ...],
-        html: str,
+        scores: tuple[ScorePoint, ...] = (),
+        html: str | None = None,
         beside: Iterable[str] = (),
     ) -> None:
         """Write reports and checksums, after weights and mask.
@@ -152,20 +278,22 @@ class RunFolder:
         Args:
             report: report of the run.
             scores: accuracy and loss on test data along the way.
-            html: page of the report.
+            html: page of the report; None = no page.
             beside: names of further files of the outcome.
 
         Raises:
             RunFolderError: the folder cannot be written; the run can be resumed.
         """
-        record = report.to_json() | {"scores": [point.to_json() for point in scores]}
+        record = {"format": FORMAT} | report.to_json()
+        record["scores"] = [point.to_json() for point in scores]
         told = strict_json(record, indent=1).encode()
         write_whole(self.path / SCORES, _lines(scores))
-        write_whole(self.path / REPORT_HTML, _page(html))
+        if html is not None:
+            write_whole(self.path / REPORT_HTML, _page(html))
         sums = {REPORT_JSON: hashlib.sha256(told).hexdigest()}
-        for name in dict.fromkeys((*FILES, LAYERS, *beside)):
+        for name in dict.fromkeys((*FILES, *beside)):
             if name not in (REPORT_JSON, CHECKSUMS) and (self.path / name).is_file():
-                if name in (STEPS, LAYERS):
+                if name == STEPS:
                     flush_file(self.path / name)
                 sums[name] = sha256(self.path / name)
         write_whole(self.path / CHECKSUMS, _told(sums))
@@ -242,24 +370,51 @@ def _page(html: str) -> bytes:
 
 
 @contextmanager
-def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
-    """Make the folder of one run; a run that fails before its first step leaves nothing behind.
+def opened(
+    output_dir: str | os.PathLike[str] | None = None,
+    resume_from: str | os.PathLike[str] | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[RunFolder]:
+    """Open the folder of one run, locked within the context; the first of ``ranks`` writes it.
+
+    A new run that fails before its first step leaves nothing behind. A `RunFolder` that is open
+    already is used as it is.
+
+    Args:
+        output_dir: folder of a new run.
+        resume_from: folder of a run to resume; its old outcome stays until the fingerprint is
+            checked.
+        ranks: processes of the run.
 
     Raises:
-        RunFolderError: it holds another run, is a file, or cannot be written.
+        RunFolderError: the folder is in use, missing, cannot be written, or holds another run.
     """
-    try:
-        held = [name for name in FILES if (path / name).exists()]
-        existed = path.exists()
-    except OSError as error:
+    with ExitStack() as stack:
+        folder = [RunFolder(None)]
+        ranks.once(lambda: folder.append(stack.enter_context(_opened(output_dir, resume_from))))
+        yield folder[-1]
+
+
+@contextmanager
+def _opened(
+    output_dir: str | os.PathLike[str] | None, resume_from: str | os.PathLike[str] | None
+) -> Iterator[RunFolder]:
+    if output_dir is not None and resume_from is not None:
         raise RunFolderError(
-            f"cannot use the output folder {path}: {error.strerror}; choose another --output"
-        ) from error
-    if held:
-        raise RunFolderError(
-            f"{path} holds another run ({held[0]} is there); `qprune resume` goes on with it; "
-            "else choose another --output, or remove that folder"
+            f"output_dir={output_dir} starts a run, resume_from={resume_from} goes on with one; "
+            "pass one of them"
         )
+    given = output_dir if resume_from is None else resume_from
+    if given is None or isinstance(given, RunFolder):
+        yield RunFolder(None) if given is None else given
+        return
+    with (_new if resume_from is None else _resumed)(Path(given)) as folder:
+        yield folder
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[RunFolder]:
+    existed = _refuse_another(path)
     try:
         make_folder(path)
     except OSError as error:
@@ -267,8 +422,8 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
             f"cannot write the output folder {path}: {error.strerror}; choose another --output"
         ) from error
     with locked(path):
+        _refuse_another(path)
         sweep(path, OURS)
-        write_whole(path / CONFIG, settings.to_yaml().encode())
         try:
             yield RunFolder(path)
         except BaseException:
@@ -283,21 +438,122 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def resumed_folder(path: Path) -> Iterator[RunFolder]:
-    """Open the folder of a resumed run; its old outcome stays until the fingerprint is checked.
-
-    Raises:
-        RunFolderError: another process works in it, it cannot be written, or something that is no
-            file is in a file's place.
-    """
+def _resumed(path: Path) -> Iterator[RunFolder]:
+    if not path.is_dir():
+        raise RunFolderError(f"{path} is no folder; resume_from takes a run's output_dir")
     refuse_irregular(path / name for name in OURS)
     with locked(path):
+        _refuse_other_format(path)
         sweep(path, OURS)
         whole = _lines(read_scores(path))
         if (path / SCORES).is_file() and read_regular(path / SCORES) != whole:
             # Without a last line that was cut off.
             write_whole(path / SCORES, whole)
-        yield RunFolder(path)
+        yield RunFolder(path, resumed=True)
+
+
+def _refuse_another(path: Path) -> bool:
+    """Return True if the folder exists, and holds no run.
+
+    Raises:
+        RunFolderError: it holds one, or cannot be read.
+    """
+    try:
+        held = [name for name in (*FILES, *CHECKPOINTS) if (path / name).exists()]
+        existed = path.exists()
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot use the output folder {path}: {error.strerror}; choose another --output"
+        ) from error
+    if held:
+        raise RunFolderError(
+            f"{path} holds another run ({held[0]} is there); `qprune resume` goes on with it; "
+            "else choose another --output, or remove that folder"
+        )
+    return existed
+
+
+def require_empty(path: Path) -> None:
+    """Refuse a folder with more in it than a run left that was killed before it had begun.
+
+    Raises:
+        RunFolderError: something is there, or it cannot be read.
+    """
+    try:
+        free = {*path.iterdir()} <= {path / LOCK, *half_written(path, OURS)}
+    except FileNotFoundError:
+        free = True
+    except NotADirectoryError:
+        free = False
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot use {path}: {error.strerror}; choose another --output"
+        ) from error
+    if not free:
+        raise RunFolderError(
+            f"{path} is not empty; choose another --output (`qprune resume` goes on with a run)"
+        )
+
+
+def _refuse_other_format(path: Path) -> None:
+    """Refuse to go on with a run whose files this version does not write.
+
+    Raises:
+        RunFolderError: names the format.
+    """
+    try:
+        record = read_json(read_regular(path / FINGERPRINT))
+        found = record.get("format", 1)
+    except (FileNotFoundError, ValueError, AttributeError):
+        return  # Refused by `RunFolder.begin`, which says what is wrong with it.
+    if found != FORMAT:
+        raise RunFolderError(
+            f"{path} cannot be resumed: another version of qprune began the run (format {found} of "
+            f"its files, not {FORMAT}); go on with that version, or start the run again in a new "
+            "folder"
+        )
+
+
+def _hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
+    """Return the fingerprint that the run was started with; write that of a new run.
+
+    Raises:
+        RunFolderError: it differs, is missing from a run that has begun, or cannot be read or
+            written.
+    """
+    path = folder / FINGERPRINT
+    refuse_irregular([path])
+    try:
+        found = Fingerprint.from_json(read_regular(path))
+    except FileNotFoundError:
+        # The fingerprint is the first file of a run.
+        begun = next((name for name in (STEPS, *CHECKPOINTS) if (folder / name).exists()), None)
+        if begun is not None:
+            raise RunFolderError(
+                f"{path} is missing, so that the run of {begun} beside it is unknown; put it "
+                "back, or start the run again in a new folder"
+            ) from None
+        write_whole(path, strict_json({"format": FORMAT} | present.to_json(), indent=1).encode())
+        return present
+    except RunFolderError as error:
+        raise RunFolderError(f"{path}: {error}; start the run again") from error
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot read {path}: {error.strerror or error}; grant access, then resume"
+        ) from error
+    changed = found.differences(present)
+    if changed:
+        raise RunFolderError(
+            f"{folder} cannot be resumed: {'; '.join(changed)}; resume with what the run was "
+            "started with, or start it again"
+        )
+    if found.outputs != present.outputs:
+        logger.warning(
+            "%s: this machine computes other last digits than the one the run was started on "
+            "(another processor or library); it goes on, but not to the same bytes",
+            folder,
+        )
+    return found
 
 
 def tidy(path: Path) -> None:
@@ -325,21 +581,21 @@ def tidy(path: Path) -> None:
             answers.sweep()
 
 
-def read_run(path: Path) -> Saved:
-    """Read the run in a folder.
+def read_report(path: Path) -> tuple[Report, tuple[ScorePoint, ...]] | None:
+    """Read the report of the run in ``path``, and its scores along the way; None before its end.
 
     Raises:
-        RunFolderError: the folder holds no run, or a file cannot be read.
+        RunFolderError: it cannot be read, or a later version wrote it.
     """
-    settings = read_settings(path)
+    if not (path / REPORT_JSON).exists():
+        return None
     try:
-        if (path / REPORT_JSON).exists():
-            record = read_json(read_regular(path / REPORT_JSON))
-            scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
-            return Saved(settings, report_from_json(record), scores)
-        return Saved(settings, _unfinished(settings, read_steps(path)), read_scores(path))
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
+        record = read_json(read_regular(path / REPORT_JSON))
+        _refuse_later(path / REPORT_JSON, record.pop("format", 1))
+        scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
+        return report_from_json(record), scores
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
 def stopped_by(path: Path) -> str:
@@ -355,12 +611,12 @@ def stopped_by(path: Path) -> str:
         return str(read_json(read_regular(path / REPORT_JSON))["stopped"])
     except FileNotFoundError:
         return "unfinished"
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
-def read_settings(path: Path) -> RunSettings:
-    """Read the settings of the run in ``path``.
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the settings of the run in ``path`` as plain values, unchecked.
 
     Raises:
         RunFolderError: the folder holds no run, or its settings cannot be read.
@@ -369,11 +625,19 @@ def read_settings(path: Path) -> RunSettings:
     if not (path / CONFIG).exists():
         raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
-        values = read_plain_yaml(path / CONFIG)
-        # Only settings of language models have a method.
-        return LanguageSettings(**values) if "method" in values else Settings(**values)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
+        values = dict(read_plain_yaml(path / CONFIG))
+        _refuse_later(path / CONFIG, values.pop("format", 1))
+        return values
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+
+
+def _refuse_later(path: Path, found: Any) -> None:
+    if found not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"{path.name} has format {found!r:.20}, and this version of qprune reads up to "
+            f"{FORMAT}; use a later one"
+        )
 
 
 def read_steps(path: Path) -> tuple[Step, ...]:
@@ -404,24 +668,26 @@ def read_scores(path: Path) -> tuple[ScorePoint, ...]:
     for number, line in enumerate(lines, 1):
         try:
             points.append(ScorePoint.from_json(read_json(line)))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             logger.warning("%s, line %d is no score (%s)", path / SCORES, number, error)
             break
     return tuple(points)
 
 
-def _lines(points: Iterable[ScorePoint]) -> bytes:
-    return "".join(strict_json(point.to_json()) + "\n" for point in points).encode()
+def _lines(records: Iterable[ScorePoint | Step]) -> bytes:
+    return "".join(strict_json(record.to_json()) + "\n" for record in records).encode()
 
 
 def _whole_lines(path: Path) -> list[str]:
     return read_regular(path).decode().split("\n")[:-1]
 
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: Errors of reading a file that is missing, no regular one, or of another form.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-def _unreadable(path: Path, error: BaseException) -> RunFolderError:
+def unreadable(path: Path, error: BaseException) -> RunFolderError:
+    """Return the refusal of a folder whose files cannot be read."""
     reason = " ".join(str(error).split())
     return RunFolderError(f"{path} does not hold a readable run: {reason}")
 
@@ -444,17 +710,3 @@ def sha256(path: Path) -> str:
         raise
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _unfinished(settings: RunSettings, steps: tuple[Step, ...]) -> Report:
-    return Report(
-        asked_sparsity=settings.asked_sparsity,
-        achieved_sparsity=steps[-1].sparsity if steps else 0.0,
-        layers=(),
-        steps=steps,
-        settings=settings.model_dump(mode="json"),
-        seed=settings.seed,
-        seconds=sum(sum(step.seconds.values()) for step in steps),
-        cpu_seconds=sum(step.cpu_seconds for step in steps),
-        stopped="unfinished",
-    )

@@ -123,18 +123,16 @@ class SettingsTrial:
         return told
 
     def load(self) -> Loaded:
-        """Load by `qprune.models.zoo.load_model` and `qprune.models.datasets.load_data`."""
-        from qprune.jobs.job import arguments
-        from qprune.models.datasets import load_data
-        from qprune.models.zoo import load_model
+        """Load as `qprune prune` does."""
+        from qprune.jobs.kinds import Images
 
-        asked = self.settings
-        data = load_data(asked.data, asked.normalization)
-        options = arguments(asked, data)
+        job = Images.load(Images.completed(self.settings))
+        number = job.settings.num_calibration_samples or 1
+        options = job.arguments()
         return Loaded(
-            load_model(asked.model, asked.weights),
-            lambda seed: data.calibration(asked.num_calibration_samples, seed),
-            data.score,
+            job.model,
+            lambda seed: job.data.calibration(number, seed),
+            job.data.score,
             {name: value for name, value in options.items() if name not in _RESERVED},
         )
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from qprune.models.zoo import load_model
 from qprune.record.checkpoint import CHECKPOINTS
 from qprune.record.folder import MASK, MODEL, SCORES
-from qprune.record.recording import STEPS
+from qprune.record.folder import STEPS
 
 CODE = "import sys; from qprune.cli.main import main; sys.argv[0] = 'qprune'; main()"
 RUN = ["--data", "digits", "--sparsity", "0.9", "--num-calibration-samples", "300"]

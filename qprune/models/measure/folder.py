@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qprune.cli.bars import Track, untracked
 from qprune.data.inputs import AnyInputs, Inputs
 from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.models.evaluate import Track, untracked
 from qprune.models.measure.latency import Comparison, compare
 from qprune.models.measure.semi_structured import disagreement, obstacle, with_sparse_kernels
 from qprune.models.measure.sizes import Sizes, measure_sizes, weight_files

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch.utils.benchmark import Measurement, Timer
 from torch.utils.benchmark.utils.timer import timer as synchronized
 
-from qprune.cli.bars import Track, untracked
+from qprune.models.evaluate import Track, untracked
 
 Call = Callable[[], object]
 Clock = Callable[[], float]

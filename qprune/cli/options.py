@@ -16,11 +16,9 @@ import typer
 from qprune.cli.terminal import say
 from qprune.disk import write_whole
 from qprune.errors import ImpossibleRequestError
+from qprune.jobs.settings import OptionValue
 from solvers.host.legible import legible
 from solvers.host.ranges import checked, quoted
-
-#: Type of an option's value; the sampler checks the value itself.
-OptionValue = bool | int | float | str
 
 #: Options of every command that reads problem files.
 FormatOption = Annotated[
