@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.timing import cpu_seconds
 from qprune.distributed.workers import limited_threads
-from qprune.steps.reconstruct import METHODS, Moments, Quadratic, quadratic
+from qprune.steps.reconstruct import ROWS, Moments, Quadratic, quadratic
 from solvers.rows.counts import LayerBudget
 from solvers.rows.problem import RowProblem
 
@@ -86,7 +86,7 @@ def inputs_like(tokens: int, inputs: int, generator: torch.Generator) -> tuple[T
 
 def solve(method: str, moments: Moments, weights: Tensor, sparsity: float) -> float:
     """From sums to values; the error as a share of the outputs' energy."""
-    strategy = METHODS[method]
+    strategy = ROWS[method]
     goal: Quadratic = quadratic(moments, weights, strategy.damping)
     budget = LayerBudget(round(weights.numel() * (1 - sparsity)))
     problem = RowProblem(goal.gram.numpy(), goal.targets.numpy(), budget)
@@ -119,7 +119,7 @@ def main() -> None:
             small.add(torch.randn(32, 8, generator=generator))
             solve(method, small, torch.randn(4, 8, generator=generator), 0.5)
         for method in track(COMPARED, "solving", console=errors, disable=not errors.is_terminal):
-            dense = METHODS[method].dense_targets
+            dense = ROWS[method].dense_targets
             moments = Moments("", inputs, torch.device("cpu"), dense)
             adding = 0.0
             for part in torch.full((tokens // 1024,), 1024).tolist() or [tokens]:
