@@ -52,13 +52,13 @@ _WATCHED = (
         "qprune.jobs.settings",
         "qprune.results",
         "qprune.record.folder",
-        "qprune.jobs.check",
+        "qprune.jobs.audit",
         "qprune.network.mask_file",
     ),
     *(
         "qprune.record.checkpoint",
         "qprune.record.fingerprint",
-        "solvers.ask.store",
+        "qprune.steps.answers",
         "qprune.network.groups",
     ),
     *(
@@ -87,15 +87,14 @@ Parser = Callable[[bytes], object]
 
 def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     """Parsers by name, each from the bytes of one file; the seeds of each are in a folder."""
-    from qprune.jobs.check import check_run
-    from qprune.jobs.language.settings import LanguageSettings
+    from qprune.jobs.audit import check_run
     from qprune.jobs.page import render_html
-    from qprune.jobs.settings import Asked, Settings, make_settings
+    from qprune.jobs.settings import make_settings, read_run
     from qprune.network.mask_file import read_mask
     from qprune.record.checkpoint import Snapshot
     from qprune.record.fingerprint import Fingerprint
-    from qprune.record.folder import read_run, read_scores, stopped_by
-    from solvers.ask.store import AnswerStore
+    from qprune.record.folder import read_scores, stopped_by
+    from qprune.steps.answers import AnswerStore
     from solvers.formats.files import read_problem
     from solvers.formats.table import FORMATS
     from solvers.study.compare import read_study
@@ -119,8 +118,8 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     print_ = Fingerprint.from_json((seeds / "fingerprint" / "0").read_bytes())
     _write_block(at("blocks"))
 
-    def settings(data: bytes, kind: type[Asked] = Settings) -> object:
-        made = make_settings({}, placed(data, "settings.yaml"), kind)
+    def settings(data: bytes) -> object:
+        made = make_settings({}, placed(data, "settings.yaml"))
         return made.title, made.structure, made.to_yaml()
 
     def run_settings(data: bytes) -> object:
@@ -157,7 +156,6 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
 
     return {
         "settings": settings,
-        "language settings": lambda data: settings(data, LanguageSettings),
         "run settings": run_settings,
         "journal": journal,
         "page": lambda data: page(data, "stopped", "steps.jsonl"),
@@ -210,12 +208,12 @@ def make_seeds(folder: Path) -> None:
 
     from benchmarks.reliability.small_run import stop_after
     from qprune.jobs.job import run_job
-    from qprune.jobs.language.settings import LanguageSettings
     from qprune.jobs.settings import Settings
     from qprune.network.mask_file import packed_bytes
     from qprune.record.checkpoint import CHECKPOINTS
-    from solvers import Answer, QuadraticProblem
-    from solvers.ask.store import AnswerStore
+    from qprune.steps.answers import AnswerStore
+    from qprune.steps.solve import Answer
+    from solvers import QuadraticProblem
     from solvers.formats.files import write_problem
     from solvers.study import compare, generate
 
@@ -229,7 +227,7 @@ def make_seeds(folder: Path) -> None:
     _make_checkpoints(folder / "small")
     for name in ("report.json", "checksums.sha256"):
         (stopped / name).unlink()
-    language = LanguageSettings(model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4")
+    language = Settings(model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4")
     compare([generate("fisher:n=12")], ["greedy", "sa"], ["2reads"], 2, folder=folder / "study")
     (folder / "study").rename(folder / "folders" / "study")
     study = folder / "folders" / "study"
@@ -239,13 +237,12 @@ def make_seeds(folder: Path) -> None:
     half = rng.integers(-5, 5, (6, 6)).astype(float)
     plain = QuadraticProblem(rng.integers(-5, 5, 6).astype(float), half + half.T)
     counted = QuadraticProblem(plain.linear, plain.quadratic, counts=3)
-    states = np.array([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]], np.int8)
-    answer = Answer(states, counted.energies(states), -1.0, {"reads": 2}, seconds=0.1)
-    AnswerStore(folder / "kept").keep("0", answer)
+    AnswerStore(folder / "kept").keep(
+        "0", Answer(np.array([1, 1, 1, 0, 0, 0], np.int8), 0.0, -1.0, 0.1, {"reads": 1})
+    )
     _write_block(folder / "kept")
     given: dict[str, Sequence[bytes]] = {
-        "settings": [settings.to_yaml().encode()],
-        "language settings": [language.to_yaml().encode()],
+        "settings": [settings.to_yaml().encode(), language.to_yaml().encode()],
         "run settings": [settings.to_yaml().encode()],
         "journal": [(stopped / "steps.jsonl").read_bytes()],
         "page": [(stopped / "steps.jsonl").read_bytes()],
@@ -335,9 +332,9 @@ def _make_checkpoints(folder: Path) -> None:
         torch.nn.Linear(6, 4),
         torch.randn(40, 6, generator=torch.Generator().manual_seed(0)),
         sparsity=0.5,
-        stages=2,
+        method=qprune.Networkwise(stages=2),
         output_dir=folder,
-        should_stop=stop_after(12),
+        limits=qprune.Limits(should_stop=stop_after(12)),
     )
     Checkpoints.offer = offer
 
