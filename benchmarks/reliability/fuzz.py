@@ -87,6 +87,8 @@ Parser = Callable[[bytes], object]
 
 def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     """Parsers by name, each from the bytes of one file; the seeds of each are in a folder."""
+    from qprune.steps.answers import AnswerStore
+
     from qprune.jobs.audit import check_run
     from qprune.jobs.page import render_html
     from qprune.jobs.settings import make_settings, read_run
@@ -94,7 +96,6 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     from qprune.record.checkpoint import Snapshot
     from qprune.record.fingerprint import Fingerprint
     from qprune.record.folder import read_scores, stopped_by
-    from qprune.steps.answers import AnswerStore
     from solvers.formats.files import read_problem
     from solvers.formats.table import FORMATS
     from solvers.study.compare import read_study
@@ -205,13 +206,13 @@ def make_seeds(folder: Path) -> None:
     """Real files of every kind, in a folder for each parser and whole folders in ``folders``."""
     import numpy as np
     import torch
+    from qprune.steps.answers import AnswerStore
 
     from benchmarks.reliability.small_run import stop_after
     from qprune.jobs.job import run_job
     from qprune.jobs.settings import Settings
     from qprune.network.mask_file import packed_bytes
     from qprune.record.checkpoint import CHECKPOINTS
-    from qprune.steps.answers import AnswerStore
     from qprune.steps.solve import Answer
     from solvers import QuadraticProblem
     from solvers.formats.files import write_problem

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, reduce
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -315,7 +315,7 @@ def as_method(method: Method | Sequence[Method]) -> Method:
         ImpossibleRequestError: there is none, or one stands where it cannot.
     """
     several = isinstance(method, Sequence) and not isinstance(method, str)
-    methods = tuple(method) if several else (method,)
+    methods = cast("tuple[Method, ...]", tuple(method) if several else (method,))
     if not methods:
         raise ImpossibleRequestError("method is empty: pass Networkwise(), Layerwise(), or both")
     for one in methods:

@@ -10,8 +10,6 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import tiny_language
-from qprune.jobs.language.network import prune_network
-from qprune.walk.layerwise_start import LayerwiseStart
 
 import qprune
 from qprune import Layerwise, Networkwise
@@ -152,7 +150,7 @@ def test_counts_of_a_budget_hold_through_both_stages(budget, model, windows):
 
 
 def test_layers_stored_inputs_first_go_through_both_stages(windows):
-    """GPT-2's Conv1D: no matrix is turned, none is left out, and stage 2 improves what stage 1 made."""
+    """GPT-2's Conv1D: no matrix is left out, and stage 2 improves what stage 1 made."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=28, n_embd=16, n_layer=1, n_head=2, n_positions=32)
     torch.manual_seed(0)
