@@ -1,9 +1,4 @@
-"""A sampler and a problem made ready, so that only sampling is timed.
-
-The bench in the worker process: prepares a run, makes it, and judges its answers.
-
-A study's way to run a sampler, as a sampler: every call spends one budget.
-"""
+"""A worker's side of a study: a run prepared, so that only sampling is timed; made; and judged."""
 
 from __future__ import annotations
 
@@ -12,8 +7,8 @@ import os
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import dimod
@@ -31,6 +26,7 @@ from solvers.problem.repair import repair
 from solvers.problem.solution import Solution
 from solvers.sampler import CountingSampler
 from solvers.study.budgets import CLOCKS, SWEEP_OPTIONS, Budget, Call, Clock, Seconds
+from solvers.study.instances import Instance
 
 #: Sweeps of a read where neither the user nor the sampler's signature has a number.
 USUAL_SWEEPS = 1000
@@ -76,12 +72,21 @@ class Asking(Protocol):
         """Options of every call, those chosen for the sampler included."""
         ...
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The sampler's own method, whose signature has the defaults of its options."""
+        ...
+
     def __call__(self, **options: Any) -> Any:
         """Sample; only this call is timed."""
         ...
 
     def judged(self, answer: Any) -> Judged:
         """The states of an answer of `__call__`."""
+        ...
+
+    def learned(self, answer: Any) -> dict[str, Any]:
+        """Options that the sampler chose itself in its first answer, to be given to later calls."""
         ...
 
 
@@ -103,6 +108,11 @@ class Direct:
         """The user's options."""
         return self.options
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """``sample_problem``."""
+        return self.sampler.sample_problem
+
     def __call__(self, **options: Any) -> Any:
         """A `Solution`."""
         return self.sampler.sample_problem(self.problem, **{**self.options, **options})
@@ -111,6 +121,10 @@ class Direct:
         """The samples of a `Solution`."""
         repaired = float(answer.info.get("repaired", 0.0))
         return Judged(np.asarray(answer.samples, np.int8), float(answer.lower_bound), repaired)
+
+    def learned(self, answer: Any) -> dict[str, Any]:
+        """Nothing: our samplers choose anew in every call."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +154,11 @@ class Penalised:
         chosen = {} if self.strength is None else {"strength": self.strength}
         return {**self.options, **chosen}
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """``sample`` of the third party's object."""
+        return self.child.child.sample
+
     def __call__(self, **options: Any) -> Any:
         """A resolved `dimod.SampleSet`, as the child made it."""
         answer = self.child.run(self.bqm, {**self.options, **options})
@@ -152,24 +171,29 @@ class Penalised:
         states = checked_answer(answer, self.bqm, self.child.name)
         return Judged(np.repeat(states, answer.record.num_occurrences, axis=0))
 
+    def learned(self, answer: Any) -> dict[str, Any]:
+        """The range of temperatures, if the sampler has chosen one.
+
+        D-Wave's annealers derive ``beta_range`` from the model, by a loop over all couplings that
+        takes seconds at n = 1024 and does not depend on the seed.
+        """
+        info = getattr(answer, "info", None)
+        chosen = info.get("beta_range") if isinstance(info, Mapping) else None
+        if chosen is None or "beta_range" not in self.takes - self.settled.keys():
+            return {}
+        return {"beta_range": [float(beta) for beta in chosen]}
+
 
 def short_options(takes: frozenset[str], fixed: Mapping[str, Any]) -> dict[str, Any]:
     """Options for a short call; the user's own stay."""
     return {n: v for n, v in _SHORT.items() if n in takes and n not in fixed}
 
 
-def sweep_option(asking: Asking) -> str | None:
-    """The option that counts sweeps; None if there is none."""
-    return next((name for name in SWEEP_OPTIONS if name in asking.takes), None)
-
-
 def usual(asking: Asking, option: str, otherwise: int) -> int:
     """An option's value by the user's setting, or else by the sampler's signature."""
     if option in asking.settled:
         return int(asking.settled[option])
-    sample = asking.child.child.sample if isinstance(asking, Penalised) else None
-    sample = asking.sampler.sample_problem if isinstance(asking, Direct) else sample
-    parameter = inspect.signature(sample).parameters.get(option) if sample else None
+    parameter = inspect.signature(asking.function).parameters.get(option)
     default = None if parameter is None else parameter.default
     return default if isinstance(default, int) else otherwise
 
@@ -182,7 +206,7 @@ def sweeps_that_fit(
     Calls of growing length separate the time of a sweep from that of a call. Sweeps that
     the user has set stay as they are.
     """
-    option = sweep_option(asking)
+    option = next((name for name in SWEEP_OPTIONS if name in asking.takes), None)
     if option is None or option in asking.settled:
         return {}
     wanted, reads = usual(asking, option, USUAL_SWEEPS), usual(asking, "num_reads", 1)
@@ -229,29 +253,6 @@ def penalty_strength(problem: QuadraticProblem, seed: int) -> float:
     return float(min(rounds, key=lambda one: one["energy"])["strength"])
 
 
-def learned_options(asking: Asking, answer: Any) -> dict[str, Any]:
-    """Options that the sampler chose itself in its first answer, to be given to later calls.
-
-    D-Wave's annealers derive ``beta_range`` from the model, by a loop over all couplings that
-    takes seconds at n = 1024 and does not depend on the seed.
-    """
-    if isinstance(asking, Direct) or "beta_range" in asking.settled:
-        return {}
-    info = getattr(answer, "info", None)
-    chosen = info.get("beta_range") if isinstance(info, Mapping) else None
-    if chosen is None or "beta_range" not in asking.takes:
-        return {}
-    return {"beta_range": [float(beta) for beta in chosen]}
-
-
-def model_of(problem: QuadraticProblem, strength: float | None) -> dimod.BinaryQuadraticModel:
-    """The model over 0..n-1 that a sampler without counts is given."""
-    plain = QuadraticProblem(
-        problem.linear, problem.quadratic, problem.offset, problem.groups, problem.counts
-    )
-    return (plain if strength is None else penalised(plain, strength)).to_bqm()
-
-
 #: Energies kept of a run: all of them, or a random sample of this size.
 MOST_ENERGIES = 1000
 # Numbers of float64; about half of them fit into the second-level cache of a core.
@@ -296,14 +297,6 @@ def made(setting: SamplerSetting) -> tuple[ProblemSampler, dict[str, Any]]:
     return sampler, dict(setting.options)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """The time of preparing a run: seconds for model and penalty, and for warming up."""
-
-    build_seconds: float
-    warmup_seconds: float
-
-
 class Bench:
     """Runs samplers on problems, one at a time, in a process of its own.
 
@@ -318,8 +311,9 @@ class Bench:
         self._problems: dict[str, QuadraticProblem] = {}
         self._settings: dict[str, SamplerSetting] = {}
         self._strengths: dict[str, float] = {}
-        self._models: OrderedDict[tuple[str, float | None], dimod.BinaryQuadraticModel]
-        self._models = OrderedDict()
+        self._models: OrderedDict[tuple[str, float | None], dimod.BinaryQuadraticModel] = (
+            OrderedDict()
+        )
         self._sweeps: dict[tuple[str, str, float], Mapping[str, Any]] = {}
         self._samplers: dict[str, tuple[ProblemSampler, Mapping[str, Any]]] = {}
         self._learned: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -327,18 +321,16 @@ class Bench:
         self._asking: Asking | None = None
         self._extra: Mapping[str, Any] = {}
 
-    def hold(self, name: str, problem: QuadraticProblem) -> None:
-        """Keep a problem under its name."""
-        self._problems[name] = problem
-
-    def forget(self, name: str) -> None:
-        """Drop a problem and all that was made or learned for it."""
-        self._problems.pop(name, None)
-        self._strengths.pop(name, None)
-        held: tuple[Any, ...] = (self._models, self._sweeps, self._learned)
-        for table in held:
-            for key in [key for key in table if key[0] == name]:
-                del table[key]
+    def hold(self, instance: Instance) -> None:
+        """Keep a problem under its name; one held before, and all learned of it, is dropped."""
+        name = instance.name
+        if name in self._problems:
+            self._strengths.pop(name, None)
+            held: tuple[Any, ...] = (self._models, self._sweeps, self._learned)
+            for table in held:
+                for key in [key for key in table if key[0] == name]:
+                    del table[key]
+        self._problems[name] = instance.problem
 
     def define(self, setting: SamplerSetting) -> None:
         """Keep a sampler's setting under its label."""
@@ -361,8 +353,11 @@ class Bench:
                 fitting = {n: chosen[n] for n in SWEEP_OPTIONS if n in chosen}
                 self._sweeps[*pair, float(row["budget"])] = fitting
 
-    def prepare(self, problem: str, label: str, budget: Budget) -> Ready:
+    def prepare(self, problem: str, label: str, budget: Budget) -> dict[str, float]:
         """Build the model, compile and warm up; the next `sample` is of this pair.
+
+        Returns:
+            Fields of a row: ``build_seconds`` (of model and penalty) and ``warmup_seconds``.
 
         Raises:
             SolverError: the pair is not compatible, or the sampler fails in a first call.
@@ -374,11 +369,11 @@ class Bench:
         if key not in self._warm or key not in self._learned:
             known = self._learned.get(key)
             first = asking(**short_options(asking.takes, asking.settled), **(known or {}))
-            self._learned[key] = learned_options(asking, first) if known is None else known
+            self._learned[key] = asking.learned(first) if known is None else known
             self._warm.add(key)
         learned = self._learned[key]
         self._extra = {**learned, **self._fitted(key, asking, budget, learned)}
-        return Ready(built - began, time.perf_counter() - built)
+        return {"build_seconds": built - began, "warmup_seconds": time.perf_counter() - built}
 
     def sample(self, budget: Budget, seed: int, cap: int = MOST_ENERGIES) -> dict[str, Any]:
         """Spend the budget on the prepared pair; the fields of a row that come from it."""
@@ -408,10 +403,9 @@ class Bench:
         return self._sweeps[key]
 
     def _asked(self, name: str, label: str) -> Asking:
-        problem, setting = self._problems[name], self._settings[label]
-        self._problem = problem
+        self._problem = problem = self._problems[name]
         if label not in self._samplers:
-            self._samplers[label] = made(setting)
+            self._samplers[label] = made(self._settings[label])
         sampler, options = self._samplers[label]
         child = foreign_child(sampler)
         if child is None:
@@ -430,7 +424,9 @@ class Bench:
         if key not in self._models:
             while len(self._models) >= _MODELS_HELD:
                 self._models.popitem(last=False)
-            self._models[key] = model_of(self._problems[name], strength)
+            problem = replace(self._problems[name], labels=None)
+            model = problem if strength is None else penalised(problem, strength)
+            self._models[key] = model.to_bqm()
         self._models.move_to_end(key)
         return self._models[key]
 
@@ -475,17 +471,18 @@ def judgement(
     }
 
 
+def unpacked(state: str, size: int) -> NDArray[np.int8]:
+    """A row's ``state`` as 0 and 1, shape (size,)."""
+    bits = np.frombuffer(bytes.fromhex(state), dtype=np.uint8)
+    return np.unpackbits(bits, count=size).astype(np.int8)
+
+
 def _distinct(states: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.intp]]:
-    """Every state once, and where among those each of ``states`` is."""
+    """Every state once, by first appearance, and where among those each of ``states`` is."""
+    number: dict[bytes, int] = {}
     packed = np.packbits(states, axis=1)
-    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    words = padded.view(np.uint64)
-    weights = np.random.default_rng(0).integers(0, 2**64, words.shape[1], np.uint64)
-    _, first, place = np.unique(words @ weights, return_index=True, return_inverse=True)
-    if not np.array_equal(words[first][place], words):  # Two states have one hash.
-        return states, np.arange(len(states))
-    return states[first], place
+    place = np.array([number.setdefault(line.tobytes(), len(number)) for line in packed])
+    return states[np.unique(place, return_index=True)[1]], place
 
 
 def _energies(problem: QuadraticProblem, states: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -556,17 +553,15 @@ class Budgeted(CountingSampler):
         Raises:
             SolverError: the sampler cannot take the problem, or fails.
         """
-        self._bench.forget(_NAME)
-        self._bench.hold(_NAME, problem)
+        self._bench.hold(Instance(_NAME, problem))
         ready = self._bench.prepare(_NAME, self.setting.label, self.budget)
         found = self._bench.sample(self.budget, seed)
-        bits = np.frombuffer(bytes.fromhex(found["state"]), dtype=np.uint8)
-        state = np.unpackbits(bits, count=problem.num_variables).astype(np.int8)
+        state = unpacked(found["state"], problem.num_variables)
         bound = found["lower_bound"]
         info = {
             "sampler_seconds": found["seconds"],
             "sampler_cpu_seconds": found["cpu_seconds"],
-            "preparation_seconds": ready.build_seconds + ready.warmup_seconds,
+            "preparation_seconds": sum(ready.values()),
             "num_reads": found["num_reads"],
             "feasible_share": found["feasible_share"],
         }

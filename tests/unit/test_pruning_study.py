@@ -1,5 +1,6 @@
 """One pruning run with sampler after sampler: equal time, paired seeds, failures as rows."""
 
+import importlib
 import json
 import os
 
@@ -10,23 +11,32 @@ import torch
 from torch import nn
 
 import qprune
+from qprune.cli.compare import SettingsTrial
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.settings import make_settings
 from qprune.models.datasets import DataSet
 from qprune.steps.solve import Answer, SolvedBlock
-from qprune.study import ModelTrial, SettingsTrial, compare, compare_pruning, read_pruning_study
-from qprune.study.measures import link, paired, proposals, summary, summary_records
-from qprune.study.report import write_pruning_report
+from qprune.study import ModelTrial, compare_pruning, read_pruning_study
+from qprune.study.report import (
+    link,
+    paired,
+    proposals,
+    summary,
+    summary_records,
+    write_pruning_report,
+)
 from qprune.study.yardstick import Yardstick
 from solvers import CountingSampler
 from solvers.errors import StudyError, StudyFolderError, UnknownSamplerError
 from solvers.study import compare as compare_samplers
 from solvers.study.bench import Budgeted
 from solvers.study.budgets import Reads, Seconds
-from solvers.study.compare import as_setting
 from solvers.study.instances import generate
+from solvers.study.plan import as_setting
 from solvers.study.storage import ROWS, STUDY
 
+#: The module that starts the worker; the package has a function of its name.
+RUNNER = importlib.import_module("solvers.study.compare")
 QUICK = {"sparsity": 0.6, "stages": 2, "rounds": 1, "final_rounds": 2, "block_size": 24}
 
 
@@ -60,7 +70,7 @@ class Dies(CountingSampler):
 class InProcess:
     """A worker without a process."""
 
-    def __init__(self, factory, greet):
+    def __init__(self, factory, greet, clock):
         self._subject, self._greet, self._greeted = factory(), greet, False
 
     def __enter__(self):
@@ -80,7 +90,7 @@ class InProcess:
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(compare, "Worker", InProcess)
+    monkeypatch.setattr(RUNNER, "Worker", InProcess)
 
 
 def repeatable(rows):
@@ -218,7 +228,7 @@ def test_the_two_kinds_of_study_do_not_share_a_folder(here, tmp_path):
 
 
 def test_impossible_studies_are_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "Worker", None)
+    monkeypatch.setattr(RUNNER, "Worker", None)
 
     def run(one=None, samplers=("greedy",), budgets=("1reads",), **options):
         compare_pruning(one or trial(), samplers, budgets, folder=tmp_path / "new", **options)
@@ -255,7 +265,9 @@ def test_options_that_are_the_study_s_or_nobody_s_are_refused():
 def test_a_model_that_cannot_be_had_leaves_no_folder(here, tmp_path):
     given = {"model": "mlpnet", "data": "digits", "sparsity": 0.9}
     with pytest.raises(qprune.errors.QpruneError):
-        compare_pruning(make_settings(given), ["greedy"], ["1reads"], folder=tmp_path / "new")
+        compare_pruning(
+            SettingsTrial(make_settings(given)), ["greedy"], ["1reads"], folder=tmp_path / "new"
+        )
     assert not (tmp_path / "new").exists()
 
 

@@ -25,9 +25,10 @@ from solvers.errors import (
 from solvers.host.worker import Worker
 from solvers.problem.repair import repair
 from solvers.study import Instance, compare, generate, read_instances, read_study
-from solvers.study.bench import Judged, judgement
+from solvers.study.bench import Judged, judgement, unpacked
 from solvers.study.budgets import Call, Reads, Seconds
-from solvers.study.compare import ANSWERED, UNREADY, ordered_runs, unpacked, untimed
+from solvers.study.compare import ANSWERED, UNREADY, untimed
+from solvers.study.plan import ordered_runs
 from solvers.study.storage import ROWS, STUDY
 
 BLOCK = generate("fisher:n=16,samples=8,seed=1")

@@ -21,9 +21,16 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from solvers.host.legible import in_figure
 from solvers.study.measures import SUCCESS_GAP, WORST_GAP, Ranking, median_with_infinity
-from solvers.study.report.style import STYLE, WIDTH, WITHOUT_GRID, Look, legend_below, new_figure
-
-Looks = Mapping[str, Look]
+from solvers.study.report.style import (
+    STYLE,
+    WIDTH,
+    WITHOUT_GRID,
+    Look,
+    Looks,
+    legend_below,
+    new_figure,
+    new_grid,
+)
 
 #: Least number of problems for which quartiles are drawn.
 FEWEST_FOR_BAND = 4
@@ -41,9 +48,9 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
     """
     panels = list(curve.groupby(["kind", "n"], sort=True))
     with rc_context(STYLE):
-        figure, grid = _grid(len(panels))
+        figure, grid = new_grid(len(panels), sharey=True)
         handles = {}
-        for axes, ((kind, size), part) in zip(grid, panels, strict=False):
+        for axes, ((kind, size), part) in zip(grid, panels, strict=True):
             for sampler, look in looks.items():
                 mine = part[part.sampler == sampler]
                 if not mine.empty:
@@ -54,7 +61,7 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
             axes.set_xlim(0.7 * curve.seconds.min(), 1.4 * curve.seconds.max())
             axes.xaxis.set_minor_formatter(NullFormatter())
             _gap_axis(axes)
-        _label_outer(grid, len(panels), "seconds in the sampler", "gap to best known")
+        _label_outer(grid, "seconds in the sampler", "gap to best known")
         legend_below(figure, handles)
         return figure
 
@@ -144,9 +151,9 @@ def tts_against_size(sizes: pd.DataFrame, looks: Looks, target: float) -> Figure
     finite = sizes.tts[np.isfinite(sizes.tts)]
     top = 10 ** math.ceil(math.log10(finite.max()) + 0.3) if len(finite) else 1.0
     with rc_context(STYLE):
-        figure, grid = _grid(len(kinds), height=3.1)
+        figure, grid = new_grid(len(kinds), 3.1, sharey=True)
         handles = {}
-        for axes, kind in zip(grid, kinds, strict=False):
+        for axes, kind in zip(grid, kinds, strict=True):
             for place, (sampler, look) in enumerate(looks.items()):
                 mine = sizes[(sizes.kind == kind) & (sizes.sampler == sampler)].sort_values("n")
                 if mine.empty:
@@ -163,7 +170,7 @@ def tts_against_size(sizes: pd.DataFrame, looks: Looks, target: float) -> Figure
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlim(shown[0] / 1.35, shown[-1] * 1.35)
         goal = "best known" if target <= SUCCESS_GAP else f"{_percent(target)} of best known"
-        _label_outer(grid, len(kinds), "variables", f"TTS99 to {goal}, s")
+        _label_outer(grid, "variables", f"TTS99 to {goal}, s")
         legend_below(figure, handles)
         return figure
 
@@ -188,20 +195,10 @@ def _tts_line(axes: Axes, mine: pd.DataFrame, look: Look, top: float, shift: flo
 # -- shared ----------------------------------------------------------------------------------
 
 
-def _grid(number: int, height: float = 2.3) -> tuple[Figure, list[Axes]]:
-    """Axes for so many panels, at most three in a row, the rest hidden."""
-    columns = min(3, max(1, number))
-    rows = max(1, math.ceil(number / columns))
-    figure = new_figure(WIDTH if columns > 1 else 5.0, height * rows + 0.5)
-    grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
-    for axes in grid[number:]:
-        axes.set_visible(False)
-    return figure, grid
-
-
-def _label_outer(grid: list[Axes], number: int, x: str, y: str) -> None:
-    columns = min(3, max(1, number))
-    for place, axes in enumerate(grid[:number]):
+def _label_outer(grid: list[Axes], x: str, y: str) -> None:
+    """Labels on the left of each line of `new_grid`, and below each column."""
+    number, columns = len(grid), min(3, len(grid))
+    for place, axes in enumerate(grid):
         if place % columns == 0:
             axes.set_ylabel(y)
         if place + columns >= number:

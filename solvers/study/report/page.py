@@ -67,13 +67,13 @@ def write_report(
     return write_page(Path(folder), findings, title=title, sections=sections)
 
 
-def require_packages() -> None:
+def require_packages(packages: Sequence[str] = PACKAGES) -> None:
     """Refuse to begin without the packages that a report needs.
 
     Raises:
         MissingPackageError: one is missing; the message has the command that installs it.
     """
-    absent = [name for name in PACKAGES if find_spec(name) is None]
+    absent = [name for name in packages if find_spec(name) is None]
     if absent:
         raise MissingPackageError(
             f"a report needs the package {absent[0]}: pip install 'qprune[study]'"

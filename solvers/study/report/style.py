@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -71,6 +72,10 @@ class Look:
         return self.line | {"linestyle": "none"}
 
 
+Looks = Mapping[str, Look]
+"""The look of every sampler."""
+
+
 def looks_of(samplers: Iterable[str]) -> dict[str, Look]:
     """A look for each label, no two alike in the first 91; the same list gives the same looks."""
     return {
@@ -97,6 +102,17 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_grid(number: int, height: float = 2.3, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels of a height, at most three in a line; ``sharex``, ``sharey``."""
+    columns = min(3, max(1, number))
+    lines = max(1, -(-number // columns))
+    figure = new_figure(WIDTH if columns > 1 else 5.0, height * lines + 0.5)
+    panels = list(figure.subplots(lines, columns, squeeze=False, **shared).flat)
+    for axes in panels[number:]:
+        axes.set_visible(False)
+    return figure, panels[:number]
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any], columns: int = 5) -> None:
