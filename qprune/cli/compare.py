@@ -28,7 +28,7 @@ from qprune.jobs.options import (
     parse_options,
 )
 from qprune.jobs.settings import Settings, make_settings, merged
-from qprune.results import strict_json
+from solvers.host.disk import strict_json
 from solvers.host.legible import legible
 from solvers.host.ranges import Count, Repeats, Seconds, Seed, Threads
 from solvers.host.secrets import without_secrets

@@ -24,8 +24,8 @@ from qprune.jobs.language.stages import Watch
 from qprune.jobs.options import parse_options
 from qprune.jobs.settings import make_settings, merged
 from qprune.jobs.verify import trusted
-from qprune.results import strict_json
 from qprune.steps.solve import BlockObserver
+from solvers.host.disk import strict_json
 
 
 def prune_language_model(
@@ -367,7 +367,7 @@ def tell(pruned: Pruned, output: Path | None, json: bool) -> None:
         typer.Exit: the run was stopped by hand and can be resumed.
     """
     from qprune.jobs.job import summary
-    from qprune.results import strict_json
+    from solvers.host.disk import strict_json
 
     if json:
         typer.echo(strict_json(summary(pruned)))

@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from qprune.disk import regular
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import DISK, ImpossibleRequestError
 from qprune.jobs.findings import (
     Finding,
     Tensors,
@@ -45,7 +44,7 @@ def check_run(path: Path) -> Finding:
     if missing:
         return Finding((f"{missing[0]} is missing: the run did not finish, or it was removed",))
     try:
-        weights, mask = load_file(regular(path / MODEL)), load_file(regular(path / MASK))
+        weights, mask = load_file(DISK.regular(path / MODEL)), load_file(DISK.regular(path / MASK))
     except (OSError, SafetensorError) as error:
         return Finding((f"{MODEL} or {MASK} cannot be read: {error}",))
     layers = _as_layers(saved.report.layers)

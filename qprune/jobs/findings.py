@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qprune.record.folder import REPORT_JSON, read_steps
 from qprune.record.recording import STEPS
-from qprune.results import Report, Score, strict_json
+from qprune.results import Report, Score
+from solvers.host.disk import strict_json
 
 Tensors = Mapping[str, Tensor]
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qprune.data.calibration import as_calibration
-from qprune.disk import read_regular, regular
 from qprune.distributed.workers import limited_threads
-from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.errors import DISK, ImpossibleRequestError, RunFolderError
 from qprune.jobs.check import check_run
 from qprune.jobs.findings import Finding, wrong_score
 from qprune.jobs.language.settings import LanguageSettings
@@ -129,7 +128,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
     if not settings.compensate:
         yield from _moved(path, network)
     try:
-        network.load_state_dict(load_file(regular(path / MODEL)))
+        network.load_state_dict(load_file(DISK.regular(path / MODEL)))
     except (RuntimeError, SafetensorError) as error:
         yield f"{MODEL} does not fit the model: {' '.join(str(error).split())}"
         return
@@ -138,7 +137,7 @@ def _wrong_world(path: Path, saved: Saved) -> Iterator[str]:
 
 def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
     """Yield weights that differ from the dense ones though none were to move."""
-    pruned, mask = load_file(regular(path / MODEL)), load_file(regular(path / MASK))
+    pruned, mask = load_file(DISK.regular(path / MODEL)), load_file(DISK.regular(path / MASK))
     original = dense.state_dict()
     for name, tensor in pruned.items():
         kept = mask.get(name, torch.ones_like(tensor, dtype=torch.bool))
@@ -148,7 +147,7 @@ def _moved(path: Path, dense: nn.Module) -> Iterator[str]:
 
 def _fingerprint(path: Path) -> Fingerprint:
     try:
-        return Fingerprint.from_json(read_regular(path / FINGERPRINT))
+        return Fingerprint.from_json(DISK.read_regular(path / FINGERPRINT))
     except RunFolderError:
         raise
     except OSError as error:

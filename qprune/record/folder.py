@@ -32,37 +32,15 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from qprune.disk import (
-    LOCK,
-    append_line,
-    asides,
-    flush_file,
-    half_written,
-    locked,
-    make_folder,
-    read_regular,
-    refuse_irregular,
-    regular,
-    remove,
-    sweep,
-    write_whole,
-)
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
 from qprune.jobs.language.settings import LanguageSettings
 from qprune.jobs.settings import Asked, Settings
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints
 from qprune.record.plain_yaml import read_plain_yaml
 from qprune.record.recording import ANSWERS, CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
-from qprune.results import (
-    Report,
-    ScorePoint,
-    Step,
-    read_json,
-    report_from_json,
-    step_from_json,
-    strict_json,
-)
+from qprune.results import Report, ScorePoint, Step, report_from_json, step_from_json
 from qprune.steps.answers import AnswerStore
+from solvers.host.disk import LOCK, asides, half_written, make_folder, read_json, strict_json
 from solvers.host.secrets import redacted
 
 logger = logging.getLogger(__name__)
@@ -115,7 +93,7 @@ class RunFolder:
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        append_line(self.path / SCORES, strict_json(point.to_json()))
+        DISK.append_line(self.path / SCORES, strict_json(point.to_json()))
 
     def save(
         self,
@@ -133,8 +111,8 @@ class RunFolder:
         # Contiguous copies: safetensors refuses views and tensors that share memory.
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
         packed = {name: kept.cpu().contiguous() for name, kept in mask.items()}
-        write_whole(self.path / MODEL, save(state))
-        write_whole(self.path / MASK, save(packed))
+        DISK.write_whole(self.path / MODEL, save(state))
+        DISK.write_whole(self.path / MASK, save(packed))
         self.finish(report, scores, html)
 
     def finish(
@@ -160,16 +138,16 @@ class RunFolder:
         """
         record = report.to_json() | {"scores": [point.to_json() for point in scores]}
         told = strict_json(record, indent=1).encode()
-        write_whole(self.path / SCORES, _lines(scores))
-        write_whole(self.path / REPORT_HTML, _page(html))
+        DISK.write_whole(self.path / SCORES, _lines(scores))
+        DISK.write_whole(self.path / REPORT_HTML, _page(html))
         sums = {REPORT_JSON: hashlib.sha256(told).hexdigest()}
         for name in dict.fromkeys((*FILES, LAYERS, *beside)):
             if name not in (REPORT_JSON, CHECKSUMS) and (self.path / name).is_file():
                 if name in (STEPS, LAYERS):
-                    flush_file(self.path / name)
+                    DISK.flush_file(self.path / name)
                 sums[name] = sha256(self.path / name)
-        write_whole(self.path / CHECKSUMS, _told(sums))
-        write_whole(self.path / REPORT_JSON, told)
+        DISK.write_whole(self.path / CHECKSUMS, _told(sums))
+        DISK.write_whole(self.path / REPORT_JSON, told)
         if report.stopped not in RESUMABLE:
             Checkpoints(self.path).remove()
 
@@ -182,16 +160,16 @@ class RunFolder:
         page = _page(html)
         if not ended(self.path):
             # Another process may hold the lock and be running.
-            write_whole(self.path / REPORT_HTML, page)
+            DISK.write_whole(self.path / REPORT_HTML, page)
             return
-        with locked(self.path):
+        with DISK.locked(self.path):
             sums = read_checksums(self.path)
             digest = hashlib.sha256(page).hexdigest()
             if sums.pop(REPORT_HTML, None) != digest:
                 # Until then the page has no checksum, rather than a wrong one.
-                write_whole(self.path / CHECKSUMS, _told(sums))
-            write_whole(self.path / REPORT_HTML, page)
-            write_whole(self.path / CHECKSUMS, _told(sums | {REPORT_HTML: digest}))
+                DISK.write_whole(self.path / CHECKSUMS, _told(sums))
+            DISK.write_whole(self.path / REPORT_HTML, page)
+            DISK.write_whole(self.path / CHECKSUMS, _told(sums | {REPORT_HTML: digest}))
 
 
 def ended(folder: Path) -> bool:
@@ -222,7 +200,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """
     path = folder / CHECKSUMS
     try:
-        lines = read_regular(path).decode().splitlines()
+        lines = DISK.read_regular(path).decode().splitlines()
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     parts = [line.partition("  ") for line in lines]
@@ -266,17 +244,17 @@ def run_folder(path: Path, settings: Asked) -> Iterator[RunFolder]:
         raise RunFolderError(
             f"cannot write the output folder {path}: {error.strerror}; choose another --output"
         ) from error
-    with locked(path):
-        sweep(path, OURS)
-        write_whole(path / CONFIG, settings.to_yaml().encode())
+    with DISK.locked(path):
+        DISK.sweep(path, OURS)
+        DISK.write_whole(path / CONFIG, settings.to_yaml().encode())
         try:
             yield RunFolder(path)
         except BaseException:
             if not _began(path):
                 # An error here must not replace the run's own error.
                 with suppress(OSError):
-                    sweep(path, OURS)
-                    remove(path / name for name in (*OURS, LOCK))
+                    DISK.sweep(path, OURS)
+                    DISK.remove(path / name for name in (*OURS, LOCK))
                     if not existed:
                         path.rmdir()
             raise
@@ -290,13 +268,13 @@ def resumed_folder(path: Path) -> Iterator[RunFolder]:
         RunFolderError: another process works in it, it cannot be written, or something that is no
             file is in a file's place.
     """
-    refuse_irregular(path / name for name in OURS)
-    with locked(path):
-        sweep(path, OURS)
+    DISK.refuse_irregular(path / name for name in OURS)
+    with DISK.locked(path):
+        DISK.sweep(path, OURS)
         whole = _lines(read_scores(path))
-        if (path / SCORES).is_file() and read_regular(path / SCORES) != whole:
+        if (path / SCORES).is_file() and DISK.read_regular(path / SCORES) != whole:
             # Without a last line that was cut off.
-            write_whole(path / SCORES, whole)
+            DISK.write_whole(path / SCORES, whole)
         yield RunFolder(path)
 
 
@@ -306,7 +284,7 @@ def tidy(path: Path) -> None:
     Raises:
         RunFolderError: one cannot be removed, or a file of the run is missing.
     """
-    refuse_irregular(path / name for name in OURS)
+    DISK.refuse_irregular(path / name for name in OURS)
     # The page can be rewritten from the report.
     needed = {*read_checksums(path)} - {REPORT_HTML}
     missing = sorted(name for name in needed if not (path / name).is_file())
@@ -319,9 +297,9 @@ def tidy(path: Path) -> None:
     left = [path / name for name in over if (path / name).exists()]
     answers = AnswerStore(path / ANSWERS)
     if left or half_written(path, OURS) or asides(path) or answers.half_written:
-        with locked(path):
-            remove(left)
-            sweep(path, OURS)
+        with DISK.locked(path):
+            DISK.remove(left)
+            DISK.sweep(path, OURS)
             answers.sweep()
 
 
@@ -334,7 +312,7 @@ def read_run(path: Path) -> Saved:
     settings = read_settings(path)
     try:
         if (path / REPORT_JSON).exists():
-            record = read_json(read_regular(path / REPORT_JSON))
+            record = read_json(DISK.read_regular(path / REPORT_JSON))
             scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
             return Saved(settings, report_from_json(record), scores)
         return Saved(settings, _unfinished(settings, read_steps(path)), read_scores(path))
@@ -348,11 +326,11 @@ def stopped_by(path: Path) -> str:
     Raises:
         RunFolderError: its report cannot be read.
     """
-    refuse_irregular([path / REPORT_JSON, path / CHECKSUMS])
+    DISK.refuse_irregular([path / REPORT_JSON, path / CHECKSUMS])
     if not ended(path):
         return "unfinished"
     try:
-        return str(read_json(read_regular(path / REPORT_JSON))["stopped"])
+        return str(read_json(DISK.read_regular(path / REPORT_JSON))["stopped"])
     except FileNotFoundError:
         return "unfinished"
     except _UNREADABLE as error:
@@ -365,7 +343,7 @@ def read_settings(path: Path) -> RunSettings:
     Raises:
         RunFolderError: the folder holds no run, or its settings cannot be read.
     """
-    refuse_irregular(path / name for name in OURS)
+    DISK.refuse_irregular(path / name for name in OURS)
     if not (path / CONFIG).exists():
         raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
@@ -393,7 +371,7 @@ def read_scores(path: Path) -> tuple[ScorePoint, ...]:
         RunFolderError: they cannot be read, or are no file.
     """
     try:
-        lines = read_regular(path / SCORES).split(b"\n")[:-1]
+        lines = DISK.read_regular(path / SCORES).split(b"\n")[:-1]
     except FileNotFoundError:
         return ()
     except RunFolderError:
@@ -415,7 +393,7 @@ def _lines(points: Iterable[ScorePoint]) -> bytes:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    return read_regular(path).decode().split("\n")[:-1]
+    return DISK.read_regular(path).decode().split("\n")[:-1]
 
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -438,7 +416,7 @@ def sha256(path: Path) -> str:
         RunFolderError: it cannot be read, or is no regular file.
     """
     try:
-        with regular(path).open("rb") as file:
+        with DISK.regular(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except RunFolderError:
         raise

@@ -8,25 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qprune.disk import (
-    append_line,
-    flush_folder,
-    half_written,
-    locked,
-    make_folder,
-    read_regular,
-    refuse_irregular,
-    remove,
-    require_locked,
-    write_whole,
-)
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.record.fingerprint import Fingerprint
-from qprune.results import Step, strict_json
+from qprune.results import Step
 from qprune.steps.answers import AnswerStore
 from qprune.walk.schedule import Progress
 from qprune.walk.setting import Setting
+from solvers.host.disk import flush_folder, half_written, make_folder, strict_json
 
 FINGERPRINT, STEPS, ANSWERS = "fingerprint.json", "steps.jsonl", "answers"
 #: Further files of a finished run; `qprune.record.folder` writes them, the report last.
@@ -80,8 +69,8 @@ class Recording:
             RunFolderError: it cannot be written, or the folder is no longer locked.
         """
         if self._folder is not None:
-            require_locked(self._folder)
-            append_line(self._folder / STEPS, strict_json(step.to_json()))
+            DISK.require_locked(self._folder)
+            DISK.append_line(self._folder / STEPS, strict_json(step.to_json()))
 
     def begin(self, setting: Setting, present: Fingerprint | None) -> Progress:
         """Return the state to start from: the beginning, or the last checkpoint.
@@ -99,11 +88,11 @@ class Recording:
         self._run = hold_fingerprint(self._folder, present).digest
         snapshot = self._checkpoints.load(self._run)
         drop_outcome(self._folder)
-        remove(half_written(self._folder, (FINGERPRINT, STEPS, *CHECKPOINTS)))
+        DISK.remove(half_written(self._folder, (FINGERPRINT, STEPS, *CHECKPOINTS)))
         if self.answers is not None:
             self.answers.sweep()
         lines = [] if snapshot is None else [strict_json(s.to_json()) for s in snapshot.steps]
-        write_whole(self._folder / STEPS, "".join(line + "\n" for line in lines).encode())
+        DISK.write_whole(self._folder / STEPS, "".join(line + "\n" for line in lines).encode())
         if snapshot is None:
             return Progress.beginning(setting)
         self._before = snapshot.seconds, snapshot.cpu_seconds
@@ -162,7 +151,7 @@ def recording(output_dir: str | Path | None, resume_from: str | Path | None) -> 
         _create(folder)
     elif not folder.is_dir():
         raise RunFolderError(f"{folder} is no folder; resume_from takes a run's output_dir")
-    with locked(folder):
+    with DISK.locked(folder):
         if resume_from is None:
             _refuse_another(folder)
         yield Recording(folder)
@@ -193,9 +182,9 @@ def drop_outcome(folder: Path) -> None:
         RunFolderError: one cannot be removed.
     """
     # The report first: it marks a finished run; see `qprune.record.folder.RunFolder.finish`.
-    remove([folder / REPORT_JSON])
+    DISK.remove([folder / REPORT_JSON])
     flush_folder(folder)
-    remove([folder / CHECKSUMS])
+    DISK.remove([folder / CHECKSUMS])
 
 
 def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
@@ -206,9 +195,9 @@ def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
             written.
     """
     path = folder / FINGERPRINT
-    refuse_irregular([path])
+    DISK.refuse_irregular([path])
     try:
-        found = Fingerprint.from_json(read_regular(path))
+        found = Fingerprint.from_json(DISK.read_regular(path))
     except FileNotFoundError:
         # The fingerprint is the first file of a run.
         begun = next((name for name in (STEPS, *CHECKPOINTS) if (folder / name).exists()), None)
@@ -217,7 +206,7 @@ def hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
                 f"{path} is missing, so that the run of {begun} beside it is unknown; put it "
                 "back, or start the run again in a new folder"
             ) from None
-        write_whole(path, strict_json(present.to_json(), indent=1).encode())
+        DISK.write_whole(path, strict_json(present.to_json(), indent=1).encode())
         return present
     except RunFolderError as error:
         raise RunFolderError(f"{path}: {error}; start the run again") from error

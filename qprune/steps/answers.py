@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from qprune.disk import half_written, make_folder, read_regular, remove, write_whole
-from qprune.errors import RunFolderError
-from qprune.results import Fault, read_json, strict_json
+from qprune.errors import DISK, RunFolderError
+from qprune.results import Fault
 from qprune.steps.solve import Answer, Border
 from solvers import QuadraticProblem
+from solvers.host.disk import half_written, make_folder, read_json, strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class AnswerStore:
         """Return the answer stored under ``key``; None if missing or not fitting ``problem``."""
         path = self.folder / f"{key}.json"
         try:
-            record = read_json(read_regular(path))
+            record = read_json(DISK.read_regular(path))
             bits = np.frombuffer(bytes.fromhex(record["sample"]), dtype=np.uint8)
             sample = np.unpackbits(bits, count=problem.num_variables).astype(np.int8)
             if not problem.feasible(sample[None]).all() or record["sha256"] != _digest(record):
@@ -67,7 +67,7 @@ class AnswerStore:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise RunFolderError(f"{self.folder} is no folder; move it away, then resume")
-        remove(self.half_written)
+        DISK.remove(self.half_written)
 
     def keep(self, key: str, answer: Answer) -> None:
         """Store an answer, before it is used.
@@ -88,7 +88,7 @@ class AnswerStore:
         }
         plain = json.loads(strict_json(record))
         text = json.dumps(plain | {"sha256": _digest(plain)})
-        write_whole(self.folder / f"{key}.json", text.encode())
+        DISK.write_whole(self.folder / f"{key}.json", text.encode())
 
 
 def key_of(border: Border, problem: QuadraticProblem, seed: int) -> str:

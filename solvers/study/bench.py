@@ -21,6 +21,7 @@ from solvers.foreign.composite import CountingComposite
 from solvers.foreign.local import steepest_descent
 from solvers.foreign.penalty import CardinalityPenalty
 from solvers.foreign.strength import penalised
+from solvers.host.disk import bits_of, hex_of
 from solvers.problem.problem import QuadraticProblem
 from solvers.problem.repair import repair
 from solvers.problem.solution import Solution
@@ -467,14 +468,8 @@ def judgement(
         "energies": chosen.tolist(),
         "lower_bound": bound if np.isfinite(bound) else None,
         "trace": _trace(calls, told, energies),
-        "state": np.packbits(best_state.astype(bool)).tobytes().hex(),
+        "state": hex_of(best_state),
     }
-
-
-def unpacked(state: str, size: int) -> NDArray[np.int8]:
-    """A row's ``state`` as 0 and 1, shape (size,)."""
-    bits = np.frombuffer(bytes.fromhex(state), dtype=np.uint8)
-    return np.unpackbits(bits, count=size).astype(np.int8)
 
 
 def _distinct(states: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.intp]]:
@@ -556,7 +551,7 @@ class Budgeted(CountingSampler):
         self._bench.hold(Instance(_NAME, problem))
         ready = self._bench.prepare(_NAME, self.setting.label, self.budget)
         found = self._bench.sample(self.budget, seed)
-        state = unpacked(found["state"], problem.num_variables)
+        state = bits_of(found["state"], problem.num_variables)
         bound = found["lower_bound"]
         info = {
             "sampler_seconds": found["seconds"],

@@ -18,9 +18,10 @@ from solvers.errors import (
     StudyError,
     WorkerDiedError,
 )
+from solvers.host.disk import bits_of
 from solvers.host.machine import now, session
 from solvers.host.worker import Worker
-from solvers.study.bench import RECALLED, Bench, unpacked
+from solvers.study.bench import RECALLED, Bench
 from solvers.study.budgets import Budget
 from solvers.study.instances import Instance, checked_instances
 from solvers.study.plan import Plan, PlannedRun
@@ -432,7 +433,7 @@ def _beaten(instance: Instance, energy: float, state: str) -> bool:
     margin = BEATEN_BY * max(1.0, abs(instance.known))
     if energy >= instance.known - margin:
         return False
-    x = unpacked(state, instance.problem.num_variables)
+    x = bits_of(state, instance.problem.num_variables)
     feasible = bool(instance.problem.feasible(x)[0])
     return feasible and instance.problem.energy(x) < instance.known - margin
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qprune.cli import main as cli
-from qprune.disk import LOCK
 from qprune.models.zoo import load_model
 from qprune.record.checkpoint import CHECKPOINTS
 from qprune.record.folder import CHECKSUMS, CONFIG, FILES, MASK, MODEL, REPORT_JSON
 from qprune.record.recording import STEPS
+from solvers.host.disk import LOCK
 
 PRUNE = ["prune", "--model", "digits-mlp", "--data", "digits"]
 SHORT = ["--stages", "3", "--rounds", "1", "--final-rounds", "2", "--block-size", "256"]

@@ -14,12 +14,12 @@ pytest.importorskip("transformers")
 
 from qprune.cli.bars import StagesBar
 from qprune.cli.main import main
-from qprune.disk import LOCK
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.network.mask_file import packed_bytes, read_mask
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints
 from qprune.record.folder import LAYERS
 from qprune.record.recording import STEPS
+from solvers.host.disk import LOCK
 
 MODEL, MASK = "model.safetensors", "mask.safetensors"
 

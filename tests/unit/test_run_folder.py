@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.reliability.file_steps import FileSteps, failing
-from qprune.disk import LOCK, append_line, make_folder, write_whole
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
 from qprune.jobs.findings import kept_zeros_told, wrong_kept_zeros
 from qprune.jobs.settings import make_settings
 from qprune.record.checkpoint import CHECKPOINTS
@@ -45,8 +44,8 @@ from qprune.results import (
     Step,
     report_from_json,
     step_from_json,
-    strict_json,
 )
+from solvers.host.disk import LOCK, make_folder, strict_json
 
 SETTINGS = make_settings({"model": "digits-mlp", "data": "digits", "sparsity": 0.5, "seed": 7})
 
@@ -92,7 +91,7 @@ def make_report(steps=(), **changes):
 def note(folder, *steps):
     """Write journal lines as a run does."""
     for step in steps:
-        append_line(folder.path / STEPS, strict_json(step.to_json()))
+        DISK.append_line(folder.path / STEPS, strict_json(step.to_json()))
 
 
 def test_a_report_survives_json():
@@ -189,7 +188,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left"):
-        write_whole(target, b"new")
+        DISK.write_whole(target, b"new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 
@@ -208,7 +207,7 @@ def test_a_power_cut_leaves_the_old_file_or_the_new(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
-    write_whole(tmp_path / "file", b"new")
+    DISK.write_whole(tmp_path / "file", b"new")
     assert order == ["content", "rename", "folder"]
     order.clear()
     make_folder(tmp_path / "a" / "b")

@@ -22,10 +22,11 @@ from solvers.errors import (
     UnknownOptionError,
     UnknownSamplerError,
 )
+from solvers.host.disk import bits_of
 from solvers.host.worker import Worker
 from solvers.problem.repair import repair
 from solvers.study import Instance, compare, generate, read_instances, read_study
-from solvers.study.bench import Judged, judgement, unpacked
+from solvers.study.bench import Judged, judgement
 from solvers.study.budgets import Call, Reads, Seconds
 from solvers.study.compare import ANSWERED, UNREADY, untimed
 from solvers.study.plan import ordered_runs
@@ -113,7 +114,7 @@ def test_a_beaten_value_is_told_and_can_be_verified(study):
     assert found.best_seen["boasted"] == pytest.approx(OPTIMUM)
     for row in study.row_list:
         if row["beaten"]:
-            state = unpacked(row["state"], 16)
+            state = bits_of(row["state"], 16)
             assert BLOCK.problem.feasible(state)[0]
             assert BLOCK.problem.energy(state) == pytest.approx(row["energy"])
             assert row["energy"] < OPTIMUM + 1.0
@@ -395,7 +396,7 @@ def test_states_found_again_and_again_are_judged_like_any(n):
     assert found["num_best"] == (energies <= energies.min() + 1e-9).sum()
     assert found["feasible_share"] == pytest.approx(problem.feasible(states).mean())
     assert found["energy_raw_best"] == pytest.approx(energies[problem.feasible(states)].min())
-    assert problem.energy(unpacked(found["state"], n)) == pytest.approx(found["energy"])
+    assert problem.energy(bits_of(found["state"], n)) == pytest.approx(found["energy"])
     assert found["trace"][-1][1] == pytest.approx(found["energy"])
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from qprune.cli.bars import Track, untracked
-from qprune.disk import LOCK, half_written
 from qprune.distributed.workers import limited_threads
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.jobs.language.outcome import LanguageOutcome, matrix_records
@@ -25,6 +24,7 @@ from qprune.models.pretrained import load_checkpoint, load_pretrained, stored_dt
 from qprune.models.save import save_model
 from qprune.record.folder import OURS, RunFolder, resumed_folder, run_folder
 from qprune.steps.solve import Border
+from solvers.host.disk import LOCK, half_written
 from solvers.host.machine import peak_memory
 
 

@@ -17,9 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from qprune.data.inputs import mapped
-from qprune.disk import append_line, read_regular, write_whole
 from qprune.distributed.executors import executor_named
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import DISK, ImpossibleRequestError
 from qprune.jobs.language.network import prune_network, reason_against
 from qprune.jobs.language.settings import LanguageSettings
 from qprune.models.card import layer_records
@@ -40,11 +39,12 @@ from qprune.record.fingerprint import (
 )
 from qprune.record.folder import LAYERS
 from qprune.record.recording import STEPS, drop_outcome, hold_fingerprint
-from qprune.results import Observer, Report, read_json, strict_json
+from qprune.results import Observer, Report
 from qprune.steps.reconstruct import METHODS, Method, SampledRows
 from qprune.steps.solve import BlockObserver
 from qprune.walk.layerwise import LayerObserver, LayerOutcome, evaluating, prune_layerwise
 from qprune.walk.layerwise_needs import state_layerwise
+from solvers.host.disk import read_json, strict_json
 from solvers.host.machine import peak_memory
 
 # Of the time there is, for text that the model writes.
@@ -306,7 +306,7 @@ def _one_stage(
     if place is not None:
         hold_fingerprint(place.path, _fingerprint(settings, subject))
         drop_outcome(place.path)
-        write_whole(place.path / STEPS, b"")
+        DISK.write_whole(place.path / STEPS, b"")
     method, name = chosen_method(settings)
     needs = state_layerwise(
         subject.model,
@@ -396,10 +396,10 @@ class _Notes:
         if done == 1:
             self._found.clear()
             if self._path is not None:
-                write_whole(self._path, b"")
+                DISK.write_whole(self._path, b"")
         self._found.append(outcome)
         if self._path is not None:
-            append_line(self._path, strict_json(asdict(outcome)))
+            DISK.append_line(self._path, strict_json(asdict(outcome)))
         if self._observe is not None:
             self._observe(outcome, done, total)
 
@@ -409,7 +409,7 @@ def read_layers(path: Path) -> Sequence[LayerOutcome]:
     if not (path / LAYERS).is_file():
         return ()
     try:
-        lines = read_regular(path / LAYERS).decode().split("\n")[:-1]
+        lines = DISK.read_regular(path / LAYERS).decode().split("\n")[:-1]
         records = [read_json(line) for line in lines]
         return [LayerOutcome(**record | {"shape": tuple(record["shape"])}) for record in records]
     except (OSError, ValueError, KeyError, TypeError) as error:
