@@ -52,6 +52,16 @@ STYLE: dict[Any, Any] = {
 
 WITHOUT_GRID: dict[Any, Any] = STYLE | {"axes.grid": False}
 
+#: Placeholder of the page's own text colour until the SVG is written.
+INK = "#010203"
+#: For figures that stand on the page itself, light or dark, and not on white paper.
+ON_PAGE: dict[Any, Any] = STYLE | {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    "font.size": 10,
+}
+
 
 @dataclass(frozen=True)
 class Look:
@@ -142,12 +152,15 @@ def laid_out(figure: Figure) -> Figure:
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element, the same for the same data; ids start from ``name``."""
+    """The figure as an SVG element, the same for the same data; ids start from ``name``.
+
+    `INK` becomes ``currentColor``.
+    """
     target = io.StringIO()
     with rc_context(_salted(name)), any_script():
         laid_out(figure).savefig(target, format="svg", metadata={"Date": None})
     text = target.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
 def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
