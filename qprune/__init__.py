@@ -16,6 +16,7 @@ from qprune.objective.losses import DenseOutputs, Labels, PerSample
 from qprune.prune import Pruned, prune
 from qprune.results import Score
 from qprune.steps.compensate import Compensation
+from solvers import FaultPolicy
 
 __all__ = [
     "Calibration",
@@ -23,6 +24,7 @@ __all__ = [
     "DenseOutputs",
     "EmpiricalFisher",
     "ExactHessian",
+    "FaultPolicy",
     "Held",
     "Labels",
     "Mixup",

@@ -38,7 +38,6 @@ from qprune.record.fingerprint import digest_of_tensors, fingerprint_of, require
 from qprune.record.recording import Recording, recording
 from qprune.results import LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate
-from qprune.steps.faults import Care
 from qprune.steps.formulate import Terms
 from qprune.steps.select import Boundary, Select
 from qprune.steps.solve import BlockObserver
@@ -47,6 +46,7 @@ from qprune.walk.estimate import Plan, needs_of
 from qprune.walk.request import Request
 from qprune.walk.schedule import Progress, walk
 from qprune.walk.setting import Setting, State, prepare, restored_on_error
+from solvers import FaultPolicy
 from solvers.host.machine import available_memory, peak_memory
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def prune(
     select: Select = Boundary(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
-    care: Care = Care(),
+    care: FaultPolicy = FaultPolicy(),
     block_size: int | None = None,
     num_blocks: int = 1,
     stages: int | None = None,
@@ -263,7 +263,7 @@ def prune(
             ranks,
             threads,
         )
-        border = care.over(setting.border, record.answers)
+        border = replace(setting.border, store=record.answers)
         setting = replace(setting, border=border, observe_blocks=watchers)
         progress = _begun(setting, data, record, output_dir or resume_from)
         if evaluate is not None:

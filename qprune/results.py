@@ -10,27 +10,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from qprune.cost import Estimate
+from solvers import Fault
 
 #: Largest number of names in one line.
 _LISTED = 6
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Failure from which the run recovered.
-
-    Attributes:
-        kind: "sampler" (an error or an invalid answer), "timeout", "crash", "wrong counts",
-            "wrong energies", "out of memory", "not finite" or "worker".
-        message: the failure, in one line.
-        remedy: the action taken.
-        block: number of the block in its round; None outside blocks.
-    """
-
-    kind: str
-    message: str
-    remedy: str
-    block: int | None = None
 
 
 @dataclass(frozen=True)

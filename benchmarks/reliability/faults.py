@@ -34,7 +34,7 @@ from rich.progress import Progress
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, resnet20, tensors_of
 from qprune.results import Report
-from qprune.steps.faults import Care
+from solvers import FaultPolicy
 
 #: Ways to fail, and the kind of fault that the report must call each.
 WAYS = {
@@ -114,7 +114,7 @@ def run(workload: Workload, noted: Path, workers: int, seed: int, **care: Any) -
                 **options,
                 sampler=Flaky(noted),
                 seed=seed,
-                care=Care(isolate=True, wait=0.0, **care),
+                care=FaultPolicy(isolate=True, wait=0.0, **care),
                 executor=threads,
             ).report
     finally:

@@ -39,10 +39,9 @@ from qprune.steps.accept import Trust
 from qprune.steps.compensate import gauss_newton
 from qprune.steps.formulate import Block, formulate
 from qprune.steps.select import Boundary, Offer
-from qprune.steps.solve import Border
 from qprune.walk.schedule import Phase, Position, Progress
 from qprune.walk.setting import State
-from solvers import LowRank
+from solvers import Ask, LowRank
 from solvers.rows.counts import LayerBudget
 from solvers.rows.problem import RowProblem
 from solvers.rows.search import solve_rows
@@ -134,7 +133,7 @@ def selections() -> Iterator[Row]:
 def solves() -> Iterator[Row]:
     """Formulating and solving a block of random gradients at 90 % pruned."""
     rng = np.random.default_rng(0)
-    border = Border.to("relax")
+    ask = Ask.to("relax")
     for variables, samples in ((256, 200), (512, 200), (1024, 100), (1024, 400), (2048, 200)):
         factor = rng.standard_normal((samples, variables)) / samples**0.5
         pruned = (rng.random(variables) < 0.9).astype(np.int8)
@@ -157,7 +156,7 @@ def solves() -> Iterator[Row]:
         yield Row("formulate", "Fisher block", sizes, least(formulated))
 
         def solve(problem=problem, pruned=pruned):
-            return border.solve(problem, pruned, 0)
+            return ask(problem, pruned, 0)
 
         solve()
         yield Row("solve", "relax", sizes, least(solve))

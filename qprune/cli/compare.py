@@ -27,13 +27,13 @@ from qprune.jobs.options import (
     notes_on_files,
     parse_options,
 )
-from qprune.jobs.settings import Settings, make_settings, merged
 from solvers.host.disk import strict_json
 from solvers.host.legible import legible
 from solvers.host.ranges import Count, Repeats, Seconds, Seed, Threads
 from solvers.host.secrets import without_secrets
 
 if TYPE_CHECKING:
+    from qprune.jobs.settings import Settings
     from qprune.study.trial import Loaded
     from solvers.study import Instance, Study
 
@@ -170,72 +170,45 @@ def compare(
     settings = [parse_sampler(text) for text in sampler or ()]
     # Refused here, not after the last run.
     require_packages(("pandas",) if output is None else PACKAGES)
-    shared: dict[str, Any] = {"repeats": repeats, "seed": seed, "folder": output}
-    shared |= {"threads": threads, "clock": clock}
+    shared: dict[str, Any] = {"folder": output, "threads": threads, "clock": clock}
     shared |= {} if time_limit is None else {"time_limit": time_limit}
+    kind: Any
+    if prune is None:
+        from solvers.study import compare as run_study
+        from solvers.study.report.page import write_report
+
+        if model or data:
+            raise ImpossibleRequestError("--model and --data go with --prune; leave them out")
+        reading = {"counts": count or (), "maximize": maximize, "format": format}
+        asked: Any = _instances(problems or (), generate or (), known, reading)
+        shared["prepare_limit"] = prepare_limit
+        kind = run_study, problem_summary, write_report
+    else:
+        from qprune.study import compare_pruning
+        from qprune.study.report import summary_records, write_pruning_report
+
+        given = {"a problem": problems, "--generate": generate, "--count": count}
+        given |= {"--known": known, "--maximize": maximize is not None, "--format": format}
+        asked = _asked_run(prune, model, data, given)
+        kind = compare_pruning, summary_records, write_pruning_report
+    run, summary, write = kind
     with StudyBar(terminal(stderr=True)) as bar, tracker(track) as trackers:
         shared["observe"] = [bar, *trackers]
-        asked = settings, budget or ()
-        if prune is None:
-            if model or data:
-                raise ImpossibleRequestError("--model and --data go with --prune; leave them out")
-            reading = {"counts": count or (), "maximize": maximize, "format": format}
-            instances = _instances(problems or (), generate or (), known, reading)
-            shared["prepare_limit"] = prepare_limit
-            outcome = _on_problems(instances, *asked, shared)
-        else:
-            given = {"a problem": problems, "--generate": generate, "--count": count}
-            given |= {"--known": known, "--maximize": maximize is not None, "--format": format}
-            outcome = _in_pruning(_asked_run(prune, model, data, given), *asked, shared)
+        study = run(asked, settings, budget or (), repeats, seed, **shared)
+    page, told = None if output is None else write(output), summary(study)
     if json:
-        typer.echo(strict_json({"runs": outcome.runs, "samplers": outcome.summary}))
+        typer.echo(strict_json({"runs": len(study.row_list), "samplers": told}))
         return
-    terminal().print(summary_table(outcome.summary))
-    if outcome.page is not None:
-        say(f"{outcome.page} shows the study; {output} holds its rows")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Printed outcome: number of runs, one record per sampler, path of the report."""
-
-    runs: int
-    summary: list[dict[str, Any]]
-    page: Path | None
-
-
-def _on_problems(
-    instances: Sequence[Instance],
-    settings: Sequence[Setting],
-    budgets: Sequence[str],
-    shared: Mapping[str, Any],
-) -> Outcome:
-    from solvers.study import compare as run_study
-    from solvers.study.report.page import write_report
-
-    study = run_study(instances, settings, budgets, **shared)
-    page = None if study.folder is None else write_report(study.folder)
-    return Outcome(len(study.row_list), problem_summary(study), page)
-
-
-def _in_pruning(
-    trial: SettingsTrial,
-    settings: Sequence[Setting],
-    budgets: Sequence[str],
-    shared: Mapping[str, Any],
-) -> Outcome:
-    from qprune.study import compare_pruning
-    from qprune.study.report import summary_records, write_pruning_report
-
-    study = compare_pruning(trial, settings, budgets, **shared)
-    page = None if study.folder is None else write_pruning_report(study.folder)
-    return Outcome(len(study.row_list), summary_records(study), page)
+    terminal().print(summary_table(told))
+    if page is not None:
+        say(f"{page} shows the study; {output} holds its rows")
 
 
 def _asked_run(
     config: Path, model: str | None, data: str | None, given: Mapping[str, Any]
 ) -> SettingsTrial:
     """Return the run that ``--prune`` names; only code named on the command line is imported."""
+    from qprune.jobs.settings import make_settings, merged
     from qprune.jobs.verify import trusted
     from qprune.models.pretrained import is_pretrained
 

@@ -39,7 +39,7 @@ from qprune.record.checkpoint import CHECKPOINTS, Checkpoints
 from qprune.record.plain_yaml import read_plain_yaml
 from qprune.record.recording import ANSWERS, CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.results import Report, ScorePoint, Step, report_from_json, step_from_json
-from qprune.steps.answers import AnswerStore
+from solvers import AnswerStore
 from solvers.host.disk import LOCK, asides, half_written, make_folder, read_json, strict_json
 from solvers.host.secrets import redacted
 
@@ -295,7 +295,7 @@ def tidy(path: Path) -> None:
         )
     over = () if stopped_by(path) in RESUMABLE else CHECKPOINTS
     left = [path / name for name in over if (path / name).exists()]
-    answers = AnswerStore(path / ANSWERS)
+    answers = AnswerStore(path / ANSWERS, DISK)
     if left or half_written(path, OURS) or asides(path) or answers.half_written:
         with DISK.locked(path):
             DISK.remove(left)

@@ -12,9 +12,9 @@ from qprune.errors import DISK, RunFolderError
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.record.fingerprint import Fingerprint
 from qprune.results import Step
-from qprune.steps.answers import AnswerStore
 from qprune.walk.schedule import Progress
 from qprune.walk.setting import Setting
+from solvers import AnswerStore
 from solvers.host.disk import flush_folder, half_written, make_folder, strict_json
 
 FINGERPRINT, STEPS, ANSWERS = "fingerprint.json", "steps.jsonl", "answers"
@@ -45,7 +45,7 @@ class Recording:
     @property
     def answers(self) -> AnswerStore | None:
         """Store of answers that cannot be repeated; None without a folder."""
-        return None if self._folder is None else AnswerStore(self._folder / ANSWERS)
+        return None if self._folder is None else AnswerStore(self._folder / ANSWERS, DISK)
 
     @property
     def seconds(self) -> float:

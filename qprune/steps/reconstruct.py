@@ -22,7 +22,8 @@ from torch import Tensor
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.errors import NonFiniteError
 from qprune.network.groups import Scope
-from qprune.steps.solve import Border
+from qprune.steps.solve import answer
+from solvers import Ask
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array, as_host, refit
 from solvers.rows.search import solve_rows
@@ -293,21 +294,21 @@ class SampledRows:
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
 
     def __post_init__(self) -> None:
-        self._border()  # Wrong options are refused before a block's passes.
+        self._ask()  # Wrong options are refused before a block's passes.
 
-    def _border(self) -> Border:
-        return Border.to(self.sampler, self.sampler_options)
+    def _ask(self) -> Ask:
+        return Ask.to(self.sampler, self.sampler_options)
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
-        border = self._border()
+        ask = self._ask()
         mask = as_host(self.start(problem).mask).astype(bool)
         for row, kept in enumerate(mask):
             if kept.all() or not kept.any():
                 continue
             asked = problem.row_as_problem(row, int(kept.sum()) if problem.budget.trades else None)
             key = np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1)
-            answer = border.solve(asked, (~kept).astype(np.int8), int(key[0]))
-            mask[row] = answer.sample == 0
+            found = answer(ask, (asked, (~kept).astype(np.int8), int(key[0])))
+            mask[row] = found.sample == 0
         chosen = problem.checked_mask(mask)
         values = problem.targets * chosen
         if compensate:

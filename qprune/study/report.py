@@ -156,38 +156,41 @@ def _promises(points: pd.DataFrame, looks: Looks, at: str) -> Section:
     return Section("Predicted and real", drawings=drawings)
 
 
+#: Columns of the summary, and their headings.
+_HEADINGS = {
+    "label": "sampler",
+    "runs": "runs",
+    "failed": "failed",
+    "final_accuracy": "test accuracy",
+    "accuracy_low": "lowest",
+    "accuracy_high": "highest",
+    "difference": "behind",
+    "error": "+-",
+    "final_loss": "test loss",
+    "accept_loss": "acceptance loss",
+    "missed": "energy missed",
+    "missed_median": "median block",
+    "uncertain_median": "at most",
+    "predicted": "predicted",
+    "real": "real",
+    "kept_promise": "real / predicted",
+    "accepted_share": "proposals taken",
+    "sampler_seconds": "sampler s",
+    "cpu_seconds": "CPU s",
+}
+
+
 def _summary_table(cells: pd.DataFrame) -> Table:
     order = cells.sort_values(["final_accuracy", "accept_loss"], ascending=[False, True])
     scored = cells.final_accuracy.notna().any()
     behind = _points if scored else number
-    headings = {
-        "label": "sampler",
-        "runs": "runs",
-        "failed": "failed",
-        "final_accuracy": "test accuracy",
-        "accuracy_low": "lowest",
-        "accuracy_high": "highest",
-        "difference": "behind",
-        "error": "+-",
-        "final_loss": "test loss",
-        "accept_loss": "acceptance loss",
-        "missed": "energy missed",
-        "missed_median": "median block",
-        "uncertain_median": "at most",
-        "predicted": "predicted",
-        "real": "real",
-        "kept_promise": "real / predicted",
-        "accepted_share": "proposals taken",
-        "sampler_seconds": "sampler s",
-        "cpu_seconds": "CPU s",
-    }
     return Table(
         "summary",
         "Means over seeds. Energy missed: share of the blocks' decrease of energy that was not "
         "found, mean over blocks; for the median block; and the most that can be by a certified "
         "bound. Predicted and real: change "
         "of the loss over all steps taken, nats.",
-        order[list(headings)],
+        order[list(_HEADINGS)],
         {
             **dict.fromkeys(("final_accuracy", "accuracy_low", "accuracy_high"), _accuracy),
             **dict.fromkeys(("difference", "error"), behind),
@@ -196,7 +199,7 @@ def _summary_table(cells: pd.DataFrame) -> Table:
             **dict.fromkeys(("kept_promise", "accepted_share"), share),
             **dict.fromkeys(("sampler_seconds", "cpu_seconds"), seconds),
         },
-        headings,
+        _HEADINGS,
     )
 
 
@@ -244,6 +247,13 @@ def _nats(value: object) -> str:
 CELL = ["sampler", "budget_kind", "budget"]
 
 
+#: Measures of a run whose means over the runs of a cell are shown.
+_MEANS = (
+    *("missed_median", "uncertain_median", "predicted", "real", "accepted_share", "accept_loss"),
+    *("final_loss", "final_accuracy", "sampler_seconds", "cpu_seconds"),
+)
+
+
 @dataclass(frozen=True)
 class Link:
     """Spearman's rank test of two measures over samplers and budgets.
@@ -274,25 +284,16 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """
     done = rows.assign(failed=rows.status != "ok")
     cells = done.groupby(CELL, sort=False, dropna=False)
+    means = {"missed": "missed_mean"} | {name: name for name in _MEANS}
     table = cells.agg(
         runs=("seed", "size"),
         failed=("failed", "sum"),
-        missed=("missed_mean", "mean"),
-        missed_median=("missed_median", "mean"),
-        uncertain_median=("uncertain_median", "mean"),
-        predicted=("predicted", "mean"),
-        real=("real", "mean"),
-        accepted_share=("accepted_share", "mean"),
-        accept_loss=("accept_loss", "mean"),
-        final_loss=("final_loss", "mean"),
-        final_accuracy=("final_accuracy", "mean"),
         accuracy_low=("final_accuracy", "min"),
         accuracy_high=("final_accuracy", "max"),
-        sampler_seconds=("sampler_seconds", "mean"),
-        cpu_seconds=("cpu_seconds", "mean"),
+        **{name: (column, "mean") for name, column in means.items()},
     ).reset_index()
     with np.errstate(divide="ignore", invalid="ignore"):
-        table.insert(10, "kept_promise", (table.real / table.predicted).replace(np.inf, np.nan))
+        table["kept_promise"] = (table.real / table.predicted).replace(np.inf, np.nan)
     table.insert(3, "label", labels(table))
     return table
 
@@ -368,28 +369,23 @@ def summary_records(study: PruningStudy) -> list[dict[str, Any]]:
     cells = summary(study.rows).sort_values(
         ["final_accuracy", "accept_loss"], ascending=[False, True], na_position="last"
     )
+    shown = {
+        "test accuracy": "final_accuracy",
+        "from": "accuracy_low",
+        "to": "accuracy_high",
+        "accept loss": "accept_loss",
+        "energy missed": "missed",
+        "predicted": "predicted",
+        "real": "real",
+        "steps taken": "accepted_share",
+        "sampler s": "sampler_seconds",
+        "CPU s": "cpu_seconds",
+    }
     return [
-        {
-            "sampler": cell["label"],
-            "runs": int(cell["runs"]),
-            "failed": int(cell["failed"]),
-            "test accuracy": _number(cell["final_accuracy"]),
-            "from": _number(cell["accuracy_low"]),
-            "to": _number(cell["accuracy_high"]),
-            "accept loss": _number(cell["accept_loss"]),
-            "energy missed": _number(cell["missed"]),
-            "predicted": _number(cell["predicted"]),
-            "real": _number(cell["real"]),
-            "steps taken": _number(cell["accepted_share"]),
-            "sampler s": _number(cell["sampler_seconds"]),
-            "CPU s": _number(cell["cpu_seconds"]),
-        }
+        {"sampler": cell["label"], "runs": int(cell["runs"]), "failed": int(cell["failed"])}
+        | {name: None if pd.isna(cell[of]) else float(cell[of]) for name, of in shown.items()}
         for cell in cells.to_dict("records")
     ]
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)
 
 
 # -- figures: pure functions from a table to a figure ------------------------------------------

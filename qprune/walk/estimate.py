@@ -44,11 +44,9 @@ from qprune.objective.trace.recorder import (
 )
 from qprune.steps.compensate import Compensate, Compensation, gauss_newton
 from qprune.steps.distill import Distillation
-from qprune.steps.faults import is_paid
-from qprune.steps.solve import Border
 from qprune.steps.start import Pruner, Start
 from qprune.walk.request import Request
-from solvers import LowRank, QuadraticProblem
+from solvers import Ask, LowRank, QuadraticProblem
 from solvers.host.machine import peak_memory
 
 _FEWER_PER_STEP = "smaller samples_per_step (--samples-per-step)"
@@ -319,7 +317,7 @@ class Plan:
     start: Start | Pruner
     curvature: Curvature
     compensation: Compensate | None
-    border: Border
+    border: Ask
     block_size: int
     batch_size: int
     threads: int = 1
@@ -518,7 +516,7 @@ def _solve_seconds(plan: Plan) -> float | None:
     if "time_limit" in border.options:
         return float(border.options["time_limit"])
     ours = type(border.sampler).__module__.partition(".")[0] == "solvers"
-    if not ours or hasattr(border.sampler, "child") or is_paid(border.sampler):
+    if not ours or hasattr(border.sampler, "child") or border.paid:
         return None
     size = min(_GAUGED_VARIABLES, plan.block_size)
     rng = np.random.default_rng(0)
@@ -527,7 +525,7 @@ def _solve_seconds(plan: Plan) -> float | None:
     problem = QuadraticProblem(
         -(factor @ present) @ factor, LowRank(factor), counts=int(present.sum())
     )
-    answers = [border.solve(problem, present, seed) for seed in range(2)]
+    answers = [border(problem, present, seed) for seed in range(2)]
     return answers[-1].seconds * (plan.block_size / size) ** 2
 
 

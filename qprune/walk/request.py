@@ -14,10 +14,10 @@ from qprune.network.patterns import Pattern
 from qprune.objective.curvature import Curvature
 from qprune.objective.losses import Loss
 from qprune.steps.compensate import Compensate
-from qprune.steps.faults import Care
 from qprune.steps.formulate import Terms
 from qprune.steps.select import Select
 from qprune.steps.start import Pruner, Start
+from solvers import FaultPolicy
 from solvers.host.ranges import MAX_STEPS, Count, FurtherSteps, Number, Pair, Seed, Steps, checked
 
 _WHOLE_NUMBERS = {
@@ -50,7 +50,7 @@ class Request:
     select: Select
     sampler: Any
     sampler_options: Mapping[str, Any]
-    care: Care
+    care: FaultPolicy
     block_size: int | None
     num_blocks: int
     stages: int | None

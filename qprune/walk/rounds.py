@@ -7,12 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qprune.network.groups import prune_lowest
@@ -20,20 +18,17 @@ from qprune.objective import Expansion
 from qprune.objective.losses import Loss
 from qprune.objective.trace.recorder import mean_loss
 from qprune.results import BlockRecord, Fault
-from qprune.steps.faults import CarefulBorder
 from qprune.steps.formulate import Block, formulate, repriced, with_terms
 from qprune.steps.select import Offer
-from qprune.steps.solve import Answer, Border, SolvedBlock
+from qprune.steps.solve import Question, SolvedBlock, answers
 from qprune.steps.start import Pruner
 from qprune.walk.setting import Setting, State
-from solvers import QuadraticProblem
+from solvers import Answer, QuadraticProblem
 
 # How often a refused proposal is halved, or solved again at a higher price.
 _ATTEMPTS = 4
 # Samples on which the loss before a compensation is noted; it decides nothing.
 _NOTED = 256
-# What a sampler is asked: the problem, the present decision, a seed.
-_Job = tuple[QuadraticProblem, NDArray[np.int8], int]
 # Rounds for which weights rest that were offered and not changed.
 _REST = 2
 
@@ -286,7 +281,6 @@ class _Attempt:
     def _solve(self, state: State, proposals: Sequence[Proposal]) -> list[Proposal]:
         key = (self.stage, self.number)
         with self.watch.phase("solve"):
-            run = map if self.setting.executor is None else self.setting.executor.map
             jobs = [
                 (
                     repriced(p.problem, p.block, state.trust.price),
@@ -295,15 +289,15 @@ class _Attempt:
                 )
                 for b, p in enumerate(proposals)
             ]
-            answers = list(run(partial(_answered, self.setting.border), jobs))
-        for number, answer in enumerate(answers):
+            found = answers(self.setting.border, jobs, self.setting.executor)
+        for number, answer in enumerate(found):
             for fault in answer.faults:
                 self.setting.journal.fault(replace(fault, block=number))
-        solved = [replace(p, answer=a) for p, a in zip(proposals, answers, strict=True)]
+        solved = [replace(p, answer=a) for p, a in zip(proposals, found, strict=True)]
         self._tell(state, solved, jobs)
         return solved
 
-    def _tell(self, state: State, solved: Sequence[Proposal], jobs: Sequence[_Job]) -> None:
+    def _tell(self, state: State, solved: Sequence[Proposal], jobs: Sequence[Question]) -> None:
         """Show the observers of blocks what was asked, and what came back."""
         setting = self.setting
         if not setting.observe_blocks:
@@ -372,12 +366,6 @@ def note_rollback(setting: Setting, state: State, stage: int, number: int) -> No
         fit_loss=math.nan,
         flips=0,
     )
-
-
-def _answered(border: Border | CarefulBorder, job: _Job) -> Answer:
-    # No more than the problem goes out and no more than the answer comes back: executors may
-    # be on other machines.
-    return border.solve(*job)
 
 
 def _seed(*key: int) -> int:

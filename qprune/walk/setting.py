@@ -49,11 +49,12 @@ from qprune.results import Observer
 from qprune.steps.accept import Trust
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import Distillation
-from qprune.steps.solve import BlockObserver, Border
+from qprune.steps.solve import BlockObserver
 from qprune.steps.start import STARTS, Pruner, Situation, Start
 from qprune.walk.estimate import Plan
 from qprune.walk.journal import Journal
 from qprune.walk.request import Request
+from solvers import Ask
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ class Setting:
     start: Start | Pruner
     curvature: Curvature
     compensation: Compensate | None
-    border: Border
+    border: Ask
     block_size: int
     batch_size: int
     generator: torch.Generator
@@ -288,7 +289,7 @@ def prepare(
     _block_size(request, layers)
     _named("curvature", request.curvature, CURVATURES)
     start = _named("start", request.start, STARTS)
-    border = Border.to(request.sampler, request.sampler_options)
+    border = Ask.to(request.sampler, request.sampler_options, request.care)
     generator = torch.Generator().manual_seed(request.seed)
     data = as_calibration(calibration, model)
     request = _with_loss_for(model, data, request)

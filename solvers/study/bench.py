@@ -15,8 +15,8 @@ import dimod
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.ask import ProblemSampler, configured, counting
-from solvers.foreign.border import ForeignSampler, checked_answer, refuse_unknown
+from solvers.ask import Ask, ProblemSampler
+from solvers.foreign.border import ForeignSampler, checked_answer
 from solvers.foreign.composite import CountingComposite
 from solvers.foreign.local import steepest_descent
 from solvers.foreign.penalty import CardinalityPenalty
@@ -95,28 +95,27 @@ class Asking(Protocol):
 class Direct:
     """A sampler that takes problems and keeps counts."""
 
-    sampler: ProblemSampler
+    ask: Ask
     problem: QuadraticProblem
-    options: Mapping[str, Any]
 
     @property
     def takes(self) -> frozenset[str]:
         """Options of ``sample_problem``."""
-        return frozenset(self.sampler.parameters) - {"cardinality", "groups"}
+        return frozenset(self.ask.sampler.parameters) - {"cardinality", "groups"}
 
     @property
     def settled(self) -> Mapping[str, Any]:
         """The user's options."""
-        return self.options
+        return self.ask.options
 
     @property
     def function(self) -> Callable[..., Any]:
         """``sample_problem``."""
-        return self.sampler.sample_problem
+        return self.ask.sampler.sample_problem
 
     def __call__(self, **options: Any) -> Any:
         """A `Solution`."""
-        return self.sampler.sample_problem(self.problem, **{**self.options, **options})
+        return self.ask.sampler.sample_problem(self.problem, **{**self.ask.options, **options})
 
     def judged(self, answer: Any) -> Judged:
         """The samples of a `Solution`."""
@@ -285,17 +284,13 @@ class SamplerSetting:
     sampler: Any = None
 
 
-def made(setting: SamplerSetting) -> tuple[ProblemSampler, dict[str, Any]]:
-    """The sampler of a setting, and the options of its calls.
+def question(setting: SamplerSetting) -> Ask:
+    """The sampler of a setting, made ready as a pruning run makes it.
 
     Raises:
         SolverError: there is no such sampler or option, or it cannot be made here.
     """
-    if setting.sampler is None:
-        return configured(setting.name, setting.options)
-    sampler = counting(setting.sampler)
-    refuse_unknown(setting.label, setting.options, sampler.parameters)
-    return sampler, dict(setting.options)
+    return Ask.to(setting.name if setting.sampler is None else setting.sampler, setting.options)
 
 
 class Bench:
@@ -316,7 +311,7 @@ class Bench:
             OrderedDict()
         )
         self._sweeps: dict[tuple[str, str, float], Mapping[str, Any]] = {}
-        self._samplers: dict[str, tuple[ProblemSampler, Mapping[str, Any]]] = {}
+        self._questions: dict[str, Ask] = {}
         self._learned: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._warm: set[tuple[str, str]] = set()
         self._asking: Asking | None = None
@@ -405,12 +400,12 @@ class Bench:
 
     def _asked(self, name: str, label: str) -> Asking:
         self._problem = problem = self._problems[name]
-        if label not in self._samplers:
-            self._samplers[label] = made(self._settings[label])
-        sampler, options = self._samplers[label]
-        child = foreign_child(sampler)
+        if label not in self._questions:
+            self._questions[label] = question(self._settings[label])
+        ask = self._questions[label]
+        child, options = foreign_child(ask.sampler), ask.options
         if child is None:
-            return Direct(sampler, problem, options)
+            return Direct(ask, problem)
         strength = options.get("strength")
         mine = {n: v for n, v in options.items() if n in child.theirs}
         if problem.counts is not None and strength is None:

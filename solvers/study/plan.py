@@ -13,7 +13,7 @@ from solvers.errors import MissingPackageError, SamplerFailedError, StudyError
 from solvers.host.legible import legible
 from solvers.host.ranges import MAX_SECONDS, MAX_SEED, Repeats, Seed, Threads, checked
 from solvers.host.ranges import Seconds as Limit
-from solvers.study.bench import SamplerSetting, foreign_child, made
+from solvers.study.bench import SamplerSetting, foreign_child, question
 from solvers.study.budgets import (
     CLOCK_OPTIONS,
     CLOCKS,
@@ -109,9 +109,9 @@ class Plan:
                 raise StudyError(str(error)) from error
         if clock not in CLOCKS:
             raise StudyError(f"the clock is one of {', '.join(CLOCKS)}, not {clock!r}")
-        limits = (_limit(allowed, time_limit), prepare_limit and float(prepare_limit))
-        refused = refusals(settings, allowed)
-        return cls(settings, allowed, refused, repeats, seed, threads, clock, *limits)
+        limit, refused = _limit(allowed, time_limit), refusals(settings, allowed)
+        fixed = (repeats, seed, threads, clock, limit, prepare_limit)
+        return cls(settings, allowed, refused, *fixed)
 
     def runs(self, problems: Sequence[str], *, paired: bool = False) -> list[PlannedRun]:
         """Every run, see `ordered_runs`."""
@@ -298,7 +298,7 @@ def _class_name(sampler: Any) -> str:
 
 def _options_of(setting: SamplerSetting) -> frozenset[str]:
     """The options of a call of the sampler, as a study calls it."""
-    sampler, _ = made(setting)
+    sampler = question(setting).sampler
     child = foreign_child(sampler)
     return frozenset(sampler.parameters if child is None else child.parameters)
 

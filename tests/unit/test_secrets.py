@@ -17,7 +17,7 @@ from qprune.errors import ImpossibleRequestError
 from qprune.jobs.job import run_job
 from qprune.jobs.settings import Settings, make_settings
 from qprune.record.folder import CONFIG
-from qprune.steps.faults import Care
+from solvers import FaultPolicy
 from solvers.host.secrets import HIDDEN, redacted, without_secrets
 from solvers.study import compare, generate
 
@@ -82,7 +82,7 @@ def test_a_run_and_its_faults_and_answers_write_no_secret(tmp_path, secrets, mon
         rounds=4,
         sampler=Leaky(),
         sampler_options={"token": "sentinel-given"},
-        care=Care(fallback="keep", retries=0),
+        care=FaultPolicy(fallback="keep", retries=0),
         output_dir=tmp_path,
     )
     faults = [fault for step in pruned.report.steps for fault in step.faults]

@@ -23,7 +23,7 @@ from qprune.models.heads import Subject, head_of, targeted
 from qprune.models.pretrained import load_checkpoint, load_pretrained, stored_dtype
 from qprune.models.save import save_model
 from qprune.record.folder import OURS, RunFolder, resumed_folder, run_folder
-from qprune.steps.solve import Border
+from solvers import Ask
 from solvers.host.disk import LOCK, half_written
 from solvers.host.machine import peak_memory
 
@@ -119,7 +119,7 @@ def _refuse(settings: LanguageSettings) -> None:
     _ = settings.asked_sparsity
     chosen_method(settings)
     if settings.method == "qprune" and (settings.sampler or settings.sampler_options):
-        Border.to(settings.sampler or "relax", settings.sampler_options)
+        Ask.to(settings.sampler or "relax", settings.sampler_options)
 
 
 @contextmanager

@@ -260,14 +260,8 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
             linewidth=0.6,
         )
         axes.invert_yaxis()
-        for (i, j), value in np.ndenumerate(values):
-            if not np.isfinite(value):
-                box = {"fill": False, "hatch": "////", "edgecolor": "#8c8c8c", "linewidth": 0}
-                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **box))
-                continue
-            dark = norm(known[i, j]) > 0.55
-            text = {"ha": "center", "va": "center", "fontsize": 6.8}
-            axes.text(j, i, _short(value), color="white" if dark else "black", **text)
+        for place, value in np.ndenumerate(values):
+            _fill(axes, place, value, dark=bool(norm(known[place]) > 0.55))
         axes.set_xticks(columns, samplers, rotation=40, ha="right")
         axes.set_yticks(lines, problems, fontsize=7.5)
         axes.spines[:].set_visible(False)
@@ -279,6 +273,17 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
         bar.set_label("median gap, %")
         axes.set_title("Gap to best known, %; hatched: no answer")
         return figure
+
+
+def _fill(axes: Axes, place: tuple[int, ...], value: float, *, dark: bool) -> None:
+    """The text of one cell; hatching where there is no answer."""
+    i, j = place
+    if np.isfinite(value):
+        text = {"ha": "center", "va": "center", "fontsize": 6.8}
+        axes.text(j, i, _short(value), color="white" if dark else "black", **text)
+        return
+    box = {"fill": False, "hatch": "////", "edgecolor": "#8c8c8c", "linewidth": 0}
+    axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **box))
 
 
 def rank_diagram(ranking: Ranking, looks: Mapping[str, Look]) -> Figure:

@@ -138,7 +138,9 @@ class Table:
         return [folder / f"{self.name}{suffix}" for suffix in written]
 
 
-def sampler_table(top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, ranking: Ranking):
+def sampler_table(
+    top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, ranking: Ranking
+) -> Table:
     """One line a sampler, best mean rank first.
 
     Args:
@@ -147,7 +149,31 @@ def sampler_table(top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, 
         against: from `solvers.study.measures.references`.
         ranking: of ``gaps``.
     """
-    cells = summary(top, against)
+    frame = _by_sampler(summary(top, against), gaps, ranking)
+    return Table(
+        "samplers",
+        "Samplers at the largest budget, best mean rank first; counts exact: reads, before repair.",
+        frame,
+        {
+            "rank": lambda v: finite(v, lambda rank: f"{rank:.2f}"),
+            **dict.fromkeys(("success", "success_low", "success_high", "feasible"), share),
+            **dict.fromkeys(("gap_median", "gap_worst"), percent),
+            "seconds": seconds,
+        },
+        {
+            "rank": "mean rank",
+            "success": "found best known",
+            "success_low": "from (95 %)",
+            "success_high": "to",
+            "gap_median": "median gap",
+            "gap_worst": "worst gap",
+            "feasible": "counts exact",
+            "seconds": "median s",
+        },
+    )
+
+
+def _by_sampler(cells: pd.DataFrame, gaps: pd.DataFrame, ranking: Ranking) -> pd.DataFrame:
     lines = []
     for sampler, mean_rank in ranking.mean_ranks.items():
         mine = cells[cells.sampler == sampler]
@@ -169,27 +195,7 @@ def sampler_table(top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, 
                 "seconds": mine.seconds.median(),
             }
         )
-    return Table(
-        "samplers",
-        "Samplers at the largest budget, best mean rank first; counts exact: reads, before repair.",
-        pd.DataFrame(lines),
-        {
-            "rank": lambda v: finite(v, lambda rank: f"{rank:.2f}"),
-            **dict.fromkeys(("success", "success_low", "success_high", "feasible"), share),
-            **dict.fromkeys(("gap_median", "gap_worst"), percent),
-            "seconds": seconds,
-        },
-        {
-            "rank": "mean rank",
-            "success": "found best known",
-            "success_low": "from (95 %)",
-            "success_high": "to",
-            "gap_median": "median gap",
-            "gap_worst": "worst gap",
-            "feasible": "counts exact",
-            "seconds": "median s",
-        },
-    )
+    return pd.DataFrame(lines)
 
 
 def cell_table(rows: pd.DataFrame, against: pd.DataFrame) -> Table:
