@@ -94,6 +94,11 @@ def compare_pruning(
         StudyFolderError: the folder holds another study, or cannot be used.
         QpruneError: model or data cannot be loaded.
     """
+    if not hasattr(trial, "load"):
+        raise StudyError(
+            f"{trial!r:.60} is no trial; pass a ModelTrial, or qprune.cli.compare.SettingsTrial of "
+            "the settings of a run"
+        )
     plan = Plan.of(
         samplers, budgets, repeats, seed, threads=threads, clock=clock, time_limit=time_limit
     )

@@ -35,6 +35,7 @@ from solvers.study.report.style import (
     looks_of,
     new_figure,
     new_grid,
+    percent_above,
 )
 from solvers.study.report.tables import Table, finite, number, percent, seconds, share
 
@@ -464,7 +465,7 @@ def energy_and_network(
                 )
         axes.set_xscale("log")
         axes.set_xlim(LEAST_MISSED / 1.5, 1.6)
-        axes.xaxis.set_major_formatter(FuncFormatter(_missed))
+        axes.xaxis.set_major_formatter(percent_above(LEAST_MISSED))
         axes.xaxis.set_minor_locator(NullLocator())
         if in_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -535,8 +536,3 @@ def loss_along_the_way(points: pd.DataFrame, looks: Looks) -> Figure:
 def _of(rows: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
     names = ("sampler", "budget_kind", "budget")
     return rows[np.logical_and.reduce([rows[name] == cell[name] for name in names])]
-
-
-def _missed(share: float, _place: object = None) -> str:
-    text = f"{100 * share:.3g} %"
-    return f"\u2264 {text}" if share <= LEAST_MISSED else text

@@ -197,6 +197,14 @@ def test_a_killed_study_goes_on_with_the_missing_runs(here, tmp_path):
     assert len(read_pruning_study(tmp_path / "b").record["sessions"]) == 2
 
 
+def test_a_damaged_row_is_named(here, tmp_path):
+    compare_pruning(trial(), ["greedy"], ["1reads"], 1, folder=tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / ROWS).read_text().splitlines()]
+    (tmp_path / ROWS).write_text(json.dumps(row | {"final_accuracy": "good"}) + "\n")
+    with pytest.raises(StudyFolderError, match="row 1 is damaged: final_accuracy is 'good'"):
+        read_pruning_study(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -260,6 +268,8 @@ def test_options_that_are_the_study_s_or_nobody_s_are_refused():
     given = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "max_seconds": 9}
     with pytest.raises(ImpossibleRequestError, match="max_seconds"):
         SettingsTrial(make_settings(given))
+    with pytest.raises(StudyError, match=r"is no trial; .* SettingsTrial"):
+        compare_pruning(make_settings(given), ["greedy"], ["1reads"])
 
 
 def test_a_model_that_cannot_be_had_leaves_no_folder(here, tmp_path):

@@ -215,6 +215,35 @@ def test_a_damaged_row_is_named_and_nothing_is_lost(short, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"energy": "low"}, "energy is 'low'"),
+        ({"energy": None}, "energy is None"),
+        ({"repeat": True}, "repeat is True"),
+        ({"n": 2.5}, "n is 2.5"),
+        ({"beaten": 1}, "beaten is 1"),
+        ({"sampler": 3}, "sampler is 3"),
+    ],
+)
+def test_a_row_of_wrong_types_is_named(short, tmp_path, change, message):
+    shutil.copytree(short.folder, tmp_path / "study")
+    rows = [json.loads(line) for line in (short.folder / ROWS).read_text().splitlines()]
+    rows[1] |= change
+    (tmp_path / "study" / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for read in (read_study, lambda folder: compare([BLOCK], **SHORT, repeats=2, folder=folder)):
+        with pytest.raises(StudyFolderError, match=rf"row 2 is damaged: {message}"):
+            read(tmp_path / "study")
+
+
+def test_a_record_of_wrong_types_is_named(short, tmp_path):
+    record = json.loads((short.folder / STUDY).read_text())
+    record["samplers"][1]["label"] = None
+    (tmp_path / STUDY).write_text(json.dumps(record))
+    with pytest.raises(StudyFolderError, match=r"study\.json is damaged: samplers label is None"):
+        read_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"seed": 1}, "its seed is 0, not 1"),
         ({"repeats": 3}, "its repeats is 2, not 3"),
         ({"budgets": ["3reads"]}, "its budgets reads amount is 2.0, not 3.0"),
@@ -364,7 +393,6 @@ def test_what_was_chosen_for_a_pair_holds_in_a_new_process(tmp_path):
     assert after["sa"]["strength"] == kept[0]["settings"].get("strength", after["sa"]["strength"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="CPU time of other processes is read on Linux")
 def test_a_limit_by_cpu_time_ends_work_and_not_waiting():
     samplers = [("works", odd.Takes, {"work": 30.0}), ("waits", odd.Takes, {"wait": 2.5})]
     study = compare([BLOCK], samplers, ["1reads"], 1, time_limit=1.0, clock="cpu")
@@ -398,6 +426,12 @@ def test_states_found_again_and_again_are_judged_like_any(n):
     assert found["energy_raw_best"] == pytest.approx(energies[problem.feasible(states)].min())
     assert problem.energy(bits_of(found["state"], n)) == pytest.approx(found["energy"])
     assert found["trace"][-1][1] == pytest.approx(found["energy"])
+
+
+def test_of_states_that_are_equally_good_the_first_is_kept():
+    problem = QuadraticProblem([-1.0, 0.0, 0.0], np.zeros((3, 3)))
+    calls = [Call(0.1, np.array([[0, 1, 1], [1, 0, 1], [1, 0, 0]], np.int8))]
+    assert bits_of(judgement(problem, Told(), calls, 0, 10)["state"], 3).tolist() == [1, 0, 1]
 
 
 def test_a_worker_that_is_done_ends_by_itself():

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from solvers.host.legible import in_figure
-from solvers.study.measures import SUCCESS_GAP, WORST_GAP, Ranking, median_with_infinity
+from solvers.study.measures import SUCCESS_GAP, WORST_GAP, Ranking, held, median_with_infinity
 from solvers.study.report.style import (
     STYLE,
     WIDTH,
@@ -30,6 +30,7 @@ from solvers.study.report.style import (
     legend_below,
     new_figure,
     new_grid,
+    percent_above,
 )
 
 #: Least number of problems for which quartiles are drawn.
@@ -71,7 +72,7 @@ def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
     grid = np.geomspace(mine.seconds.min(), mine.seconds.max(), 64)
     curves = np.array(
         [
-            _held(part.seconds.to_numpy(), part.gap.to_numpy(float), grid)
+            held(part.seconds.to_numpy(), part.gap.to_numpy(float), grid)
             for _, part in mine.groupby("problem", sort=False)
         ]
     )
@@ -85,12 +86,6 @@ def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
     marks: dict[str, Any] = {"markevery": 12}
     (line,) = axes.plot(grid[seen], _shown(middle[seen]), **look.line, **marks)
     return line
-
-
-def _held(seconds: np.ndarray, gaps: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The last gap at or before each time of the grid."""
-    place = np.searchsorted(seconds, grid * (1 + 1e-9), side="right") - 1
-    return np.where(place >= 0, gaps[np.maximum(place, 0)], np.inf)
 
 
 def performance_profiles(times: pd.DataFrame, gaps: pd.DataFrame, looks: Looks) -> Figure:
@@ -119,7 +114,7 @@ def performance_profiles(times: pd.DataFrame, gaps: pd.DataFrame, looks: Looks) 
             axes.set_xscale("log")
             axes.set_ylim(-0.03, 1.03)
         left.xaxis.set_major_formatter(FuncFormatter(lambda tau, _: f"{tau:g}"))
-        right.xaxis.set_major_formatter(FuncFormatter(_percent))
+        right.xaxis.set_major_formatter(percent_above(-np.inf))
         if len(times) and times.index[-1] > 10:
             left.xaxis.set_minor_formatter(NullFormatter())
         else:
@@ -169,7 +164,7 @@ def tts_against_size(sizes: pd.DataFrame, looks: Looks, target: float) -> Figure
             axes.set_xticks(shown, [str(size) for size in shown])
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlim(shown[0] / 1.35, shown[-1] * 1.35)
-        goal = "best known" if target <= SUCCESS_GAP else f"{_percent(target)} of best known"
+        goal = "best known" if target <= SUCCESS_GAP else f"{100 * target:.3g} % of best known"
         _label_outer(grid, "variables", f"TTS99 to {goal}, s")
         legend_below(figure, handles)
         return figure
@@ -213,15 +208,7 @@ def _shown(gaps: np.ndarray) -> np.ndarray:
 def _gap_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.set_ylim(SUCCESS_GAP / 1.5, WORST_GAP * 1.2)
-    axes.yaxis.set_major_formatter(FuncFormatter(_floor_percent))
-
-
-def _percent(share: float, _place: object = None) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _floor_percent(share: float, _place: object = None) -> str:
-    return f"\u2264 {_percent(share)}" if share <= SUCCESS_GAP else _percent(share)
+    axes.yaxis.set_major_formatter(percent_above(SUCCESS_GAP))
 
 
 def _problems(number: int) -> str:

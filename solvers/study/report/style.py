@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from solvers.host.legible import in_figure
 
@@ -123,6 +124,13 @@ def new_grid(number: int, height: float = 2.3, **shared: Any) -> tuple[Figure, l
     for axes in panels[number:]:
         axes.set_visible(False)
     return figure, panels[:number]
+
+
+def percent_above(floor: float) -> FuncFormatter:
+    """Shares in percent on an axis whose end ``floor`` stands for all that is less."""
+    return FuncFormatter(
+        lambda share, _: ("\u2264 " if share <= floor else "") + f"{100 * share:.3g} %"
+    )
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any], columns: int = 5) -> None:
