@@ -61,7 +61,7 @@ _INCOMPATIBLE = (
 
 
 class Trial(Protocol):
-    """What every sampler of a study is run on: a problem; in `qprune.study` a pruning run."""
+    """Thing that every sampler of a study is run on: a problem; in `qprune.study` a pruning run."""
 
     @property
     def title(self) -> str:

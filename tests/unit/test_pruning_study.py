@@ -268,7 +268,7 @@ def test_options_that_are_the_study_s_or_nobody_s_are_refused():
     given = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "max_seconds": 9}
     with pytest.raises(ImpossibleRequestError, match="max_seconds"):
         SettingsTrial(make_settings(given))
-    with pytest.raises(StudyError, match=r"is no trial; .* SettingsTrial"):
+    with pytest.raises(StudyError, match=r"is no trial; .*SettingsTrial"):
         compare_pruning(make_settings(given), ["greedy"], ["1reads"])
 
 
