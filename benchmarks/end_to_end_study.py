@@ -19,11 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.pruning import settings_of
-from qprune.cli.compare import StudyBar, summary_table
+from qprune.cli.compare import SettingsTrial, StudyBar, summary_table
 from qprune.jobs.settings import make_settings
 from qprune.study import compare_pruning
-from qprune.study.measures import summary_records
-from qprune.study.report import write_pruning_report
+from qprune.study.report import summary_records, write_pruning_report
 
 SAMPLERS = ("relax", "swap-anneal", "sa", "tabu", "greedy", "random")
 
@@ -91,8 +90,10 @@ def main() -> None:
         part, folder = PARTS[name], arguments.output / name
         with StudyBar(Console(stderr=True)) as bar:
             study = compare_pruning(
-                make_settings(
-                    part.settings | settings_of(name, arguments.data) | {"sparsity": 0.95}
+                SettingsTrial(
+                    make_settings(
+                        part.settings | settings_of(name, arguments.data) | {"sparsity": 0.95}
+                    )
                 ),
                 part.samplers,
                 part.budgets,

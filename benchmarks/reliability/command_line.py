@@ -269,23 +269,19 @@ def fit_for_many(place: Path) -> Iterator[None]:
             raise KeyboardInterrupt  # It would work now.
 
     before, path, modules = Path.cwd(), list(sys.path), set(sys.modules)
-    homes: list[Any] = [
-        importlib.import_module(f"{package}.study.compare") for package in ("qprune", "solvers")
-    ]
-    workers = [home.Worker for home in homes]
+    home: Any = importlib.import_module("solvers.study.compare")
+    worker = home.Worker
     environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     outside = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     os.chdir(place)
-    for home in homes:
-        home.Worker = Begun
+    home.Worker = Begun
     try:
         yield
     finally:
         os.chdir(before)
         sys.path[:] = path
-        for home, worker in zip(homes, workers, strict=True):
-            home.Worker = worker
+        home.Worker = worker
         for name, value in outside.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         for name in {"tiny", "broken", "leaves"} & (set(sys.modules) - modules):

@@ -130,7 +130,7 @@ def selections() -> Iterator[Row]:
 def solves() -> Iterator[Row]:
     """Formulating and solving a block of random gradients at 90 % pruned."""
     rng = np.random.default_rng(0)
-    border = Ask.to("relax")
+    ask = Ask.to("relax")
     for variables, samples in ((256, 200), (512, 200), (1024, 100), (1024, 400), (2048, 200)):
         factor = rng.standard_normal((samples, variables)) / samples**0.5
         pruned = (rng.random(variables) < 0.9).astype(np.int8)
@@ -153,7 +153,7 @@ def solves() -> Iterator[Row]:
         yield Row("formulate", "Fisher block", sizes, least(formulated))
 
         def solve(problem=problem, pruned=pruned):
-            return border.solve(problem, pruned, 0)
+            return ask(problem, pruned, 0)
 
         solve()
         yield Row("solve", "relax", sizes, least(solve))

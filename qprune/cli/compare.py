@@ -1,18 +1,15 @@
-"""Optional logging of a study's rows to the experiment tracker trackio.
-
-`qprune compare`: samplers side by side on the same problems.
-"""
+"""`qprune compare`: samplers side by side, on the same problems or in a pruning run."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,9 +27,15 @@ from qprune.cli.options import (
 )
 from qprune.cli.terminal import say, terminal
 from qprune.errors import ImpossibleRequestError
+from solvers.host.disk import strict_json
 from solvers.host.legible import legible
 from solvers.host.ranges import Count, Repeats, Seconds, Seed, Threads
 from solvers.host.secrets import without_secrets
+
+if TYPE_CHECKING:
+    from qprune.jobs.settings import Settings
+    from qprune.study.trial import Loaded
+    from solvers.study import Instance, Study
 
 Tracker = Callable[[Mapping[str, Any], int, int], None]
 
@@ -70,18 +73,14 @@ def tracker(project: str | None) -> Iterator[list[Tracker]]:
             trackio.finish()
 
 
-if TYPE_CHECKING:
-    from qprune.jobs.settings import Settings
-    from solvers.study import Study
-
 Setting = tuple[str, str, dict[str, OptionValue]]
 
 
-class StudyBar:
+class StudyBar(Progress):
     """Progress bar on standard error: number of runs done, and the last one."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
@@ -90,26 +89,12 @@ class StudyBar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("starting", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        self._task = self.add_task("starting", total=None)
 
     def __call__(self, row: Mapping[str, Any], done: int, total: int) -> None:
         """Show a finished row."""
-        what = f"{row['sampler']} on {row.get('problem', row.get('model'))}"
-        self._progress.update(
-            self._task, completed=done, total=total, description=legible(what, 120)
-        )
+        what = legible(f"{row['sampler']} on {row['problem']}", 120)
+        self.update(self._task, completed=done, total=total, description=what)
 
 
 def compare(
@@ -180,79 +165,56 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Compare samplers with equal budgets, on problems or in a pruning run; failures are rows."""
-    from solvers.host.disk import strict_json
-
-    pass
-    from solvers.study.report.page import require_packages
+    from solvers.study.report.page import PACKAGES, require_packages
 
     settings = [parse_sampler(text) for text in sampler or ()]
-    if output is not None:
-        require_packages()  # Refused here, not after the last run.
-    shared: dict[str, Any] = {
-        "repeats": repeats,
-        "seed": seed,
-        "folder": output,
-        "threads": threads,
-        "clock": clock,
-    }
-    if time_limit is not None:
-        shared["time_limit"] = time_limit
-    given = {
-        "a problem": problems,
-        "--generate": generate,
-        "--count": count,
-        "--known": known,
-        "--maximize": maximize is not None,
-        "--format": format,
-    }
+    # Refused here, not after the last run.
+    require_packages(("pandas",) if output is None else PACKAGES)
+    shared: dict[str, Any] = {"folder": output, "threads": threads, "clock": clock}
+    shared |= {} if time_limit is None else {"time_limit": time_limit}
+    kind: Any
+    if prune is None:
+        from solvers.study import compare as run_study
+        from solvers.study.report.page import write_report
+
+        if model or data:
+            raise ImpossibleRequestError("--model and --data go with --prune; leave them out")
+        reading = {"counts": count or (), "maximize": maximize, "format": format}
+        asked: Any = _instances(problems or (), generate or (), known, reading)
+        shared["prepare_limit"] = prepare_limit
+        kind = run_study, problem_summary, write_report
+    else:
+        from qprune.study import compare_pruning
+        from qprune.study.report import summary_records, write_pruning_report
+
+        given = {"a problem": problems, "--generate": generate, "--count": count}
+        given |= {"--known": known, "--maximize": maximize is not None, "--format": format}
+        asked = _asked_run(prune, model, data, given)
+        kind = compare_pruning, summary_records, write_pruning_report
+    run, summary, write = kind
     with StudyBar(terminal(stderr=True)) as bar, tracker(track) as trackers:
         shared["observe"] = [bar, *trackers]
-        if prune is None:
-            if model or data:
-                raise ImpossibleRequestError("--model and --data go with --prune; leave them out")
-            reading = {"counts": count or (), "maximize": maximize, "format": format}
-            instances = _instances(problems or (), generate or (), known, reading)
-            shared["prepare_limit"] = prepare_limit
-            outcome = _on_problems(instances, settings, budget or (), shared)
-        else:
-            _refuse_problems([name for name, value in given.items() if value])
-            asked = _asked_run(prune, model, data)
-            outcome = _in_pruning(asked, settings, budget or (), shared)
+        study = run(asked, settings, budget or (), repeats, seed, **shared)
+    page, told = None if output is None else write(output), summary(study)
     if json:
-        typer.echo(strict_json({"runs": outcome.runs, "samplers": outcome.summary}))
+        typer.echo(strict_json({"runs": len(study.row_list), "samplers": told}))
         return
-    terminal().print(summary_table(outcome.summary))
-    if outcome.page is not None:
-        say(f"{outcome.page} shows the study; {output} holds its rows")
+    terminal().print(summary_table(told))
+    if page is not None:
+        say(f"{page} shows the study; {output} holds its rows")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Printed outcome: number of runs, one record per sampler, path of the report."""
-
-    runs: int
-    summary: list[dict[str, Any]]
-    page: Path | None
-
-
-def _on_problems(
-    instances: Sequence[Any],
-    settings: Sequence[Setting],
-    budgets: Sequence[str],
-    shared: Mapping[str, Any],
-) -> Outcome:
-    from solvers.study import compare as run_study
-
-    study = run_study(instances, settings, budgets, **shared)
-    page = None if study.folder is None else _write_report(study.folder)
-    return Outcome(len(study.row_list), problem_summary(study), page)
-
-
-def _asked_run(config: Path, model: str | None, data: str | None) -> Settings:
+def _asked_run(
+    config: Path, model: str | None, data: str | None, given: Mapping[str, Any]
+) -> SettingsTrial:
     """Return the run that ``--prune`` names; only code named on the command line is imported."""
     from qprune.jobs.settings import make_settings, merged, trusted
     from qprune.models.pretrained import is_pretrained
 
+    for name in [name for name, value in given.items() if value][:1]:
+        raise ImpossibleRequestError(
+            f"--prune takes its problems from the pruning run; leave {name} out, or --prune"
+        )
     if is_pretrained(str(merged({}, config).get("model"))):
         raise ImpossibleRequestError(
             f"{config} is of a language model, which is pruned layer by layer, without a sampler; "
@@ -260,28 +222,59 @@ def _asked_run(config: Path, model: str | None, data: str | None) -> Settings:
         )
     settings = make_settings({}, config)
     trusted(settings, model, data)
-    return settings
+    return SettingsTrial(settings)
 
 
-def _in_pruning(
-    asked: Settings,
-    settings: Sequence[Setting],
-    budgets: Sequence[str],
-    shared: Mapping[str, Any],
-) -> Outcome:
-    from qprune.study import compare_pruning
-    from qprune.study.measures import summary_records
-    from qprune.study.report import write_pruning_report
+@dataclass(frozen=True)
+class SettingsTrial:
+    """Run of ``qprune prune --config`` with the study's seed and sampler.
 
-    study = compare_pruning(asked, settings, budgets, **shared)
-    page = None if study.folder is None else write_pruning_report(study.folder)
-    return Outcome(len(study.row_list), summary_records(study), page)
+    Raises:
+        ImpossibleRequestError: it has a time limit, under which a run's steps depend on the
+            machine's other work.
+    """
 
+    settings: Settings
 
-def _refuse_problems(given: Sequence[str]) -> None:
-    if given:
-        raise ImpossibleRequestError(
-            f"--prune takes its problems from the pruning run; leave {given[0]} out, or --prune"
+    def __post_init__(self) -> None:
+        if self.settings.max_seconds is not None:
+            raise ImpossibleRequestError(
+                "max_seconds limits the whole run, so that samplers would not get the same time; "
+                "leave it out, and give the study a budget"
+            )
+
+    @property
+    def title(self) -> str:
+        """Model and sparsity."""
+        return self.settings.title
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings, and a digest of the weight file."""
+        free = {"sampler", "sampler_options", "seed", "max_seconds", "threads"}
+        told = self.settings.model_dump(mode="json", exclude=free)
+        weights = self.settings.weights
+        if weights is not None:
+            try:
+                told["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+            except OSError as error:
+                raise ImpossibleRequestError(
+                    f"cannot read the weights {weights}: {error.strerror}"
+                ) from error
+        return told
+
+    def load(self) -> Loaded:
+        """Load as `qprune prune` does."""
+        from qprune.jobs.kinds import Images
+        from qprune.study.trial import RESERVED, Loaded
+
+        job = Images.load(Images.completed(self.settings))
+        number = job.settings.num_calibration_samples or 1
+        options = job.arguments()
+        return Loaded(
+            job.model,
+            lambda seed: job.data.calibration(number, seed),
+            job.data.score,
+            {name: value for name, value in options.items() if name not in RESERVED},
         )
 
 
@@ -347,7 +340,7 @@ def _instances(
     generators: Sequence[str],
     known: Path | None,
     reading: Mapping[str, Any],
-) -> list[Any]:
+) -> list[Instance]:
     from solvers.study import generate, read_instances, read_known
 
     values = {} if known is None else read_known(known)
@@ -356,9 +349,3 @@ def _instances(
         for path in paths:
             found += read_instances(path, known=values, **reading)
     return found
-
-
-def _write_report(folder: Path) -> Path:
-    from solvers.study.report.page import write_report
-
-    return write_report(folder)

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qprune.jobs import plots
 from qprune.models.evaluate import correlation
 from qprune.results import BlockRecord, Report, Score, ScorePoint, Step, in_bytes, in_seconds
-from solvers.host.legible import shown_on_page
+from solvers.study.report.page import environment
 
 NOTHING, TIMES = "\u2013", "\u00d7"
 
@@ -43,16 +42,9 @@ def render_html(
         scores: scores on test data along the way, for the curve of accuracy.
         others: scores of other methods at the same sparsity, for comparison.
     """
-    environment = Environment(
-        loader=PackageLoader("qprune.jobs"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=shown_on_page,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "seconds": seconds}
-    return environment.get_template("report.html.j2").render(
+    page = environment("qprune.jobs")
+    page.filters |= {"percent": percent, "number": number, "seconds": seconds}
+    return page.get_template("report.html.j2").render(
         title=title,
         report=report,
         comparison=_comparison(report, others or {}),

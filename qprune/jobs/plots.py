@@ -7,57 +7,34 @@ vision, and differ in marker or place as well.
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from qprune.results import LayerRecord, ScorePoint, Step
 from solvers.host.legible import in_figure
-from solvers.study.report.style import any_script
+from solvers.study.report.style import COLORS, INK, ON_PAGE, as_svg, new_figure
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c8c8c"
+BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, _ = COLORS
+GREY = "#8c8c8c"
 PHASES: Mapping[str, str] = {
-    "select": "#56b4e9",
-    "curvature": "#0072b2",
-    "formulate": "#cc79a7",
-    "solve": "#e69f00",
-    "accept": "#009e73",
-    "compensate": "#d55e00",
-}
-
-#: Placeholder of the page's text colour until the SVG is written.
-_INK = "#010203"
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": _INK,
-    "grid.alpha": 0.12,
-    "axes.axisbelow": True,
-    "font.size": 10,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
+    "select": SKY,
+    "curvature": BLUE,
+    "formulate": PURPLE,
+    "solve": YELLOW,
+    "accept": GREEN,
+    "compensate": ORANGE,
 }
 
 
 def loss_curve(steps: Sequence[Step]) -> str:
     """Plot the loss on the acceptance split after each step, rejected proposals included."""
-    with rc_context(_STYLE):
+    with rc_context(ON_PAGE):
         axes = _axes()
         _shade_stages(axes, steps)
         index = [step.index for step in steps]
@@ -73,12 +50,12 @@ def loss_curve(steps: Sequence[Step]) -> str:
         _steps_and(axes, "loss, nats")
         _logarithmic_if_wide(axes, [step.loss for step in steps])
         axes.legend()
-        return _svg(axes.figure, "loss")
+        return _svg(axes, "loss")
 
 
 def accuracy_curve(points: Sequence[ScorePoint], dense: float | None) -> str:
     """Plot the accuracy on test data along the run."""
-    with rc_context(_STYLE):
+    with rc_context(ON_PAGE):
         axes = _axes()
         known = [(p.step, p.score.accuracy) for p in points if p.score.accuracy is not None]
         axes.plot([x for x, _ in known], [y for _, y in known], "o-", color=GREEN, label="pruned")
@@ -87,12 +64,12 @@ def accuracy_curve(points: Sequence[ScorePoint], dense: float | None) -> str:
         _steps_and(axes, "test accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend()
-        return _svg(axes.figure, "accuracy")
+        return _svg(axes, "accuracy")
 
 
 def sparsity_curve(steps: Sequence[Step], asked: float) -> str:
     """Plot the share of zeros among the targeted weights after each step."""
-    with rc_context(_STYLE):
+    with rc_context(ON_PAGE):
         axes = _axes()
         _shade_stages(axes, steps)
         values = [step.sparsity for step in steps]
@@ -101,12 +78,12 @@ def sparsity_curve(steps: Sequence[Step], asked: float) -> str:
         _steps_and(axes, "sparsity")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(loc="lower right")
-        return _svg(axes.figure, "sparsity")
+        return _svg(axes, "sparsity")
 
 
 def prediction_scatter(steps: Sequence[Step]) -> str:
     """Plot predicted against real change of the loss, with the diagonal."""
-    with rc_context(_STYLE):
+    with rc_context(ON_PAGE):
         axes = _axes()
         told = [s for s in steps if s.predicted is not None and np.isfinite(s.real)]
         x = np.array([step.predicted for step in told], float)
@@ -118,17 +95,17 @@ def prediction_scatter(steps: Sequence[Step]) -> str:
         axes.set_yscale("symlog", linthresh=scale)
         ends = np.array([x.min(initial=-scale), x.max(initial=0)])
         axes.plot(ends, ends, color=GREY, linestyle="--", label="as predicted")
-        axes.axhline(0, color=_INK, alpha=0.4, linewidth=0.8)
+        axes.axhline(0, color=INK, alpha=0.4, linewidth=0.8)
         axes.plot(x[taken], y[taken], "o", color=BLUE, alpha=0.7, label="accepted")
         axes.plot(x[~taken], y[~taken], "x", color=ORANGE, alpha=0.9, label="rejected")
         axes.set(xlabel="predicted change of the loss, nats", ylabel="real change, nats")
         axes.legend()
-        return _svg(axes.figure, "prediction")
+        return _svg(axes, "prediction")
 
 
 def layer_bars(layers: Sequence[LayerRecord], asked: float) -> str:
     """Plot the sparsity of every targeted tensor, with its share of all weights."""
-    with rc_context(_STYLE):
+    with rc_context(ON_PAGE):
         axes = _axes(width=13.2, height=0.3 * len(layers) + 1.0)
         places = list(range(len(layers)))
         axes.barh(places, [layer.sparsity for layer in layers], color=BLUE, height=0.62)
@@ -144,13 +121,13 @@ def layer_bars(layers: Sequence[LayerRecord], asked: float) -> str:
         axes.set(xlim=(0, 1), xlabel="sparsity")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
-        return _svg(axes.figure, "layers")
+        return _svg(axes, "layers")
 
 
 def flip_bars(steps: Sequence[Step]) -> str:
     """Plot the decisions changed by each step of blocks, and the trust region's price."""
-    with rc_context(_STYLE):
-        figure = _figure()
+    with rc_context(ON_PAGE):
+        figure = new_figure(6.4, 3.1)
         flips, price = figure.subplots(2, sharex=True, height_ratios=(2, 1))
         blocks = [step for step in steps if step.kind == "blocks"]
         index = [step.index for step in blocks]
@@ -159,7 +136,7 @@ def flip_bars(steps: Sequence[Step]) -> str:
         price.plot(index, [step.price for step in blocks], ".-", color=ORANGE, linewidth=0.8)
         _steps_and(price, "price")
         _logarithmic_if_wide(price, [step.price for step in blocks])
-        return _svg(figure, "flips")
+        return as_svg(figure, "flips")
 
 
 def phase_bars(steps: Sequence[Step]) -> str:
@@ -169,7 +146,7 @@ def phase_bars(steps: Sequence[Step]) -> str:
         for phase, seconds in step.seconds.items():
             spent[step.kind][phase] += seconds
     phases = list(dict.fromkeys([*PHASES, *(p for kind in spent.values() for p in kind)]))
-    with rc_context(_STYLE):
+    with rc_context(ON_PAGE):
         axes = _axes()
         left, places = np.zeros(len(spent)), range(len(spent))
         for phase in phases:
@@ -183,17 +160,11 @@ def phase_bars(steps: Sequence[Step]) -> str:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("seconds of wall time")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3)
-        return _svg(axes.figure, "phases")
-
-
-def _figure(width: float = 6.4, height: float = 3.1) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure
+        return _svg(axes, "phases")
 
 
 def _axes(width: float = 6.4, height: float = 3.1) -> Axes:
-    return _figure(width, height).subplots()
+    return new_figure(width, height).subplots()
 
 
 def _steps_and(axes: Axes, label: str) -> None:
@@ -205,7 +176,7 @@ def _shade_stages(axes: Axes, steps: Sequence[Step]) -> None:
     """Shade every second stage."""
     for stage in sorted({step.stage for step in steps})[1::2]:
         inside = [step.index for step in steps if step.stage == stage]
-        axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, color=_INK, alpha=0.05, linewidth=0)
+        axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, color=INK, alpha=0.05, linewidth=0)
 
 
 def _logarithmic_if_wide(axes: Axes, values: Sequence[float]) -> None:
@@ -214,11 +185,6 @@ def _logarithmic_if_wide(axes: Axes, values: Sequence[float]) -> None:
         axes.set_yscale("log")
 
 
-def _svg(figure: object, name: str) -> str:
-    """Return the figure as an SVG element, the same for the same data."""
-    assert isinstance(figure, Figure)
-    target = io.StringIO()
-    with rc_context({"svg.hashsalt": name}), any_script():
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    text = target.getvalue()
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
+def _svg(axes: Axes, name: str) -> str:
+    assert isinstance(axes.figure, Figure)
+    return as_svg(axes.figure, name)

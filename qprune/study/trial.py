@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,13 @@ from torch import nn
 
 from qprune.data.calibration import Calibration, as_calibration
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.settings import Settings
 from qprune.prune import Pruned, prune
 from qprune.record.fingerprint import digest_of_data, digest_of_model, plain_settings
 from qprune.results import Score
 from qprune.steps.solve import BlockObserver
 
 #: Options that the study sets itself.
-_RESERVED = (
+RESERVED = (
     "sampler",
     "sampler_options",
     "seed",
@@ -85,58 +83,6 @@ class Trial(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SettingsTrial:
-    """Run of ``qprune prune --config`` with the study's seed and sampler.
-
-    Raises:
-        ImpossibleRequestError: it has a time limit, under which a run's steps depend on the
-            machine's other work.
-    """
-
-    settings: Settings
-
-    def __post_init__(self) -> None:
-        if self.settings.max_seconds is not None:
-            raise ImpossibleRequestError(
-                "max_seconds limits the whole run, so that samplers would not get the same time; "
-                "leave it out, and give the study a budget"
-            )
-
-    @property
-    def title(self) -> str:
-        """Model and sparsity."""
-        return self.settings.title
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings, and a digest of the weight file."""
-        free = {"sampler", "sampler_options", "seed", "max_seconds", "threads"}
-        told = self.settings.model_dump(mode="json", exclude=free)
-        weights = self.settings.weights
-        if weights is not None:
-            try:
-                told["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-            except OSError as error:
-                raise ImpossibleRequestError(
-                    f"cannot read the weights {weights}: {error.strerror}"
-                ) from error
-        return told
-
-    def load(self) -> Loaded:
-        """Load as `qprune prune` does."""
-        from qprune.jobs.kinds import Images
-
-        job = Images.load(Images.completed(self.settings))
-        number = job.settings.num_calibration_samples or 1
-        options = job.arguments()
-        return Loaded(
-            job.model,
-            lambda seed: job.data.calibration(number, seed),
-            job.data.score,
-            {name: value for name, value in options.items() if name not in _RESERVED},
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class ModelTrial:
     """Run of `qprune.prune` on a model in memory.
@@ -161,7 +107,7 @@ class ModelTrial:
     def __post_init__(self) -> None:
         known = set(inspect.signature(prune).parameters) - {"model", "calibration"}
         for option in self.options:
-            if option in _RESERVED:
+            if option in RESERVED:
                 raise ImpossibleRequestError(f"{option} is the study's to choose; leave it out")
             if option not in known:
                 raise ImpossibleRequestError(

@@ -17,6 +17,7 @@ from qprune.study.trial import Loaded, Trial
 from solvers import Ask
 from solvers.study.bench import Budgeted, SamplerSetting
 from solvers.study.budgets import Budget
+from solvers.study.storage import Maybe, StoredRow, Whole
 
 #: Reference sampler, untimed: gives the best energy known of every block, and a bound.
 REFERENCE = "relax"
@@ -65,6 +66,37 @@ class Yardstick:
         self.spent += time.process_time() - began
 
 
+class PruningRow(StoredRow):
+    """A row of a pruning study; see `qprune.study.compare_pruning`."""
+
+    seed: Whole
+    sparsity: Maybe = None
+    dense_accuracy: Maybe = None
+    dense_loss: Maybe = None
+    start_accuracy: Maybe = None
+    start_loss: Maybe = None
+    final_accuracy: Maybe = None
+    final_loss: Maybe = None
+    accept_loss: Maybe = None
+    steps: Maybe = None
+    accepted: Maybe = None
+    accepted_share: Maybe = None
+    predicted: Maybe = None
+    real: Maybe = None
+    flips: Maybe = None
+    blocks: Maybe = None
+    energy_mean: Maybe = None
+    missed_mean: Maybe = None
+    missed_median: Maybe = None
+    uncertain_median: Maybe = None
+    sampler_seconds: Maybe = None
+    sampler_cpu_seconds: Maybe = None
+    preparation_seconds: Maybe = None
+    cpu_seconds: Maybe = None
+    seconds: Maybe = None
+    trace: Any = None
+
+
 class PruningBench:
     """Maker of pruning runs, one at a time, in a process of its own.
 
@@ -75,7 +107,16 @@ class PruningBench:
 
     def __init__(self, threads: int = 1, clock: str = "wall") -> None:
         self._threads, self._clock = threads, clock
-        self._loaded: Loaded | None = None
+        self._loaded: dict[str, Loaded] = {}
+        self._settings: dict[str, SamplerSetting] = {}
+        self._next: tuple[str, str] | None = None
+
+    def define(self, setting: SamplerSetting) -> None:
+        """Keep a sampler's setting under its label."""
+        self._settings[setting.label] = setting
+
+    def recall(self, rows: Sequence[Any]) -> None:
+        """Take over nothing: every block is prepared for anew."""
 
     def hold(self, trial: Trial) -> None:
         """Load model and data.
@@ -84,19 +125,25 @@ class PruningBench:
             QpruneError: they cannot be loaded.
         """
         with limited_threads(self._threads):
-            self._loaded = trial.load()
+            self._loaded[trial.title] = trial.load()
 
-    def run(self, setting: SamplerSetting, budget: Budget, seed: int) -> dict[str, Any]:
-        """Make one run and return its fields of a row.
+    def prepare(self, trial: str, label: str, budget: Budget) -> dict[str, float]:
+        """Choose the next run; the sampler is made ready for each block, within the run."""
+        self._next = (trial, label)
+        return {}
+
+    def sample(self, budget: Budget, seed: int) -> dict[str, Any]:
+        """Make the run and return its fields of a row.
 
         Raises:
             QpruneError, SolverError: it failed.
         """
-        assert self._loaded is not None, "hold comes first"
+        assert self._next is not None, "prepare comes first"
+        trial, label = self._next
         yardstick = Yardstick()
-        sampler = Budgeted(setting, budget, self._clock, self._threads)
+        sampler = Budgeted(self._settings[label], budget, self._clock, self._threads)
         with limited_threads(self._threads):
-            pruned = self._loaded.prune(sampler, seed, [yardstick])
+            pruned = self._loaded[trial].prune(sampler, seed, [yardstick])
         return outcome(pruned, yardstick)
 
 

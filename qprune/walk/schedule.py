@@ -314,8 +314,10 @@ def as_method(method: Method | Sequence[Method]) -> Method:
     Raises:
         ImpossibleRequestError: there is none, or one stands where it cannot.
     """
-    several = isinstance(method, Sequence) and not isinstance(method, str)
-    methods = cast("tuple[Method, ...]", tuple(method) if several else (method,))
+    if isinstance(method, Sequence) and not isinstance(method, str):
+        methods = tuple(method)
+    else:
+        methods = (cast(Method, method),)
     if not methods:
         raise ImpossibleRequestError("method is empty: pass Networkwise(), Layerwise(), or both")
     for one in methods:

@@ -107,13 +107,14 @@ class Ask:
             made, rest = configured(sampler, given)
             return cls(sampler, made, rest, on_fault, store, fills_time)
         made = counting(sampler)
+        name = (sampler if isinstance(sampler, type) else type(sampler)).__name__
         unknown = sorted(set(given) - set(made.parameters))
         if unknown:
             raise UnknownOptionError(
-                f"{type(sampler).__name__} has no option {unknown[0]!r}; it has: "
+                f"{name} has no option {unknown[0]!r}; it has: "
                 + ", ".join(sorted(made.parameters))
             )
-        return cls(type(sampler).__name__, made, given, on_fault, store, fills_time)
+        return cls(name, made, given, on_fault, store, fills_time)
 
     @property
     def paid(self) -> bool:

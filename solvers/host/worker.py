@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
 
+import psutil
+
 from solvers.errors import StudyError, WorkerDiedError
 from solvers.host.clock import Deadline
 
@@ -41,7 +43,7 @@ class Worker:
         factory: makes the object there; must be importable (module level).
         greet: called with the worker after each start, to send what the object must know.
         clock: clock of limits: "wall"; or "cpu", the CPU time of the process, so that
-            other work on the machine ends nothing (Linux; by the wall elsewhere).
+            other work on the machine ends nothing.
         main: True to import the main script in the process, for classes defined there; a script
             then needs its main guard.
 
@@ -56,7 +58,7 @@ class Worker:
         main: bool = True,
     ) -> None:
         self._factory, self._greet, self._main = factory, greet, main
-        self._by_cpu = clock == "cpu" and sys.platform == "linux"
+        self._by_cpu = clock == "cpu"
         self._process: Any = None
         self._pipe: Any = None
 
@@ -171,10 +173,10 @@ class Worker:
         if not self._by_cpu:
             return 0.0
         try:
-            # Linux's clock of another process, as clock_getcpuclockid(3) makes it.
-            return time.clock_gettime((~self._process.pid << 3) | 2)
-        except OSError:
+            spent = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:
             return 0.0  # It has ended, which the pipe reports.
+        return spent.user + spent.system
 
     def _died(self) -> WorkerDiedError:
         self._process.join(5.0)

@@ -1,9 +1,4 @@
-"""A sampler and a problem made ready, so that only sampling is timed.
-
-The bench in the worker process: prepares a run, makes it, and judges its answers.
-
-A study's way to run a sampler, as a sampler: every call spends one budget.
-"""
+"""A worker's side of a study: a run prepared, so that only sampling is timed; made; and judged."""
 
 from __future__ import annotations
 
@@ -12,25 +7,27 @@ import os
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import dimod
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.ask import ProblemSampler, configured, counting
-from solvers.foreign.border import ForeignSampler, checked_answer, refuse_unknown
+from solvers.ask import Ask, ProblemSampler
+from solvers.foreign.border import ForeignSampler, checked_answer
 from solvers.foreign.composite import CountingComposite
 from solvers.foreign.local import steepest_descent
 from solvers.foreign.penalty import CardinalityPenalty
 from solvers.foreign.strength import penalised
+from solvers.host.disk import bits_of, hex_of
 from solvers.problem.problem import QuadraticProblem
 from solvers.problem.repair import repair
 from solvers.problem.solution import Solution
 from solvers.sampler import CountingSampler
 from solvers.study.budgets import CLOCKS, SWEEP_OPTIONS, Budget, Call, Clock, Seconds
+from solvers.study.instances import Instance
 
 #: Sweeps of a read where neither the user nor the sampler's signature has a number.
 USUAL_SWEEPS = 1000
@@ -76,6 +73,11 @@ class Asking(Protocol):
         """Options of every call, those chosen for the sampler included."""
         ...
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The sampler's own method, whose signature has the defaults of its options."""
+        ...
+
     def __call__(self, **options: Any) -> Any:
         """Sample; only this call is timed."""
         ...
@@ -84,33 +86,45 @@ class Asking(Protocol):
         """The states of an answer of `__call__`."""
         ...
 
+    def learned(self, answer: Any) -> dict[str, Any]:
+        """Options that the sampler chose itself in its first answer, to be given to later calls."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Direct:
     """A sampler that takes problems and keeps counts."""
 
-    sampler: ProblemSampler
+    ask: Ask
     problem: QuadraticProblem
-    options: Mapping[str, Any]
 
     @property
     def takes(self) -> frozenset[str]:
         """Options of ``sample_problem``."""
-        return frozenset(self.sampler.parameters) - {"cardinality", "groups"}
+        return frozenset(self.ask.sampler.parameters) - {"cardinality", "groups"}
 
     @property
     def settled(self) -> Mapping[str, Any]:
         """The user's options."""
-        return self.options
+        return self.ask.options
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """``sample_problem``."""
+        return self.ask.sampler.sample_problem
 
     def __call__(self, **options: Any) -> Any:
         """A `Solution`."""
-        return self.sampler.sample_problem(self.problem, **{**self.options, **options})
+        return self.ask.sampler.sample_problem(self.problem, **{**self.ask.options, **options})
 
     def judged(self, answer: Any) -> Judged:
         """The samples of a `Solution`."""
         repaired = float(answer.info.get("repaired", 0.0))
         return Judged(np.asarray(answer.samples, np.int8), float(answer.lower_bound), repaired)
+
+    def learned(self, answer: Any) -> dict[str, Any]:
+        """Nothing: our samplers choose anew in every call."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +154,11 @@ class Penalised:
         chosen = {} if self.strength is None else {"strength": self.strength}
         return {**self.options, **chosen}
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """``sample`` of the third party's object."""
+        return self.child.child.sample
+
     def __call__(self, **options: Any) -> Any:
         """A resolved `dimod.SampleSet`, as the child made it."""
         answer = self.child.run(self.bqm, {**self.options, **options})
@@ -152,24 +171,29 @@ class Penalised:
         states = checked_answer(answer, self.bqm, self.child.name)
         return Judged(np.repeat(states, answer.record.num_occurrences, axis=0))
 
+    def learned(self, answer: Any) -> dict[str, Any]:
+        """The range of temperatures, if the sampler has chosen one.
+
+        D-Wave's annealers derive ``beta_range`` from the model, by a loop over all couplings that
+        takes seconds at n = 1024 and does not depend on the seed.
+        """
+        info = getattr(answer, "info", None)
+        chosen = info.get("beta_range") if isinstance(info, Mapping) else None
+        if chosen is None or "beta_range" not in self.takes - self.settled.keys():
+            return {}
+        return {"beta_range": [float(beta) for beta in chosen]}
+
 
 def short_options(takes: frozenset[str], fixed: Mapping[str, Any]) -> dict[str, Any]:
     """Options for a short call; the user's own stay."""
     return {n: v for n, v in _SHORT.items() if n in takes and n not in fixed}
 
 
-def sweep_option(asking: Asking) -> str | None:
-    """The option that counts sweeps; None if there is none."""
-    return next((name for name in SWEEP_OPTIONS if name in asking.takes), None)
-
-
 def usual(asking: Asking, option: str, otherwise: int) -> int:
     """An option's value by the user's setting, or else by the sampler's signature."""
     if option in asking.settled:
         return int(asking.settled[option])
-    sample = asking.child.child.sample if isinstance(asking, Penalised) else None
-    sample = asking.sampler.sample_problem if isinstance(asking, Direct) else sample
-    parameter = inspect.signature(sample).parameters.get(option) if sample else None
+    parameter = inspect.signature(asking.function).parameters.get(option)
     default = None if parameter is None else parameter.default
     return default if isinstance(default, int) else otherwise
 
@@ -182,7 +206,7 @@ def sweeps_that_fit(
     Calls of growing length separate the time of a sweep from that of a call. Sweeps that
     the user has set stay as they are.
     """
-    option = sweep_option(asking)
+    option = next((name for name in SWEEP_OPTIONS if name in asking.takes), None)
     if option is None or option in asking.settled:
         return {}
     wanted, reads = usual(asking, option, USUAL_SWEEPS), usual(asking, "num_reads", 1)
@@ -229,29 +253,6 @@ def penalty_strength(problem: QuadraticProblem, seed: int) -> float:
     return float(min(rounds, key=lambda one: one["energy"])["strength"])
 
 
-def learned_options(asking: Asking, answer: Any) -> dict[str, Any]:
-    """Options that the sampler chose itself in its first answer, to be given to later calls.
-
-    D-Wave's annealers derive ``beta_range`` from the model, by a loop over all couplings that
-    takes seconds at n = 1024 and does not depend on the seed.
-    """
-    if isinstance(asking, Direct) or "beta_range" in asking.settled:
-        return {}
-    info = getattr(answer, "info", None)
-    chosen = info.get("beta_range") if isinstance(info, Mapping) else None
-    if chosen is None or "beta_range" not in asking.takes:
-        return {}
-    return {"beta_range": [float(beta) for beta in chosen]}
-
-
-def model_of(problem: QuadraticProblem, strength: float | None) -> dimod.BinaryQuadraticModel:
-    """The model over 0..n-1 that a sampler without counts is given."""
-    plain = QuadraticProblem(
-        problem.linear, problem.quadratic, problem.offset, problem.groups, problem.counts
-    )
-    return (plain if strength is None else penalised(plain, strength)).to_bqm()
-
-
 #: Energies kept of a run: all of them, or a random sample of this size.
 MOST_ENERGIES = 1000
 # Numbers of float64; about half of them fit into the second-level cache of a core.
@@ -283,25 +284,13 @@ class SamplerSetting:
     sampler: Any = None
 
 
-def made(setting: SamplerSetting) -> tuple[ProblemSampler, dict[str, Any]]:
-    """The sampler of a setting, and the options of its calls.
+def question(setting: SamplerSetting) -> Ask:
+    """The sampler of a setting, made ready as a pruning run makes it.
 
     Raises:
         SolverError: there is no such sampler or option, or it cannot be made here.
     """
-    if setting.sampler is None:
-        return configured(setting.name, setting.options)
-    sampler = counting(setting.sampler)
-    refuse_unknown(setting.label, setting.options, sampler.parameters)
-    return sampler, dict(setting.options)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The time of preparing a run: seconds for model and penalty, and for warming up."""
-
-    build_seconds: float
-    warmup_seconds: float
+    return Ask.to(setting.name if setting.sampler is None else setting.sampler, setting.options)
 
 
 class Bench:
@@ -318,27 +307,26 @@ class Bench:
         self._problems: dict[str, QuadraticProblem] = {}
         self._settings: dict[str, SamplerSetting] = {}
         self._strengths: dict[str, float] = {}
-        self._models: OrderedDict[tuple[str, float | None], dimod.BinaryQuadraticModel]
-        self._models = OrderedDict()
+        self._models: OrderedDict[tuple[str, float | None], dimod.BinaryQuadraticModel] = (
+            OrderedDict()
+        )
         self._sweeps: dict[tuple[str, str, float], Mapping[str, Any]] = {}
-        self._samplers: dict[str, tuple[ProblemSampler, Mapping[str, Any]]] = {}
+        self._questions: dict[str, Ask] = {}
         self._learned: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._warm: set[tuple[str, str]] = set()
         self._asking: Asking | None = None
         self._extra: Mapping[str, Any] = {}
 
-    def hold(self, name: str, problem: QuadraticProblem) -> None:
-        """Keep a problem under its name."""
-        self._problems[name] = problem
-
-    def forget(self, name: str) -> None:
-        """Drop a problem and all that was made or learned for it."""
-        self._problems.pop(name, None)
-        self._strengths.pop(name, None)
-        held: tuple[Any, ...] = (self._models, self._sweeps, self._learned)
-        for table in held:
-            for key in [key for key in table if key[0] == name]:
-                del table[key]
+    def hold(self, instance: Instance) -> None:
+        """Keep a problem under its name; one held before, and all learned of it, is dropped."""
+        name = instance.name
+        if name in self._problems:
+            self._strengths.pop(name, None)
+            held: tuple[Any, ...] = (self._models, self._sweeps, self._learned)
+            for table in held:
+                for key in [key for key in table if key[0] == name]:
+                    del table[key]
+        self._problems[name] = instance.problem
 
     def define(self, setting: SamplerSetting) -> None:
         """Keep a sampler's setting under its label."""
@@ -361,8 +349,11 @@ class Bench:
                 fitting = {n: chosen[n] for n in SWEEP_OPTIONS if n in chosen}
                 self._sweeps[*pair, float(row["budget"])] = fitting
 
-    def prepare(self, problem: str, label: str, budget: Budget) -> Ready:
+    def prepare(self, problem: str, label: str, budget: Budget) -> dict[str, float]:
         """Build the model, compile and warm up; the next `sample` is of this pair.
+
+        Returns:
+            Fields of a row: ``build_seconds`` (of model and penalty) and ``warmup_seconds``.
 
         Raises:
             SolverError: the pair is not compatible, or the sampler fails in a first call.
@@ -374,11 +365,11 @@ class Bench:
         if key not in self._warm or key not in self._learned:
             known = self._learned.get(key)
             first = asking(**short_options(asking.takes, asking.settled), **(known or {}))
-            self._learned[key] = learned_options(asking, first) if known is None else known
+            self._learned[key] = asking.learned(first) if known is None else known
             self._warm.add(key)
         learned = self._learned[key]
         self._extra = {**learned, **self._fitted(key, asking, budget, learned)}
-        return Ready(built - began, time.perf_counter() - built)
+        return {"build_seconds": built - began, "warmup_seconds": time.perf_counter() - built}
 
     def sample(self, budget: Budget, seed: int, cap: int = MOST_ENERGIES) -> dict[str, Any]:
         """Spend the budget on the prepared pair; the fields of a row that come from it."""
@@ -408,14 +399,13 @@ class Bench:
         return self._sweeps[key]
 
     def _asked(self, name: str, label: str) -> Asking:
-        problem, setting = self._problems[name], self._settings[label]
-        self._problem = problem
-        if label not in self._samplers:
-            self._samplers[label] = made(setting)
-        sampler, options = self._samplers[label]
-        child = foreign_child(sampler)
+        self._problem = problem = self._problems[name]
+        if label not in self._questions:
+            self._questions[label] = question(self._settings[label])
+        ask = self._questions[label]
+        child, options = foreign_child(ask.sampler), ask.options
         if child is None:
-            return Direct(sampler, problem, options)
+            return Direct(ask, problem)
         strength = options.get("strength")
         mine = {n: v for n, v in options.items() if n in child.theirs}
         if problem.counts is not None and strength is None:
@@ -430,7 +420,9 @@ class Bench:
         if key not in self._models:
             while len(self._models) >= _MODELS_HELD:
                 self._models.popitem(last=False)
-            self._models[key] = model_of(self._problems[name], strength)
+            problem = replace(self._problems[name], labels=None)
+            model = problem if strength is None else penalised(problem, strength)
+            self._models[key] = model.to_bqm()
         self._models.move_to_end(key)
         return self._models[key]
 
@@ -471,21 +463,16 @@ def judgement(
         "energies": chosen.tolist(),
         "lower_bound": bound if np.isfinite(bound) else None,
         "trace": _trace(calls, told, energies),
-        "state": np.packbits(best_state.astype(bool)).tobytes().hex(),
+        "state": hex_of(best_state),
     }
 
 
 def _distinct(states: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.intp]]:
-    """Every state once, and where among those each of ``states`` is."""
+    """Every state once, by first appearance, and where among those each of ``states`` is."""
+    number: dict[bytes, int] = {}
     packed = np.packbits(states, axis=1)
-    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    words = padded.view(np.uint64)
-    weights = np.random.default_rng(0).integers(0, 2**64, words.shape[1], np.uint64)
-    _, first, place = np.unique(words @ weights, return_index=True, return_inverse=True)
-    if not np.array_equal(words[first][place], words):  # Two states have one hash.
-        return states, np.arange(len(states))
-    return states[first], place
+    place = np.array([number.setdefault(line.tobytes(), len(number)) for line in packed])
+    return states[np.unique(place, return_index=True)[1]], place
 
 
 def _energies(problem: QuadraticProblem, states: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -556,17 +543,15 @@ class Budgeted(CountingSampler):
         Raises:
             SolverError: the sampler cannot take the problem, or fails.
         """
-        self._bench.forget(_NAME)
-        self._bench.hold(_NAME, problem)
+        self._bench.hold(Instance(_NAME, problem))
         ready = self._bench.prepare(_NAME, self.setting.label, self.budget)
         found = self._bench.sample(self.budget, seed)
-        bits = np.frombuffer(bytes.fromhex(found["state"]), dtype=np.uint8)
-        state = np.unpackbits(bits, count=problem.num_variables).astype(np.int8)
+        state = bits_of(found["state"], problem.num_variables)
         bound = found["lower_bound"]
         info = {
             "sampler_seconds": found["seconds"],
             "sampler_cpu_seconds": found["cpu_seconds"],
-            "preparation_seconds": ready.build_seconds + ready.warmup_seconds,
+            "preparation_seconds": sum(ready.values()),
             "num_reads": found["num_reads"],
             "feasible_share": found["feasible_share"],
         }

@@ -1,16 +1,12 @@
-"""The plan of a study: runs, order and seeds, decided before anything runs.
-
-Compare samplers on problems: every run in a fair order, every outcome a row.
-"""
+"""Samplers compared: every trial by every sampler, in a fair order, every outcome a row."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,234 +15,26 @@ from solvers.errors import (
     InvalidProblemError,
     MissingPackageError,
     ProblemTooLargeError,
-    SamplerFailedError,
     StudyError,
     WorkerDiedError,
 )
-from solvers.host.legible import legible
+from solvers.host.disk import bits_of
 from solvers.host.machine import now, session
-from solvers.host.ranges import MAX_SECONDS, Repeats, Seed, Threads, checked
-from solvers.host.ranges import Seconds as Limit
 from solvers.host.worker import Worker
-from solvers.study.bench import RECALLED, Bench, SamplerSetting, foreign_child, made
-from solvers.study.budgets import (
-    CLOCK_OPTIONS,
-    CLOCKS,
-    SWEEP_OPTIONS,
-    Budget,
-    Seconds,
-    parse_budget,
-)
+from solvers.study.bench import RECALLED, Bench
+from solvers.study.budgets import Budget
 from solvers.study.instances import Instance, checked_instances
-from solvers.study.storage import StudyFolder, checked_record, checked_rows, read_record, read_rows
-
-#: Options that the study sets itself, by the kind of budget.
-_RESERVED: Mapping[str, tuple[str, ...]] = {
-    "seconds": tuple(CLOCK_OPTIONS),
-    "reads": ("num_reads",),
-    "sweeps": SWEEP_OPTIONS,
-}
-#: The most runs of a study: each is a row in memory, and takes some milliseconds.
-MAX_RUNS = 1_000_000
-_RANGES: Mapping[str, Any] = {
-    "repeats": Repeats,
-    "seed": Seed,
-    "threads": Threads,
-    "time_limit": Limit,
-    "prepare_limit": Limit,
-}
-
-
-def require_in_range(**numbers: Any) -> None:
-    """Refuse arguments of a study that are out of range; None passes.
-
-    Raises:
-        StudyError: names the first, and its range.
-    """
-    for name, value in numbers.items():
-        if value is None:
-            continue
-        try:
-            checked(_RANGES[name], value, name)
-        except ValueError as error:
-            raise StudyError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run, planned.
-
-    Attributes:
-        order: its position in the order of runs, from 0.
-        seed: of the sampler.
-    """
-
-    order: int
-    problem: str
-    label: str
-    budget: Budget
-    repeat: int
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, str, str, float, int]:
-        """The key of the run, unique within the study."""
-        return (self.problem, self.label, self.budget.kind, self.budget.amount, self.repeat)
-
-
-def as_setting(sampler: Any) -> SamplerSetting:
-    """A name, ``(name, options)``, ``(label, name, options)`` or a setting, as a setting.
-
-    A sampler class or object that can be pickled may take the place of a name.
-
-    Raises:
-        StudyError: it is none of these.
-
-    Example:
-        >>> as_setting(("long", "swap-anneal", {"num_sweeps": 5000})).name
-        'swap-anneal'
-    """
-    if isinstance(sampler, SamplerSetting):
-        return sampler
-    parts = sampler if isinstance(sampler, tuple) else (sampler,)
-    if len(parts) == 1:
-        parts = (parts[0], {})
-    if len(parts) == 2:
-        named = isinstance(parts[0], str)
-        name = parts[0] if named else _class_name(parts[0])
-        written = ",".join(f"{key}={value}" for key, value in parts[1].items())
-        parts = (f"{name}({written})" if written else name, *parts)
-    if len(parts) != 3 or not isinstance(parts[0], str) or not isinstance(parts[2], Mapping):
-        raise StudyError(
-            f"a sampler is a name, (name, options) or (label, name, options), not {sampler!r}"
-        )
-    label, what, options = parts
-    if isinstance(what, str):
-        return SamplerSetting(label, what, dict(options))
-    return SamplerSetting(label, _class_name(what), dict(options), what)
-
-
-def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
-    """Settings with labels of their own.
-
-    Raises:
-        StudyError: there are none, two have one label, or a label holds a NUL.
-    """
-    settings = tuple(as_setting(sampler) for sampler in samplers)
-    if not settings:
-        raise StudyError("a study needs at least one sampler; none was given")
-    labels = [setting.label for setting in settings]
-    for label in labels:
-        if "\0" in label:
-            # NUL separates the words that a seed is made of, and pandas cuts text there.
-            raise StudyError(f"the label {legible(label, 60)} holds a NUL; leave it out")
-        if labels.count(label) > 1:
-            raise StudyError(
-                f"two samplers have the label {label!r}; give one another, as in other={label}"
-            )
-    return settings
-
-
-def refusals(
-    settings: Sequence[SamplerSetting], budgets: Sequence[Budget]
-) -> dict[tuple[str, str], str]:
-    """(label, kind of budget) -> reason why that sampler cannot keep it, for those that cannot.
-
-    A sampler whose package is missing refuses all.
-
-    Raises:
-        StudyError: no budget is common to all samplers that are installed; or an option is
-            both in a setting and the budget's.
-        UnknownSamplerError, UnknownOptionError: a sampler or option does not exist.
-    """
-    refused: dict[tuple[str, str], str] = {}
-    absent: set[str] = set()
-    for setting in settings:
-        try:
-            takes = _options_of(setting)
-        except (MissingPackageError, SamplerFailedError) as error:
-            absent.add(setting.label)
-            refused |= {(setting.label, budget.kind): str(error) for budget in budgets}
-            continue
-        for budget in budgets:
-            _refuse_reserved(setting, budget)
-            reason = budget.refusal(takes)
-            if reason:
-                refused[setting.label, budget.kind] = f"no budget in {budget.kind}: {reason}"
-    here = [setting.label for setting in settings if setting.label not in absent]
-    kinds = {budget.kind for budget in budgets}
-    if here and not any(all((one, kind) not in refused for one in here) for kind in kinds):
-        one, kind = next(key for key in refused if key[0] in here)
-        raise StudyError(
-            f"the samplers have no common budget: {one} has {refused[one, kind]}; "
-            "every sampler can keep seconds, as in 0.5s"
-        )
-    return refused
-
-
-def ordered_runs(
-    problems: Sequence[str],
-    labels: Sequence[str],
-    budgets: Sequence[Budget],
-    repeats: int,
-    seed: int,
-) -> list[Run]:
-    """Every run, in a random order that the seed decides.
-
-    In each repeat the problems are shuffled, and on each problem all samplers and budgets:
-    competing runs are close in time, so that load on the machine affects all alike, and a
-    model is built once for all that share it. A run's seed depends on its key, not on its
-    position.
-    """
-    number = repeats * len(problems) * len(labels) * len(budgets)
-    if number > MAX_RUNS:
-        raise StudyError(
-            f"{len(problems):,} problems, {len(labels)} samplers, {len(budgets)} budgets and "
-            f"{repeats:,} repeats are {number:,} runs; a study has at most {MAX_RUNS:,}"
-        )
-    rng = np.random.default_rng(seed)
-    runs: list[Run] = []
-    for repeat in range(repeats):
-        for p in map(int, rng.permutation(len(problems))):
-            pairs = [(label, budget) for label in labels for budget in budgets]
-            for i in map(int, rng.permutation(len(pairs))):
-                label, budget = pairs[i]
-                words = (problems[p], label, budget.kind, repr(float(budget.amount)), str(repeat))
-                own = seed_of(seed, *words)
-                runs.append(Run(len(runs), problems[p], label, budget, repeat, own))
-    return runs
-
-
-def seed_of(seed: int, *words: str) -> int:
-    """A seed of 31 bits, derived from the words.
-
-    Example:
-        >>> seed_of("0", "a") == seed_of("0", "b")
-        False
-    """
-    digest = zlib.crc32("\0".join(words).encode(errors="surrogatepass"))
-    return int(np.random.SeedSequence([seed, digest]).generate_state(1)[0]) % 2**31
-
-
-def _class_name(sampler: Any) -> str:
-    return sampler.__name__ if isinstance(sampler, type) else type(sampler).__name__
-
-
-def _options_of(setting: SamplerSetting) -> frozenset[str]:
-    """The options of a call of the sampler, as a study calls it."""
-    sampler, _ = made(setting)
-    child = foreign_child(sampler)
-    return frozenset(sampler.parameters if child is None else child.parameters)
-
-
-def _refuse_reserved(setting: SamplerSetting, budget: Budget) -> None:
-    both = [name for name in _RESERVED[budget.kind] if name in setting.options]
-    if both:
-        raise StudyError(
-            f"sampler {setting.label!r}: {both[0]} is set by the budget of {budget.kind}; "
-            "leave it out, or choose another kind of budget"
-        )
-
+from solvers.study.plan import Plan, PlannedRun
+from solvers.study.storage import (
+    ProblemRecord,
+    ProblemRow,
+    StoredRecord,
+    StoredRow,
+    StudyFolder,
+    checked_rows,
+    read_record,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -255,22 +43,8 @@ Row = dict[str, Any]
 Observer = Callable[[Row, int, int], None]
 """Called with every row, how many rows there are, and how many there will be."""
 
-#: Fields of a row that come from sampling; None in the row of a run without an answer.
-ANSWERED = (
-    "energy",
-    "energy_raw_best",
-    "num_reads",
-    "num_best",
-    "feasible_share",
-    "energies",
-    "seconds",
-    "cpu_seconds",
-    "build_seconds",
-    "warmup_seconds",
-    "lower_bound",
-    "trace",
-    "settings",
-)
+#: Fields of a run's key, unique within its study.
+_KEY = ("problem", "sampler", "budget_kind", "budget", "repeat")
 _BY_THE_CLOCK = ("seconds", "cpu_seconds", "build_seconds", "warmup_seconds", "started")
 #: A best-known value is beaten by an energy lower by this share: tables are rounded.
 BEATEN_BY = 1e-6
@@ -286,15 +60,95 @@ _INCOMPATIBLE = (
 )
 
 
+class Trial(Protocol):
+    """Thing that every sampler of a study is run on: a problem; in `qprune.study` a pruning run."""
+
+    @property
+    def title(self) -> str:
+        """Unique in a study; the column ``problem``."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """All that decides its runs but the sampler, JSON-friendly."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study: where its trials are run, and what a row and the record hold.
+
+    Attributes:
+        bench: made in the worker process of threads and clock; has the methods of
+            `solvers.study.bench.Bench` that are called here.
+        row, record: models of what is stored.
+        marks: further fields of the record, by which studies of two kinds differ.
+        loading_limit: seconds that a trial may take to be loaded into the process; None where
+            nothing is loaded. Else the first one is loaded before there is a folder.
+        paired: True if all runs of one repeat share their seed; else each has its own.
+    """
+
+    bench: Callable[[int, str], Any]
+    row: type[StoredRow]
+    record: type[StoredRecord]
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    loading_limit: float | None = None
+    paired: bool = False
+
+    def facts(self, trial: Any) -> Row:
+        """Columns that describe the trial."""
+        return {}
+
+    def outcome(self, trial: Any, found: Row) -> Row:
+        """Columns of the answer ``found`` in the worker process."""
+        return found
+
+
+class _Problems(Kind):
+    """Samplers on problems, each an `Instance`."""
+
+    def facts(self, trial: Instance) -> Row:
+        return {"n": trial.problem.num_variables, "num_groups": trial.problem.num_groups}
+
+    def outcome(self, trial: Instance, found: Row) -> Row:
+        beaten = _beaten(trial, found["energy"], found["state"])
+        return found | {"beaten": beaten, "state": found["state"] if beaten else None}
+
+
+PROBLEMS = _Problems(Bench, ProblemRow, ProblemRecord)
+#: Fields of a row that come from sampling; None in the row of a run without an answer.
+ANSWERED = tuple(n for n, v in ProblemRow.unanswered().items() if v is None and n != "state")
+
+
 @dataclass(frozen=True, eq=False)
-class Study:
-    """The rows of a study, and the record of what was run.
+class Rows:
+    """The rows of a study of any kind, and the record of what was run.
 
     Attributes:
         record: what ``study.json`` holds: ``problems``, ``samplers``, ``budgets``,
             ``repeats``, ``seed``, ``time_limit``, ``threads``, ``sessions``.
         row_list: the rows, in the order in which they ran.
         folder: where they are stored; None if they are not.
+    """
+
+    record: Mapping[str, Any]
+    row_list: Sequence[Row]
+    folder: Path | None = None
+
+    @property
+    def complete(self) -> bool:
+        """True if every run has its row."""
+        return len(self.row_list) >= self.record["runs"]
+
+    def table(self, kind: type[StoredRow]) -> pd.DataFrame:
+        """One line per row; what may be a number or empty is a float."""
+        import pandas as pd
+
+        frame = pd.DataFrame(list(self.row_list))
+        return frame.astype({name: float for name in kind.numbers() if name in frame})
+
+
+class Study(Rows):
+    """A study of samplers on problems.
 
     Example:
         >>> from solvers.study.instances import generate
@@ -304,20 +158,10 @@ class Study:
         (True, 1)
     """
 
-    record: Mapping[str, Any]
-    row_list: Sequence[Row]
-    folder: Path | None = None
-
     @cached_property
     def rows(self) -> pd.DataFrame:
         """One row per run; see `compare` for the columns."""
-        import pandas as pd
-
-        frame = pd.DataFrame(list(self.row_list))
-        for name in ("energy", "energy_raw_best", "lower_bound", "seconds", "cpu_seconds"):
-            if name in frame:
-                frame[name] = frame[name].astype(float)
-        return frame
+        return self.table(ProblemRow)
 
     @cached_property
     def problems(self) -> pd.DataFrame:
@@ -336,11 +180,6 @@ class Study:
         flagged = {row["problem"] for row in self.row_list if row.get("beaten")}
         table["beaten"] = table["problem"].isin(flagged)
         return table
-
-    @property
-    def complete(self) -> bool:
-        """True if every run has its row."""
-        return len(self.row_list) >= self.record["runs"]
 
 
 def compare(
@@ -361,7 +200,7 @@ def compare(
 
     Only sampling is timed; building models, choosing penalties, compiling and warming up are
     noted apart. Energies and counts are the problem's own, in float64, of what the sampler
-    returned. Runs go in a random order (`solvers.study.compare.ordered_runs`), one at a time, in
+    returned. Runs go in a random order (`solvers.study.plan.ordered_runs`), one at a time, in
     a process that is killed when a run exceeds its limit, and replaced when it crashes.
 
     A sampler that cannot count gets the counts as a penalty whose strength a short, untimed
@@ -408,74 +247,17 @@ def compare(
         >>> study.rows.status.tolist()
         ['ok']
     """
-    instances = checked_instances(problems)
-    settings = checked_settings(samplers)
-    allowed = checked_budgets(budgets)
-    require_in_range(
-        repeats=repeats,
-        seed=seed,
+    plan = Plan.of(
+        samplers,
+        budgets,
+        repeats,
+        seed,
         threads=threads,
+        clock=clock,
         time_limit=time_limit,
         prepare_limit=prepare_limit,
     )
-    if clock not in CLOCKS:
-        raise StudyError(f"the clock is one of {', '.join(CLOCKS)}, not {clock!r}")
-    limits = (_limit(allowed, time_limit), float(prepare_limit))
-    refused = refusals(settings, allowed)
-    labels = [one.label for one in settings]
-    runs = ordered_runs([one.name for one in instances], labels, allowed, repeats, seed)
-    record = {
-        "problems": [one.to_json() for one in instances],
-        "samplers": [
-            {"label": s.label, "name": s.name, "options": dict(s.options)} for s in settings
-        ],
-        "budgets": [{"kind": b.kind, "amount": b.amount} for b in allowed],
-        "repeats": repeats,
-        "seed": seed,
-        "time_limit": limits[0],
-        "prepare_limit": limits[1],
-        "threads": threads,
-        "clock": clock,
-        "runs": len(runs),
-    }
-    home = None if folder is None else StudyFolder(Path(folder))
-    here = session(threads)
-    rows = [] if home is None else checked_rows(home.begin(record, here), home.path)
-    observers = (observe,) if callable(observe) else tuple(observe)
-    done = {_key(row) for row in rows}
-    unready = {pair: row["reason"] for row in rows for pair in _unready(row)}
-    by_label = {one.label: one for one in settings}
-
-    def greet(worker: Worker) -> None:
-        for setting in settings:
-            worker.call("define", setting)
-        answered = [row for row in rows if row["status"] == "ok"]
-        worker.call("recall", [{name: row[name] for name in RECALLED} for row in answered])
-        sent.clear()
-
-    sent: set[str] = set()
-    by_name = {one.name: one for one in instances}
-    with Worker(partial(Bench, threads, clock), greet, clock) as worker:
-        for run in runs:
-            if run.key in done:
-                continue
-            instance, setting = by_name[run.problem], by_label[run.label]
-            row = _blank(run, instance) | {"name": setting.name, "options": dict(setting.options)}
-            reason = refused.get((run.label, run.budget.kind))
-            if reason:
-                row |= {"status": "incompatible", "reason": reason}
-            elif (run.problem, run.label) in unready:
-                row |= {"status": "timeout", "reason": unready[run.problem, run.label]}
-            else:
-                row |= _outcome(worker, sent, run, instance, limits)
-            unready |= dict.fromkeys(_unready(row), row["reason"])
-            if home is not None:
-                home.append(row)
-            rows.append(row)
-            for tell in observers:
-                tell(row, len(rows), len(runs))
-    full = {**record, "sessions": [here]} if home is None else read_record(home.path)
-    return Study(full, rows, None if home is None else home.path)
+    return Study(*carry_out(PROBLEMS, checked_instances(problems), plan, folder, observe))
 
 
 def read_study(folder: str | Path) -> Study:
@@ -494,95 +276,154 @@ def read_study(folder: str | Path) -> Study:
         True
     """
     path = Path(folder)
-    return Study(checked_record(read_record(path), path), checked_rows(read_rows(path), path), path)
+    return Study(read_record(path, ProblemRecord), read_rows(path, ProblemRow), path)
 
 
-def checked_budgets(budgets: Iterable[str | Budget]) -> tuple[Budget, ...]:
-    """The budgets, if there are any, each once.
+# -- carried out ---------------------------------------------------------------------------
+
+
+def carry_out(
+    kind: Kind,
+    trials: Sequence[Trial],
+    plan: Plan,
+    folder: str | Path | None,
+    observe: Observer | Sequence[Observer],
+) -> tuple[Mapping[str, Any], list[Row], Path | None]:
+    """Make every run of a study that has no row yet; the fields of `Rows`.
 
     Raises:
-        StudyError: otherwise.
+        StudyFolderError: the folder holds another study, or cannot be used.
+        Exception: a trial cannot be loaded.
     """
-    found = tuple(parse_budget(budget) for budget in budgets)
-    if not found:
-        raise StudyError("a study needs at least one budget, such as 0.5s; none was given")
-    keys = [(budget.kind, budget.amount) for budget in found]
-    if len(set(keys)) != len(keys):
-        raise StudyError("a budget is given twice; give each once")
-    return found
+    runs = plan.runs([one.title for one in trials], paired=kind.paired)
+    problems = [{"problem": one.title, **one.to_json()} for one in trials]
+    record = {**kind.marks, "problems": problems, **plan.to_json(), "runs": len(runs)}
+    home = None if folder is None else StudyFolder(Path(folder))
+    here = session(plan.threads)
+    observers = (observe,) if callable(observe) else tuple(observe)
+    with _Runner(kind, trials, plan) as runner:
+        if kind.loading_limit is not None and (home is None or not home.begun):
+            runner.load(trials[0])  # Where it cannot be loaded, no folder is left behind.
+        if home is not None:
+            runner.add(*checked_rows(home.begin(record, here), kind.row, home.path))
+        done = {_key(row) for row in runner.rows}
+        for run in runs:
+            if run.key in done:
+                continue
+            row = runner.row(run)
+            if home is not None:
+                home.append(row)
+            runner.add(row)
+            for tell in observers:
+                tell(row, len(runner.rows), len(runs))
+    rows = runner.rows
+    if home is None:
+        return {**record, "sessions": [here]}, rows, None
+    return read_record(home.path), rows, home.path
 
 
-def _limit(budgets: Sequence[Budget], time_limit: float | None) -> float:
-    longest = max([b.amount for b in budgets if isinstance(b, Seconds)], default=0.0)
-    if time_limit is None:
-        return min(max(60.0, 10.0 * longest), MAX_SECONDS)
-    if not time_limit > longest:
-        raise StudyError(f"time_limit must exceed the longest budget, {longest:g} s")
-    return float(time_limit)
+class _Runner:
+    """Makes runs in a worker process, which is replaced when it dies.
+
+    Attributes:
+        rows: so far; options chosen for a pair are recalled from them in a new process.
+    """
+
+    def __init__(self, kind: Kind, trials: Sequence[Trial], plan: Plan) -> None:
+        self.rows: list[Row] = []
+        self._kind, self._plan = kind, plan
+        self._trials = {one.title: one for one in trials}
+        self._settings = {one.label: one for one in plan.settings}
+        self._loaded: set[str] = set()
+        self._late: dict[tuple[str, str], str] = {}
+        made_there = partial(kind.bench, plan.threads, plan.clock)
+        self._worker = Worker(made_there, self._greet, plan.clock)
+
+    def __enter__(self) -> _Runner:
+        self._worker.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._worker.__exit__(*error)
+
+    def _greet(self, worker: Worker) -> None:
+        self._loaded.clear()
+        for setting in self._plan.settings:
+            worker.call("define", setting)
+        chosen = [row for row in self.rows if row.get("settings") is not None]
+        worker.call("recall", [{name: row[name] for name in RECALLED} for row in chosen])
+
+    def load(self, trial: Trial) -> None:
+        """Send a trial to the process, if it is not there."""
+        self._worker.ensure()  # A new process has none.
+        if trial.title not in self._loaded:
+            self._worker.call("hold", trial, limit=self._kind.loading_limit)
+            self._loaded.add(trial.title)
+
+    def add(self, *rows: Row) -> None:
+        """Take note of rows; a pair that was not ready in time is not tried again."""
+        self.rows += rows
+        for row in rows:
+            if row["status"] == "timeout" and row["reason"].startswith(UNREADY):
+                self._late[row["problem"], row["sampler"]] = row["reason"]
+
+    def row(self, run: PlannedRun) -> Row:
+        """Make a run; a failure is a row, too.
+
+        Raises:
+            StudyError: the trial or the sampler cannot be sent to the process.
+            Exception: the trial cannot be loaded.
+        """
+        setting = self._settings[run.label]
+        row = {
+            "problem": run.problem,
+            **self._kind.facts(self._trials[run.problem]),
+            "sampler": run.label,
+            "name": setting.name,
+            "options": dict(setting.options),
+            "budget_kind": run.budget.kind,
+            "budget": run.budget.amount,
+            "repeat": run.repeat,
+            "seed": run.seed,
+            "order": run.order,
+            "status": "ok",
+            "reason": "",
+            **self._kind.row.unanswered(),
+            "started": now(),
+        }
+        refused = self._plan.refused.get((run.label, run.budget.kind))
+        if refused:
+            return row | {"status": "incompatible", "reason": refused}
+        late = self._late.get((run.problem, run.label))
+        return row | ({"status": "timeout", "reason": late} if late else self._found(run))
+
+    def _found(self, run: PlannedRun) -> Row:
+        """Columns that a run adds to its row, also when it fails."""
+        trial, call, doing = self._trials[run.problem], self._worker.call, ""
+        try:
+            self._worker.ensure()
+            doing = UNREADY
+            self.load(trial)
+            try:
+                limit = self._plan.prepare_limit
+                times = call("prepare", run.problem, run.label, run.budget, limit=limit)
+                doing = ""
+                found = call("sample", run.budget, run.seed, limit=self._plan.time_limit)
+            except (StudyError, WorkerDiedError):
+                raise
+            except _INCOMPATIBLE as error:
+                return {"status": "incompatible", "reason": _one_line(error)}
+            except Exception as error:
+                reason = f"{type(error).__name__}: {_one_line(error)}"
+                return {"status": "crashed", "reason": reason}
+        except WorkerDiedError as died:
+            status = "timeout" if died.timed_out else "crashed"
+            return {"status": status, "reason": f"{doing}{died}"}
+        return self._kind.outcome(trial, found | times)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    names = ("problem", "sampler", "budget_kind", "budget", "repeat")
-    return tuple(row[name] for name in names)
-
-
-def _blank(run: Run, instance: Instance) -> Row:
-    """A row before its run."""
-    return {
-        "problem": run.problem,
-        "n": instance.problem.num_variables,
-        "num_groups": instance.problem.num_groups,
-        "sampler": run.label,
-        "name": "",
-        "options": {},
-        "budget_kind": run.budget.kind,
-        "budget": run.budget.amount,
-        "repeat": run.repeat,
-        "seed": run.seed,
-        "order": run.order,
-        "status": "ok",
-        "reason": "",
-        **dict.fromkeys(ANSWERED),
-        "beaten": False,
-        "state": None,
-        "started": now(),
-    }
-
-
-def _unready(row: Row) -> list[tuple[str, str]]:
-    """The row's (problem, sampler) if they were not ready in time, else an empty list."""
-    late = row["status"] == "timeout" and row["reason"].startswith(UNREADY)
-    return [(row["problem"], row["sampler"])] if late else []
-
-
-def _outcome(
-    worker: Worker, sent: set[str], run: Run, instance: Instance, limits: tuple[float, float]
-) -> Row:
-    """The columns that a run adds to its row, also when it fails; ``limits``: run, preparing."""
-    doing = ""
-    try:
-        # The first call of a new process empties `sent`.
-        worker.ensure()
-        if run.problem not in sent:
-            worker.call("hold", run.problem, instance.problem)
-            sent.add(run.problem)
-        doing = UNREADY
-        ready = worker.call("prepare", run.problem, run.label, run.budget, limit=limits[1])
-        doing = ""
-        found = worker.call("sample", run.budget, run.seed, limit=limits[0])
-    except StudyError:
-        raise
-    except WorkerDiedError as died:
-        status = "timeout" if died.timed_out else "crashed"
-        return {"status": status, "reason": f"{doing}{died}"}
-    except _INCOMPATIBLE as error:
-        return {"status": "incompatible", "reason": _one_line(error)}
-    except Exception as error:
-        return {"status": "crashed", "reason": f"{type(error).__name__}: {_one_line(error)}"}
-    state = found.pop("state")
-    times = {"build_seconds": ready.build_seconds, "warmup_seconds": ready.warmup_seconds}
-    beaten = _beaten(instance, found["energy"], state)
-    return {**found, **times, "beaten": beaten, "state": state if beaten else None}
+    return tuple(row[name] for name in _KEY)
 
 
 def _beaten(instance: Instance, energy: float, state: str) -> bool:
@@ -592,15 +433,9 @@ def _beaten(instance: Instance, energy: float, state: str) -> bool:
     margin = BEATEN_BY * max(1.0, abs(instance.known))
     if energy >= instance.known - margin:
         return False
-    x = unpacked(state, instance.problem.num_variables)
+    x = bits_of(state, instance.problem.num_variables)
     feasible = bool(instance.problem.feasible(x)[0])
     return feasible and instance.problem.energy(x) < instance.known - margin
-
-
-def unpacked(state: str, size: int) -> np.ndarray:
-    """A row's ``state`` as 0 and 1, shape (size,)."""
-    bits = np.frombuffer(bytes.fromhex(state), dtype=np.uint8)
-    return np.unpackbits(bits, count=size).astype(np.int8)
 
 
 def untimed(rows: Iterable[Row]) -> list[Row]:

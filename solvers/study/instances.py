@@ -65,6 +65,11 @@ class Instance:
     bound: float | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The name, as a study's trial has it."""
+        return self.name
+
     def to_json(self) -> dict[str, Any]:
         """All fields but the problem, with the checksum of its coefficients (``fingerprint``)."""
         return {

@@ -268,9 +268,21 @@ def _best_by(trace: object, grid: NDArray[np.float64]) -> NDArray[np.float64]:
     if not isinstance(trace, list):
         return np.full(grid.size, np.inf)
     times, energies = np.array(trace, np.float64).T
+    return held(times, energies, grid)
+
+
+def held(
+    times: NDArray[np.float64], values: NDArray[np.float64], grid: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The last value at or before each time of ``grid``; infinite before the first.
+
+    Example:
+        >>> held(np.array([1.0, 2.0]), np.array([5.0, 3.0]), np.array([0.5, 1.0, 9.0])).tolist()
+        [inf, 5.0, 3.0]
+    """
     # Rounding must not move the first time of the grid.
     place = np.searchsorted(times, grid * (1 + 1e-9), side="right") - 1
-    return np.where(place >= 0, energies[np.maximum(place, 0)], np.inf)
+    return np.where(place >= 0, values[np.maximum(place, 0)], np.inf)
 
 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """One pruning run with sampler after sampler: equal time, paired seeds, failures as rows."""
 
+import importlib
 import json
 import os
 
@@ -10,23 +11,32 @@ import torch
 from torch import nn
 
 import qprune
+from qprune.cli.compare import SettingsTrial
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.settings import make_settings
 from qprune.models.datasets import DataSet
 from qprune.steps.solve import SolvedBlock
-from qprune.study import ModelTrial, SettingsTrial, compare, compare_pruning, read_pruning_study
-from qprune.study.measures import link, paired, proposals, summary, summary_records
-from qprune.study.report import write_pruning_report
+from qprune.study import ModelTrial, compare_pruning, read_pruning_study
+from qprune.study.report import (
+    link,
+    paired,
+    proposals,
+    summary,
+    summary_records,
+    write_pruning_report,
+)
 from qprune.study.yardstick import Yardstick
 from solvers import Answer, CountingSampler
 from solvers.errors import StudyError, StudyFolderError, UnknownSamplerError
 from solvers.study import compare as compare_samplers
 from solvers.study.bench import Budgeted
 from solvers.study.budgets import Reads, Seconds
-from solvers.study.compare import as_setting
 from solvers.study.instances import generate
+from solvers.study.plan import as_setting
 from solvers.study.storage import ROWS, STUDY
 
+#: The module that starts the worker; the package has a function of its name.
+RUNNER = importlib.import_module("solvers.study.compare")
 QUICK = {"sparsity": 0.6, "stages": 2, "rounds": 1, "final_rounds": 2, "block_size": 24}
 
 
@@ -60,7 +70,7 @@ class Dies(CountingSampler):
 class InProcess:
     """A worker without a process."""
 
-    def __init__(self, factory, greet):
+    def __init__(self, factory, greet, clock):
         self._subject, self._greet, self._greeted = factory(), greet, False
 
     def __enter__(self):
@@ -80,7 +90,7 @@ class InProcess:
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(compare, "Worker", InProcess)
+    monkeypatch.setattr(RUNNER, "Worker", InProcess)
 
 
 def repeatable(rows):
@@ -187,6 +197,14 @@ def test_a_killed_study_goes_on_with_the_missing_runs(here, tmp_path):
     assert len(read_pruning_study(tmp_path / "b").record["sessions"]) == 2
 
 
+def test_a_damaged_row_is_named(here, tmp_path):
+    compare_pruning(trial(), ["greedy"], ["1reads"], 1, folder=tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / ROWS).read_text().splitlines()]
+    (tmp_path / ROWS).write_text(json.dumps(row | {"final_accuracy": "good"}) + "\n")
+    with pytest.raises(StudyFolderError, match="row 1 is damaged: final_accuracy is 'good'"):
+        read_pruning_study(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
@@ -218,7 +236,7 @@ def test_the_two_kinds_of_study_do_not_share_a_folder(here, tmp_path):
 
 
 def test_impossible_studies_are_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "Worker", None)
+    monkeypatch.setattr(RUNNER, "Worker", None)
 
     def run(one=None, samplers=("greedy",), budgets=("1reads",), **options):
         compare_pruning(one or trial(), samplers, budgets, folder=tmp_path / "new", **options)
@@ -250,12 +268,16 @@ def test_options_that_are_the_study_s_or_nobody_s_are_refused():
     given = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "max_seconds": 9}
     with pytest.raises(ImpossibleRequestError, match="max_seconds"):
         SettingsTrial(make_settings(given))
+    with pytest.raises(StudyError, match=r"is no trial; .*SettingsTrial"):
+        compare_pruning(make_settings(given), ["greedy"], ["1reads"])
 
 
 def test_a_model_that_cannot_be_had_leaves_no_folder(here, tmp_path):
     given = {"model": "mlpnet", "data": "digits", "sparsity": 0.9}
     with pytest.raises(qprune.errors.QpruneError):
-        compare_pruning(make_settings(given), ["greedy"], ["1reads"], folder=tmp_path / "new")
+        compare_pruning(
+            SettingsTrial(make_settings(given)), ["greedy"], ["1reads"], folder=tmp_path / "new"
+        )
     assert not (tmp_path / "new").exists()
 
 

@@ -100,7 +100,7 @@ def test_the_page_shows_everything_and_fetches_nothing():
         "fc1.weight",
     ):
         assert shown in text, shown
-    rows = re.search(r'<table id="steps">.*?</table>', html, re.DOTALL)
+    rows = re.search(r'<table id="steps" class="sortable">.*?</table>', html, re.DOTALL)
     assert rows is not None
     assert rows.group().count("<tr>") == 1 + len(STEPS)
 

@@ -22,12 +22,14 @@ from solvers.errors import (
     UnknownOptionError,
     UnknownSamplerError,
 )
+from solvers.host.disk import bits_of
 from solvers.host.worker import Worker
 from solvers.problem.repair import repair
 from solvers.study import Instance, compare, generate, read_instances, read_study
 from solvers.study.bench import Judged, judgement
 from solvers.study.budgets import Call, Reads, Seconds
-from solvers.study.compare import ANSWERED, UNREADY, ordered_runs, unpacked, untimed
+from solvers.study.compare import ANSWERED, UNREADY, untimed
+from solvers.study.plan import ordered_runs
 from solvers.study.storage import ROWS, STUDY
 
 BLOCK = generate("fisher:n=16,samples=8,seed=1")
@@ -112,7 +114,7 @@ def test_a_beaten_value_is_told_and_can_be_verified(study):
     assert found.best_seen["boasted"] == pytest.approx(OPTIMUM)
     for row in study.row_list:
         if row["beaten"]:
-            state = unpacked(row["state"], 16)
+            state = bits_of(row["state"], 16)
             assert BLOCK.problem.feasible(state)[0]
             assert BLOCK.problem.energy(state) == pytest.approx(row["energy"])
             assert row["energy"] < OPTIMUM + 1.0
@@ -208,6 +210,35 @@ def test_a_damaged_row_is_named_and_nothing_is_lost(short, tmp_path):
     with pytest.raises(StudyFolderError, match=r"rows\.jsonl, line 2 is damaged"):
         compare([BLOCK], **SHORT, repeats=2, folder=folder)
     assert (folder / ROWS).read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"energy": "low"}, "energy is 'low'"),
+        ({"energy": None}, "energy is None"),
+        ({"repeat": True}, "repeat is True"),
+        ({"n": 2.5}, "n is 2.5"),
+        ({"beaten": 1}, "beaten is 1"),
+        ({"sampler": 3}, "sampler is 3"),
+    ],
+)
+def test_a_row_of_wrong_types_is_named(short, tmp_path, change, message):
+    shutil.copytree(short.folder, tmp_path / "study")
+    rows = [json.loads(line) for line in (short.folder / ROWS).read_text().splitlines()]
+    rows[1] |= change
+    (tmp_path / "study" / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for read in (read_study, lambda folder: compare([BLOCK], **SHORT, repeats=2, folder=folder)):
+        with pytest.raises(StudyFolderError, match=rf"row 2 is damaged: {message}"):
+            read(tmp_path / "study")
+
+
+def test_a_record_of_wrong_types_is_named(short, tmp_path):
+    record = json.loads((short.folder / STUDY).read_text())
+    record["samplers"][1]["label"] = None
+    (tmp_path / STUDY).write_text(json.dumps(record))
+    with pytest.raises(StudyFolderError, match=r"study\.json is damaged: samplers label is None"):
+        read_study(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +393,6 @@ def test_what_was_chosen_for_a_pair_holds_in_a_new_process(tmp_path):
     assert after["sa"]["strength"] == kept[0]["settings"].get("strength", after["sa"]["strength"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="CPU time of other processes is read on Linux")
 def test_a_limit_by_cpu_time_ends_work_and_not_waiting():
     samplers = [("works", odd.Takes, {"work": 30.0}), ("waits", odd.Takes, {"wait": 2.5})]
     study = compare([BLOCK], samplers, ["1reads"], 1, time_limit=1.0, clock="cpu")
@@ -394,8 +424,14 @@ def test_states_found_again_and_again_are_judged_like_any(n):
     assert found["num_best"] == (energies <= energies.min() + 1e-9).sum()
     assert found["feasible_share"] == pytest.approx(problem.feasible(states).mean())
     assert found["energy_raw_best"] == pytest.approx(energies[problem.feasible(states)].min())
-    assert problem.energy(unpacked(found["state"], n)) == pytest.approx(found["energy"])
+    assert problem.energy(bits_of(found["state"], n)) == pytest.approx(found["energy"])
     assert found["trace"][-1][1] == pytest.approx(found["energy"])
+
+
+def test_of_states_that_are_equally_good_the_first_is_kept():
+    problem = QuadraticProblem([-1.0, 0.0, 0.0], np.zeros((3, 3)))
+    calls = [Call(0.1, np.array([[0, 1, 1], [1, 0, 1], [1, 0, 0]], np.int8))]
+    assert bits_of(judgement(problem, Told(), calls, 0, 10)["state"], 3).tolist() == [1, 0, 1]
 
 
 def test_a_worker_that_is_done_ends_by_itself():

@@ -10,10 +10,7 @@ from matplotlib.colors import to_hex
 from synthetic_study import BEST, SAMPLERS, failed, problems, row, study_rows
 
 from solvers.study import measures
-from solvers.study import measures as ranking
-from solvers.study import measures as targets
 from solvers.study.report import figures
-from solvers.study.report import figures as maps
 from solvers.study.report.page import render, write_page
 from solvers.study.report.sections import Findings, study_sections
 from solvers.study.report.style import COLORS, as_svg, looks_of
@@ -114,7 +111,7 @@ def test_a_page_comes_out_of_any_rows(rows):
 
 
 def test_the_same_rows_give_the_same_picture():
-    drawn = [as_svg(maps.gap_map(FINDINGS.gaps, FINDINGS.against.n), "map") for _ in range(2)]
+    drawn = [as_svg(figures.gap_map(FINDINGS.gaps, FINDINGS.against.n), "map") for _ in range(2)]
     assert drawn[0] == drawn[1]
 
 
@@ -127,7 +124,7 @@ def test_no_two_samplers_look_alike():
 
 def test_a_sampler_has_one_colour_in_all_figures():
     looks, rows, against = FINDINGS.looks, FINDINGS.rows, FINDINGS.against
-    sizes = targets.tts_by_size(targets.reaching(rows, against, 0.5), resamples=20)
+    sizes = measures.tts_by_size(measures.reaching(rows, against, 0.5), resamples=20)
     drawn = [
         figures.energy_against_time(measures.anytime(rows, against), looks),
         figures.tts_against_size(sizes, looks, 0.5),
@@ -144,7 +141,7 @@ def test_a_sampler_has_one_colour_in_all_figures():
         assert set(shown) <= set(SAMPLERS)
         assert len(shown) >= 4
         assert all(looks[name].color == color for name, color in shown.items())
-    svg = as_svg(maps.rank_diagram(FINDINGS.ranking, looks), "ranks")
+    svg = as_svg(figures.rank_diagram(FINDINGS.ranking, looks), "ranks")
     assert all(looks[name].color in svg for name in SAMPLERS)
 
 
@@ -161,7 +158,7 @@ def test_axes_have_units_and_the_map_says_what_is_missing():
     time = figures.energy_against_time(measures.anytime(rows, against), looks)
     labels = {a.get_xlabel() for a in time.axes} | {a.get_ylabel() for a in time.axes}
     assert {"seconds in the sampler", "gap to best known"} <= labels
-    shown = maps.gap_map(FINDINGS.gaps, against.n).axes[0]
+    shown = figures.gap_map(FINDINGS.gaps, against.n).axes[0]
     missing = int(np.isinf(FINDINGS.gaps.to_numpy()).sum())
     assert missing == 2  # tabu on one problem; half of random's runs on another
     assert sum(patch.get_hatch() == "////" for patch in shown.patches) == missing
@@ -172,9 +169,9 @@ def test_axes_have_units_and_the_map_says_what_is_missing():
 
 def test_a_profile_that_nobody_finished_is_drawn():
     nobody = pd.DataFrame({"relax": [np.inf], "sa": [np.inf]})
-    profile = ranking.performance_profile(nobody)
+    profile = measures.performance_profile(nobody)
     assert (profile.to_numpy() == 0).all()
-    figures.performance_profiles(profile, ranking.gap_profile(nobody), FINDINGS.looks)
+    figures.performance_profiles(profile, measures.gap_profile(nobody), FINDINGS.looks)
 
 
 def test_tables_are_markdown_and_latex_that_compile():

@@ -20,10 +20,18 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from solvers.host.legible import in_figure
-from solvers.study.measures import SUCCESS_GAP, WORST_GAP, Ranking, median_with_infinity
-from solvers.study.report.style import STYLE, WIDTH, WITHOUT_GRID, Look, legend_below, new_figure
-
-Looks = Mapping[str, Look]
+from solvers.study.measures import SUCCESS_GAP, WORST_GAP, Ranking, held, median_with_infinity
+from solvers.study.report.style import (
+    STYLE,
+    WIDTH,
+    WITHOUT_GRID,
+    Look,
+    Looks,
+    legend_below,
+    new_figure,
+    new_grid,
+    percent_above,
+)
 
 #: Least number of problems for which quartiles are drawn.
 FEWEST_FOR_BAND = 4
@@ -41,9 +49,9 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
     """
     panels = list(curve.groupby(["kind", "n"], sort=True))
     with rc_context(STYLE):
-        figure, grid = _grid(len(panels))
+        figure, grid = new_grid(len(panels), sharey=True)
         handles = {}
-        for axes, ((kind, size), part) in zip(grid, panels, strict=False):
+        for axes, ((kind, size), part) in zip(grid, panels, strict=True):
             for sampler, look in looks.items():
                 mine = part[part.sampler == sampler]
                 if not mine.empty:
@@ -54,7 +62,7 @@ def energy_against_time(curve: pd.DataFrame, looks: Looks) -> Figure:
             axes.set_xlim(0.7 * curve.seconds.min(), 1.4 * curve.seconds.max())
             axes.xaxis.set_minor_formatter(NullFormatter())
             _gap_axis(axes)
-        _label_outer(grid, len(panels), "seconds in the sampler", "gap to best known")
+        _label_outer(grid, "seconds in the sampler", "gap to best known")
         legend_below(figure, handles)
         return figure
 
@@ -64,7 +72,7 @@ def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
     grid = np.geomspace(mine.seconds.min(), mine.seconds.max(), 64)
     curves = np.array(
         [
-            _held(part.seconds.to_numpy(), part.gap.to_numpy(float), grid)
+            held(part.seconds.to_numpy(), part.gap.to_numpy(float), grid)
             for _, part in mine.groupby("problem", sort=False)
         ]
     )
@@ -78,12 +86,6 @@ def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
     marks: dict[str, Any] = {"markevery": 12}
     (line,) = axes.plot(grid[seen], _shown(middle[seen]), **look.line, **marks)
     return line
-
-
-def _held(seconds: np.ndarray, gaps: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The last gap at or before each time of the grid."""
-    place = np.searchsorted(seconds, grid * (1 + 1e-9), side="right") - 1
-    return np.where(place >= 0, gaps[np.maximum(place, 0)], np.inf)
 
 
 def performance_profiles(times: pd.DataFrame, gaps: pd.DataFrame, looks: Looks) -> Figure:
@@ -112,7 +114,7 @@ def performance_profiles(times: pd.DataFrame, gaps: pd.DataFrame, looks: Looks) 
             axes.set_xscale("log")
             axes.set_ylim(-0.03, 1.03)
         left.xaxis.set_major_formatter(FuncFormatter(lambda tau, _: f"{tau:g}"))
-        right.xaxis.set_major_formatter(FuncFormatter(_percent))
+        right.xaxis.set_major_formatter(percent_above(-np.inf))
         if len(times) and times.index[-1] > 10:
             left.xaxis.set_minor_formatter(NullFormatter())
         else:
@@ -144,9 +146,9 @@ def tts_against_size(sizes: pd.DataFrame, looks: Looks, target: float) -> Figure
     finite = sizes.tts[np.isfinite(sizes.tts)]
     top = 10 ** math.ceil(math.log10(finite.max()) + 0.3) if len(finite) else 1.0
     with rc_context(STYLE):
-        figure, grid = _grid(len(kinds), height=3.1)
+        figure, grid = new_grid(len(kinds), 3.1, sharey=True)
         handles = {}
-        for axes, kind in zip(grid, kinds, strict=False):
+        for axes, kind in zip(grid, kinds, strict=True):
             for place, (sampler, look) in enumerate(looks.items()):
                 mine = sizes[(sizes.kind == kind) & (sizes.sampler == sampler)].sort_values("n")
                 if mine.empty:
@@ -162,8 +164,8 @@ def tts_against_size(sizes: pd.DataFrame, looks: Looks, target: float) -> Figure
             axes.set_xticks(shown, [str(size) for size in shown])
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlim(shown[0] / 1.35, shown[-1] * 1.35)
-        goal = "best known" if target <= SUCCESS_GAP else f"{_percent(target)} of best known"
-        _label_outer(grid, len(kinds), "variables", f"TTS99 to {goal}, s")
+        goal = "best known" if target <= SUCCESS_GAP else f"{100 * target:.3g} % of best known"
+        _label_outer(grid, "variables", f"TTS99 to {goal}, s")
         legend_below(figure, handles)
         return figure
 
@@ -188,20 +190,10 @@ def _tts_line(axes: Axes, mine: pd.DataFrame, look: Look, top: float, shift: flo
 # -- shared ----------------------------------------------------------------------------------
 
 
-def _grid(number: int, height: float = 2.3) -> tuple[Figure, list[Axes]]:
-    """Axes for so many panels, at most three in a row, the rest hidden."""
-    columns = min(3, max(1, number))
-    rows = max(1, math.ceil(number / columns))
-    figure = new_figure(WIDTH if columns > 1 else 5.0, height * rows + 0.5)
-    grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
-    for axes in grid[number:]:
-        axes.set_visible(False)
-    return figure, grid
-
-
-def _label_outer(grid: list[Axes], number: int, x: str, y: str) -> None:
-    columns = min(3, max(1, number))
-    for place, axes in enumerate(grid[:number]):
+def _label_outer(grid: list[Axes], x: str, y: str) -> None:
+    """Labels on the left of each line of `new_grid`, and below each column."""
+    number, columns = len(grid), min(3, len(grid))
+    for place, axes in enumerate(grid):
         if place % columns == 0:
             axes.set_ylabel(y)
         if place + columns >= number:
@@ -216,15 +208,7 @@ def _shown(gaps: np.ndarray) -> np.ndarray:
 def _gap_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.set_ylim(SUCCESS_GAP / 1.5, WORST_GAP * 1.2)
-    axes.yaxis.set_major_formatter(FuncFormatter(_floor_percent))
-
-
-def _percent(share: float, _place: object = None) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _floor_percent(share: float, _place: object = None) -> str:
-    return f"\u2264 {_percent(share)}" if share <= SUCCESS_GAP else _percent(share)
+    axes.yaxis.set_major_formatter(percent_above(SUCCESS_GAP))
 
 
 def _problems(number: int) -> str:
@@ -263,14 +247,8 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
             linewidth=0.6,
         )
         axes.invert_yaxis()
-        for (i, j), value in np.ndenumerate(values):
-            if not np.isfinite(value):
-                box = {"fill": False, "hatch": "////", "edgecolor": "#8c8c8c", "linewidth": 0}
-                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **box))
-                continue
-            dark = norm(known[i, j]) > 0.55
-            text = {"ha": "center", "va": "center", "fontsize": 6.8}
-            axes.text(j, i, _short(value), color="white" if dark else "black", **text)
+        for place, value in np.ndenumerate(values):
+            _fill(axes, place, value, dark=bool(norm(known[place]) > 0.55))
         axes.set_xticks(columns, samplers, rotation=40, ha="right")
         axes.set_yticks(lines, problems, fontsize=7.5)
         axes.spines[:].set_visible(False)
@@ -282,6 +260,17 @@ def gap_map(gaps: pd.DataFrame, sizes: pd.Series) -> Figure:
         bar.set_label("median gap, %")
         axes.set_title("Gap to best known, %; hatched: no answer")
         return figure
+
+
+def _fill(axes: Axes, place: tuple[int, ...], value: float, *, dark: bool) -> None:
+    """The text of one cell; hatching where there is no answer."""
+    i, j = place
+    if np.isfinite(value):
+        text = {"ha": "center", "va": "center", "fontsize": 6.8}
+        axes.text(j, i, _short(value), color="white" if dark else "black", **text)
+        return
+    box = {"fill": False, "hatch": "////", "edgecolor": "#8c8c8c", "linewidth": 0}
+    axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **box))
 
 
 def rank_diagram(ranking: Ranking, looks: Mapping[str, Look]) -> Figure:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from solvers.errors import MissingPackageError, StudyError
@@ -67,13 +67,13 @@ def write_report(
     return write_page(Path(folder), findings, title=title, sections=sections)
 
 
-def require_packages() -> None:
+def require_packages(packages: Sequence[str] = PACKAGES) -> None:
     """Refuse to begin without the packages that a report needs.
 
     Raises:
         MissingPackageError: one is missing; the message has the command that installs it.
     """
-    absent = [name for name in PACKAGES if find_spec(name) is None]
+    absent = [name for name in packages if find_spec(name) is None]
     if absent:
         raise MissingPackageError(
             f"a report needs the package {absent[0]}: pip install 'qprune[study]'"
@@ -177,17 +177,25 @@ def page(
     """A page of any sections as text; see `write_sections`."""
     from solvers.study.report.style import as_svg
 
-    environment = Environment(
-        loader=PackageLoader("solvers.study"),
+    made = environment("solvers.study")
+    made.filters["svg"] = lambda drawing: Markup(as_svg(drawing.figure, drawing.name))
+    return made.get_template("study.html.j2").render(
+        title=title, sections=sections, settings=settings, cards=cards
+    )
+
+
+def environment(package: str) -> Environment:
+    """Jinja's environment for templates of a package, which extend ``page.html.j2`` here.
+
+    What is filled in is escaped, and shown as `solvers.host.legible.shown_on_page` does.
+    """
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("solvers.study")]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=shown_on_page,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    environment.filters["svg"] = lambda drawing: Markup(as_svg(drawing.figure, drawing.name))
-    return environment.get_template("study.html.j2").render(
-        title=title, sections=sections, settings=settings, cards=cards
     )
 
 

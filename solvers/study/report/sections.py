@@ -11,10 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from solvers.study import measures
-from solvers.study import measures as ranking
-from solvers.study import measures as targets
 from solvers.study.report import figures, tables
-from solvers.study.report import figures as maps
 from solvers.study.report.style import Look, looks_of
 from solvers.study.report.tables import Table
 
@@ -88,9 +85,9 @@ class Findings:
         return measures.median_gaps(self.top, self.against)
 
     @cached_property
-    def ranking(self) -> ranking.Ranking:
+    def ranking(self) -> measures.Ranking:
         """The ranking of the median gaps."""
-        return ranking.rank(self.gaps)
+        return measures.rank(self.gaps)
 
 
 def study_sections(findings: Findings) -> list[Section]:
@@ -116,7 +113,7 @@ def _samplers(findings: Findings) -> Section:
         )
     overall = tables.sampler_table(findings.top, findings.gaps, findings.against, ranks)
     pairs = () if ranks.pairwise.empty else (tables.pairwise_table(ranks),)
-    figure = maps.rank_diagram(ranks, findings.looks)
+    figure = figures.rank_diagram(ranks, findings.looks)
     drawing = Drawing("ranks", "Mean ranks", "1 is best; ties share their mean rank.", figure)
     return Section("Samplers", told, (drawing,), (overall, *pairs))
 
@@ -136,16 +133,16 @@ def _against_time(findings: Findings) -> Section:
 
 
 def _targets(findings: Findings) -> Section:
-    reaching = targets.reaching(findings.rows, findings.against, findings.target)
-    times = targets.fastest(targets.time_to_target(reaching))
-    sizes = targets.tts_by_size(reaching)
+    reaching = measures.reaching(findings.rows, findings.against, findings.target)
+    times = measures.fastest(measures.time_to_target(reaching))
+    sizes = measures.tts_by_size(reaching)
     if times.empty:
         return Section("Time to target", "No run gave an answer.")
     costs = times.pivot(index="problem", columns="sampler", values="tts")
     costs = costs.reindex(columns=list(findings.looks)).reindex(findings.gaps.index)
     goal = f"{100 * findings.target:g} %"
     profile = figures.performance_profiles(
-        ranking.performance_profile(costs), ranking.gap_profile(findings.gaps), findings.looks
+        measures.performance_profile(costs), measures.gap_profile(findings.gaps), findings.looks
     )
     drawings = (
         Drawing(
@@ -177,7 +174,7 @@ def _map(findings: Findings) -> Section:
         "Sampler by problem",
         "Median gap to the best known energy at the largest budget, in percent; 0 is at most "
         "0.01 %. Hatched: incompatible, or most runs failed. In brackets: variables.",
-        maps.gap_map(findings.gaps, findings.against.n),
+        figures.gap_map(findings.gaps, findings.against.n),
     )
     return Section("Problem by problem", drawings=(drawing,))
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from solvers.host.legible import in_figure
 
@@ -51,6 +53,16 @@ STYLE: dict[Any, Any] = {
 
 WITHOUT_GRID: dict[Any, Any] = STYLE | {"axes.grid": False}
 
+#: Placeholder of the page's own text colour until the SVG is written.
+INK = "#010203"
+#: For figures that stand on the page itself, light or dark, and not on white paper.
+ON_PAGE: dict[Any, Any] = STYLE | {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    "font.size": 10,
+}
+
 
 @dataclass(frozen=True)
 class Look:
@@ -69,6 +81,10 @@ class Look:
     def point(self) -> dict[str, Any]:
         """Keywords of ``Axes.plot`` for marks without a line."""
         return self.line | {"linestyle": "none"}
+
+
+Looks = Mapping[str, Look]
+"""The look of every sampler."""
 
 
 def looks_of(samplers: Iterable[str]) -> dict[str, Look]:
@@ -99,6 +115,24 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def new_grid(number: int, height: float = 2.3, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels of a height, at most three in a line; ``sharex``, ``sharey``."""
+    columns = min(3, max(1, number))
+    lines = max(1, -(-number // columns))
+    figure = new_figure(WIDTH if columns > 1 else 5.0, height * lines + 0.5)
+    panels = list(figure.subplots(lines, columns, squeeze=False, **shared).flat)
+    for axes in panels[number:]:
+        axes.set_visible(False)
+    return figure, panels[:number]
+
+
+def percent_above(floor: float) -> FuncFormatter:
+    """Shares in percent on an axis whose end ``floor`` stands for all that is less."""
+    return FuncFormatter(
+        lambda share, _: ("\u2264 " if share <= floor else "") + f"{100 * share:.3g} %"
+    )
+
+
 def legend_below(figure: Figure, handles: Mapping[str, Any], columns: int = 5) -> None:
     """One legend for all panels, under them; handles by label. A tall one adds to the height."""
     labels = [in_figure(label) for label in handles]
@@ -126,12 +160,15 @@ def laid_out(figure: Figure) -> Figure:
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element, the same for the same data; ids start from ``name``."""
+    """The figure as an SVG element, the same for the same data; ids start from ``name``.
+
+    `INK` becomes ``currentColor``.
+    """
     target = io.StringIO()
     with rc_context(_salted(name)), any_script():
         laid_out(figure).savefig(target, format="svg", metadata={"Date": None})
     text = target.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
 def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -27,7 +27,7 @@ NOTHING, NEVER = "\u2013", "\u221e"
 
 def number(value: object) -> str:
     """Six significant digits; a dash for nothing."""
-    return _finite(value, lambda v: f"{v:.6g}")
+    return finite(value, lambda v: f"{v:.6g}")
 
 
 def percent(value: object) -> str:
@@ -37,17 +37,17 @@ def percent(value: object) -> str:
         >>> percent(0.0123), percent(0.0)
         ('1.23 %', '0')
     """
-    return _finite(value, lambda v: "0" if 0 <= v <= SUCCESS_GAP else f"{100 * v:.3g} %")
+    return finite(value, lambda v: "0" if 0 <= v <= SUCCESS_GAP else f"{100 * v:.3g} %")
 
 
 def share(value: object) -> str:
     """0.5 as ``50 %``."""
-    return _finite(value, lambda v: f"{100 * v:.0f} %")
+    return finite(value, lambda v: f"{100 * v:.0f} %")
 
 
 def seconds(value: object) -> str:
     """Three significant digits, without an exponent where that can be read."""
-    return _finite(value, lambda v: f"{v:.3g}" if v < 1000 else f"{v:.0f}")
+    return finite(value, lambda v: f"{v:.3g}" if v < 1000 else f"{v:.0f}")
 
 
 def probability(value: object) -> str:
@@ -57,10 +57,11 @@ def probability(value: object) -> str:
         >>> probability(0.0002), probability(0.05)
         ('< 0.001', '0.050')
     """
-    return _finite(value, lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}")
+    return finite(value, lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}")
 
 
-def _finite(value: object, form: Callable[[float], str]) -> str:
+def finite(value: object, form: Callable[[float], str]) -> str:
+    """A finite number by ``form``; a dash for nothing, a sign for infinity."""
     if not isinstance(value, int | float | np.number) or math.isnan(value):
         return NOTHING
     return form(float(value)) if math.isfinite(value) else NEVER
@@ -137,7 +138,9 @@ class Table:
         return [folder / f"{self.name}{suffix}" for suffix in written]
 
 
-def sampler_table(top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, ranking: Ranking):
+def sampler_table(
+    top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, ranking: Ranking
+) -> Table:
     """One line a sampler, best mean rank first.
 
     Args:
@@ -146,7 +149,31 @@ def sampler_table(top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, 
         against: from `solvers.study.measures.references`.
         ranking: of ``gaps``.
     """
-    cells = summary(top, against)
+    frame = _by_sampler(summary(top, against), gaps, ranking)
+    return Table(
+        "samplers",
+        "Samplers at the largest budget, best mean rank first; counts exact: reads, before repair.",
+        frame,
+        {
+            "rank": lambda v: finite(v, lambda rank: f"{rank:.2f}"),
+            **dict.fromkeys(("success", "success_low", "success_high", "feasible"), share),
+            **dict.fromkeys(("gap_median", "gap_worst"), percent),
+            "seconds": seconds,
+        },
+        {
+            "rank": "mean rank",
+            "success": "found best known",
+            "success_low": "from (95 %)",
+            "success_high": "to",
+            "gap_median": "median gap",
+            "gap_worst": "worst gap",
+            "feasible": "counts exact",
+            "seconds": "median s",
+        },
+    )
+
+
+def _by_sampler(cells: pd.DataFrame, gaps: pd.DataFrame, ranking: Ranking) -> pd.DataFrame:
     lines = []
     for sampler, mean_rank in ranking.mean_ranks.items():
         mine = cells[cells.sampler == sampler]
@@ -168,27 +195,7 @@ def sampler_table(top: pd.DataFrame, gaps: pd.DataFrame, against: pd.DataFrame, 
                 "seconds": mine.seconds.median(),
             }
         )
-    return Table(
-        "samplers",
-        "Samplers at the largest budget, best mean rank first; counts exact: reads, before repair.",
-        pd.DataFrame(lines),
-        {
-            "rank": lambda v: _finite(v, lambda rank: f"{rank:.2f}"),
-            **dict.fromkeys(("success", "success_low", "success_high", "feasible"), share),
-            **dict.fromkeys(("gap_median", "gap_worst"), percent),
-            "seconds": seconds,
-        },
-        {
-            "rank": "mean rank",
-            "success": "found best known",
-            "success_low": "from (95 %)",
-            "success_high": "to",
-            "gap_median": "median gap",
-            "gap_worst": "worst gap",
-            "feasible": "counts exact",
-            "seconds": "median s",
-        },
-    )
+    return pd.DataFrame(lines)
 
 
 def cell_table(rows: pd.DataFrame, against: pd.DataFrame) -> Table:
