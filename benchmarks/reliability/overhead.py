@@ -27,7 +27,7 @@ from rich.console import Console
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, resnet20
 from qprune.record.checkpoint import Checkpoints
-from qprune.record.recording import Recording
+from qprune.record.folder import RunFolder
 
 LIMIT = 0.02
 
@@ -66,7 +66,7 @@ def measured(workload: Workload) -> tuple[Clock, Clock, Clock]:
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(Checkpoints, "write", checkpoints.wrapping(Checkpoints.write)),
-        mock.patch.object(Recording, "note", journal.wrapping(Recording.note)),
+        mock.patch.object(RunFolder, "note", journal.wrapping(RunFolder.note)),
         whole.running(),
     ):
         qprune.prune(workload.model, workload.data, **workload.options, output_dir=folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from odd_samplers import Odd
-from qprune.record.recording import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
+from qprune.record.folder import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from torch import nn
 
 import qprune
