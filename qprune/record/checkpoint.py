@@ -37,7 +37,7 @@ _RATE, _LATENCY = 2e8, 0.02
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """Where a run goes on.
+    """Point at which a run goes on.
 
     Attributes:
         progress: position and state.

@@ -103,7 +103,7 @@ class RunFolder(os.PathLike[str]):
 
     @property
     def path(self) -> Path:
-        """Where it is.
+        """Path of the folder.
 
         Raises:
             RunFolderError: nothing is kept.
