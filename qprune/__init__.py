@@ -11,7 +11,6 @@ if not getattr(solvers, "QPRUNE_SOLVERS", False):
         "rename that file, or run from another folder"
     )
 
-from qprune.cost import Estimate
 from qprune.data.augment import Augmentation, Mixup, OwnText, ShiftImages
 from qprune.data.calibration import Calibration
 from qprune.data.inputs import Call
@@ -24,7 +23,7 @@ from qprune.objective.curvature import Curvature
 from qprune.objective.losses import DenseOutputs, Labels, Loss, PerSample
 from qprune.objective.samples import Objective
 from qprune.prune import Pruned, prune
-from qprune.results import Observer, Report, Score, Step
+from qprune.results import Estimate, Observer, Report, Score, Step
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import Distillation
 from qprune.steps.reconstruct import OneShot, Reconstruct, RowMethod, SampledRows

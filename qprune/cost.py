@@ -1,6 +1,6 @@
 """Estimate of a run's memory and time before it starts, with the largest part of each.
 
-Pure: the numbers come from elsewhere (`qprune.cost` measures, `qprune.walk.estimate` counts). A run
+Pure: the numbers come from elsewhere (`gauged` measures, `qprune.walk.network_cost` counts). A run
 goes through phases. Memory held in all of them is added up; of the memory held in one phase alone,
 the largest phase counts.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -24,24 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qprune.errors import ImpossibleRequestError
+from qprune.results import Estimate, Part, in_bytes, in_seconds
 
 # Seconds. Estimates are rough, and a shorter run may be intended.
 _YEAR = 365 * 86400.0
-
-
-@dataclass(frozen=True)
-class Part:
-    """Part of the memory, or of the time.
-
-    Attributes:
-        what: short description.
-        amount: bytes, or seconds.
-        remedy: request that makes it smaller.
-    """
-
-    what: str
-    amount: float
-    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,56 +48,6 @@ class Phase:
     def num_bytes(self) -> float:
         """Bytes held at once."""
         return sum(part.amount for part in self.memory)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Memory and time of a run.
-
-    Attributes:
-        present: bytes of the process before the run: interpreter, libraries, model, data.
-        before: peak bytes of the process so far.
-        memory: parts added at the peak, largest first.
-        time: seconds, largest first.
-        unknown: the part whose time cannot be estimated; empty where there is none.
-    """
-
-    present: float
-    before: float
-    memory: tuple[Part, ...]
-    time: tuple[Part, ...]
-    unknown: str = ""
-
-    @property
-    def more(self) -> float:
-        """Bytes needed beyond those that the process holds."""
-        return sum(part.amount for part in self.memory)
-
-    @property
-    def peak_memory(self) -> float:
-        """Peak bytes of the process."""
-        return max(self.before, self.present + self.more)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds from the start to the mask."""
-        return sum(part.amount for part in self.time)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a dict that `json.dumps` takes."""
-        totals = {"peak_memory": self.peak_memory, "seconds": self.seconds}
-        return totals | asdict(self)
-
-    def __str__(self) -> str:
-        """Return one line: ``needs about 1.2 GB (most of it ...) and 40 s (most of it ...)``."""
-        held = Part("the process as it is, with model and data", self.present)
-        if self.before > self.present + self.more:
-            held = Part("what loading took", self.before)
-        memory = max((held, *self.memory[:1]), key=lambda part: part.amount).what
-        line = f"needs about {in_bytes(self.peak_memory)} (most of it {memory})"
-        if self.time:
-            line += f" and {in_seconds(self.seconds)} (most of it {self.time[0].what})"
-        return line + (f", and {self.unknown}" if self.unknown else "")
 
 
 @dataclass(frozen=True)
@@ -203,28 +139,6 @@ def require_end(needs: Estimate) -> None:
             f"{needs.time[0].what}; {ways}fewer stages (--stages) or rounds (--rounds), or end it "
             "by max_seconds (--max-seconds)"
         )
-
-
-def in_bytes(number: float) -> str:
-    """Format bytes.
-
-    Example:
-        >>> in_bytes(1234567)
-        '1.23 MB'
-    """
-    for unit in ("B", "kB", "MB"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB" if number < 999.5 else f"{number / 1000:.3g} TB"
-
-
-def in_seconds(number: float) -> str:
-    """Format seconds roughly: ``0.4 s``, ``40 s``, ``12 min``, ``3.5 h``, ``2 days``."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if number >= 2 * size:
-            return f"{number / size:.2g} {unit}"
-    return f"{number:.2g} s"
 
 
 def _largest_first(parts: Sequence[Part]) -> tuple[Part, ...]:

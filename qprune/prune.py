@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from qprune.cost import Estimate, estimate, require_end, require_fit
+from qprune.cost import estimate, require_end, require_fit
 from qprune.data.augment import Augmentation
 from qprune.data.calibration import Calibration, as_calibration
 from qprune.data.inputs import Call
@@ -42,7 +42,7 @@ from qprune.record.fingerprint import (
     require_named,
 )
 from qprune.record.folder import RunFolder, opened, saving
-from qprune.results import LayerRecord, Observer, Report, Score
+from qprune.results import Estimate, LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
 from qprune.steps.solve import BlockObserver

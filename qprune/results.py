@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from qprune.cost import Estimate
 from solvers import Fault
 
 #: Largest number of names in one line.
@@ -206,6 +205,93 @@ class Coverage:
         if tensors is None and self.vectors:
             told.append(f"biases and other vectors ({self.vectors:,})")
         return ", ".join(told) or "nothing"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part of the memory, or of the time.
+
+    Attributes:
+        what: short description.
+        amount: bytes, or seconds.
+        remedy: request that makes it smaller.
+    """
+
+    what: str
+    amount: float
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory and time of a run.
+
+    Attributes:
+        present: bytes of the process before the run: interpreter, libraries, model, data.
+        before: peak bytes of the process so far.
+        memory: parts added at the peak, largest first.
+        time: seconds, largest first.
+        unknown: the part whose time cannot be estimated; empty where there is none.
+    """
+
+    present: float
+    before: float
+    memory: tuple[Part, ...]
+    time: tuple[Part, ...]
+    unknown: str = ""
+
+    @property
+    def more(self) -> float:
+        """Bytes needed beyond those that the process holds."""
+        return sum(part.amount for part in self.memory)
+
+    @property
+    def peak_memory(self) -> float:
+        """Peak bytes of the process."""
+        return max(self.before, self.present + self.more)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start to the mask."""
+        return sum(part.amount for part in self.time)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict that `json.dumps` takes."""
+        totals = {"peak_memory": self.peak_memory, "seconds": self.seconds}
+        return totals | asdict(self)
+
+    def __str__(self) -> str:
+        """Return one line: ``needs about 1.2 GB (most of it ...) and 40 s (most of it ...)``."""
+        held = Part("the process as it is, with model and data", self.present)
+        if self.before > self.present + self.more:
+            held = Part("what loading took", self.before)
+        memory = max((held, *self.memory[:1]), key=lambda part: part.amount).what
+        line = f"needs about {in_bytes(self.peak_memory)} (most of it {memory})"
+        if self.time:
+            line += f" and {in_seconds(self.seconds)} (most of it {self.time[0].what})"
+        return line + (f", and {self.unknown}" if self.unknown else "")
+
+
+def in_bytes(number: float) -> str:
+    """Format bytes.
+
+    Example:
+        >>> in_bytes(1234567)
+        '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB" if number < 999.5 else f"{number / 1000:.3g} TB"
+
+
+def in_seconds(number: float) -> str:
+    """Format seconds roughly: ``0.4 s``, ``40 s``, ``12 min``, ``3.5 h``, ``2 days``."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if number >= 2 * size:
+            return f"{number / size:.2g} {unit}"
+    return f"{number:.2g} s"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,10 @@ import qprune
 from qprune.distributed.ranks import joined
 from qprune.distributed.sharding import whole
 from qprune.steps.compensate import Compensation
+
+METHOD = qprune.Networkwise(
+    stages=2, rounds=1, final_rounds=2, num_blocks=2, block_size=128, samples_per_step=66
+)
 
 
 def images():
@@ -30,18 +35,14 @@ def inputs(number=110):
     return torch.randn(number, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def pruned(model, ranks, data=None, **options):
+def pruned(model, ranks, data=None, method=None, **options):
     """Two stages and some rounds, seven samples a batch, so that the last turn has idle ranks."""
-    options = {"sparsity": 0.8, "num_blocks": 2} | options
     return qprune.prune(
         model,
         inputs() if data is None else data,
-        stages=2,
-        rounds=1,
-        final_rounds=2,
-        block_size=128,
+        sparsity=0.8,
+        method=METHOD if method is None else method,
         batch_size=7,
-        samples_per_step=66,
         augment=None,
         ranks=ranks,
         **{"compensate": Compensation(iterations=(2, 4), final_steps=1)} | options,
@@ -79,7 +80,8 @@ def shards(ranks, folder):
 def drawn(ranks, folder):
     """Curvature from labels drawn from the outputs."""
     labels = torch.arange(110) % 5
-    run = pruned(images(), ranks, (inputs(), labels), loss=qprune.Labels(), curvature="sampled")
+    method = replace(METHOD, curvature="sampled")
+    run = pruned(images(), ranks, (inputs(), labels), method, loss=qprune.Labels())
     return outcome(run)
 
 
@@ -87,23 +89,24 @@ def layers(ranks, folder):
     """Layer by layer: second moments of every rank's samples."""
     from tiny_models import make, samples
 
-    from qprune.walk.layerwise import prune_layerwise
-
     model = make("llama")
-    run = prune_layerwise(
-        model, samples(model, 12), sparsity=0.5, batch_size=3, ranks=ranks, method="reconstruct"
-    )
+    run = layerwise(model, samples(model, 12), 3, ranks)
     weights = {f"w.{name}": w.detach().clone() for name, w in model.state_dict().items()}
     return weights | {f"m.{name}": mask for name, mask in run.mask.items()}
+
+
+def layerwise(model, data, batch_size, ranks):
+    method, budget = qprune.Layerwise(shares=None), qprune.PerLayer(alone=True)
+    return qprune.prune(
+        model, data, sparsity=0.5, method=method, budget=budget, batch_size=batch_size, ranks=ranks
+    )
 
 
 def uneven(ranks, folder):
     from tiny_models import make, samples
 
-    from qprune.walk.layerwise import prune_layerwise
-
     model = make("llama")
-    prune_layerwise(model, samples(model, 12), sparsity=0.5, batch_size=4, ranks=ranks)
+    layerwise(model, samples(model, 12), 4, ranks)
 
 
 def taken(ranks, folder):
@@ -120,7 +123,8 @@ def refused(ranks, folder):
 
 def resumed(ranks, folder):
     """Stopped after four steps, and gone on with."""
-    pruned(images(), ranks, output_dir=folder / "half", should_stop=_after(4))
+    limits = qprune.Limits(should_stop=_after(4))
+    pruned(images(), ranks, output_dir=folder / "half", limits=limits)
     return outcome(pruned(images(), ranks, resume_from=folder / "half"))
 
 

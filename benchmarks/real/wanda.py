@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qprune.data.inputs import token_mask
+from qprune.objective.curvature import Expansion
+from qprune.objective.samples import Objective
 from qprune.objective.trace.recorder import forward
-from qprune.steps.start import Situation
 
 Note = Callable[[str, Tensor], None]
 """Takes a parameter's name in its module, and the inputs that it multiplies, (..., inputs)."""
@@ -27,7 +28,9 @@ class HookedWanda:
     recurrent matrix multiplies. Here hooks on the modules do, without padded tokens.
     """
 
-    def scores(self, situation: Situation) -> Tensor:
+    def scores(
+        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
+    ) -> Tensor:
         squares: dict[str, Tensor] = {}
         shown: list[Tensor | None] = []
 
@@ -40,21 +43,21 @@ class HookedWanda:
 
         hooks = [
             module.register_forward_hook(partial(_show, partial(note, name)))
-            for name, module in situation.model.named_modules()
+            for name, module in objective.model.named_modules()
         ]
         try:
-            for batch in situation.samples.batches(situation.batch_size):
+            for batch in objective.samples.batches(objective.batch_size):
                 shown.append(token_mask(batch.inputs))
                 with torch.no_grad():
-                    forward(situation.model, batch.inputs)
+                    forward(objective.model, batch.inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        parts = situation.layers.split(situation.weights.abs())
+        parts = objective.weights.split(values.abs())
         return torch.cat(
             [
-                (part.view(layer.rows, -1) * squares[layer.parameter_name].sqrt()).flatten()
-                for layer, part in zip(situation.layers, parts, strict=True)
+                (part.view(weight.rows, -1) * squares[weight.parameter_name].sqrt()).flatten()
+                for weight, part in zip(objective.weights, parts, strict=True)
             ]
         )
 

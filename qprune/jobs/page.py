@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qprune.cost import in_bytes, in_seconds
+from qprune.results import in_bytes, in_seconds
 from qprune.jobs import plots
 from qprune.models.evaluate import correlation
 from qprune.results import BlockRecord, Report, Score, ScorePoint, Step

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from qprune.cost import Estimate
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.errors import ImpossibleRequestError
-from qprune.results import Fault, Observer, Step
+from qprune.results import Estimate, Fault, Observer, Step
 from solvers.host.ranges import Count, checked
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qprune.cost import Needs, Part, Pass, Phase, gauged
+from qprune.cost import Needs, Pass, Phase, gauged
 from qprune.data.calibration import plain
 from qprune.data.inputs import AnyInputs, mapped, tensors_of
 from qprune.network.transformer import Named
@@ -22,6 +22,7 @@ from qprune.network.weights import Weight
 from qprune.objective.samples import Prepared
 from qprune.objective.trace.recorder import forward
 from qprune.objective.trace.taps import tapped
+from qprune.results import Part
 from qprune.steps.reconstruct import RowMethod
 from qprune.walk.streams import batch_of
 from solvers.rows.counts import Counts

@@ -84,6 +84,7 @@ class Layerwise:
     accept_share: float = 0.0
     uses_loss = False
     on_host = False
+    goes_on = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", named("row method", self.rows, ROWS))

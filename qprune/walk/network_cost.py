@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qprune.cost import Needs, Part, Pass, Phase, Tally, gauged
+from qprune.cost import Needs, Pass, Phase, Tally, gauged
 from qprune.data import augment as selftext
 from qprune.data.augment import OwnText
 from qprune.data.inputs import tensors_of
@@ -36,6 +36,7 @@ from qprune.objective.trace.recorder import (
     differentiating,
     forward,
 )
+from qprune.results import Part
 from qprune.steps.compensate import Compensate, MoveCost
 from qprune.walk.journal import Limits
 from solvers import Ask, LowRank, QuadraticProblem
@@ -298,8 +299,12 @@ def network_cost(
     Raises:
         QpruneError: the network, the data or the loss are not fit for each other.
     """
-    load = load_of(method, prepared, compensate, ask, limits, executor)
-    unknown = "" if load.solve is not None else f"what the sampler {ask.name} takes"
+    return needs_of(load_of(method, prepared, compensate, ask, limits, executor), ask.name)
+
+
+def needs_of(load: Load, sampler: str) -> Needs:
+    """Memory and time of a run with these numbers, which asks the sampler of that name."""
+    unknown = "" if load.solve is not None else f"what the sampler {sampler} takes"
     return Needs(tuple(_always(load)), tuple(_phases(load)), unknown)
 
 

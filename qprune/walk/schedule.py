@@ -61,6 +61,7 @@ class Method(Protocol):
         accept_share: share of the samples on which steps are judged, and never fitted.
         uses_loss: whether it reads the loss at the network's end.
         on_host: whether the model has to be on the CPU.
+        goes_on: whether it improves the mask that a method before it made; else it makes one.
     """
 
     @property
@@ -69,6 +70,8 @@ class Method(Protocol):
     def uses_loss(self) -> bool: ...
     @property
     def on_host(self) -> bool: ...
+    @property
+    def goes_on(self) -> bool: ...
 
     def find(
         self,
@@ -220,6 +223,7 @@ class InOrder:
     """
 
     methods: tuple[Method, ...]
+    goes_on = False
 
     @property
     def accept_share(self) -> float:
@@ -308,13 +312,30 @@ def as_method(method: Method | Sequence[Method]) -> Method:
     """One method, or several in a row as one.
 
     Raises:
-        ImpossibleRequestError: there is none.
+        ImpossibleRequestError: there is none, or one stands where it cannot.
     """
-    if not isinstance(method, Sequence):
-        return method
-    if not method:
+    several = isinstance(method, Sequence) and not isinstance(method, str)
+    methods = tuple(method) if several else (method,)
+    if not methods:
         raise ImpossibleRequestError("method is empty: pass Networkwise(), Layerwise(), or both")
-    return method[0] if len(method) == 1 else InOrder(tuple(method))
+    for one in methods:
+        if not hasattr(one, "goes_on"):
+            raise ImpossibleRequestError(
+                "method must be Networkwise(...), Layerwise(...), or both in a row, not "
+                f"{one!r:.60}"
+            )
+    if methods[0].goes_on:
+        raise ImpossibleRequestError(
+            f"{type(methods[0]).__name__} without a start improves the mask of a method before it, "
+            "and there is none: pass method=(Layerwise(), Networkwise(start=None)), or a start"
+        )
+    for later in methods[1:]:
+        if not later.goes_on:
+            raise ImpossibleRequestError(
+                f"a {type(later).__name__} that makes a mask of its own would undo the method "
+                "before it: after the first method stands Networkwise(start=None)"
+            )
+    return methods[0] if len(methods) == 1 else InOrder(methods)
 
 
 def reason_against(weights: Weights) -> str | None:

@@ -15,7 +15,6 @@ from qprune.network.groups import (
     PerRow,
     apportion,
     checked_sparsity,
-    mask_by_name,
     prune_lowest,
 )
 from qprune.network.weights import find_weights
@@ -65,7 +64,7 @@ def test_structures_keep_n_of_every_m(shapes, structure):
     groups = structure.groups(layers, structure.sparsity)
     kept = torch.ones(layers.size, dtype=torch.bool)
     mask = prune_lowest(torch.rand(layers.size), kept, groups, int(groups.counts.sum()))
-    for part in mask_by_name(layers, mask).values():
+    for part in layers.by_name(mask).values():
         assert (part.reshape(-1, m).sum(1) == n).all()
     assert 1 - mask.sum().item() / layers.size == pytest.approx(1 - n / m)
 
@@ -118,7 +117,7 @@ def test_early_stages_of_a_structure_prune_by_score_not_by_place():
 
 
 def test_ties_are_broken_by_index():
-    groups = Groups(None, torch.tensor([6]), torch.tensor([6]))
+    groups = Groups(torch.tensor([6]), torch.tensor([6]))
     kept = torch.tensor([True, False, True, True, True, True])
     scores = torch.tensor([1.0, 9.0, 0.0, 0.0, 0.0, 0.0])
     mask = prune_lowest(scores, kept, groups, 3)
@@ -127,7 +126,7 @@ def test_ties_are_broken_by_index():
 
 def test_ties_within_groups_are_broken_by_index():
     ids = torch.tensor([0, 1, 0, 1, 0, 1])
-    groups = Groups(ids, torch.tensor([3, 3]), torch.tensor([1, 2]))
+    groups = Groups(torch.tensor([3, 3]), torch.tensor([1, 2]), lambda: ids)
     mask = prune_lowest(torch.zeros(6), torch.ones(6, dtype=torch.bool), groups, 3)
     assert mask.tolist() == [False, False, True, False, True, True]
 
@@ -136,7 +135,7 @@ def test_masks_have_the_shapes_of_their_parameters():
     model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Linear(5, 2))
     layers = find_weights(model)
     mask = torch.arange(layers.size) % 3 == 0
-    parts = mask_by_name(layers, mask)
+    parts = layers.by_name(mask)
     assert {name: part.shape for name, part in parts.items()} == {
         "0.weight": (6, 2, 3, 3),
         "1.weight": (2, 5),

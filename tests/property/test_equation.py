@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
+from qprune import Objective
 from qprune.errors import ImpossibleRequestError
 from qprune.network.weights import find_weights
 from qprune.objective import ExactHessian
@@ -265,9 +266,7 @@ def test_an_exactly_quadratic_loss_changes_as_predicted(seed):
     original = model.weight.detach().flatten().clone()
     pruned = torch.rand(8, generator=generator) < 0.5
     model.weight.data.view(-1)[pruned] = 0.0
-    expansion = ExactHessian().expand(
-        model, layers, samples, loss, batch_size=4, generator=generator
-    )
+    expansion = ExactHessian().expand(Objective(model, layers, samples, loss, 4), generator)
     indices = torch.tensor([0, 2, 3, 5, 6])
     block = Block(
         indices=indices.numpy(),

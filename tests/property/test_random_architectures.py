@@ -174,10 +174,7 @@ def test_counts_are_exact_and_masks_agree_with_zeros(block, seed, sparsity):
             model,
             samples_of(seed)[0],
             sparsity=sparsity,
-            stages=2,
-            rounds=1,
-            final_rounds=0,
-            block_size=16,
+            method=qprune.Networkwise(stages=2, rounds=1, final_rounds=0, block_size=16),
             compensate=qprune.Compensation(
                 iterations=(1,), curvature_share=1.0, lengths=(1.0,), final_steps=1
             ),

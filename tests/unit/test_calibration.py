@@ -463,7 +463,10 @@ def named_inside():
     ],
 )
 def test_only_runs_that_can_be_resumed_need_a_named_function(tmp_path, forward, reason):
-    model, kwargs = nn.Linear(3, 4), {"sparsity": 0.5, "stages": 1, "compensate": False}
+    model, kwargs = (
+        nn.Linear(3, 4),
+        {"sparsity": 0.5, "method": qprune.Networkwise(stages=1), "compensate": False},
+    )
     given = X if not isinstance(forward, functools.partial) else {"x": X}
     with pytest.raises(ImpossibleRequestError, match=reason):
         qprune.prune(model, given, output_dir=tmp_path / "run", forward=forward, **kwargs)
@@ -472,7 +475,12 @@ def test_only_runs_that_can_be_resumed_need_a_named_function(tmp_path, forward, 
 
 
 def test_a_run_with_a_named_function_is_resumed(tmp_path):
-    kwargs = {"sparsity": 0.5, "stages": 2, "compensate": False, "forward": of_x}
+    kwargs = {
+        "method": qprune.Networkwise(stages=2),
+        "compensate": False,
+        "forward": of_x,
+        "sparsity": 0.5,
+    }
     torch.manual_seed(0)
     model = nn.Linear(3, 4)
     dense = copy.deepcopy(model)
@@ -525,11 +533,8 @@ def test_both_inputs_of_a_model_matter(form):
             TwoTowers(),
             in_batches(*given) if form == "tuple" else given,
             sparsity=0.5,
-            stages=2,
-            rounds=1,
-            final_rounds=1,
+            method=qprune.Networkwise(stages=2, rounds=1, final_rounds=1, damping=1e-6),
             compensate=False,
-            damping=1e-6,
             forward=call,
         )
         return {layer.name: layer.sparsity for layer in pruned.report.layers}

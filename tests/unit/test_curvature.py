@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from qprune import Objective
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.network.weights import find_weights
 from qprune.objective import (
@@ -17,7 +18,7 @@ from qprune.objective import (
 )
 from qprune.objective.losses import DenseOutputs, Labels, PerSample
 from qprune.objective.trace.recorder import Samples
-from qprune.steps.compensate import Compensation, conjugate_gradients, gauss_newton, mean_gradient
+from qprune.steps.compensate import Compensation, conjugate_gradients, gauss_newton
 from solvers import LowRank
 
 
@@ -53,7 +54,7 @@ def expand(strategy, setup, loss=None, seed=0, batch_size=5):
     model, layers, samples = setup
     generator = torch.Generator().manual_seed(seed)
     loss = loss or DenseOutputs()
-    return strategy.expand(model, layers, samples, loss, batch_size=batch_size, generator=generator)
+    return strategy.expand(Objective(model, layers, samples, loss, batch_size), generator)
 
 
 def outputs_of_weights(setup):
@@ -234,9 +235,11 @@ LOSSES = {
 def test_gauss_newton_products(setup, loss):
     matrix = gauss_newton_matrix(setup, loss).float()
     model, layers, samples = setup
-    product = gauss_newton(model, layers, samples, loss, 5)
-    gradient = mean_gradient(model, layers, samples, loss, 5)
-    torch.testing.assert_close(gradient, expand(EmpiricalFisher(), setup, loss).gradient)
+    objective = Objective(model, layers, samples, loss, 5)
+    product = gauss_newton(objective)
+    torch.testing.assert_close(
+        objective.gradient(), expand(EmpiricalFisher(), setup, loss).gradient
+    )
     for seed in range(3):
         vector = torch.randn(layers.size, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(product(vector), matrix @ vector, atol=1e-5, rtol=1e-3)
@@ -245,7 +248,7 @@ def test_gauss_newton_products(setup, loss):
 def test_gauss_newton_stays_where_it_was_asked(setup):
     """Candidates are written into the model between two products."""
     model, layers, samples = setup
-    product = gauss_newton(model, layers, samples, DenseOutputs(), 5)
+    product = gauss_newton(Objective(model, layers, samples, DenseOutputs(), 5))
     vector = torch.ones(layers.size)
     before = product(vector)
     layers.write(torch.zeros(layers.size))
@@ -276,8 +279,8 @@ def test_compensation_never_revives_a_pruned_weight(setup):
     model, layers, samples = setup
     kept = torch.rand(layers.size, generator=torch.Generator().manual_seed(0)) < 0.6
     layers.write(layers.read() * kept)
-    moves = Compensation().moves(model, layers, kept, samples, DenseOutputs(), 5, torch.Generator())
-    steps = list(moves)
+    objective = Objective(model, layers, samples, DenseOutputs(), 5)
+    steps = list(Compensation().moves(objective, kept, torch.Generator()))
     assert steps
     assert all((step[~kept] == 0).all() for step in steps)
     assert any((step[kept] != 0).any() for step in steps)

@@ -1,6 +1,7 @@
 """Half precision and double: every kind of network, curvature, start and compensation."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,12 +16,10 @@ from qprune.steps.distill import Distillation
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 STEPS = qprune.Compensation(iterations=(2,), lengths=(1.0,), final_steps=1)
+SHORT = qprune.Networkwise(stages=1, rounds=1, final_rounds=1, block_size=24)
 QUICK = {
     "sparsity": 0.5,
-    "stages": 1,
-    "rounds": 1,
-    "final_rounds": 1,
-    "block_size": 24,
+    "method": SHORT,
     "augment": None,
     "compensate": STEPS,
 }
@@ -62,13 +61,13 @@ class Recurrent(nn.Module):
 NETWORKS = {"mlp": mlp, "cnn": cnn, "attention": Attention, "recurrent": Recurrent}
 # Wanda needs inputs that nobody sees inside of attention and an LSTM.
 CHOICES = {
-    "sketched": {"curvature": SketchedFisher()},
-    "sampled": {"curvature": SampledFisher()},
-    "empirical": {"curvature": EmpiricalFisher()},
-    "hessian": {"curvature": ExactHessian(), "compensate": False},
-    "random": {"start": "random", "compensate": False},
-    "magnitude": {"start": "magnitude", "compensate": False},
-    "gradient": {"start": "gradient", "compensate": False},
+    "sketched": {"method": replace(SHORT, curvature=SketchedFisher())},
+    "sampled": {"method": replace(SHORT, curvature=SampledFisher())},
+    "empirical": {"method": replace(SHORT, curvature=EmpiricalFisher())},
+    "hessian": {"method": replace(SHORT, curvature=ExactHessian()), "compensate": False},
+    "random": {"method": replace(SHORT, start="random"), "compensate": False},
+    "magnitude": {"method": replace(SHORT, start="magnitude"), "compensate": False},
+    "gradient": {"method": replace(SHORT, start="gradient"), "compensate": False},
     "labels": {"loss": qprune.Labels()},
     "distillation": {"compensate": Distillation(steps=4, samples_per_step=4, final_steps=1)},
 }
@@ -113,18 +112,15 @@ def test_goes_through_and_is_right(kind, choice, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_wanda_too(kind, dtype):
-    require_right(pruned(kind, dtype, start="wanda", compensate=False), dtype)
+    require_right(
+        pruned(kind, dtype, method=replace(SHORT, start="wanda"), compensate=False), dtype
+    )
 
 
 def expansion_of(model, inputs, answers):
-    return EmpiricalFisher().expand(
-        model,
-        find_weights(model),
-        Samples(inputs, answers),
-        DenseOutputs(),
-        batch_size=8,
-        generator=torch.Generator(),
-    )
+    samples = Samples(inputs, answers)
+    objective = qprune.Objective(model, find_weights(model), samples, DenseOutputs(), 8)
+    return EmpiricalFisher().expand(objective, torch.Generator())
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])

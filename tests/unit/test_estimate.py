@@ -8,30 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from qprune.walk.estimate import Load, walk_needs
 from torch import nn
 
 import qprune
-from qprune.cost import (
-    Estimate,
-    Part,
-    Pass,
-    Phase,
-    Tally,
-    estimate,
-    gauged,
-    in_bytes,
-    in_seconds,
-    require_fit,
-)
+from qprune import Limits
+from qprune.cost import Pass, Phase, Tally, estimate, gauged, require_fit
 from qprune.errors import ImpossibleRequestError
+from qprune.results import Estimate, Part, in_bytes, in_seconds
 from qprune.steps.compensate import Compensation
 from qprune.steps.distill import Distillation
+from qprune.walk.network_cost import Load, needs_of
 from solvers.host.machine import available_memory, cgroup_memory, peak_memory
 
 ROOT = Path(__file__).parents[2]
 INPUTS = torch.randn(60, 16, generator=torch.Generator().manual_seed(5))
-QUICK = {"sparsity": 0.5, "stages": 1, "final_rounds": 1, "block_size": 32}
+QUICK = {
+    "sparsity": 0.5,
+    "method": qprune.Networkwise(stages=1, final_rounds=1, block_size=32),
+}
 QUICK |= {"compensate": Compensation(iterations=(2,), final_steps=1)}
 
 
@@ -162,9 +156,9 @@ def load(**others):
     return Load(**(values | others))
 
 
-def needs_of(**others):
-    always, phases = walk_needs(load(**others))
-    return estimate(0.0, 0.0, always, phases)
+def estimated(**others):
+    needs = needs_of(load(**others), "relax")
+    return estimate(0.0, 0.0, needs.always, needs.phases, unknown=needs.unknown)
 
 
 @pytest.mark.parametrize(
@@ -180,30 +174,30 @@ def needs_of(**others):
     ],
 )
 def test_more_of_anything_needs_more(more):
-    assert needs_of(**more).peak_memory > 1.5 * needs_of().peak_memory
+    assert estimated(**more).peak_memory > 1.5 * estimated().peak_memory
 
 
 def test_every_thread_holds_a_batch_and_a_copy_and_the_passes_take_less_time():
     large = {"expand": Pass(0, 10**6, 0, 1e-3), "model_bytes": 10**6}
-    one, three = (needs_of(threads=n, **large) for n in (1, 3))
+    one, three = (estimated(threads=n, **large) for n in (1, 3))
     held, more = ({part.what: part.amount for part in needs.memory} for needs in (one, three))
     # 40 samples are three batches of 16; a fourth thread would find none.
     assert more["a batch's activations"] == 3 * held["a batch's activations"]
     assert more["copies of the model for threads"] == 3 * 10**6
-    assert needs_of(threads=4, **large).memory == three.memory
+    assert estimated(threads=4, **large).memory == three.memory
     taken, less = ({part.what: part.amount for part in needs.time} for needs in (one, three))
     assert less["expanding the loss"] == taken["expanding the loss"] / 3
     assert less["solving blocks"] == taken["solving blocks"]
 
 
 def test_dense_outputs_that_are_too_many_are_not_kept():
-    kept, copied = needs_of(outputs=1000, given=60_000), needs_of(outputs=1000, given=80_000)
+    kept, copied = estimated(outputs=1000, given=60_000), estimated(outputs=1000, given=80_000)
     assert any(part.what == "dense outputs" for part in kept.memory)
     assert any(part.what == "a copy of the dense network" for part in copied.memory)
 
 
 def test_time_is_passes_times_what_one_takes():
-    time = {part.what: part.amount for part in needs_of().time}
+    time = {part.what: part.amount for part in estimated().time}
     assert time["expanding the loss"] == pytest.approx((2 + 5) * 40 * 1e-3)
     assert time["moving kept weights"] == pytest.approx(3 * 100 * 1e-3)
     assert time["solving blocks"] == pytest.approx(5 * 2 * 1.3 * 0.1)
@@ -211,13 +205,13 @@ def test_time_is_passes_times_what_one_takes():
 
 def test_a_run_states_its_needs_and_gives_the_same_mask():
     said = []
-    told = qprune.prune(mlp(), INPUTS, **QUICK, expect=said.append)
+    told = qprune.prune(mlp(), INPUTS, **QUICK, limits=Limits(expect=said.append))
     (needs,) = said
     report = told.report
     assert report.estimate == needs
     assert needs.seconds > 0
     assert 0.7 < report.peak_memory / needs.peak_memory < 1.3
-    again = qprune.prune(mlp(), INPUTS, **QUICK, max_memory=math.inf)
+    again = qprune.prune(mlp(), INPUTS, **QUICK, limits=Limits(max_memory=math.inf))
     assert all(torch.equal(told.mask[name], again.mask[name]) for name in told.mask)
 
 
@@ -225,19 +219,19 @@ def test_what_cannot_fit_is_refused_before_anything_happens(monkeypatch):
     model, steps = mlp(), []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ImpossibleRequestError, match="max_memory"):
-        qprune.prune(model, INPUTS, **QUICK, max_memory=1e6, observe=steps.append)
+        qprune.prune(model, INPUTS, **QUICK, limits=Limits(max_memory=1e6), observe=steps.append)
     monkeypatch.setattr(sys.modules["qprune.prune"], "available_memory", lambda: 1.0)
     with pytest.raises(ImpossibleRequestError, match="are available"):
         qprune.prune(model, INPUTS, **QUICK, observe=steps.append)
     assert not steps
     assert all(torch.equal(before[name], model.state_dict()[name]) for name in before)
-    qprune.prune(model, INPUTS, **QUICK, observe=steps.append, max_memory=math.inf)
+    qprune.prune(model, INPUTS, **QUICK, observe=steps.append, limits=Limits(max_memory=math.inf))
     assert steps
 
 
 def test_a_limit_that_makes_no_sense_is_refused():
     with pytest.raises(ImpossibleRequestError, match="max_memory must be more than 0"):
-        qprune.prune(mlp(), INPUTS, **QUICK, max_memory=0)
+        qprune.prune(mlp(), INPUTS, **QUICK, limits=Limits(max_memory=0))
 
 
 def test_what_cannot_be_foreseen_is_said():
@@ -256,14 +250,15 @@ def test_what_cannot_be_foreseen_is_said():
         said.append(str(needs))
         assert not calls, "a foreign sampler may charge for a call"
 
-    qprune.prune(mlp(), INPUTS, **(QUICK | {"sampler": Foreign()}), expect=stop)
+    qprune.prune(mlp(), INPUTS, **QUICK, sampler=Foreign(), limits=Limits(expect=stop))
     assert said[0].endswith("what the sampler Foreign takes")
 
 
 @pytest.mark.parametrize("move", [False, Distillation(steps=2, samples_per_step=4)])
 def test_every_way_to_move_weights_is_foreseen(move):
     said = []
-    qprune.prune(mlp(), INPUTS, **(QUICK | {"compensate": move}), expect=said.append)
+    limits = Limits(expect=said.append)
+    qprune.prune(mlp(), INPUTS, **QUICK | {"compensate": move}, limits=limits)
     moving = [part for part in said[0].time if part.what == "moving kept weights"]
     assert bool(moving) is bool(move)
 

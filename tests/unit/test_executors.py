@@ -29,10 +29,7 @@ from solvers.sampler import CountingSampler
 INPUTS = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
 RUN = {
     "sparsity": 0.5,
-    "stages": 2,
-    "rounds": 2,
-    "block_size": 32,
-    "num_blocks": 4,
+    "method": qprune.Networkwise(stages=2, rounds=2, block_size=32, num_blocks=4),
     "sampler": "greedy",
     "compensate": Compensation(iterations=(2,), final_steps=1),
 }

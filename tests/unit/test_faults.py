@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,19 +12,17 @@ from torch import nn
 import qprune
 from benchmarks.reliability.faults import failures, run, ways_of
 from benchmarks.reliability.workloads import Workload
+from qprune import FaultPolicy
 from qprune.data.calibration import Calibration
 from qprune.errors import QpruneError, SamplerError
 from qprune.results import Step
 from qprune.steps.compensate import Compensation
 from qprune.steps.distill import Distillation
-from solvers import FaultPolicy
 
 INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
 RUN = {
     "sparsity": 0.5,
-    "stages": 2,
-    "rounds": 2,
-    "block_size": 32,
+    "method": qprune.Networkwise(stages=2, rounds=2, block_size=32),
     "compensate": Compensation(iterations=(2,), final_steps=1),
 }
 
@@ -37,7 +36,7 @@ def faults_of(report):
     return [fault for step in report.steps for fault in step.faults]
 
 
-def test_without_care_a_failure_ends_the_run():
+def test_without_a_policy_a_failure_ends_the_run():
     with pytest.raises(SamplerError, match="no luck") as failed:
         qprune.prune(mlp(), INPUTS, **RUN, sampler=Bad(["raise"]))
     assert isinstance(failed.value, QpruneError)
@@ -46,7 +45,9 @@ def test_without_care_a_failure_ends_the_run():
 
 def test_every_way_to_fail_is_got_over_and_counted():
     sampler = Bad(["raise", "sizes", "nothing", "nan", "infeasible"], every=2)
-    pruned = qprune.prune(mlp(), INPUTS, **RUN, sampler=sampler, care=FaultPolicy(fallback="keep"))
+    pruned = qprune.prune(
+        mlp(), INPUTS, **RUN, sampler=sampler, on_fault=FaultPolicy(fallback="keep")
+    )
     # Nobody asked this sampler to count, so that wrong counts are no fault of it.
     ways = Counter(i // 2 % 5 for i in range(2, sampler.calls + 1, 2))
     kinds = Counter(fault.kind for fault in faults_of(pruned.report))
@@ -76,18 +77,20 @@ def test_a_solve_whose_answer_changes_nothing_is_a_step_if_it_had_faults(tmp_pat
             return super().sample(bqm, seed)
 
     asked, raised = [], []
-    run = RUN | {"final_rounds": 1, "compensate": False}
-    care = FaultPolicy(fallback="keep")
-    pruned = qprune.prune(mlp(), INPUTS, **run, sampler=Twice([], 10**9), care=care)
+    run = RUN | {"method": replace(RUN["method"], final_rounds=1), "compensate": False}
+    policy = FaultPolicy(fallback="keep")
+    pruned = qprune.prune(mlp(), INPUTS, **run, sampler=Twice([], 10**9), on_fault=policy)
     assert len(faults_of(pruned.report)) == len(raised) > 0
 
 
 def test_faults_survive_the_journal(tmp_path):
     from qprune.record.folder import read_steps
 
-    care = FaultPolicy(fallback="keep")
+    policy = FaultPolicy(fallback="keep")
     sampler = Bad(["raise"], every=2)
-    pruned = qprune.prune(mlp(), INPUTS, **RUN, sampler=sampler, care=care, output_dir=tmp_path)
+    pruned = qprune.prune(
+        mlp(), INPUTS, **RUN, sampler=sampler, on_fault=policy, output_dir=tmp_path
+    )
     written = [fault for step in read_steps(tmp_path) for fault in step.faults]
     assert written == faults_of(pruned.report) != []
 
@@ -106,7 +109,7 @@ def test_a_resumed_run_does_not_pay_twice(tmp_path):
         if step.index == 4:
             raise KilledError
 
-    run = RUN | {"care": FaultPolicy(wait=0.0)}
+    run = RUN | {"on_fault": FaultPolicy(wait=0.0)}
     whole = Paid([], every=10**6)
     expected = qprune.prune(mlp(), INPUTS, **run, sampler=whole)
     sampler = Paid([], every=10**6)

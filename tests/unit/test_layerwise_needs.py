@@ -5,19 +5,18 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
 import tiny_models
-from qprune.jobs.language.network import prune_network
-from qprune.network.matrices import find_matrices
-from qprune.walk.layerwise_needs import groups_of, layerwise_needs, state_layerwise, work_of
 
+import qprune
 from qprune.cost import Pass
 from qprune.errors import ImpossibleRequestError
-from qprune.network.transformer import find_blocks
-from qprune.steps.reconstruct import METHODS
-from qprune.walk.layerwise import evaluating
+from qprune.network.transformer import block_weights, find_blocks
+from qprune.steps.reconstruct import ROWS
+from qprune.walk.layer_cost import groups_of, layerwise_needs, work_of
 from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 
@@ -28,7 +27,7 @@ def test_a_method_holds_what_is_counted_for_it(name, rows):
     inputs, rng = 192, np.random.default_rng(0)
     x, targets = rng.standard_normal((inputs, 2 * inputs)), rng.standard_normal((rows, inputs))
     gram = x @ x.T
-    method = METHODS[name]
+    method = ROWS[name]
     small = RowProblem(np.eye(4), rng.standard_normal((3, 4)), Counts(6))
     method.solve(small, compensate=True, seed=0)  # Kernels are loaded here, not below.
     tracemalloc.start()  # numpy reports its arrays; what LAPACK takes for itself is not seen.
@@ -46,14 +45,17 @@ def test_a_method_holds_what_is_counted_for_it(name, rows):
 
 
 def by_block(model):
-    return find_matrices(find_blocks(model))
+    weights = block_weights(model)
+    return [
+        [weight for weight in weights if weight.parameter_name.startswith(f"{name}.")]
+        for name, _ in find_blocks(model)
+    ]
 
 
 def test_groups_are_those_of_the_same_input():
     model = tiny_models.make("llama")
     samples = tiny_models.samples(model)
-    with evaluating(model):
-        groups = groups_of(model, samples, by_block(model))
+    groups = groups_of(model, samples, by_block(model))
     names = [[matrix.name.rsplit(".", 1)[-1] for matrix in group] for group in groups[0]]
     assert names == [
         ["q_proj", "k_proj", "v_proj"],
@@ -66,8 +68,16 @@ def test_groups_are_those_of_the_same_input():
 @pytest.mark.parametrize("name", tiny_models.MODELS)
 def test_every_architecture_is_foreseen(name):
     model = tiny_models.make(name)
-    needs = state_layerwise(model, tiny_models.samples(model), METHODS["reconstruct"])
-    assert needs is not None
+    said = []
+    report = qprune.prune(
+        model,
+        tiny_models.samples(model),
+        sparsity=0.5,
+        method=qprune.Layerwise(shares=None),
+        limits=qprune.Limits(expect=said.append),
+    ).report
+    (needs,) = said
+    assert report.estimate == needs
     assert needs.more > 0
     assert needs.seconds > 0
 
@@ -75,11 +85,10 @@ def test_every_architecture_is_foreseen(name):
 def test_activations_in_files_and_fewer_statistics_need_less():
     model = tiny_models.make("llama")
     samples = tiny_models.samples(model)
-    with evaluating(model):
-        groups = groups_of(model, samples, by_block(model))
+    groups = groups_of(model, samples, by_block(model))
 
     def amounts(method, **others):
-        phase = layerwise_needs(groups, samples, METHODS[method], Pass(0, 100), **others)
+        phase = layerwise_needs(groups, samples, ROWS[method], Pass(0, 100), **others)
         return {part.what: part.amount for part in phase.memory}
 
     usual, filed = amounts("reconstruct"), amounts("reconstruct", offload="/somewhere")
@@ -96,17 +105,30 @@ def test_activations_in_files_and_fewer_statistics_need_less():
 
 def test_what_does_not_fit_is_refused():
     model = tiny_models.make("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    limits = qprune.Limits(max_memory=1e6)
     with pytest.raises(ImpossibleRequestError, match=r"max_memory"):
-        state_layerwise(
-            model, tiny_models.samples(model), METHODS["wanda"], max_memory=1e6, offload="cpu"
+        qprune.prune(
+            model,
+            tiny_models.samples(model),
+            sparsity=0.5,
+            method=qprune.Layerwise("wanda"),
+            limits=limits,
         )
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in before)
 
 
 def test_both_stages_are_in_one_estimate():
     model, said = tiny_models.make("llama"), []
     samples = tiny_models.samples(model)
-    pruned = prune_network(
-        model, samples, sparsity=0.5, steps=2, expect=said.append, max_memory=math.inf
+    pruned = qprune.prune(
+        model,
+        samples,
+        sparsity=0.5,
+        method=(qprune.Layerwise(), qprune.Networkwise(start=None, rounds=1, accept_share=0.4)),
+        compensate=qprune.Distillation(2, final_steps=1, at_end=True),
+        augment=None,
+        limits=qprune.Limits(expect=said.append, max_memory=math.inf),
     )
     time = {part.what for part in said[0].time}
     assert {"solving matrices", "moving kept weights", "expanding the loss"} <= time

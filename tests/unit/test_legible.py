@@ -91,8 +91,8 @@ def _inputs():
 
 
 def _prune(names, **options):
-    short = {"stages": 1, "rounds": 1, "final_rounds": 1, "block_size": 16}
-    return qprune.prune(_network(names), _inputs(), sparsity=0.5, **short, **options)
+    short = qprune.Networkwise(stages=1, rounds=1, final_rounds=1, block_size=16)
+    return qprune.prune(_network(names), _inputs(), sparsity=0.5, method=short, **options)
 
 
 def test_odd_names_of_layers_stand_on_the_page_and_in_its_figures(tmp_path):

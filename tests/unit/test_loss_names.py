@@ -141,7 +141,7 @@ def test_a_loss_without_a_second_derivative_moves_weights_by_distillation(caplog
     assert as_loss(nn.HuberLoss(delta=9.0)).resolved(outputs, labels).curved
     assert not as_loss(nn.L1Loss()).resolved(outputs, labels).curved
     data = torch.randn(40, 4), torch.randn(40, 3)
-    options = {"sparsity": 0.5, "stages": 1, "rounds": 0, "block_size": 4}
+    options = {"sparsity": 0.5, "method": qprune.Networkwise(stages=1, rounds=0, block_size=4)}
     steps = qprune.prune(nn.Linear(4, 3), data, loss=nn.L1Loss(), **options).report.steps
     assert "moving them by Distillation()" in caplog.text
     assert any(step.kind == "compensate" and step.accepted for step in steps)
@@ -149,7 +149,8 @@ def test_a_loss_without_a_second_derivative_moves_weights_by_distillation(caplog
 
 def test_a_loss_of_ones_own_takes_the_empirical_fisher(caplog):
     inputs, labels = torch.randn(40, 4), torch.randn(40, 3)
-    options = {"sparsity": 0.5, "stages": 1, "final_rounds": 1, "block_size": 4}
+    method = qprune.Networkwise(stages=1, final_rounds=1, block_size=4)
+    options = {"sparsity": 0.5, "method": method}
     with caplog.at_level(logging.INFO, logger="qprune"):
         found = qprune.prune(nn.Linear(4, 3), (inputs, labels), loss=nn.HuberLoss(), **options)
     assert found.report.settings["curvature"] == "EmpiricalFisher()"

@@ -1,6 +1,7 @@
 """Across the network: stage 1 as a start, distillation, block moves, the model's own text."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from qprune.jobs.language.network import prune_network
 from qprune.walk.layerwise_start import LayerwiseStart
 
 import qprune
+from qprune import Layerwise, Networkwise
 from qprune.data.augment import OwnText
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
 from qprune.network.weights import find_weights
@@ -22,7 +24,15 @@ from qprune.objective.trace.recorder import Samples, mean_loss, outputs_of
 from qprune.steps.distill import Distillation
 from qprune.walk.sensitivity import Sensitivity
 
-QUICK = {"steps": 8, "rounds": 1, "seed": 0, "block_size": 64, "num_blocks": 2}
+LOSS = DenseOutputs(fit_scale=False)
+ACROSS = Networkwise(
+    start=None,
+    block_size=64,
+    num_blocks=2,
+    damping=300.0,
+    samples_per_step=64,
+    accept_share=0.125,
+)
 
 
 @pytest.fixture
@@ -35,17 +45,33 @@ def windows():
     return torch.randint(1, 28, (24, 16), generator=torch.Generator().manual_seed(0))
 
 
-def prune(model, windows, **options):
+def prune(model, windows, *, steps=8, rounds=1, compensate=True, augment=False, **options):
+    """Layer by layer, then rounds of blocks across the network and a distillation."""
     model = copy.deepcopy(model)
-    given = QUICK | ({} if "mask_structure" in options else {"sparsity": 0.7}) | options
-    if given.get("augment"):
-        given["augment"] = OwnText(model, copies=2, prefix=4)
-    return prune_network(model, windows, **given)
+    layerwise = Layerwise(shares=Sensitivity(loss=LOSS), compensate=compensate)
+    across = replace(ACROSS, rounds=rounds, final_rounds=rounds)
+    return qprune.prune(
+        model,
+        windows,
+        sparsity=None if "mask_structure" in options else 0.7,
+        method=(layerwise, across),
+        loss=LOSS,
+        compensate=Distillation(steps, final_steps=1, at_end=True)
+        if steps and compensate
+        else False,
+        augment=OwnText(model, copies=2, prefix=4) if augment else None,
+        **options,
+    )
+
+
+def second_stage(pruned):
+    """The steps across the network."""
+    return [step for step in pruned.report.steps if step.kind != "block"]
 
 
 def test_stage_2_never_raises_the_loss_on_held_out_sequences_and_keeps_the_count(model, windows):
     pruned = prune(model, windows, rounds=2, augment=True)
-    first, *later = pruned.report.steps
+    first, *later = second_stage(pruned)
     assert first.kind == "start"
     assert {step.kind for step in later} == {"compensate", "blocks"}
     loss = first.loss
@@ -90,7 +116,7 @@ def test_masks_alone_leave_kept_values_as_they_were(model, windows):
 
 def test_without_stage_2_it_is_stage_1_at_the_layer_budgets(model, windows):
     pruned = prune(model, windows, steps=0, rounds=0)
-    assert [step.kind for step in pruned.report.steps] == ["start"]
+    assert [step.kind for step in pruned.report.steps] == ["block", "block", "start"]
     shares = {layer.name: layer.sparsity for layer in pruned.report.layers}
     density = 0.3
     assert len({round(share, 2) for share in shares.values()}) > 1
@@ -99,38 +125,54 @@ def test_without_stage_2_it_is_stage_1_at_the_layer_budgets(model, windows):
 
 
 def test_the_time_limit_ends_it_at_the_asked_sparsity(model, windows):
-    pruned = prune(model, windows, max_seconds=0.0, steps=10_000)
+    pruned = prune(model, windows, limits=qprune.Limits(max_seconds=0.0), steps=10_000)
     assert pruned.report.stopped == "max_seconds"
     assert pruned.report.achieved_sparsity == pytest.approx(0.7, abs=1e-4)
 
 
-def test_a_start_that_prunes_by_itself_has_one_stage_and_the_counts_of_the_run(model, windows):
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "layers" in n]
+def test_a_method_that_goes_on_has_one_stage_and_something_to_go_on_from(model, windows):
+    with pytest.raises(ImpossibleRequestError, match="one stage"):
+        Networkwise(start=None, stages=3)
     before = copy.deepcopy(model.state_dict())
-    for options, words in (
-        ({"stages": 3}, "one stage"),
-        ({"budget": "row"}, "budget='global'"),
-    ):
-        with pytest.raises(ImpossibleRequestError, match=words):
-            qprune.prune(
-                model,
-                windows,
-                sparsity=0.55,
-                start=LayerwiseStart(),
-                targets=names,
-                loss=DenseOutputs(),
-                **options,
-            )
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, before[name])
+    with pytest.raises(ImpossibleRequestError, match="without a start"):
+        qprune.prune(model, windows, sparsity=0.55, method=ACROSS)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
-def test_layers_that_are_no_linear_are_refused_by_name(windows):
+@pytest.mark.parametrize("budget", ["layer", "row"])
+def test_counts_of_a_budget_hold_through_both_stages(budget, model, windows):
+    pruned = prune(model, windows, budget=budget, rounds=2)
+    assert {step.kind for step in pruned.report.steps} == {"block", "start", "blocks", "compensate"}
+    for name, kept in pruned.mask.items():
+        rows = kept if budget == "row" else kept.reshape(1, -1)
+        counts = rows.sum(1).double() / rows.shape[1]
+        assert ((counts - 0.3).abs() * rows.shape[1] <= 1).all(), name
+        assert torch.equal(pruned.model.get_parameter(name) != 0, kept), name
+
+
+def test_layers_stored_inputs_first_go_through_both_stages(windows):
+    """GPT-2's Conv1D: no matrix is turned, none is left out, and stage 2 improves what stage 1 made."""
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=28, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    torch.manual_seed(0)
     gpt2 = transformers.GPT2LMHeadModel(config).eval()
-    with pytest.raises(ImpossibleRequestError, match=r"transformer\.h\.0.* is a Conv1D, no Linear"):
-        prune_network(gpt2, windows, sparsity=0.5)
+    with torch.no_grad():
+        for parameter in gpt2.transformer.h.parameters():
+            parameter.mul_(10)
+    names = {n for n, m in gpt2.named_modules() if type(m).__name__ == "Conv1D"}
+    pruned = prune(gpt2, windows, rounds=2, mask_structure="2:4")
+    assert set(pruned.mask) == {f"{name}.weight" for name in names}
+    assert {name: type(pruned.model.get_submodule(name)).__name__ for name in names} == (
+        dict.fromkeys(names, "Conv1D")
+    )
+    for name, kept in pruned.mask.items():
+        assert torch.equal(pruned.model.get_parameter(name) != 0, kept), name
+        assert (kept.T.reshape(-1, 4).sum(1) == 2).all(), name
+    first, *later = second_stage(pruned)
+    assert later[-1].loss < first.loss
+    moved = [step for step in later if step.accepted]
+    assert {step.kind for step in moved} >= {"compensate"}
 
 
 def test_own_text_follows_the_model_and_begins_with_the_calibration(model, windows):
@@ -191,9 +233,10 @@ def test_distillation_moves_kept_weights_only_and_lowers_the_loss(model, windows
     loss = DenseOutputs()
     before = mean_loss(model, samples, loss, 8)
     distillation = Distillation(steps=20, samples_per_step=8, candidates=4)
+    objective = qprune.Objective(model, layers, samples, loss, 3)
     generator = torch.Generator().manual_seed(0)
     losses = []
-    for move in distillation.moves(model, layers, kept, samples, loss, 3, generator):
+    for move in distillation.moves(objective, kept, generator):
         assert not move[~kept].any()
         layers.write(pruned + move)
         losses.append(mean_loss(model, samples, loss, 8))
@@ -223,7 +266,7 @@ def test_options_that_make_no_sense(model, make, words):
 def test_half_precision_models_gain_by_distillation_too(model, windows, dtype):
     pruned = prune(model.to(dtype), windows, steps=24, augment=True)
     assert {p.dtype for p in pruned.model.parameters()} == {dtype}
-    first, last = pruned.report.steps[0], pruned.report.steps[-1]
+    first, *_, last = second_stage(pruned)
     assert last.kind == "compensate"
     assert last.accepted
     assert last.loss < 0.98 * first.loss

@@ -11,7 +11,8 @@ from qprune.distributed import placement
 from qprune.distributed.placement import back_home, device_of, on_cpu
 from qprune.errors import ImpossibleRequestError, QpruneError
 
-QUICK = {"stages": 1, "rounds": 0, "final_rounds": 1, "compensate": False, "block_size": 16}
+SHORT = qprune.Networkwise(stages=1, rounds=0, final_rounds=1, block_size=16)
+QUICK = {"method": SHORT, "compensate": False}
 
 
 class Elsewhere(nn.Linear):

@@ -1,6 +1,7 @@
 """What `prune` refuses, in one line, and that it leaves the model exactly as it was."""
 
 import random
+from functools import partial
 from typing import ClassVar
 
 import dimod
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import qprune
-from qprune import Calibration, Labels, PerSample
+from qprune import Calibration, Labels, Limits, PerSample
 from qprune.errors import (
     CalibrationError,
     ImpossibleRequestError,
@@ -23,11 +24,10 @@ from qprune.errors import (
 from solvers import Solution
 from solvers.errors import SolverError, UnknownOptionError, UnknownSamplerError
 
+SHORT = {"stages": 2, "rounds": 1, "block_size": 16}
 QUICK = {
     "sparsity": 0.5,
-    "stages": 2,
-    "rounds": 1,
-    "block_size": 16,
+    "method": qprune.Networkwise(**SHORT),
     "sampler": "greedy",
     "augment": None,
     "compensate": False,
@@ -98,12 +98,21 @@ def refused(model, data, error, **options):
     """The message of the error that pruning raises; the model is as it was."""
     untouched = Untouched(model)
     with pytest.raises(error) as caught:
-        qprune.prune(model, data, **QUICK | options)
+        qprune.prune(model, data, **QUICK | {k: made(v) for k, v in options.items()})
     untouched.check()
     message = str(caught.value)
     assert "\n" not in message.strip()
     assert isinstance(caught.value, QpruneError | SolverError | RuntimeError | KeyError)
     return message
+
+
+def short(**changes):
+    """The method with some fields changed; it refuses some by itself, so it is made late."""
+    return {"method": partial(qprune.Networkwise, **SHORT | changes)}
+
+
+def made(value):
+    return value() if isinstance(value, partial) else value
 
 
 REQUESTS = {
@@ -114,8 +123,8 @@ REQUESTS = {
     "no sparsity": ({"sparsity": None}, "say how sparse"),
     "sparsity and density": ({"density": 0.5}, "density"),
     "nothing left": ({"sparsity": 0.999}, "none of them"),
-    "large block": ({"block_size": 10_000}, "block_size 10000 is more than the model's 112"),
-    "small block": ({"block_size": 1}, "block_size must be a whole number from 2"),
+    "large block": (short(block_size=10_000), "block_size 10000 is more than the model's 112"),
+    "small block": (short(block_size=1), "block_size must be a whole number from 2"),
     "layer too small": ({"sparsity": 0.99, "budget": "layer"}, "layer '1'"),
     "row too small": ({"sparsity": 0.95, "budget": "row"}, "row of layer '1'"),
     "structure that does not divide": (
@@ -128,15 +137,18 @@ REQUESTS = {
     "a misspelt ignore": ({"ignore": "con"}, "ignore='con' matches nothing"),
     "no expression": ({"targets": "re:("}, "no regular expression"),
     "all ignored": ({"ignore": ("Linear", "re:1")}, "no weights to prune"),
-    "unknown start": ({"start": "best"}, "magnitude"),
-    "unknown curvature": ({"curvature": "flat"}, "fisher"),
+    "unknown start": (short(start="best"), "magnitude"),
+    "unknown curvature": (short(curvature="flat"), "fisher"),
     "unknown budget": ({"budget": "rows"}, "global"),
     "unknown augmentation": ({"augment": "more"}, "augment must be"),
-    "no stages": ({"stages": 0}, "stages must be a whole number from 1 to 1,000,000, not 0"),
-    "half a round": ({"rounds": 0.5}, "rounds must be a whole number"),
-    "no time at all": ({"max_seconds": -1.0}, "max_seconds must be at least 0"),
+    "no stages": (short(stages=0), "stages must be a whole number from 1 to 1,000,000, not 0"),
+    "half a round": (short(rounds=0.5), "rounds must be a whole number"),
+    "no time at all": (
+        {"limits": partial(Limits, max_seconds=-1.0)},
+        "max_seconds must be at least 0",
+    ),
     "negative seed": ({"seed": -1}, "seed must be a whole number from 0"),
-    "all to accept on": ({"accept_share": 1.0}, "accept_share"),
+    "all to accept on": (short(accept_share=1.0), "accept_share"),
 }
 
 
@@ -152,7 +164,7 @@ def test_targets_that_cannot_be_pruned(model, data):
 
 def test_orthogonal_weights(data):
     model = nn.Sequential(parametrizations.orthogonal(nn.Linear(18, 4)))
-    message = refused(model, data, ImpossibleRequestError, block_size=4)
+    message = refused(model, data, ImpossibleRequestError, **short(block_size=4))
     assert "leave none" in message
 
 
@@ -202,7 +214,7 @@ def test_activations_that_are_not_numbers_where_steps_are_judged(model):
 
 def test_losses_that_are_not_numbers(model, data):
     loss = PerSample(lambda outputs, targets: outputs.sum(1) * torch.nan)
-    message = refused(model, data, NonFiniteError, loss=loss, curvature="empirical")
+    message = refused(model, data, NonFiniteError, loss=loss, **short(curvature="empirical"))
     assert "loss is NaN or Inf in calibration batch 0" in message
 
 
@@ -214,7 +226,8 @@ def test_a_loss_that_breaks_on_the_way(model, data):
         return outputs.sum(1) ** 2 * (torch.nan if len(calls) > 12 else 1.0)
 
     loss = PerSample(function)
-    message = refused(model, data, NonFiniteError, loss=loss, curvature="empirical", rounds=4)
+    method = short(curvature="empirical", rounds=4)
+    message = refused(model, data, NonFiniteError, loss=loss, **method)
     assert "loss is NaN or Inf" in message
 
 
@@ -322,7 +335,7 @@ def nans(problem):
     return Solution(np.full((1, problem.num_variables), np.nan), np.zeros(1))
 
 
-def short(problem):
+def too_short(problem):
     return Solution(np.zeros((1, problem.num_variables - 1)), np.zeros(1))
 
 
@@ -340,7 +353,7 @@ SAMPLERS = {
     "ours returns no rows": (Ours(no_rows), "returned samples of shape (0,"),
     "ours returns halves": (Ours(halves), "values other than 0 and 1"),
     "ours returns NaN": (Ours(nans), "values other than 0 and 1"),
-    "ours has too few variables": (Ours(short), "variables"),
+    "ours has too few variables": (Ours(too_short), "variables"),
 }
 
 
@@ -395,7 +408,7 @@ def test_an_evaluation_that_raises(model, data):
 
 
 def test_terms_that_raise(model, data):
-    assert refused(model, data, RuntimeError, terms=_no_terms) == "no terms today"
+    assert refused(model, data, RuntimeError, **short(terms=_no_terms)) == "no terms today"
 
 
 def _no_terms(_):

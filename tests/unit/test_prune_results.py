@@ -1,6 +1,7 @@
 """What `prune` returns: exact counts, untouched values, budgets kept, one seed one mask."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ from torch import nn
 from torch.nn import functional
 
 import qprune
+from qprune import Limits
 from qprune.errors import LeftDenseWarning, QpruneError
 from qprune.network.groups import BUDGETS
 from qprune.results import Score
 from qprune.steps.start import STARTS
 
-QUICK = {"stages": 2, "rounds": 1, "sampler": "greedy", "augment": None, "block_size": 32}
+SHORT = qprune.Networkwise(stages=2, rounds=1, block_size=32)
+FIRST_PASS = replace(SHORT, stages=1, rounds=0)
+QUICK = {"method": SHORT, "sampler": "greedy", "augment": None}
 
 
 class Convolutions(nn.Module):
@@ -107,9 +111,8 @@ def test_achieved_is_asked(sparsity, compensate):
 @pytest.mark.parametrize("start", STARTS)
 def test_budgets_and_starts(budget, start):
     model = mlp()
-    pruned = qprune.prune(
-        model, inputs_of(40, 10), sparsity=0.5, budget=budget, start=start, **QUICK
-    )
+    options = QUICK | {"method": replace(SHORT, start=start)}
+    pruned = qprune.prune(model, inputs_of(40, 10), sparsity=0.5, budget=budget, **options)
     assert zeros_of(model, pruned) == 84
     masks = list(pruned.mask.values())
     if budget != "global":
@@ -133,9 +136,8 @@ def test_structures(structure):
 def test_kept_weights_keep_their_bits(dtype, trained):
     model = copy_of(trained).to(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pruned = qprune.prune(
-        model, trained[1].to(dtype), sparsity=0.7, compensate=False, **QUICK | {"rounds": 3}
-    )
+    options = QUICK | {"method": replace(SHORT, rounds=3)}
+    pruned = qprune.prune(model, trained[1].to(dtype), sparsity=0.7, compensate=False, **options)
     restored = sum(step.flips for step in pruned.report.steps if step.kind == "blocks")
     assert restored > 0
     for name, tensor in model.state_dict().items():
@@ -201,7 +203,7 @@ def same(a, b):
 
 
 def test_one_seed_one_mask(trained):
-    options = {"sparsity": 0.7, "num_blocks": 2, **QUICK}
+    options = QUICK | {"sparsity": 0.7, "method": replace(SHORT, num_blocks=2)}
 
     def run(seed, executor=None):
         return qprune.prune(copy_of(trained), trained[1], seed=seed, executor=executor, **options)
@@ -233,10 +235,8 @@ def test_batches_hardly_matter(trained):
 
 def test_the_first_pass_alone(trained):
     model = copy_of(trained)
-    options = {**QUICK, "stages": 1, "rounds": 0}
-    pruned = qprune.prune(
-        model, trained[1], sparsity=0.6, start="magnitude", compensate=False, **options
-    )
+    options = QUICK | {"method": replace(FIRST_PASS, start="magnitude")}
+    pruned = qprune.prune(model, trained[1], sparsity=0.6, compensate=False, **options)
     weights = torch.cat([trained[0][name].flatten() for name in pruned.mask])
     wanted = weights.abs().argsort(stable=True)[: round(0.6 * 168)]
     mask = torch.cat([mask.flatten() for mask in pruned.mask.values()])
@@ -254,7 +254,7 @@ def test_the_report_has_the_first_pass_beside_the_result(trained):
         return Score((outputs.argmax(1) == labels).float().mean().item(), loss)
 
     options = {"sparsity": 0.8, "compensate": False, **QUICK}
-    alone = {"stages": 1, "rounds": 0}
+    alone = {"method": FIRST_PASS}
     report = qprune.prune(copy_of(trained), inputs, evaluate=evaluate, **options).report
     first = qprune.prune(copy_of(trained), inputs, evaluate=evaluate, **options | alone).report
     assert report.dense == evaluate(copy_of(trained)) == first.dense
@@ -265,19 +265,20 @@ def test_the_first_pass_is_beaten(trained):
     """The point of it all, on samples that no run saw at the same sparsity."""
     _, inputs, _ = trained
     loss = qprune.DenseOutputs()
+    longer = replace(SHORT, stages=4, rounds=3)
     with torch.no_grad():
         dense = copy_of(trained)(inputs)
 
     def divergence(**options):
         model = copy_of(trained)
-        settings = {**QUICK, "sampler": "relax", "stages": 4, "rounds": 3} | options
+        settings = {**QUICK, "sampler": "relax", "method": longer} | options
         qprune.prune(model, inputs[:160], sparsity=0.8, **settings)
         with torch.no_grad():
             outputs = model(inputs)
         fitted = loss.refit(outputs, dense)
         return fitted.per_sample(outputs, dense)[160:].mean().item()
 
-    first = divergence(stages=1, rounds=0, compensate=False)
+    first = divergence(method=FIRST_PASS, compensate=False)
     masks = divergence(compensate=False)
     moved = divergence(compensate=True)
     assert masks < 0.8 * first
@@ -288,7 +289,7 @@ def test_the_first_pass_is_beaten(trained):
 @pytest.mark.parametrize("limit", [{"max_seconds": 0}, *({"max_steps": k} for k in (0, 1, 4, 9))])
 def test_budgets_of_time_and_steps(limit, compensate, trained):
     model = copy_of(trained)
-    options = {**QUICK, "stages": 4, "rounds": 2} | limit
+    options = QUICK | {"method": replace(SHORT, stages=4, rounds=2), "limits": Limits(**limit)}
     pruned = qprune.prune(model, trained[1], sparsity=0.75, compensate=compensate, **options)
     report = pruned.report
     assert zeros_of(model, pruned) == round(0.75 * 168)
@@ -299,9 +300,8 @@ def test_budgets_of_time_and_steps(limit, compensate, trained):
 
 
 def test_a_run_that_ends_by_itself_is_done(trained):
-    report = qprune.prune(
-        copy_of(trained), trained[1], sparsity=0.5, max_seconds=600, max_steps=10_000, **QUICK
-    ).report
+    limits = Limits(max_seconds=600, max_steps=10_000)
+    report = qprune.prune(copy_of(trained), trained[1], sparsity=0.5, limits=limits, **QUICK).report
     assert report.stopped == "done"
     assert report.num_accepted == sum(step.accepted for step in report.steps)
 
@@ -346,7 +346,8 @@ def test_layers_that_the_data_never_reach(trained):
 
 def test_defaults_suit_a_small_model():
     model = nn.Linear(8, 4)
-    pruned = qprune.prune(model, inputs_of(64, 8), sparsity=0.5, stages=2, sampler="greedy")
+    method = qprune.Networkwise(stages=2)
+    pruned = qprune.prune(model, inputs_of(64, 8), sparsity=0.5, method=method, sampler="greedy")
     assert int((model.weight == 0).sum()) == 16
     assert pruned.model is model
 

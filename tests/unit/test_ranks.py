@@ -151,5 +151,6 @@ def test_a_batch_size_that_leaves_ranks_idle_is_said(caplog):
     class Two(type(ALONE)):
         size = 2
 
-    qprune.prune(nn.Linear(8, 4), torch.randn(40, 8), sparsity=0.5, stages=1, rounds=0, ranks=Two())
+    method = qprune.Networkwise(stages=1, rounds=0)
+    qprune.prune(nn.Linear(8, 4), torch.randn(40, 8), sparsity=0.5, method=method, ranks=Two())
     assert "some get none; pass a smaller batch_size" in caplog.text

@@ -18,9 +18,10 @@ from benchmarks.real.text import plain
 from benchmarks.real.text import sentences as sentences_of
 from benchmarks.real.wanda import HookedWanda
 from benchmarks.real_networks import METHODS, Results, Run, counted, measure
+from qprune import DenseOutputs, Objective
 from qprune.network.weights import find_weights
 from qprune.objective.trace.recorder import Samples
-from qprune.steps.start import Situation, Wanda
+from qprune.steps.start import Wanda
 
 
 def files_of(package, *names):
@@ -208,10 +209,9 @@ def wanda_of(model, start):
     samples = Samples(torch.randn(7, 3, 8, 2), torch.zeros(7, 1))
     layers = find_weights(model)
     weights = layers.read()
-    situation = Situation(model, layers, samples, weights, None, 3, torch.Generator())
-    return dict(
-        zip([x.parameter_name for x in layers], layers.split(start.scores(situation)), strict=True)
-    )
+    objective = Objective(model, layers, samples, DenseOutputs(), 3)
+    scores = start.scores(objective, None, weights, torch.Generator())
+    return dict(zip([x.parameter_name for x in layers], layers.split(scores), strict=True))
 
 
 def test_wanda_by_hooks_is_ours_where_ours_goes():

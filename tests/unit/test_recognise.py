@@ -140,7 +140,8 @@ def test_the_loss_says_what_gave_the_kind_away():
 def test_a_run_says_in_one_line_what_was_seen(caplog):
     model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
     with caplog.at_level(logging.INFO, logger="qprune"):
-        run = qprune.prune(model, normal(40, 4), sparsity=0.5, stages=1, rounds=0, final_rounds=0)
+        method = qprune.Networkwise(stages=1, rounds=0, final_rounds=0)
+        run = qprune.prune(model, normal(40, 4), sparsity=0.5, method=method)
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("loss: ")]
     assert said == [f"loss: {run.report.loss}"]
     assert "recognised" in run.report.loss

@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from odd_samplers import Odd
-from qprune.record.folder import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from torch import nn
 
 import qprune
+from qprune import Limits
 from qprune.errors import DISK, RunFolderError
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
+from qprune.record.folder import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.steps.compensate import Compensation
 from solvers.host.disk import LOCK
 
 RUN = {
     "sparsity": 0.5,
-    "stages": 3,
-    "rounds": 2,
+    "method": qprune.Networkwise(stages=3, rounds=2, block_size=32),
     "sampler": "greedy",
-    "block_size": 32,
     "compensate": Compensation(iterations=(2,), final_steps=2),
 }
 INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
@@ -109,7 +108,7 @@ def test_stopped_in_the_middle_of_a_step_the_stop_leaves_no_trace(tmp_path, whol
             INPUTS,
             **RUN,
             output_dir=folder,
-            should_stop=lambda count=count: next(count, None) is None,
+            limits=Limits(should_stop=lambda count=count: next(count, None) is None),
         )
         assert stopped.report.stopped == "interrupted"
         assert stopped.report.achieved_sparsity == 0.5
@@ -121,7 +120,8 @@ def test_stopped_in_the_middle_of_a_step_the_stop_leaves_no_trace(tmp_path, whol
 def test_time_spent_before_counts(tmp_path, every_step):
     killed(tmp_path, 5)
     used = Checkpoints(tmp_path).load().seconds
-    again = qprune.prune(mlp(), INPUTS, **RUN, resume_from=tmp_path, max_seconds=used / 2)
+    limits = Limits(max_seconds=used / 2)
+    again = qprune.prune(mlp(), INPUTS, **RUN, resume_from=tmp_path, limits=limits)
     assert again.report.stopped == "max_seconds"
     assert again.report.seconds > used
 
@@ -257,9 +257,9 @@ def test_checkpoints_of_another_run_are_refused_by_name(tmp_path, every_step, re
 
 
 def test_limits_of_time_may_change_between_checkpoints(tmp_path, whole, every_step):
-    killed(tmp_path, 5, max_seconds=1e6)
+    killed(tmp_path, 5, limits=Limits(max_seconds=1e6))
     model = mlp()
-    qprune.prune(model, INPUTS, **RUN, resume_from=tmp_path, max_memory=1e12)
+    qprune.prune(model, INPUTS, **RUN, resume_from=tmp_path, limits=Limits(max_memory=1e12))
     assert same(whole[0], weights_of(model))
 
 

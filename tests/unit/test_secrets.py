@@ -17,7 +17,6 @@ from qprune.errors import ImpossibleRequestError
 from qprune.jobs.job import run_job
 from qprune.jobs.settings import Settings, make_settings
 from qprune.record.folder import CONFIG
-from solvers import FaultPolicy
 from solvers.host.secrets import HIDDEN, redacted, without_secrets
 from solvers.study import compare, generate
 
@@ -53,7 +52,7 @@ class Leaky(dimod.Sampler):
 
     properties = {}  # noqa: RUF012
     parameters = {"seed": [], "token": []}  # noqa: RUF012
-    meter = object()
+    paid = True
 
     def __init__(self):
         self.calls = 0
@@ -78,11 +77,10 @@ def test_a_run_and_its_faults_and_answers_write_no_secret(tmp_path, secrets, mon
         nn.Linear(8, 6),
         inputs,
         sparsity=0.5,
-        stages=1,
-        rounds=4,
+        method=qprune.Networkwise(stages=1, rounds=4),
         sampler=Leaky(),
         sampler_options={"token": "sentinel-given"},
-        care=FaultPolicy(fallback="keep", retries=0),
+        on_fault=qprune.FaultPolicy(fallback="keep", retries=0),
         output_dir=tmp_path,
     )
     faults = [fault for step in pruned.report.steps for fault in step.faults]

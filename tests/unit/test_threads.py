@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,12 +14,9 @@ import qprune
 from qprune.distributed.workers import DEFAULT_THREADS, Workers, workers_for
 from qprune.errors import ImpossibleRequestError
 
+SHORT = qprune.Networkwise(stages=1, rounds=1, final_rounds=1, block_size=48, num_blocks=2)
 QUICK = {
-    "stages": 1,
-    "rounds": 1,
-    "final_rounds": 1,
-    "block_size": 48,
-    "num_blocks": 2,
+    "method": SHORT,
     "batch_size": 8,
     "augment": None,
     "compensate": qprune.Compensation(iterations=(2,), lengths=(1.0,), final_steps=1),
@@ -68,7 +66,8 @@ def three_torch_threads():
 @pytest.mark.parametrize("make", [mlp, cnn])
 @pytest.mark.parametrize("curvature", ["fisher", "empirical"])
 def test_the_bytes_are_those_of_one_thread(make, curvature, three_torch_threads):
-    one, two, three = (pruned(make, n, curvature=curvature) for n in (None, 2, 3))
+    method = replace(SHORT, curvature=curvature)
+    one, two, three = (pruned(make, n, method=method) for n in (None, 2, 3))
     assert any(step.accepted and step.kind != "start" for step in one.report.steps)
     assert bytes_of(one) == bytes_of(two) == bytes_of(three)
 
@@ -149,7 +148,8 @@ def test_results_keep_the_order_and_the_first_error_is_raised():
 
 def test_a_run_is_resumed_with_another_number(tmp_path):
     stop = iter([False, False, True])
-    first = pruned(mlp, 1, output_dir=tmp_path / "run", should_stop=lambda: next(stop, True))
+    limits = qprune.Limits(should_stop=lambda: next(stop, True))
+    first = pruned(mlp, 1, output_dir=tmp_path / "run", limits=limits)
     assert first.report.stopped == "interrupted"
     whole, resumed = pruned(mlp, 1), pruned(mlp, 3, resume_from=tmp_path / "run")
     assert len(resumed.report.steps) > len(first.report.steps)
@@ -225,19 +225,18 @@ def test_the_command_line_gives_the_same_bytes(tmp_path):
 def test_both_stages_of_a_language_model(steps, three_torch_threads):
     pytest.importorskip("transformers")
     import tiny_language
-    from qprune.jobs.language.network import prune_network
 
     model = tiny_language.llama()
     windows = torch.randint(1, 28, (24, 16), generator=torch.Generator().manual_seed(0))
+    across = qprune.Networkwise(start=None, rounds=1, block_size=64, num_blocks=2)
+    method = qprune.Layerwise(), across
     one, two, three = (
-        prune_network(
+        qprune.prune(
             copy.deepcopy(model),
             windows,
             sparsity=0.6,
-            steps=steps,
-            rounds=1,
-            block_size=64,
-            num_blocks=2,
+            method=method,
+            compensate=qprune.Distillation(steps=steps, at_end=True) if steps else False,
             batch_size=4,
             threads=threads,
         )
@@ -250,7 +249,6 @@ def test_rows_of_stage_1_are_shared_among_threads(monkeypatch):
     pytest.importorskip("transformers")
     import tiny_language
 
-    from qprune.walk.layerwise import prune_layerwise
     from solvers.rows import moves as row_moves
 
     asked, each_row = [], row_moves.each_row
@@ -264,10 +262,12 @@ def test_rows_of_stage_1_are_shared_among_threads(monkeypatch):
     runs = []
     for threads in (1, 3):
         model = tiny_language.llama()
-        done = prune_layerwise(model, windows, sparsity=0.5, threads=threads)
+        done = qprune.prune(
+            model, windows, sparsity=0.5, method=qprune.Layerwise(), threads=threads
+        )
         assert set(asked) == {threads}
         asked.clear()
-        runs.append((done.mask, [o.error for o in done.layers], model.state_dict()))
+        runs.append((done.mask, [layer.error for layer in done.report.layers], model.state_dict()))
     (mask, errors, weights), other = runs[0], runs[1]
     assert errors == other[1]
     assert all(torch.equal(mask[name], other[0][name]) for name in mask)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from qprune import Objective
 from qprune.errors import CalibrationError
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs, PerSample
@@ -16,7 +17,7 @@ from qprune.objective.trace.recorder import (
     mean_loss,
     outputs_of,
 )
-from qprune.steps.start import Magnitude, Situation, Wanda
+from qprune.steps.start import Magnitude, Wanda
 
 
 class Twice(nn.Module):
@@ -286,9 +287,10 @@ def test_wanda_weighs_by_input_norms(groups):
     model = nn.Sequential(conv, nn.Flatten())
     layers = find_weights(model)
     samples = Samples(torch.randn(7, 4, 3, 3), torch.zeros(7, 1))
-    situation = Situation(model, layers, samples, layers.read(), None, 3, torch.Generator())
-    assert torch.equal(Magnitude().scores(situation), layers.read().abs())
-    scores = Wanda().scores(situation).view_as(conv.weight)
+    objective = Objective(model, layers, samples, DenseOutputs(), 3)
+    given = objective, None, layers.read(), torch.Generator()
+    assert torch.equal(Magnitude().scores(*given), layers.read().abs())
+    scores = Wanda().scores(*given).view_as(conv.weight)
     for o in range(6):
         for i in range(4 // groups):
             channel = i + (o * groups // 6) * (4 // groups)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import qprune
+from qprune import Objective
 from qprune.errors import ImpossibleRequestError, LeftDenseWarning
 from qprune.network.groups import NofM, PerRow
 from qprune.network.layouts import InputsFirst, OutputsFirst, layout_of
@@ -17,7 +18,8 @@ from qprune.objective.trace.recorder import Samples
 from qprune.steps.compensate import Compensation, DoubleBackward, ForwardMode, gauss_newton
 from qprune.steps.distill import Distillation
 
-SHORT = {"stages": 1, "rounds": 1, "final_rounds": 1, "block_size": 8, "augment": None}
+METHOD = qprune.Networkwise(stages=1, rounds=1, final_rounds=1, block_size=8)
+SHORT = {"method": METHOD, "augment": None}
 
 
 @pytest.mark.parametrize(
@@ -120,9 +122,10 @@ def test_double_backward_gives_the_products_of_forward_mode():
     layers = find_weights(model)
     inputs = torch.randn(7, 6, dtype=torch.double)
     samples = Samples(inputs, model(inputs).detach() + 0.1)
+    objective = Objective(model, layers, samples, DenseOutputs(), 4)
     vector = torch.randn(layers.size, dtype=torch.double)
     found = [
-        gauss_newton(model, layers, samples, DenseOutputs(), 4, derivatives)(vector)
+        gauss_newton(objective, derivatives)(vector)
         for derivatives in (ForwardMode(), DoubleBackward())
     ]
     torch.testing.assert_close(found[0], found[1])

@@ -34,10 +34,7 @@ PRUNED = [entry for entry in ALL if entry.refused is None]
 REFUSED = [entry for entry in ALL if entry.refused is not None]
 FEW = 6  # samples whose gradients are compared: divides no other length of the zoo but by design
 SHORT = {
-    "stages": 2,
-    "rounds": 1,
-    "final_rounds": 1,
-    "block_size": 16,
+    "method": qprune.Networkwise(stages=2, rounds=1, final_rounds=1, block_size=16),
     "compensate": qprune.Compensation(
         iterations=(1,), curvature_share=1.0, lengths=(1.0,), final_steps=1
     ),

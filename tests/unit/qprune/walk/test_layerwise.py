@@ -12,21 +12,32 @@ pytest.importorskip("transformers")
 
 import tiny_models
 
+import qprune
+from qprune import Layerwise, PerLayer, PerRow
 from qprune.errors import (
     CalibrationError,
     ImpossibleRequestError,
     NonFiniteError,
     UnsupportedLayerError,
 )
-from qprune.steps.reconstruct import METHODS, Magnitude, Moments, Reconstruct, quadratic
-from qprune.walk.layerwise import prune_layerwise
+from qprune.steps.reconstruct import ROWS, Moments, OneShot, Reconstruct, quadratic
 
 EVERY = pytest.mark.parametrize("name", tiny_models.MODELS)
 
 
 def prune(model, **options):
+    """Every layer at its own share, rounded by itself, if nothing else is asked."""
+    rows, offload = options.pop("rows", "reconstruct"), options.pop("offload", "cpu")
     options = {"sparsity": 0.5, "batch_size": 4} | options
-    return prune_layerwise(model, tiny_models.samples(model), **options)
+    if "mask_structure" not in options:
+        options.setdefault("budget", PerLayer(alone=True))
+    method = Layerwise(rows, shares=None, offload=offload)
+    return qprune.prune(model, tiny_models.samples(model), method=method, **options)
+
+
+def layers_of(pruned):
+    """The record of every matrix, those of experts too."""
+    return [layer for step in pruned.report.steps for layer in step.layers]
 
 
 def inputs_of(model, samples, module):
@@ -45,16 +56,16 @@ def test_every_architecture_is_pruned_to_the_weight_and_nothing_else_changes(nam
     before = {key: value.clone() for key, value in model.state_dict().items()}
     pruned = prune(model)
     after = model.state_dict()
-    assert pruned.achieved_sparsity == 0.5
+    assert pruned.report.achieved_sparsity == 0.5
     for key, value in after.items():
         if key in pruned.mask:
             assert torch.equal(value != 0, pruned.mask[key])
         else:
             assert torch.equal(value, before[key]), f"{key} is not a target"
     assert not any("embed" in key or "head" in key for key in pruned.mask)
-    assert {len(o.name) > 0 and o.num_pruned * 2 for o in pruned.layers} == {
-        o.num_weights for o in pruned.layers
-    }
+    for layer in (*layers_of(pruned), *pruned.report.layers):
+        assert layer.name
+        assert layer.num_pruned * 2 == layer.num_weights
 
 
 @EVERY
@@ -62,11 +73,11 @@ def test_outputs_suffer_less_than_by_magnitude(name):
     dense = tiny_models.make(name)
     samples = tiny_models.samples(dense)
     damage = {}
-    for method in ("magnitude", "reconstruct"):
+    for rows in ("magnitude", "reconstruct"):
         model = copy.deepcopy(dense)
-        prune(model, method=method, sparsity=0.7)
+        prune(model, rows=rows, sparsity=0.7)
         with torch.no_grad():
-            damage[method] = float((model(samples).logits - dense(samples).logits).norm())
+            damage[rows] = float((model(samples).logits - dense(samples).logits).norm())
     assert damage["reconstruct"] < 0.75 * damage["magnitude"]
 
 
@@ -81,7 +92,7 @@ def test_kept_values_are_the_optimum_against_the_dense_outputs(name):
     model = copy.deepcopy(dense)
     samples = tiny_models.samples(model)
     pruned = prune(model)
-    for outcome in pruned.layers:
+    for outcome in layers_of(pruned):
         module, original = (m.get_submodule(outcome.name) for m in (model, dense))
         x, x0 = inputs_of(model, samples, module), inputs_of(dense, samples, original)
         w, w0 = (m.weight.detach().double() for m in (module, original))
@@ -122,9 +133,14 @@ def test_values_that_stay_follow_the_dense_outputs_half_way(compensate, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("scope", "structure", "run"), [("layer", None, 16), ("row", None, 16), ("layer", "2:4", 4)]
+    ("options", "run"),
+    [
+        ({"budget": PerLayer(alone=True)}, 16),
+        ({"budget": PerRow(alone=True)}, 16),
+        ({"sparsity": None, "mask_structure": "2:4"}, 4),
+    ],
 )
-def test_no_swap_in_any_row_improves(scope, structure, run):
+def test_no_swap_in_any_row_improves(options, run):
     """Brute force over all exchanges of a kept for a pruned weight, values refitted."""
     dense = tiny_models.make("llama")
     model = copy.deepcopy(dense)
@@ -132,8 +148,8 @@ def test_no_swap_in_any_row_improves(scope, structure, run):
     prune(
         model,
         targets=["re:.*[01]\\.self_attn.o_proj"],
-        method=Reconstruct(scope=scope, dense_targets=False),
-        **({"sparsity": None, "mask_structure": structure} if structure else {}),
+        rows=Reconstruct(dense_targets=False),
+        **options,
     )
     name = "model.layers.0.self_attn.o_proj"
     module, original = model.get_submodule(name), dense.get_submodule(name)
@@ -157,11 +173,11 @@ def test_no_swap_in_any_row_improves(scope, structure, run):
 
 
 @pytest.mark.parametrize(("structure", "n"), [("2:4", 2), ("1:4", 1), ("4:8", 4)])
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "reconstruct"])
+@pytest.mark.parametrize("rows", ["wanda", "sparsegpt", "reconstruct"])
 @pytest.mark.parametrize("name", ["gpt2", "mixtral"])
-def test_structures_count_along_the_inputs(name, method, structure, n):
+def test_structures_count_along_the_inputs(name, rows, structure, n):
     model = tiny_models.make(name)
-    pruned = prune(model, method=method, sparsity=None, mask_structure=structure)
+    pruned = prune(model, rows=rows, sparsity=None, mask_structure=structure)
     m = int(structure[-1])
     for key, mask in pruned.mask.items():
         along = mask.T if name == "gpt2" else mask
@@ -173,7 +189,7 @@ def test_wanda_is_its_formula():
     dense = tiny_models.make("llama")
     model = copy.deepcopy(dense)
     samples = tiny_models.samples(model)
-    pruned = prune(model, method="wanda")
+    pruned = prune(model, rows="wanda", budget=PerRow(alone=True))
     name = "model.layers.0.mlp.gate_proj"
     module = dense.get_submodule(name)
     scores = module.weight.detach().abs().double() * inputs_of(dense, samples, module).norm(dim=0)
@@ -183,11 +199,11 @@ def test_wanda_is_its_formula():
     assert torch.equal(model.get_submodule(name).weight[0, found[0]], module.weight[0, found[0]])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_mask_only_leaves_kept_values(method):
+@pytest.mark.parametrize("rows", ROWS)
+def test_mask_only_leaves_kept_values(rows):
     dense = tiny_models.make("llama")
     model = copy.deepcopy(dense)
-    pruned = prune(model, method=method, compensate=False)
+    pruned = prune(model, rows=rows, compensate=False)
     for key, mask in pruned.mask.items():
         assert torch.equal(model.get_parameter(key), dense.get_parameter(key) * mask)
 
@@ -206,7 +222,7 @@ def test_one_seed_one_mask_wherever_activations_wait(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_their_dtype_and_lose_little_by_it(dtype):
     exact, rounded = tiny_models.make("llama"), tiny_models.make("llama").to(dtype)
-    errors = [[o.error for o in prune(m).layers] for m in (exact, rounded)]
+    errors = [[o.error for o in layers_of(prune(m))] for m in (exact, rounded)]
     assert rounded.lm_head.weight.dtype == rounded.model.layers[0].mlp.up_proj.weight.dtype == dtype
     # One swap more or less is a tenth of so small a layer; all of them together are not.
     assert np.allclose(errors[0], errors[1], rtol=0.3)
@@ -215,11 +231,11 @@ def test_half_precision_models_keep_their_dtype_and_lose_little_by_it(dtype):
 
 def test_layers_may_have_sparsities_of_their_own():
     special = "model.layers.1.mlp.up_proj"
-    pruned = prune(tiny_models.make("llama"), layer_sparsity={special: 0.25})
-    shares = {o.name: o.sparsity for o in pruned.layers}
+    pruned = prune(tiny_models.make("llama"), budget=PerLayer(sparsities={special: 0.25}))
+    shares = {o.name: o.sparsity for o in pruned.report.layers}
     assert shares.pop(special) == 0.25
     assert set(shares.values()) == {0.5}
-    assert pruned.asked_sparsity == pytest.approx(pruned.achieved_sparsity)
+    assert pruned.report.asked_sparsity == pytest.approx(pruned.report.achieved_sparsity)
 
 
 def test_an_expert_that_sees_no_token_goes_by_magnitude(caplog):
@@ -232,11 +248,11 @@ def test_an_expert_that_sees_no_token_goes_by_magnitude(caplog):
     original = copy.deepcopy(model)
     with caplog.at_level(logging.WARNING, "qprune"):
         pruned = prune(model)
-    unseen = [o for o in pruned.layers if not o.tokens]
+    unseen = [o for o in layers_of(pruned) if not o.tokens]
     assert len(unseen) >= 4
     assert all(outcome.name in caplog.text for outcome in unseen)
     by_size = copy.deepcopy(original)
-    prune(by_size, method=Magnitude())
+    prune(by_size, rows=OneShot("magnitude"))
     for outcome in unseen:
         parameter, expert = outcome.name.rsplit(".", 1)
         where = (parameter, int(expert)) if expert.isdigit() else (f"{outcome.name}.weight", ...)
@@ -248,7 +264,10 @@ def test_tied_weights_and_what_stays_dense_are_logged(caplog):
     with caplog.at_level(logging.INFO, "qprune"):
         prune(tiny_models.make("gpt2"))
     assert "lm_head.weight is tied to transformer.wte.weight" in caplog.text
-    assert "left dense: transformer.wte, transformer.wpe" in caplog.text
+    assert (
+        "left dense: transformer.wte.weight (1,024, not a target inside the blocks), transf"
+        in caplog.text
+    )
 
 
 def test_the_model_comes_back_as_it_went_in():
@@ -274,12 +293,16 @@ def test_activations_that_are_not_numbers_name_the_layer_and_undo_everything():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"method": "sparse-gpt"}, ImpossibleRequestError, "no method 'sparse-gpt'; there are: m"),
+        ({"rows": "sparse-gpt"}, ImpossibleRequestError, "no row method named .*; there are: m"),
         ({"sparsity": 1.0}, ImpossibleRequestError, r"must lie in \[0, 1\)"),
         ({"sparsity": 0.999}, ImpossibleRequestError, "would leave none of them"),
         ({"sparsity": None, "mask_structure": "2:5"}, ImpossibleRequestError, "multiple of 5"),
         ({"mask_structure": "1:4"}, ImpossibleRequestError, "means sparsity 0.75"),
-        ({"layer_sparsity": {"x": 0.1}}, ImpossibleRequestError, "'x', which is not pruned"),
+        (
+            {"budget": PerLayer(sparsities={"x": 0.1})},
+            ImpossibleRequestError,
+            "'x', which is not pruned",
+        ),
         ({"targets": ["LlamaMLP"]}, UnsupportedLayerError, "is a LlamaMLP; layer by layer"),
         ({"targets": ["lm_head"]}, ImpossibleRequestError, "no weights to prune"),
         ({"ignore": ["Linear"]}, ImpossibleRequestError, "no weights to prune"),
@@ -296,7 +319,9 @@ def test_requests_that_cannot_be_met_are_refused(options, error, message):
 
 def test_models_that_cannot_be_pruned_are_refused():
     with pytest.raises(UnsupportedLayerError, match="has no repeated blocks"):
-        prune_layerwise(nn.Sequential(nn.Linear(3, 3)), torch.ones(2, 3), sparsity=0.5)
+        qprune.prune(
+            nn.Sequential(nn.Linear(3, 3)), torch.ones(2, 3), sparsity=0.5, method=Layerwise()
+        )
     tied = tiny_models.make("llama")
     tied.model.layers[1].mlp.up_proj.weight = tied.model.layers[0].mlp.up_proj.weight
     with pytest.raises(ImpossibleRequestError, match="are one tied tensor"):
@@ -310,5 +335,6 @@ def test_models_that_cannot_be_pruned_are_refused():
 
 def test_samples_that_the_model_does_not_take_are_named():
     model = tiny_models.make("gpt2")
+    method = Layerwise(shares=None)
     with pytest.raises(CalibrationError, match=r"calibration batch 0 of shape \(1, 40\)"):
-        prune_layerwise(model, torch.zeros(2, 40).long(), sparsity=0.5)
+        qprune.prune(model, torch.zeros(2, 40).long(), sparsity=0.5, method=method)
