@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qprune.results import in_bytes, in_seconds
 from qprune.jobs import plots
 from qprune.models.evaluate import correlation
-from qprune.results import BlockRecord, Report, Score, ScorePoint, Step
+from qprune.results import BlockRecord, Report, Score, ScorePoint, Step, in_bytes, in_seconds
 from solvers.host.legible import shown_on_page
 
 NOTHING, TIMES = "\u2013", "\u00d7"

@@ -135,7 +135,7 @@ def test_a_convolutional_network_is_pruned_across_alone_and_that_is_said(tmp_pat
     dense = tiny.save("resnet", tmp_path / "dense")
     (tmp_path / "dense" / "preprocessor_config.json").write_text('{"size": 8}')
     arguments = ("prune", "--model", "dense", "--data", "image_data:images", *QUICK[:4])
-    code, out, err = qprune(
+    code, _, err = qprune(
         *(*arguments, "--rounds", "0", "--mask-only", "--no-augment", "--output", "out", "--json")
     )
     assert code == 0, err
