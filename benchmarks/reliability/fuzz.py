@@ -58,7 +58,7 @@ _WATCHED = (
     *(
         "qprune.record.checkpoint",
         "qprune.record.fingerprint",
-        "qprune.steps.answers",
+        "solvers.ask.store",
         "qprune.network.groups",
     ),
     *(
@@ -96,6 +96,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     from qprune.record.checkpoint import Snapshot
     from qprune.record.fingerprint import Fingerprint
     from qprune.record.folder import read_scores, stopped_by
+    from solvers.ask.store import AnswerStore
     from solvers.formats.files import read_problem
     from solvers.formats.table import FORMATS
     from solvers.study.compare import read_study
@@ -157,6 +158,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
 
     return {
         "settings": settings,
+        "language settings": settings,
         "run settings": run_settings,
         "journal": journal,
         "page": lambda data: page(data, "stopped", "steps.jsonl"),
@@ -213,8 +215,8 @@ def make_seeds(folder: Path) -> None:
     from qprune.jobs.settings import Settings
     from qprune.network.mask_file import packed_bytes
     from qprune.record.checkpoint import CHECKPOINTS
-    from qprune.steps.solve import Answer
-    from solvers import QuadraticProblem
+    from solvers import Answer, QuadraticProblem
+    from solvers.ask.store import AnswerStore
     from solvers.formats.files import write_problem
     from solvers.study import compare, generate
 
@@ -228,7 +230,9 @@ def make_seeds(folder: Path) -> None:
     _make_checkpoints(folder / "small")
     for name in ("report.json", "checksums.sha256"):
         (stopped / name).unlink()
-    language = Settings(model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4")
+    language = Settings(
+        method="qprune", model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4"
+    )
     compare([generate("fisher:n=12")], ["greedy", "sa"], ["2reads"], 2, folder=folder / "study")
     (folder / "study").rename(folder / "folders" / "study")
     study = folder / "folders" / "study"
@@ -238,12 +242,13 @@ def make_seeds(folder: Path) -> None:
     half = rng.integers(-5, 5, (6, 6)).astype(float)
     plain = QuadraticProblem(rng.integers(-5, 5, 6).astype(float), half + half.T)
     counted = QuadraticProblem(plain.linear, plain.quadratic, counts=3)
-    AnswerStore(folder / "kept").keep(
-        "0", Answer(np.array([1, 1, 1, 0, 0, 0], np.int8), 0.0, -1.0, 0.1, {"reads": 1})
-    )
+    states = np.array([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]], np.int8)
+    answer = Answer(states, counted.energies(states), -1.0, {"reads": 2}, seconds=0.1)
+    AnswerStore(folder / "kept").keep("0", answer)
     _write_block(folder / "kept")
     given: dict[str, Sequence[bytes]] = {
-        "settings": [settings.to_yaml().encode(), language.to_yaml().encode()],
+        "settings": [settings.to_yaml().encode()],
+        "language settings": [language.to_yaml().encode()],
         "run settings": [settings.to_yaml().encode()],
         "journal": [(stopped / "steps.jsonl").read_bytes()],
         "page": [(stopped / "steps.jsonl").read_bytes()],
@@ -333,9 +338,9 @@ def _make_checkpoints(folder: Path) -> None:
         torch.nn.Linear(6, 4),
         torch.randn(40, 6, generator=torch.Generator().manual_seed(0)),
         sparsity=0.5,
-        method=qprune.Networkwise(stages=2),
+        stages=2,
         output_dir=folder,
-        limits=qprune.Limits(should_stop=stop_after(12)),
+        should_stop=stop_after(12),
     )
     Checkpoints.offer = offer
 

@@ -16,6 +16,7 @@ from qprune.prune import Pruned, prune
 from qprune.record.fingerprint import digest_of_data, digest_of_model, plain_settings
 from qprune.results import Score
 from qprune.steps.solve import BlockObserver
+from qprune.walk.journal import Limits
 
 #: Options that the study sets itself.
 RESERVED = (
@@ -28,8 +29,6 @@ RESERVED = (
     "executor",
     "output_dir",
     "resume_from",
-    "should_stop",
-    "max_seconds",
 )
 
 
@@ -105,7 +104,7 @@ class ModelTrial:
     name: str = ""
 
     def __post_init__(self) -> None:
-        known = set(inspect.signature(prune).parameters) - {"model", "calibration"}
+        known = set(inspect.signature(prune).parameters) - {"model", "calibration", "moved"}
         for option in self.options:
             if option in RESERVED:
                 raise ImpossibleRequestError(f"{option} is the study's to choose; leave it out")
@@ -113,6 +112,12 @@ class ModelTrial:
                 raise ImpossibleRequestError(
                     f"qprune.prune has no option {option!r}; it has: {', '.join(sorted(known))}"
                 )
+
+        limits = self.options.get("limits", Limits())
+        if limits.max_seconds is not None or limits.should_stop is not None:
+            raise ImpossibleRequestError(
+                "max_seconds and should_stop in limits are the study's to choose; leave them out"
+            )
 
     @property
     def title(self) -> str:
