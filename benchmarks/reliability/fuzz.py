@@ -87,8 +87,6 @@ Parser = Callable[[bytes], object]
 
 def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     """Parsers by name, each from the bytes of one file; the seeds of each are in a folder."""
-    from qprune.steps.answers import AnswerStore
-
     from qprune.jobs.audit import check_run
     from qprune.jobs.page import render_html
     from qprune.jobs.settings import make_settings, read_run
@@ -208,7 +206,6 @@ def make_seeds(folder: Path) -> None:
     """Real files of every kind, in a folder for each parser and whole folders in ``folders``."""
     import numpy as np
     import torch
-    from qprune.steps.answers import AnswerStore
 
     from benchmarks.reliability.small_run import stop_after
     from qprune.jobs.job import run_job
