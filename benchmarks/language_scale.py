@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.timing import cpu_seconds
 from qprune.distributed.workers import limited_threads
 from qprune.steps.reconstruct import ROWS, Moments, Quadratic, quadratic
-from solvers.rows.counts import LayerBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 
 #: (rows, inputs) of a decoder layer of LLaMA-7B and how many of each, with how many it has
@@ -88,7 +88,7 @@ def solve(method: str, moments: Moments, weights: Tensor, sparsity: float) -> fl
     """From sums to values; the error as a share of the outputs' energy."""
     strategy = ROWS[method]
     goal: Quadratic = quadratic(moments, weights, strategy.damping)
-    budget = LayerBudget(round(weights.numel() * (1 - sparsity)))
+    budget = Counts(round(weights.numel() * (1 - sparsity)))
     problem = RowProblem(goal.gram.numpy(), goal.targets.numpy(), budget)
     solved = strategy.solve(problem, compensate=True, seed=0)
     energy = problem.objectives(0.0 * problem.targets).sum()

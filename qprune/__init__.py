@@ -27,7 +27,6 @@ from qprune.prune import Pruned, prune
 from qprune.results import Observer, Report, Score, Step
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import Distillation
-from qprune.steps.faults import Care as FaultPolicy
 from qprune.steps.reconstruct import OneShot, Reconstruct, RowMethod, SampledRows
 from qprune.steps.select import Boundary, LayerByLayer, RandomPairs, Select
 from qprune.steps.solve import BlockObserver
@@ -37,6 +36,7 @@ from qprune.walk.layerwise import Layerwise
 from qprune.walk.networkwise import Networkwise
 from qprune.walk.schedule import Method
 from qprune.walk.sensitivity import Sensitivity
+from solvers import FaultPolicy
 
 if TYPE_CHECKING:
     from qprune.models.datasets import load_data

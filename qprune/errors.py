@@ -16,6 +16,9 @@ Errors of `solvers` (an unknown sampler, an unknown option) pass through unchang
 
 from __future__ import annotations
 
+from solvers.errors import SamplerFailedError, StorageError
+from solvers.host.disk import Disk
+
 
 class QpruneError(Exception):
     """Base of all errors raised by `qprune`."""
@@ -37,7 +40,7 @@ class NonFiniteError(QpruneError, FloatingPointError):
     """NaN or Inf in place of a finite number; the message names layer and batch."""
 
 
-class SamplerError(QpruneError, RuntimeError):
+class SamplerError(QpruneError, SamplerFailedError):
     """Failure of a sampler: it raised, or returned nothing, NaN, wrong variables or counts.
 
     Attributes:
@@ -45,14 +48,13 @@ class SamplerError(QpruneError, RuntimeError):
         answer: the sampler's answer, if there was one.
     """
 
-    def __init__(self, message: str, *, problem: object = None, answer: object = None) -> None:
-        super().__init__(message)
-        self.problem = problem
-        self.answer = answer
 
-
-class RunFolderError(QpruneError, OSError):
+class RunFolderError(QpruneError, StorageError):
     """Output folder that holds another run, cannot be written, or is inconsistent."""
+
+
+#: Files and locks of runs and models; what fails is a `RunFolderError`.
+DISK = Disk(RunFolderError, "free space or grant access, then resume")
 
 
 class LostRankError(QpruneError, RuntimeError):

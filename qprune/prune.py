@@ -24,6 +24,7 @@ from qprune.distributed.ranks import ALONE, FirstSolves, Ranks
 from qprune.distributed.sharding import whole
 from qprune.distributed.workers import checked_threads, limited_threads
 from qprune.errors import ImpossibleRequestError, QpruneError
+from qprune.models.save import save_model
 from qprune.network.admission import refuse_unstorable, refuse_wrapped
 from qprune.network.groups import Budget, NofM, groups_of, state_zeros
 from qprune.network.guards import restored_on_error
@@ -40,17 +41,17 @@ from qprune.record.fingerprint import (
     fingerprint_of,
     require_named,
 )
-from qprune.record.folder import RunFolder, opened
+from qprune.record.folder import RunFolder, opened, saving
 from qprune.results import LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
-from qprune.steps.faults import Care, CarefulBorder
-from qprune.steps.solve import BlockObserver, Border
+from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal, Limits
 from qprune.walk.networkwise import Networkwise
 from qprune.walk.run import Run
 from qprune.walk.schedule import CompleteMethod, InOrder, Method, as_method, carry_out, described
 from qprune.walk.state import State
+from solvers import Ask, FaultPolicy
 from solvers.host.machine import available_memory, peak_memory
 from solvers.host.ranges import Number, Seed, checked
 
@@ -73,6 +74,32 @@ class Pruned:
     mask: dict[str, Tensor]
     report: Report
 
+    def save(self, folder: str | Path) -> None:
+        """Write weights, mask and report as `qprune prune --output` does, without its settings.
+
+        Args:
+            folder: a new one, or the ``output_dir`` of the run. A transformers model is written
+                as its `save_pretrained` does.
+
+        Raises:
+            RunFolderError: it holds another outcome, or cannot be written.
+
+        Example:
+            >>> import pathlib, tempfile, torch, qprune
+            >>> linear = torch.nn.Linear(8, 4)
+            >>> pruned = qprune.prune(linear, torch.randn(64, 8), sparsity=0.5)
+            >>> with tempfile.TemporaryDirectory() as place:
+            ...     pruned.save(place)
+            ...     "mask.safetensors" in {path.name for path in pathlib.Path(place).iterdir()}
+            True
+        """
+        with saving(Path(folder), self.report.steps) as place:
+            if hasattr(self.model, "save_pretrained"):
+                written = save_model(place.path, self.model, self.mask)
+                place.finish(self.report, beside=written)
+            else:
+                place.save(self.model, self.mask, self.report)
+
 
 def prune(
     model: nn.Module,
@@ -87,7 +114,7 @@ def prune(
     method: Method | Sequence[Method] = Networkwise(),
     sampler: Any = "relax",
     sampler_options: Mapping[str, Any] | None = None,
-    on_fault: Care = Care(),
+    on_fault: FaultPolicy = FaultPolicy(),
     compensate: bool | Compensate = True,
     loss: Loss | nn.Module | str = "dense",
     augment: Augmentation | str | None = "auto",
@@ -172,37 +199,33 @@ def prune(
         >>> int((model.weight == 0).sum())
         16
     """
+    asked = {name: value for name, value in locals().items() if name in _DECIDING}
     _refuse_moved(moved)
-    method, loss, threads = as_method(method), as_loss(loss), checked_threads(threads)
     _check_numbers(seed=seed, batch_size=batch_size)
+    method, loss, threads = as_method(method), as_loss(loss), checked_threads(threads)
     generator, ranks = torch.Generator().manual_seed(seed), ranks or ALONE
     with ExitStack() as stack:
         home = stack.enter_context(_surroundings(model, method, ranks))
         folder = stack.enter_context(_opened(model, output_dir, resume_from, ranks))
+        journal = Journal(limits, (folder.note, *_all(observe)), ranks)
         data = as_calibration(
             calibration, model, forward=forward, num_samples=num_calibration_samples
         ).cpu()
-        journal = Journal(limits, (folder.note, *_all(observe)), ranks)
 
-        weights = method.find(model, targets, ignore)
-        groups = groups_of(weights, sparsity, density, budget, mask_structure)
-        ask = on_fault.over(Border.to(sampler, sampler_options), folder.answers)
+        weights = method.find(model, targets, ignore)  # Which tensors, one flat index.
+        groups = groups_of(weights, sparsity, density, budget, mask_structure)  # How many of them.
+        ask = Ask.to(sampler, sampler_options, on_fault, folder.answers)
         dense = stack.enter_context(restored_on_error(model, weights))
         stack.enter_context(method.passing(model))
-        ready = (prepared if method.uses_loss else prepared_inputs)(
-            *(model, weights, data),
-            loss=loss,
-            accept_share=method.accept_share,
-            augment=augment,
-            batch_size=batch_size,
-            generator=generator,
-            ranks=ranks,
-            threads=threads,
-        )
+        look = prepared if method.uses_loss else prepared_inputs
+        sharing = (method.accept_share, augment, batch_size, generator, ranks, threads)
+        ready = look(model, weights, data, loss, *sharing)
         if len(ready.weights) < len(weights):  # No sample reaches the others.
             groups = groups_of(ready.weights, sparsity, density, budget, mask_structure)
         state_zeros(dense.num_zero, weights.size, groups)
-        complete, moves = method.completed(ready, _moves(method, ready, compensate), threads)
+
+        moves = _moves(method, ready, compensate)
+        complete, moves = method.completed(ready, moves, threads)
         executor = stack.enter_context(_executor(executor, sampler, threads, ready.ranks))
         needs = _foreseen(complete, ready, moves, ask, limits, executor)
         objective, judge = ready.objectives(generator, journal.fault)
@@ -219,15 +242,9 @@ def prune(
             generator=generator,
             seed=seed,
         )
-        settings = _settings(
-            *(complete, ready.loss, moves, limits),
-            **{"sparsity": sparsity, "density": density, "mask_structure": mask_structure},
-            **{"budget": budget, "targets": targets, "ignore": ignore, "sampler": sampler},
-            **{"sampler_options": sampler_options, "on_fault": on_fault, "augment": augment},
-            **{"batch_size": batch_size, "seed": seed},
-        )
+        settings = _settings(complete, ready.loss, moves, limits, asked)
         begun = _begun(run, data, settings, folder, output_dir or resume_from)
-        schedule = stack.enter_context(closing(complete.schedule(run)))
+        schedule = stack.enter_context(closing(complete.schedule(run)))  # Every action to come.
 
         scored = partial(_scored, model, evaluate, threads, home)
         before = scored()
@@ -235,29 +252,16 @@ def prune(
         begun.restore(run)
         state = carry_out(run, schedule, begun.progress, partial(folder.keep, run))
         stopped, after = _ended(run, state, scored)
-    report = Report(
-        asked_sparsity=groups.asked,
-        achieved_sparsity=run.sparsity(state),
-        layers=_layer_records(run, state),
-        steps=tuple(journal.steps),
-        settings=settings,
-        seed=seed,
-        seconds=folder.seconds,
-        cpu_seconds=folder.cpu_seconds,
-        stopped=stopped,
-        dense=before,
-        start=first,
-        final=after,
-        estimate=needs,
-        peak_memory=int(peak_memory()),
-        coverage=run.weights.coverage,
-        loss=str(ready.loss),
-        zeros_before=dense.num_zero,
-    )
+    report = _report(run, state, settings, folder, stopped, needs, (before, first, after))
     mask = run.weights.by_name(state.mask)
     return Pruned(model, {name: kept.to(home) for name, kept in mask.items()}, report)
 
 
+#: Arguments that decide the mask, beside those of the method.
+_DECIDING = (
+    *("sparsity", "density", "mask_structure", "budget", "targets", "ignore", "sampler"),
+    *("sampler_options", "on_fault", "augment", "batch_size", "seed"),
+)
 #: Keywords of earlier versions, and where they went.
 _MOVED = {
     **dict.fromkeys(
@@ -345,11 +349,11 @@ def _moves(method: Method, ready: Prepared, asked: bool | Compensate) -> Compens
 
 
 def _settings(
-    method: Method, loss: Loss, moves: Compensate | None, limits: Limits, **asked: Any
+    method: Method, loss: Loss, moves: Compensate | None, limits: Limits, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides a run, as JSON has it; each field of a method by its name."""
     methods = method.methods if isinstance(method, InOrder) else (method,)
-    named: dict[str, Any] = dict(asked)
+    named = dict(asked)
     for one in methods:
         named |= {f.name: getattr(one, f.name) for f in fields(cast(Any, one)) if f.repr}
     named |= {"compensate": moves or False, "loss": loss}
@@ -363,7 +367,7 @@ def _foreseen(
     method: CompleteMethod,
     ready: Prepared,
     moves: Compensate | None,
-    ask: CarefulBorder,
+    ask: Ask,
     limits: Limits,
     executor: Any,
 ) -> Estimate | None:
@@ -378,7 +382,7 @@ def _foreseen(
     if ready.ranks.size > 1:
         return None
     try:
-        needs = method.cost(ready, moves, ask.border, limits, executor)
+        needs = method.cost(ready, moves, ask, limits, executor)
     except (QpruneError, RuntimeError, MemoryError) as error:
         if not isinstance(error, QpruneError) and not out_of_memory(error):
             raise
@@ -461,6 +465,36 @@ def _ended(run: Run, state: State, scored: Callable[[], Score | None]) -> tuple[
         parts = {"w": state.held(run.weights), "m": state.mask}
         ranks.require_equal("outcome", digest_of_tensors(parts))
     return stopped, scored()
+
+
+def _report(
+    run: Run,
+    state: State,
+    settings: Mapping[str, Any],
+    folder: RunFolder,
+    stopped: str,
+    needs: Estimate | None,
+    scores: tuple[Score | None, Score | None, Score | None],
+) -> Report:
+    return Report(
+        asked_sparsity=run.groups.asked,
+        achieved_sparsity=run.sparsity(state),
+        layers=_layer_records(run, state),
+        steps=tuple(run.journal.steps),
+        settings=settings,
+        seed=run.seed,
+        seconds=folder.seconds,
+        cpu_seconds=folder.cpu_seconds,
+        stopped=stopped,
+        dense=scores[0],
+        start=scores[1],
+        final=scores[2],
+        estimate=needs,
+        peak_memory=int(peak_memory()),
+        coverage=run.weights.coverage,
+        loss=str(run.objective.loss),
+        zeros_before=run.dense.num_zero,
+    )
 
 
 def _layer_records(run: Run, state: State) -> tuple[LayerRecord, ...]:

@@ -1,42 +1,19 @@
-"""Records of a run: steps and report, frozen and JSON-friendly.
-
-Strict JSON of steps and reports; NaN and infinities become null.
-"""
+"""Records of a run: steps and report, frozen and JSON-friendly."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from qprune.cost import Estimate
-from solvers.host.secrets import without_secrets
+from solvers import Fault
 
 #: Largest number of names in one line.
 _LISTED = 6
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Failure from which the run recovered.
-
-    Attributes:
-        kind: "sampler" (an error or an invalid answer), "timeout", "crash", "wrong counts",
-            "wrong energies", "out of memory", "not finite" or "worker".
-        message: the failure, in one line.
-        remedy: the action taken.
-        block: number of the block in its round; None outside blocks.
-    """
-
-    kind: str
-    message: str
-    remedy: str
-    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -289,8 +266,6 @@ Observer = Callable[[Step], None]
 
 T = TypeVar("T")
 
-_INT64 = -(2**63), 2**63 - 1
-
 
 @dataclass(frozen=True)
 class ScorePoint:
@@ -313,34 +288,6 @@ class ScorePoint:
         values = _named(cls, record)
         score = _with_nan(_named(Score, values["score"]), ("loss",))
         return _valid(_POINT, values | {"score": score})
-
-
-def strict_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
-    """Return ``value`` as standard JSON.
-
-    NaN and infinities become null, integers beyond 64 bits text; secrets are left out (see
-    `solvers.host.secrets`).
-
-    Example:
-        >>> strict_json({"loss": float("nan")})
-        '{"loss": null}'
-    """
-    plain = without_secrets(_finite(value))
-    return json.dumps(plain, allow_nan=False, indent=indent, sort_keys=sort_keys)
-
-
-def read_json(text: str | bytes) -> Any:
-    """Parse strict JSON: no NaN, and no integer beyond 64 bits.
-
-    Raises:
-        ValueError: the text is not such JSON.
-    """
-    try:
-        return json.loads(
-            text, parse_int=_whole_number, parse_float=_number, parse_constant=_number
-        )
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def step_from_json(record: Mapping[str, Any]) -> Step:
@@ -431,35 +378,6 @@ def _valid(kind: TypeAdapter[T], values: Mapping[str, Any]) -> T:
         where = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Input ")
         raise ValueError(f"{where} {message}, not {first['input']!r:.60}") from error
-
-
-def _whole_number(text: str) -> int:
-    number = int(text)
-    if not _INT64[0] <= number <= _INT64[1]:
-        raise ValueError(f"{text[:20]} does not fit 64 bits")
-    return number
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no number in JSON")
-    return number
-
-
-def _finite(value: Any) -> Any:
-    """Return plain JSON values for numpy scalars and non-finite numbers."""
-    if isinstance(value, Mapping):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return _finite(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, int) and not _INT64[0] <= value <= _INT64[1]:
-        return str(value)
-    return value if value is None or isinstance(value, int | str) else str(value)
 
 
 _STEP, _REPORT, _POINT = TypeAdapter(Step), TypeAdapter(Report), TypeAdapter(ScorePoint)

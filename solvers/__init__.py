@@ -11,13 +11,18 @@ from solvers.registry import SamplerEntry, get_sampler, list_samplers
 from solvers.sampler import CountingSampler
 
 if TYPE_CHECKING:
-    from solvers.ask import solve
+    from solvers.ask import Answer, AnswerStore, Ask, Fault, FaultPolicy, solve
     from solvers.foreign.penalty import CardinalityPenalty, LagrangeCardinality
 
 __all__ = [
+    "Answer",
+    "AnswerStore",
+    "Ask",
     "CardinalityPenalty",
     "CountingSampler",
     "Dense",
+    "Fault",
+    "FaultPolicy",
     "LagrangeCardinality",
     "LowRank",
     "QuadraticProblem",
@@ -38,7 +43,9 @@ QPRUNE_SOLVERS = True
 _LAZY = {
     "CardinalityPenalty": "solvers.foreign.penalty",
     "LagrangeCardinality": "solvers.foreign.penalty",
-    "solve": "solvers.ask",
+    **dict.fromkeys(
+        ("Answer", "AnswerStore", "Ask", "Fault", "FaultPolicy", "solve"), "solvers.ask"
+    ),
 }
 
 

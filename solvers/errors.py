@@ -10,7 +10,8 @@ SolverError
 +-- SamplerFailedError (RuntimeError)    a foreign sampler raised or answered nonsense
 +-- ChargeRefusedError (RuntimeError)    a paid call was declined, or is past the budget
 +-- StudyError (ValueError)              a comparison of samplers that cannot be made as asked
-+-- StudyFolderError (OSError)           the folder holds another study, or cannot be used
++-- StorageError (OSError)               a file cannot be written, or another process is at it
+|   +-- StudyFolderError                 the folder holds another study, or cannot be used
 +-- WorkerDiedError (RuntimeError)       the process that runs samplers ended, or was ended
 """
 
@@ -63,7 +64,11 @@ class StudyError(SolverError, ValueError):
     """A study is invalid as asked; the message says what, and what to pass instead."""
 
 
-class StudyFolderError(SolverError, OSError):
+class StorageError(SolverError, OSError):
+    """A file or folder cannot be used: not writable, in use, or no regular file."""
+
+
+class StudyFolderError(StorageError):
     """The folder of results holds another study, or cannot be read or written."""
 
 

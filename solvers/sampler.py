@@ -8,13 +8,11 @@ from typing import Any, ClassVar
 
 import dimod
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from solvers.errors import InvalidOptionError, UnknownOptionError
-from solvers.problem.problem import QuadraticProblem
+from solvers.problem.problem import QuadraticProblem, States
 from solvers.problem.solution import Solution
-
-States = NDArray[np.int8]
 
 
 class CountingSampler(dimod.Sampler):
@@ -53,6 +51,16 @@ class CountingSampler(dimod.Sampler):
             "options": dict(self.options),
         }
 
+    @property
+    def repeatable(self) -> bool:
+        """True if one seed gives one answer; by default where there is a seed."""
+        return "seed" in self.parameters
+
+    @property
+    def paid(self) -> bool:
+        """True if a call is charged for; by default where the child's are."""
+        return is_paid(getattr(self, "child", None))
+
     @abstractmethod
     def sample_problem(self, problem: QuadraticProblem, *args: Any, **options: Any) -> Solution:
         """Solve ``problem``; samples have the exact counts and recomputed energies."""
@@ -83,6 +91,28 @@ class CountingSampler(dimod.Sampler):
             options["initial_states"] = states_of(options["initial_states"], problem.variables)
         solution = self.sample_problem(problem, **options)
         return solution.to_sampleset(problem.variables, bqm.vartype)
+
+
+def is_repeatable(sampler: Any) -> bool:
+    """True if ``sampler`` says so by its ``repeatable``, or else has a seed.
+
+    Example:
+        >>> is_repeatable(dimod.ExactSolver())
+        False
+    """
+    return bool(getattr(sampler, "repeatable", "seed" in sampler.parameters))
+
+
+def is_paid(sampler: Any) -> bool:
+    """True if ``sampler``, or one that it wraps as its ``child``, says so by its ``paid``.
+
+    Example:
+        >>> is_paid(dimod.ExactSolver())
+        False
+    """
+    while sampler is not None and not hasattr(sampler, "paid"):
+        sampler = getattr(sampler, "child", None)
+    return sampler is not None and bool(sampler.paid)
 
 
 def states_of(samples: Any, variables: tuple[Hashable, ...]) -> States:

@@ -27,7 +27,7 @@ import dimod.testing
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from solvers.ask import ProblemSampler, counting
+from solvers.ask.counting import ProblemSampler, counting
 from solvers.foreign.border import option_names
 from solvers.problem.problem import QuadraticProblem
 from solvers.problem.solution import Solution

@@ -105,3 +105,36 @@ class Takes(Odd):
             while time.process_time() < end:
                 pass
         return super().sample(bqm, num_reads, seed)
+
+
+class Bad(dimod.Sampler):
+    """Misbehaves in every ``every``-th call, in the next of its ways; else it guesses."""
+
+    properties: ClassVar = {}
+    parameters: ClassVar = {"seed": []}
+
+    def __init__(self, ways, every=3):
+        self.ways, self.every, self.calls = tuple(ways), every, 0
+
+    def sample(self, bqm, seed=None):
+        self.calls += 1
+        size = bqm.num_variables
+        states = np.random.default_rng(seed).integers(0, 2, (20, size))
+        if self.calls % self.every == 0:
+            way = self.ways[self.calls // self.every % len(self.ways)]
+            if way == "raise":
+                raise RuntimeError("no luck")
+            if way == "hang":
+                time.sleep(3600)
+            if way == "crash":
+                os.abort()
+            if way == "sizes":
+                states = states[:, :-1]
+                return dimod.SampleSet.from_samples((states, range(size - 1)), "BINARY", 0.0)
+            if way == "nan":
+                return dimod.SampleSet.from_samples(states, "BINARY", np.full(20, np.nan))
+            if way == "infeasible":
+                states[:] = 1
+            if way == "nothing":
+                return None
+        return dimod.SampleSet.from_samples_bqm((states, range(size)), bqm)

@@ -35,7 +35,6 @@ from benchmarks.reliability.file_steps import FileSteps, killed
 from benchmarks.reliability.small_run import every_step, small_settings, stop_after
 from qprune.cli.folders import resume
 from qprune.cli.main import report as report_again
-from qprune.disk import LOCK
 from qprune.errors import QpruneError
 from qprune.jobs.audit import verify_run
 from qprune.jobs.job import run_job
@@ -49,6 +48,7 @@ from qprune.record.folder import (
     STEPS,
     read_checksums,
 )
+from solvers.host.disk import LOCK
 
 #: The files of a run's folder that must be the same to the byte; all else tells of times.
 SAME = (CONFIG, FINGERPRINT, MODEL, MASK)

@@ -58,7 +58,7 @@ _WATCHED = (
     *(
         "qprune.record.checkpoint",
         "qprune.record.fingerprint",
-        "qprune.steps.answers",
+        "solvers.ask.store",
         "qprune.network.groups",
     ),
     *(
@@ -94,7 +94,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     from qprune.record.checkpoint import Snapshot
     from qprune.record.fingerprint import Fingerprint
     from qprune.record.folder import read_scores, stopped_by
-    from qprune.steps.answers import AnswerStore
+    from solvers.ask.store import AnswerStore
     from solvers.formats.files import read_problem
     from solvers.formats.table import FORMATS
     from solvers.study.compare import read_study
@@ -211,9 +211,8 @@ def make_seeds(folder: Path) -> None:
     from qprune.jobs.settings import Settings
     from qprune.network.mask_file import packed_bytes
     from qprune.record.checkpoint import CHECKPOINTS
-    from qprune.steps.answers import AnswerStore
-    from qprune.steps.solve import Answer
-    from solvers import QuadraticProblem
+    from solvers import Answer, QuadraticProblem
+    from solvers.ask.store import AnswerStore
     from solvers.formats.files import write_problem
     from solvers.study import compare, generate
 
@@ -227,7 +226,9 @@ def make_seeds(folder: Path) -> None:
     _make_checkpoints(folder / "small")
     for name in ("report.json", "checksums.sha256"):
         (stopped / name).unlink()
-    language = Settings(model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4")
+    language = Settings(
+        method="qprune", model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4"
+    )
     compare([generate("fisher:n=12")], ["greedy", "sa"], ["2reads"], 2, folder=folder / "study")
     (folder / "study").rename(folder / "folders" / "study")
     study = folder / "folders" / "study"
@@ -237,9 +238,9 @@ def make_seeds(folder: Path) -> None:
     half = rng.integers(-5, 5, (6, 6)).astype(float)
     plain = QuadraticProblem(rng.integers(-5, 5, 6).astype(float), half + half.T)
     counted = QuadraticProblem(plain.linear, plain.quadratic, counts=3)
-    AnswerStore(folder / "kept").keep(
-        "0", Answer(np.array([1, 1, 1, 0, 0, 0], np.int8), 0.0, -1.0, 0.1, {"reads": 1})
-    )
+    states = np.array([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]], np.int8)
+    answer = Answer(states, counted.energies(states), -1.0, {"reads": 2}, seconds=0.1)
+    AnswerStore(folder / "kept").keep("0", answer)
     _write_block(folder / "kept")
     given: dict[str, Sequence[bytes]] = {
         "settings": [settings.to_yaml().encode(), language.to_yaml().encode()],

@@ -35,8 +35,8 @@ from rich.progress import Progress
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, tensors_of
 from qprune.distributed.executors import RayExecutor
-from qprune.steps.solve import Border
-from solvers import LowRank, QuadraticProblem
+from qprune.steps.solve import answer
+from solvers import Ask, LowRank, QuadraticProblem
 
 WORKERS = 2
 # What Ray calls its processes: all that work for it, and a worker at a task of an executor's.
@@ -77,10 +77,6 @@ def blocks_of(workload: Workload, number: int, size: int) -> list[Any]:
     return [full[index % len(full)] for index in range(number)]
 
 
-def answered(border: Border, job: tuple[Any, Any, int]) -> Any:
-    return border.solve(*job)
-
-
 def processes(name: bytes) -> list[psutil.Process]:
     """Ray's processes that this one has started and whose names begin so."""
     found = []
@@ -110,7 +106,7 @@ def overhead(
     ray: RayExecutor, sampler: str, what: str, jobs: list[Any], pairs: int, out: Console
 ) -> int:
     """Ratios of Ray to threads; the number of answers that differ."""
-    work = partial(answered, Border.to(sampler))
+    work = partial(answer, Ask.to(sampler))
     ratios: list[tuple[float, float]] = []
     different = 0
     with ThreadPoolExecutor(WORKERS) as threads, Progress(console=out, transient=True) as report:

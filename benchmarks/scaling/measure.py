@@ -39,10 +39,9 @@ from qprune.steps.accept import Trust
 from qprune.steps.compensate import gauss_newton
 from qprune.steps.formulate import Block, formulate
 from qprune.steps.select import Boundary, Offer
-from qprune.steps.solve import Border
 from qprune.walk.state import FullState, Progress
-from solvers import LowRank
-from solvers.rows.counts import LayerBudget
+from solvers import Ask, LowRank
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 from solvers.rows.search import solve_rows
 from solvers.rows.starts import admm
@@ -131,7 +130,7 @@ def selections() -> Iterator[Row]:
 def solves() -> Iterator[Row]:
     """Formulating and solving a block of random gradients at 90 % pruned."""
     rng = np.random.default_rng(0)
-    border = Border.to("relax")
+    ask = Ask.to("relax")
     for variables, samples in ((256, 200), (512, 200), (1024, 100), (1024, 400), (2048, 200)):
         factor = rng.standard_normal((samples, variables)) / samples**0.5
         pruned = (rng.random(variables) < 0.9).astype(np.int8)
@@ -154,7 +153,7 @@ def solves() -> Iterator[Row]:
         yield Row("formulate", "Fisher block", sizes, least(formulated))
 
         def solve(problem=problem, pruned=pruned):
-            return border.solve(problem, pruned, 0)
+            return ask(problem, pruned, 0)
 
         solve()
         yield Row("solve", "relax", sizes, least(solve))
@@ -173,7 +172,7 @@ def row_solves() -> Iterator[Row]:
         gram = x @ x.T
         gram += 0.01 * np.trace(gram) / inputs * np.eye(inputs)
         targets = rng.standard_normal((rows, inputs))
-        problem = RowProblem(gram, targets, LayerBudget(rows * inputs // 2))
+        problem = RowProblem(gram, targets, Counts(rows * inputs // 2))
         sizes = {"rows": rows, "inputs": inputs}
         start = admm(problem, damping=0.0)
         if inputs == 128:

@@ -180,7 +180,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Compare samplers with equal budgets, on problems or in a pruning run; failures are rows."""
-    from qprune.results import strict_json
+    from solvers.host.disk import strict_json
 
     pass
     from solvers.study.report.page import require_packages

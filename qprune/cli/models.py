@@ -69,7 +69,7 @@ def evaluate(
     from qprune.models.evaluate import evaluate_perplexity, evaluate_tasks, names_of
     from qprune.models.heads import require_causal
     from qprune.models.pretrained import load_pretrained, load_tokenizer, optional
-    from qprune.results import strict_json
+    from solvers.host.disk import strict_json
 
     if data is None and tasks is None:
         raise ImpossibleRequestError("nothing to evaluate on; give --data, --tasks, or both")
@@ -131,7 +131,7 @@ def measure(
     from qprune.cli.bars import tracked
     from qprune.distributed.workers import limited_threads
     from qprune.models.measure import measure_folder
-    from qprune.results import strict_json
+    from solvers.host.disk import strict_json
 
     with limited_threads(threads):
         measured = measure_folder(
@@ -161,7 +161,7 @@ def hold(
 ) -> None:
     """Apply a mask again to a checkpoint that was fine-tuned or merged since it was pruned."""
     from qprune.models.save import reapply_mask
-    from qprune.results import strict_json
+    from solvers.host.disk import strict_json
 
     done = reapply_mask(folder, mask, output, overwrite=overwrite)
     if json:

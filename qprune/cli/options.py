@@ -14,8 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from qprune.cli.terminal import say
-from qprune.disk import write_whole
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import DISK, ImpossibleRequestError
 from qprune.jobs.settings import OptionValue
 from solvers.host.legible import legible
 from solvers.host.ranges import checked, quoted
@@ -98,7 +97,7 @@ def write_file(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
     else:
-        write_whole(path.resolve(), text.encode())
+        DISK.write_whole(path.resolve(), text.encode())
 
 
 def parse_options(items: Iterable[str]) -> dict[str, OptionValue]:

@@ -19,12 +19,13 @@ from qprune.cli.terminal import say, terminal
 from qprune.distributed.ranks import joined
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.settings import Settings, make_settings, trusted
-from qprune.results import Step, strict_json
+from qprune.results import Step
 
 if TYPE_CHECKING:
     from qprune.jobs.job import Outcome
     from qprune.results import Report, Score
     from qprune.steps.solve import BlockObserver
+from solvers.host.disk import strict_json
 
 #: Options of the command that are no settings of a run.
 _OTHERS = {

@@ -32,8 +32,8 @@ def samplers(
     json: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False,
 ) -> None:
     """List every sampler by name: where it runs, what it can do, whether it is installed."""
-    from qprune.results import strict_json
     from solvers import list_samplers
+    from solvers.host.disk import strict_json
 
     entries = list_samplers()
     if json:
@@ -63,8 +63,8 @@ def formats(
     json: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False,
 ) -> None:
     """List every format of problem files by name: suffixes, contents, which way it goes."""
-    from qprune.results import strict_json
     from solvers.formats.table import FORMATS
+    from solvers.host.disk import strict_json
 
     if json:
         typer.echo(strict_json({"formats": [one.to_json() for one in FORMATS]}))
@@ -106,9 +106,9 @@ def solve(
     output: Annotated[Path | None, typer.Option(help="file for the sample, as JSON")] = None,
 ) -> None:
     """Solve a problem in a file: energy, lower bound, gap, whether proved."""
-    from qprune.results import strict_json
     from solvers.ask import configured
     from solvers.formats.files import read_file
+    from solvers.host.disk import strict_json
 
     if output is not None:
         require_place(output)

@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qprune.data.calibration import as_calibration
-from qprune.disk import read_regular
 from qprune.distributed.workers import limited_threads
-from qprune.errors import ImpossibleRequestError, QpruneError, RunFolderError
+from qprune.errors import DISK, ImpossibleRequestError, QpruneError, RunFolderError
 from qprune.jobs.kinds import Kind, kind_of
 from qprune.jobs.settings import Saved, read_run, trusted
 from qprune.models.card import CARD_JSON, Card
@@ -38,7 +37,8 @@ from qprune.record.folder import (
     sha256,
     summed,
 )
-from qprune.results import LayerRecord, Report, Score, strict_json
+from qprune.results import LayerRecord, Report, Score
+from solvers.host.disk import strict_json
 
 Tensors = Mapping[str, Tensor]
 
@@ -129,7 +129,7 @@ class Evidence:
     def fingerprint(self) -> Fingerprint:
         """Digests of what the run was made from."""
         try:
-            return Fingerprint.from_json(read_regular(self.path / FINGERPRINT))
+            return Fingerprint.from_json(DISK.read_regular(self.path / FINGERPRINT))
         except RunFolderError:
             raise
         except OSError as error:

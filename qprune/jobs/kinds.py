@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from qprune.data.augment import Augmentation
 from qprune.data.calibration import Calibration
 from qprune.data.inputs import mapped
-from qprune.disk import regular
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import DISK, ImpossibleRequestError
 from qprune.jobs.settings import Settings
 from qprune.models.card import CARD_JSON, Card, Quality, layer_records
 from qprune.models.datasets import DataSet, load_data
@@ -45,10 +44,10 @@ from qprune.record.folder import FILES, MODEL, RunFolder, require_empty
 from qprune.results import LayerRecord, Report, Score
 from qprune.steps.distill import Distillation
 from qprune.steps.reconstruct import ROWS, RowMethod, SampledRows
-from qprune.steps.solve import Border
 from qprune.walk.layerwise import Layerwise
 from qprune.walk.networkwise import Networkwise
 from qprune.walk.sensitivity import Sensitivity
+from solvers import Ask
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +219,7 @@ class Images:
             defaults | numbers, cls.foreign, f"{settings.model}, which is no checkpoint"
         )
         _ = found.asked_sparsity
-        Border.to(found.sampler, found.sampler_options)
+        Ask.to(found.sampler, found.sampler_options)
         return found
 
     @classmethod
@@ -262,7 +261,7 @@ class Images:
     def read(
         cls, path: Path, settings: Settings, report: Report
     ) -> tuple[Weights, Mapping[str, Tensor]]:
-        return _as_weights(report.layers), load_file(regular(path / MODEL))
+        return _as_weights(report.layers), load_file(DISK.regular(path / MODEL))
 
     @classmethod
     def budget(cls, settings: Settings, method: str) -> Budget:
@@ -271,7 +270,7 @@ class Images:
 
     def pruned(self, path: Path) -> nn.Module:
         model = load_model(self.settings.model, self.settings.weights)
-        model.load_state_dict(load_file(regular(path / MODEL)))
+        model.load_state_dict(load_file(DISK.regular(path / MODEL)))
         return model
 
 
@@ -331,7 +330,7 @@ class Language:
         )
         _refuse_idle(found)
         if found.method == "qprune":
-            Border.to(found.sampler or "relax", found.sampler_options)
+            Ask.to(found.sampler or "relax", found.sampler_options)
         _row_method(found, found.method or "")
         return found
 

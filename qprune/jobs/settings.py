@@ -21,6 +21,7 @@ from qprune.record.folder import (
     read_report,
     read_scores,
     read_steps,
+    require_known,
     unreadable,
 )
 from qprune.record.plain_yaml import read_plain_yaml
@@ -317,7 +318,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if twice is not None:
         raise ImpossibleRequestError(f"{path} sets {twice} twice, with a dash and without")
     found = dict(zip(names, values.values(), strict=True))
-    found.pop("format", None)
+    require_known(path, found.pop("format", 1))
     return found
 
 

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 from rich.table import Table
 from torch import Tensor
 
-from qprune.disk import read_regular
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
 from qprune.models.pretrained import HUB
-from qprune.results import LayerRecord, Score, read_json
+from qprune.results import LayerRecord, Score
+from solvers.host.disk import read_json
 
 #: File names of a model's page on Hugging Face, and of its JSON form.
 CARD, CARD_JSON = "README.md", "pruning.json"
@@ -156,7 +156,7 @@ class Card:
             RunFolderError: there is none, or it cannot be read.
         """
         try:
-            record = read_json(read_regular(folder / CARD_JSON))
+            record = read_json(DISK.read_regular(folder / CARD_JSON))
             del record["achieved_sparsity"]
             return TypeAdapter(cls).validate_python(record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

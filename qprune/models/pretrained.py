@@ -24,9 +24,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from qprune.disk import kind_of
 from qprune.errors import ImpossibleRequestError
-from qprune.results import read_json
+from solvers.host.disk import kind_of, read_json
 
 #: Advice for models of another kind.
 IN_PYTHON = "load it in Python and call qprune.prune(model, batches, sparsity=...)"

@@ -5,7 +5,6 @@ Application of a mask to a checkpoint that was fine-tuned or merged after prunin
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +16,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qprune.disk import aside_of, flush_folder
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.models.card import CARD, CARD_JSON, Card
 from qprune.models.pretrained import bars_on_terminals_only, load_pretrained
 from qprune.network.hold import hold, read_mask_of
 from qprune.network.mask_file import MASK_FILE, packed_bytes
-from qprune.results import strict_json
+from solvers.host.disk import aside_of, flush_file, flush_folder, strict_json
 from solvers.host.secrets import redacted
 
 #: Weights as `save_pretrained` names them, in one file or in shards.
@@ -95,7 +93,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
         aside.mkdir(parents=True)
         yield aside
         for file in aside.iterdir():
-            _flush(file)
+            flush_file(file)
         _publish(aside, folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -120,11 +118,6 @@ def _publish(aside: Path, folder: Path) -> None:
                 old.unlink()
         flush_folder(folder)
     flush_folder(folder.absolute().parent)
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb+") as handle:  # Windows flushes only files opened for writing.
-        os.fsync(handle.fileno())
 
 
 def _check_zeros(model: nn.Module, mask: Mapping[str, Tensor]) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.models.pretrained import optional
-from qprune.results import read_json
+from solvers.host.disk import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
-from qprune.disk import regular
 from qprune.distributed.workers import limited_threads
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import DISK, ImpossibleRequestError
 from qprune.models.datasets import load_data
 from qprune.models.factories import call_factory
 
@@ -208,7 +207,7 @@ def _torchvision(name: str, *, pretrained: bool) -> nn.Module:
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     try:
-        state = load_file(regular(path))
+        state = load_file(DISK.regular(path))
     except (OSError, SafetensorError) as error:
         raise ImpossibleRequestError(
             f"cannot read {path} ({error}); --weights takes a safetensors file"

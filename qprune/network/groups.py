@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qprune.errors import ImpossibleRequestError
 from qprune.network.weights import Weights
-from solvers.rows import counts as row_counts
+from solvers.rows.counts import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Groups:
     sizes: Tensor
     counts: Tensor
     make_ids: Callable[[], Tensor] | None = None
-    of_weight: Callable[[int], row_counts.Budget | None] = lambda number: None
+    of_weight: Callable[[int], Counts | None] = lambda number: None
     asked: float = math.nan
 
     @cached_property
@@ -123,7 +123,7 @@ class PerLayer:
             sizes,
             counts,
             lambda: torch.repeat_interleave(torch.arange(len(weights)), sizes),
-            lambda number: row_counts.LayerBudget(int(sizes[number] - counts[number])),
+            lambda number: Counts(int(sizes[number] - counts[number])),
             int(counts.sum()) / weights.size if self.sparsities else math.nan,
         )
 
@@ -172,7 +172,7 @@ class PerRow:
             first = [sum(rows[:number]) for number in range(len(rows))]
             return torch.cat([w.row_ids() + n for w, n in zip(weights, first, strict=True)])
 
-        return Groups(sizes, counts, ids, lambda number: row_counts.RowBudget(kept[number].numpy()))
+        return Groups(sizes, counts, ids, lambda number: Counts(kept[number].numpy()))
 
     def _counts(self, weights: Weights, sizes: Tensor, sparsity: float) -> Tensor:
         if not self.alone:
@@ -263,7 +263,7 @@ class NofM:
             torch.tensor(self.m).expand(number),
             torch.tensor(self.m - self.n).expand(number),
             lambda: torch.cat([w.runs(self.m) + w.offset // self.m for w in weights]),
-            lambda _: row_counts.NofM(self.n, self.m),
+            lambda _: Counts.n_of_m(self.n, self.m),
         )
 
 

@@ -18,9 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qprune.disk import regular
-from qprune.errors import RunFolderError
-from qprune.results import read_json
+from qprune.errors import DISK, RunFolderError
+from solvers.host.disk import read_json
 
 #: File of the mask in a pruned folder.
 MASK_FILE = "mask.safetensors"
@@ -82,7 +81,7 @@ def read_mask(path: Path) -> dict[str, Tensor]:
         RunFolderError: there is no such file, or it holds no mask.
     """
     try:
-        with safe_open(regular(path), framework="pt") as file:
+        with safe_open(DISK.regular(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != FORMAT:

@@ -14,15 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qprune.disk import append_line, write_whole
-from qprune.errors import RunFolderError
-from qprune.results import strict_json
+from qprune.errors import DISK, RunFolderError
 from qprune.steps.solve import SolvedBlock
 from solvers import Dense, LowRank, QuadraticProblem
 from solvers.formats.files import problem_bytes
+from solvers.host.disk import hex_of, strict_json
 from solvers.study.instances import BLOCKS
 
 logger = logging.getLogger(__name__)
@@ -90,10 +86,10 @@ class BlockFolder:
             self._begin()
         name = f"{number:04d}-stage{block.stage}-round{block.round}.npz"
         data = problem_bytes(stored(block.problem))
-        write_whole(self.path / name, data)
+        DISK.write_whole(self.path / name, data)
         self._sizes[name] = len(data)
         self._lines.append((number, {"file": name} | self.about | record(block)))
-        append_line(self.path / BLOCKS, strict_json(self._lines[-1][1]))
+        DISK.append_line(self.path / BLOCKS, strict_json(self._lines[-1][1]))
         while self.num_bytes > self._max_bytes and len(self._lines) > 1:
             self._thin_out()
 
@@ -117,7 +113,7 @@ class BlockFolder:
         self._lines = [pair for pair in self._lines if pair[0] % self._every == 0]
         # The list first: every file that it names exists.
         text = "".join(strict_json(line) + "\n" for _, line in self._lines)
-        write_whole(self.path / BLOCKS, text.encode())
+        DISK.write_whole(self.path / BLOCKS, text.encode())
         for line in gone:
             (self.path / line["file"]).unlink(missing_ok=True)
             del self._sizes[line["file"]]
@@ -166,17 +162,7 @@ def record(block: SolvedBlock) -> dict[str, Any]:
         "lower_bound": answer.lower_bound,
         "flips": int((answer.sample != block.present).sum()),
         "seconds": answer.seconds,
-        "answer": _bits(answer.sample),
-        "present": _bits(block.present),
+        "answer": hex_of(answer.sample),
+        "present": hex_of(block.present),
         "faults": len(answer.faults),
     }
-
-
-def decision(bits: str, size: int) -> NDArray[np.int8]:
-    """Return the decision that hexadecimal ``bits`` encode, shape (size,), 1 = pruned."""
-    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
-    return np.unpackbits(packed, count=size).astype(np.int8)
-
-
-def _bits(sample: NDArray[np.int8]) -> str:
-    return np.packbits(sample.astype(bool)).tobytes().hex()

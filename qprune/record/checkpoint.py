@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from qprune.disk import read_regular, refuse_irregular, remove, write_whole
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
 from qprune.record.fingerprint import FORMAT, digest_of_tensors
-from qprune.results import Step, read_json, step_from_json, strict_json
+from qprune.results import Step, step_from_json
 from qprune.steps.accept import Trust
 from qprune.walk.run import Run
 from qprune.walk.state import FullState, Progress, State
+from solvers.host.disk import read_json, strict_json
 
 CHECKPOINTS = ("checkpoint.0.safetensors", "checkpoint.1.safetensors")
 
@@ -108,6 +108,7 @@ class Snapshot:
         }
         # Tensors that both states share are in the file once.
         tensors |= _packed("before", progress.before, progress.state)
+        tensors |= {f"held.{number}": values for number, values in self.held.items()}
         facts = {
             "format": FORMAT,
             "position": progress.position,
@@ -188,10 +189,10 @@ class Checkpoints:
                 another run.
         """
         newest, troubles = None, []
-        refuse_irregular(self._paths)
+        DISK.refuse_irregular(self._paths)
         for number, path in enumerate(self._paths):
             try:
-                found = Snapshot.unpack(read_regular(path))
+                found = Snapshot.unpack(DISK.read_regular(path))
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -223,7 +224,7 @@ class Checkpoints:
         """
         began = time.perf_counter()
         number = 1 - self._newest
-        write_whole(self._paths[number], snapshot.pack())
+        DISK.write_whole(self._paths[number], snapshot.pack())
         self._newest = number
         self._last = time.perf_counter() - began
         self.spent += self._last
@@ -234,7 +235,7 @@ class Checkpoints:
         Raises:
             RunFolderError: one cannot be removed.
         """
-        remove(self._paths)
+        DISK.remove(self._paths)
 
 
 def _packed(name: str, state: State, known: State | None = None) -> dict[str, Tensor]:

@@ -24,8 +24,8 @@ from qprune.data.inputs import Call, by_arguments, mapped
 from qprune.distributed.sharding import whole
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.objective.trace.recorder import outputs_of
-from qprune.results import read_json, strict_json
 from qprune.walk.run import Run
+from solvers.host.disk import read_json, strict_json
 
 # Settings that a resumed run may change: they decide if it starts and when it ends, not its
 # steps.

@@ -37,41 +37,25 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from qprune.disk import (
-    LOCK,
-    append_line,
-    asides,
-    flush_file,
-    flush_folder,
-    half_written,
-    locked,
-    make_folder,
-    read_regular,
-    refuse_irregular,
-    regular,
-    remove,
-    require_locked,
-    sweep,
-    write_whole,
-)
 from qprune.distributed.ranks import ALONE, Ranks
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
 from qprune.network.mask_file import MASK_FILE, packed_bytes
 from qprune.record.checkpoint import CHECKPOINTS, Begun, Checkpoints, Snapshot, held_by_model
 from qprune.record.fingerprint import FORMAT, Fingerprint
 from qprune.record.plain_yaml import read_plain_yaml
-from qprune.results import (
-    Report,
-    ScorePoint,
-    Step,
-    read_json,
-    report_from_json,
-    step_from_json,
-    strict_json,
-)
-from qprune.steps.answers import AnswerStore
+from qprune.results import Report, ScorePoint, Step, report_from_json, step_from_json
 from qprune.walk.run import Run
 from qprune.walk.state import Progress
+from solvers import AnswerStore
+from solvers.host.disk import (
+    LOCK,
+    asides,
+    flush_folder,
+    half_written,
+    make_folder,
+    read_json,
+    strict_json,
+)
 from solvers.host.secrets import redacted
 
 logger = logging.getLogger(__name__)
@@ -138,7 +122,7 @@ class RunFolder(os.PathLike[str]):
     @property
     def answers(self) -> AnswerStore | None:
         """Store of answers that cannot be repeated; None without a folder."""
-        return AnswerStore(self.path / ANSWERS) if self else None
+        return AnswerStore(self.path / ANSWERS, DISK) if self else None
 
     @property
     def seconds(self) -> float:
@@ -161,7 +145,7 @@ class RunFolder(os.PathLike[str]):
         Raises:
             RunFolderError: it cannot be written.
         """
-        write_whole(self.path / CONFIG, yaml.encode())
+        DISK.write_whole(self.path / CONFIG, yaml.encode())
 
     def begin(self, run: Run, present: Fingerprint | None) -> Begun:
         """Return where to start: at the beginning, or at the last checkpoint.
@@ -179,12 +163,12 @@ class RunFolder(os.PathLike[str]):
         self._run = _hold_fingerprint(self.path, present).digest
         snapshot = self._checkpoints.load(self._run)
         # The report first: it marks a finished run, and this one goes on.
-        remove([self.path / REPORT_JSON])
+        DISK.remove([self.path / REPORT_JSON])
         flush_folder(self.path)
-        remove([self.path / CHECKSUMS])
-        remove(half_written(self.path, (FINGERPRINT, STEPS, *CHECKPOINTS)))
-        AnswerStore(self.path / ANSWERS).sweep()
-        write_whole(self.path / STEPS, _lines(() if snapshot is None else snapshot.steps))
+        DISK.remove([self.path / CHECKSUMS])
+        DISK.remove(half_written(self.path, (FINGERPRINT, STEPS, *CHECKPOINTS)))
+        AnswerStore(self.path / ANSWERS, DISK).sweep()
+        DISK.write_whole(self.path / STEPS, _lines(() if snapshot is None else snapshot.steps))
         if snapshot is None:
             return Begun.anew(run)
         self._before = snapshot.seconds, snapshot.cpu_seconds
@@ -199,8 +183,8 @@ class RunFolder(os.PathLike[str]):
             RunFolderError: it cannot be written, or the folder is no longer locked.
         """
         if self:
-            require_locked(self.path)
-            append_line(self.path / STEPS, strict_json(step.to_json()))
+            DISK.require_locked(self.path)
+            DISK.append_line(self.path / STEPS, strict_json(step.to_json()))
 
     def keep(self, run: Run, progress: Progress) -> None:
         """Callback between two actions: write a checkpoint if enough time has passed.
@@ -234,7 +218,7 @@ class RunFolder(os.PathLike[str]):
         Raises:
             RunFolderError: the folder cannot be written.
         """
-        append_line(self.path / SCORES, strict_json(point.to_json()))
+        DISK.append_line(self.path / SCORES, strict_json(point.to_json()))
 
     def save(
         self,
@@ -260,8 +244,8 @@ class RunFolder(os.PathLike[str]):
         """
         # Contiguous copies: safetensors refuses views and tensors that share memory.
         state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-        write_whole(self.path / MODEL, save(state))
-        write_whole(self.path / MASK, packed_bytes(mask))
+        DISK.write_whole(self.path / MODEL, save(state))
+        DISK.write_whole(self.path / MASK, packed_bytes(mask))
 
     def finish(
         self,
@@ -287,17 +271,17 @@ class RunFolder(os.PathLike[str]):
         record = {"format": FORMAT} | report.to_json()
         record["scores"] = [point.to_json() for point in scores]
         told = strict_json(record, indent=1).encode()
-        write_whole(self.path / SCORES, _lines(scores))
+        DISK.write_whole(self.path / SCORES, _lines(scores))
         if html is not None:
-            write_whole(self.path / REPORT_HTML, _page(html))
+            DISK.write_whole(self.path / REPORT_HTML, _page(html))
         sums = {REPORT_JSON: hashlib.sha256(told).hexdigest()}
         for name in dict.fromkeys((*FILES, *beside)):
             if name not in (REPORT_JSON, CHECKSUMS) and (self.path / name).is_file():
                 if name == STEPS:
-                    flush_file(self.path / name)
+                    DISK.flush_file(self.path / name)
                 sums[name] = sha256(self.path / name)
-        write_whole(self.path / CHECKSUMS, _told(sums))
-        write_whole(self.path / REPORT_JSON, told)
+        DISK.write_whole(self.path / CHECKSUMS, _told(sums))
+        DISK.write_whole(self.path / REPORT_JSON, told)
         if report.stopped not in RESUMABLE:
             Checkpoints(self.path).remove()
 
@@ -310,16 +294,16 @@ class RunFolder(os.PathLike[str]):
         page = _page(html)
         if not ended(self.path):
             # Another process may hold the lock and be running.
-            write_whole(self.path / REPORT_HTML, page)
+            DISK.write_whole(self.path / REPORT_HTML, page)
             return
-        with locked(self.path):
+        with DISK.locked(self.path):
             sums = read_checksums(self.path)
             digest = hashlib.sha256(page).hexdigest()
             if sums.pop(REPORT_HTML, None) != digest:
                 # Until then the page has no checksum, rather than a wrong one.
-                write_whole(self.path / CHECKSUMS, _told(sums))
-            write_whole(self.path / REPORT_HTML, page)
-            write_whole(self.path / CHECKSUMS, _told(sums | {REPORT_HTML: digest}))
+                DISK.write_whole(self.path / CHECKSUMS, _told(sums))
+            DISK.write_whole(self.path / REPORT_HTML, page)
+            DISK.write_whole(self.path / CHECKSUMS, _told(sums | {REPORT_HTML: digest}))
 
 
 def ended(folder: Path) -> bool:
@@ -350,7 +334,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """
     path = folder / CHECKSUMS
     try:
-        lines = read_regular(path).decode().splitlines()
+        lines = DISK.read_regular(path).decode().splitlines()
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     parts = [line.partition("  ") for line in lines]
@@ -421,34 +405,60 @@ def _new(path: Path) -> Iterator[RunFolder]:
         raise RunFolderError(
             f"cannot write the output folder {path}: {error.strerror}; choose another --output"
         ) from error
-    with locked(path):
+    with DISK.locked(path):
         _refuse_another(path)
-        sweep(path, OURS)
+        DISK.sweep(path, OURS)
         try:
             yield RunFolder(path)
         except BaseException:
             if not _began(path):
                 # An error here must not replace the run's own error.
                 with suppress(OSError):
-                    sweep(path, OURS)
-                    remove(path / name for name in (*OURS, LOCK))
+                    DISK.sweep(path, OURS)
+                    DISK.remove(path / name for name in (*OURS, LOCK))
                     if not existed:
                         path.rmdir()
             raise
 
 
 @contextmanager
+def saving(path: Path, steps: Iterable[Step]) -> Iterator[RunFolder]:
+    """Open a folder for an outcome alone: a new one, or that of the run whose outcome it is.
+
+    Args:
+        path: of the folder.
+        steps: journal of the run, written where the folder has none.
+
+    Raises:
+        RunFolderError: it holds an outcome already, or the journal of another run.
+    """
+    if (path / MODEL).exists() or (path / REPORT_JSON).exists():
+        raise RunFolderError(f"{path} holds an outcome already; choose another folder")
+    try:
+        make_folder(path)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror}; choose another") from error
+    with DISK.locked(path):
+        journal = _lines(steps)
+        if not (path / STEPS).exists():
+            DISK.write_whole(path / STEPS, journal)
+        elif DISK.read_regular(path / STEPS) != journal:
+            raise RunFolderError(f"{path} holds another run ({STEPS} is there); choose another")
+        yield RunFolder(path)
+
+
+@contextmanager
 def _resumed(path: Path) -> Iterator[RunFolder]:
     if not path.is_dir():
         raise RunFolderError(f"{path} is no folder; resume_from takes a run's output_dir")
-    refuse_irregular(path / name for name in OURS)
-    with locked(path):
+    DISK.refuse_irregular(path / name for name in OURS)
+    with DISK.locked(path):
         _refuse_other_format(path)
-        sweep(path, OURS)
+        DISK.sweep(path, OURS)
         whole = _lines(read_scores(path))
-        if (path / SCORES).is_file() and read_regular(path / SCORES) != whole:
+        if (path / SCORES).is_file() and DISK.read_regular(path / SCORES) != whole:
             # Without a last line that was cut off.
-            write_whole(path / SCORES, whole)
+            DISK.write_whole(path / SCORES, whole)
         yield RunFolder(path, resumed=True)
 
 
@@ -502,7 +512,7 @@ def _refuse_other_format(path: Path) -> None:
         RunFolderError: names the format.
     """
     try:
-        record = read_json(read_regular(path / FINGERPRINT))
+        record = read_json(DISK.read_regular(path / FINGERPRINT))
         found = record.get("format", 1)
     except (FileNotFoundError, ValueError, AttributeError):
         return  # Refused by `RunFolder.begin`, which says what is wrong with it.
@@ -522,9 +532,9 @@ def _hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
             written.
     """
     path = folder / FINGERPRINT
-    refuse_irregular([path])
+    DISK.refuse_irregular([path])
     try:
-        found = Fingerprint.from_json(read_regular(path))
+        found = Fingerprint.from_json(DISK.read_regular(path))
     except FileNotFoundError:
         # The fingerprint is the first file of a run.
         begun = next((name for name in (STEPS, *CHECKPOINTS) if (folder / name).exists()), None)
@@ -533,7 +543,9 @@ def _hold_fingerprint(folder: Path, present: Fingerprint) -> Fingerprint:
                 f"{path} is missing, so that the run of {begun} beside it is unknown; put it "
                 "back, or start the run again in a new folder"
             ) from None
-        write_whole(path, strict_json({"format": FORMAT} | present.to_json(), indent=1).encode())
+        DISK.write_whole(
+            path, strict_json({"format": FORMAT} | present.to_json(), indent=1).encode()
+        )
         return present
     except RunFolderError as error:
         raise RunFolderError(f"{path}: {error}; start the run again") from error
@@ -562,7 +574,7 @@ def tidy(path: Path) -> None:
     Raises:
         RunFolderError: one cannot be removed, or a file of the run is missing.
     """
-    refuse_irregular(path / name for name in OURS)
+    DISK.refuse_irregular(path / name for name in OURS)
     # The page can be rewritten from the report.
     needed = {*read_checksums(path)} - {REPORT_HTML}
     missing = sorted(name for name in needed if not (path / name).is_file())
@@ -573,11 +585,11 @@ def tidy(path: Path) -> None:
         )
     over = () if stopped_by(path) in RESUMABLE else CHECKPOINTS
     left = [path / name for name in over if (path / name).exists()]
-    answers = AnswerStore(path / ANSWERS)
+    answers = AnswerStore(path / ANSWERS, DISK)
     if left or half_written(path, OURS) or asides(path) or answers.half_written:
-        with locked(path):
-            remove(left)
-            sweep(path, OURS)
+        with DISK.locked(path):
+            DISK.remove(left)
+            DISK.sweep(path, OURS)
             answers.sweep()
 
 
@@ -590,8 +602,8 @@ def read_report(path: Path) -> tuple[Report, tuple[ScorePoint, ...]] | None:
     if not (path / REPORT_JSON).exists():
         return None
     try:
-        record = read_json(read_regular(path / REPORT_JSON))
-        _refuse_later(path / REPORT_JSON, record.pop("format", 1))
+        record = read_json(DISK.read_regular(path / REPORT_JSON))
+        require_known(path / REPORT_JSON, record.pop("format", 1))
         scores = tuple(ScorePoint.from_json(point) for point in record.pop("scores"))
         return report_from_json(record), scores
     except UNREADABLE as error:
@@ -604,11 +616,11 @@ def stopped_by(path: Path) -> str:
     Raises:
         RunFolderError: its report cannot be read.
     """
-    refuse_irregular([path / REPORT_JSON, path / CHECKSUMS])
+    DISK.refuse_irregular([path / REPORT_JSON, path / CHECKSUMS])
     if not ended(path):
         return "unfinished"
     try:
-        return str(read_json(read_regular(path / REPORT_JSON))["stopped"])
+        return str(read_json(DISK.read_regular(path / REPORT_JSON))["stopped"])
     except FileNotFoundError:
         return "unfinished"
     except UNREADABLE as error:
@@ -621,20 +633,29 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: the folder holds no run, or its settings cannot be read.
     """
-    refuse_irregular(path / name for name in OURS)
+    DISK.refuse_irregular(path / name for name in OURS)
     if not (path / CONFIG).exists():
         raise RunFolderError(f"{path} holds no run: {CONFIG} is missing; give a prune's --output")
     try:
         values = dict(read_plain_yaml(path / CONFIG))
-        _refuse_later(path / CONFIG, values.pop("format", 1))
+        require_known(path / CONFIG, values.pop("format", 1))
         return values
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
-def _refuse_later(path: Path, found: Any) -> None:
+def require_known(path: Path, found: Any) -> None:
+    """Refuse a file of a format that later versions write.
+
+    Args:
+        path: the file.
+        found: number of its format.
+
+    Raises:
+        RunFolderError: names both numbers.
+    """
     if found not in range(1, FORMAT + 1):
-        raise ValueError(
+        raise RunFolderError(
             f"{path.name} has format {found!r:.20}, and this version of qprune reads up to "
             f"{FORMAT}; use a later one"
         )
@@ -657,7 +678,7 @@ def read_scores(path: Path) -> tuple[ScorePoint, ...]:
         RunFolderError: they cannot be read, or are no file.
     """
     try:
-        lines = read_regular(path / SCORES).split(b"\n")[:-1]
+        lines = DISK.read_regular(path / SCORES).split(b"\n")[:-1]
     except FileNotFoundError:
         return ()
     except RunFolderError:
@@ -679,7 +700,7 @@ def _lines(records: Iterable[ScorePoint | Step]) -> bytes:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    return read_regular(path).decode().split("\n")[:-1]
+    return DISK.read_regular(path).decode().split("\n")[:-1]
 
 
 #: Errors of reading a file that is missing, no regular one, or of another form.
@@ -704,7 +725,7 @@ def sha256(path: Path) -> str:
         RunFolderError: it cannot be read, or is no regular file.
     """
     try:
-        with regular(path).open("rb") as file:
+        with DISK.regular(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except RunFolderError:
         raise

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qprune.results import Fault
 from qprune.steps.formulate import Block
-from qprune.steps.solve import Answer
-from solvers.problem.problem import QuadraticProblem
+from solvers import Answer, Fault, QuadraticProblem
 
 # Attempts at one expansion's proposals: each halves them, or solves the last one again.
 ATTEMPTS = 4

@@ -40,6 +40,23 @@ from qprune.objective.trace.recorder import (
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class MoveCost:
+    """Work of one call of `Compensate.moves`.
+
+    Attributes:
+        samples: passed over in all.
+        at_once: in one pass.
+        candidates: moves that are judged.
+        bytes_per_weight: held meanwhile, counted in the code.
+    """
+
+    samples: float
+    at_once: int
+    candidates: int
+    bytes_per_weight: int
+
+
 class Compensate(Protocol):
     """Protocol of a compensation: proposes moves of kept weights; the acceptance split decides."""
 
@@ -67,6 +84,14 @@ class Compensate(Protocol):
 
         They are tested on the first ``inputs``.
         """
+        ...
+
+    def cost(self, drawn: int) -> MoveCost:
+        """The work of one call, given ``drawn`` samples."""
+        ...
+
+    def probe(self, objective: Objective) -> object:
+        """One pass of the kind that moves are made of, to be timed; nothing is changed."""
         ...
 
     def moves(
@@ -213,6 +238,17 @@ class Compensation:
     def num_samples(self) -> None:
         """None: as many as an expansion of the loss takes."""
         return None
+
+    def cost(self, drawn: int) -> MoveCost:
+        """See `Compensate.cost`: vectors of conjugate gradients, copies of the weights."""
+        marks = self.iterations or ()
+        passed = drawn * (1 + max(marks, default=0) * (self.curvature_share or 1.0))
+        return MoveCost(passed, drawn, len(marks) * len(self.lengths), 48)
+
+    def probe(self, objective: Objective) -> Tensor:
+        """See `Compensate.probe`: one product with the curvature."""
+        weights = objective.weights
+        return gauss_newton(objective)(torch.zeros(weights.size, device=weights.device))
 
     def moves(
         self, objective: Objective, kept: Tensor, generator: torch.Generator

@@ -23,7 +23,8 @@ from qprune.errors import ImpossibleRequestError
 from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
-from qprune.steps.compensate import Compensate, Compensation
+from qprune.objective.trace.recorder import differentiating, forward
+from qprune.steps.compensate import Compensate, Compensation, MoveCost
 
 # Number of parts of a batch, the same for any number of threads.
 logger = logging.getLogger(__name__)
@@ -85,6 +86,17 @@ class Distillation:
     def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Distillation:
         """Return self: a gradient is all that distillation needs."""
         return self
+
+    def cost(self, drawn: int) -> MoveCost:
+        """See `Compensate.cost`: the optimiser's two moments, gradients, the beginning."""
+        return MoveCost(self.num_samples, self.samples_per_step, self.candidates, 40)
+
+    def probe(self, objective: Objective) -> object:
+        """See `Compensate.probe`: one backward pass."""
+        samples, loss = objective.samples, objective.loss
+        with differentiating(objective.model, objective.weights) as weights:
+            losses = loss.per_sample(forward(objective.model, samples.inputs), samples.targets)
+            return torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
     def moves(
         self, objective: Objective, kept: Tensor, generator: torch.Generator

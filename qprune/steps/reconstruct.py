@@ -22,7 +22,8 @@ from torch import Tensor
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.errors import NonFiniteError
 from qprune.network.groups import named
-from qprune.steps.solve import Border
+from qprune.steps.solve import answer
+from solvers import Ask
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array, as_host, refit
 from solvers.rows.search import solve_rows
@@ -238,8 +239,6 @@ class Reconstruct:
         dense_targets, by_group, damping: see `RowMethod`.
         start: the mask to improve (`solvers.rows.starts`); the default is ALPS's (Meng et al. 2024,
             arXiv 2406.07831).
-        depth: depth of an oscillation (`solvers.rows.search.solve_rows`): 4 reduces the error of
-            a layer by about 1 %, and takes twice as long.
         max_rounds: largest number of rounds of swaps, trades and refit. Every row ends where no
             swap helps; more rounds trade more between rows, and gain a few tenths of a percent.
         num_threads: threads that share the rows; no effect on the answer.
@@ -249,7 +248,6 @@ class Reconstruct:
     by_group: bool = True
     damping: float = 0.01
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
-    depth: int = 0
     max_rounds: int = 2
     # Not in repr: a run may be resumed with another number.
     num_threads: int = field(default=1, repr=False, compare=False)
@@ -262,7 +260,6 @@ class Reconstruct:
             mask=start.mask,
             values=start.values,
             compensate=compensate,
-            depth=self.depth,
             max_rounds=self.max_rounds,
             num_threads=self.num_threads,
         )
@@ -295,21 +292,21 @@ class SampledRows:
     work = _SEARCH
 
     def __post_init__(self) -> None:
-        self._border()  # Wrong options are refused before a block's passes.
+        self._ask()  # Wrong options are refused before a block's passes.
 
-    def _border(self) -> Border:
-        return Border.to(self.sampler, self.sampler_options)
+    def _ask(self) -> Ask:
+        return Ask.to(self.sampler, self.sampler_options)
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
-        border = self._border()
+        ask = self._ask()
         mask = as_host(self.start(problem).mask).astype(bool)
         for row, kept in enumerate(mask):
             if kept.all() or not kept.any():
                 continue
-            asked = problem.row_as_problem(row, int(kept.sum()) if problem.budget.trades else None)
+            asked = problem.row_as_problem(row, int(kept.sum()) if problem.counts.trades else None)
             key = np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1)
-            answer = border.solve(asked, (~kept).astype(np.int8), int(key[0]))
-            mask[row] = answer.sample == 0
+            found = answer(ask, (asked, (~kept).astype(np.int8), int(key[0])))
+            mask[row] = found.sample == 0
         chosen = problem.checked_mask(mask)
         values = problem.targets * chosen
         if compensate:

@@ -12,8 +12,9 @@ import numpy as np
 from qprune.distributed.workers import limited_threads
 from qprune.prune import Pruned
 from qprune.results import Score, Step
-from qprune.steps.solve import Border, SolvedBlock
+from qprune.steps.solve import SolvedBlock
 from qprune.study.trial import Loaded, Trial
+from solvers import Ask
 from solvers.study.bench import Budgeted, SamplerSetting
 from solvers.study.budgets import Budget
 
@@ -43,7 +44,7 @@ class Yardstick:
     sampler_cpu_seconds: float = 0.0
     preparation_seconds: float = 0.0
     spent: float = 0.0
-    _border: Border = field(default_factory=lambda: Border.to(REFERENCE))
+    _ask: Ask = field(default_factory=lambda: Ask.to(REFERENCE))
 
     def __call__(self, block: SolvedBlock) -> None:
         """Compare one answer."""
@@ -52,7 +53,7 @@ class Yardstick:
         self.sampler_seconds += float(info.get("sampler_seconds", answer.seconds))
         self.sampler_cpu_seconds += float(info.get("sampler_cpu_seconds", 0.0))
         self.preparation_seconds += float(info.get("preparation_seconds", 0.0))
-        reference = self._border.solve(block.problem, block.present, block.seed)
+        reference = self._ask(block.problem, block.present, block.seed)
         self.energies.append(answer.energy)
         best = min(answer.energy, reference.energy)
         # Nothing can be gained, so nothing is missed.

@@ -24,7 +24,7 @@ from qprune.objective.trace.recorder import forward
 from qprune.objective.trace.taps import tapped
 from qprune.steps.reconstruct import RowMethod
 from qprune.walk.streams import batch_of
-from solvers.rows.counts import LayerBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def gauge_method(method: RowMethod) -> float:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((_INPUTS, 2 * _INPUTS))
     targets = rng.standard_normal((_ROWS, _INPUTS))
-    problem = RowProblem(x @ x.T, targets, LayerBudget(_ROWS * _INPUTS // 2))
+    problem = RowProblem(x @ x.T, targets, Counts(_ROWS * _INPUTS // 2))
     seconds = []
     for _ in range(2):  # The first one loads kernels.
         began = time.perf_counter()

@@ -32,7 +32,6 @@ from qprune.steps.reconstruct import (
     RowMethod,
     quadratic,
 )
-from qprune.steps.solve import Border
 from qprune.walk.journal import Attempt, Limits
 from qprune.walk.layer_cost import layer_cost
 from qprune.walk.run import Run
@@ -40,8 +39,8 @@ from qprune.walk.schedule import Schedule
 from qprune.walk.sensitivity import Sensitivity
 from qprune.walk.state import Progress, State
 from qprune.walk.streams import BlockPass, Streams, batch_of
-from solvers.rows.counts import Budget as Counts
-from solvers.rows.counts import LayerBudget
+from solvers import Ask
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array
 
@@ -154,7 +153,7 @@ class Layerwise:
         self,
         prepared: Prepared,
         compensate: Compensate | None,
-        ask: Border,
+        ask: Ask,
         limits: Limits,
         on: Any,
     ) -> Needs:
@@ -272,7 +271,7 @@ def counts_by_weight(run: Run, shares: Sensitivity | None, inputs: AnyInputs) ->
     # The threshold hits the count up to ties and sampling; the rest is scaled away.
     numbers *= groups.total / float(numbers.sum())
     counts = apportion(numbers, groups.total, sizes - 1)
-    return [LayerBudget(int(size - count)) for size, count in zip(sizes, counts, strict=True)]
+    return [Counts(int(size - count)) for size, count in zip(sizes, counts, strict=True)]
 
 
 def _array(tensor: Tensor) -> Array:

@@ -36,12 +36,9 @@ from qprune.objective.trace.recorder import (
     differentiating,
     forward,
 )
-from qprune.steps.compensate import Compensate, Compensation, gauss_newton
-from qprune.steps.distill import Distillation
-from qprune.steps.faults import is_paid
-from qprune.steps.solve import Border
+from qprune.steps.compensate import Compensate, MoveCost
 from qprune.walk.journal import Limits
-from solvers import LowRank, QuadraticProblem
+from solvers import Ask, LowRank, QuadraticProblem
 
 _FEWER_PER_STEP = "smaller samples_per_step (--samples-per-step)"
 _FEWER_SAMPLES = "fewer samples (--num-calibration-samples)"
@@ -263,10 +260,6 @@ logger = logging.getLogger(__name__)
 # A gauge's passes hold about so many numbers, so that they take milliseconds.
 _GAUGED_FLOATS = 1 << 22
 _GAUGED_VARIABLES = 128
-# Bytes per weight while kept weights move, counted in the code. Second order: the vectors of
-# conjugate gradients, a candidate, and copies of the weights. Distillation: the optimiser's two
-# moments, gradients, the beginning, a candidate.
-_SECOND_ORDER, _DISTILL = 48, 40
 
 
 class Steps(Protocol):
@@ -292,7 +285,7 @@ def network_cost(
     method: Steps,
     prepared: Prepared,
     compensate: Compensate | None,
-    ask: Border,
+    ask: Ask,
     limits: Limits,
     executor: Any = None,
 ) -> Needs:
@@ -314,7 +307,7 @@ def load_of(
     method: Steps,
     prepared: Prepared,
     compensate: Compensate | None,
-    ask: Border,
+    ask: Ask,
     limits: Limits,
     executor: Any = None,
 ) -> Load:
@@ -327,7 +320,7 @@ def load_of(
     share = min(1.0, (limits.max_steps or steps) / max(1, steps))
     copies = getattr(augment, "copies", 0 if augment is None else 8)
     drawn = min(method.samples_per_step, len(fit) * (1 + copies))
-    moved, moved_batch, judged, vectors = _moved(move, drawn)
+    moving = move.cost(drawn) if move else MoveCost(0.0, 0, 0, 0)
     return Load(
         weights=prepared.weights.size,
         model_bytes=sum(t.nbytes for t in prepared.model.state_dict().values()),
@@ -344,10 +337,10 @@ def load_of(
         starts=method.stages,
         rounds=round(rounds * share),
         moves=round(moves * share),
-        judged_moves=judged,
-        moved=moved,
-        moved_batch=moved_batch,
-        vectors=vectors,
+        judged_moves=moving.candidates,
+        moved=moving.samples,
+        moved_batch=moving.at_once,
+        vectors=moving.bytes_per_weight,
         fits=loss.fits(values_move=move is not None),
         piece=gauges.piece,
         positions=gauges.positions,
@@ -359,17 +352,6 @@ def load_of(
         written=_written(prepared),
         threads=getattr(prepared.ranks, "number", 1),
     )
-
-
-def _moved(move: Any, drawn: int) -> tuple[float, int, int, int]:
-    """(samples passed over in one call, at once, candidates, bytes per weight)."""
-    if isinstance(move, Distillation):
-        return move.num_samples, move.samples_per_step, move.candidates, _DISTILL
-    if isinstance(move, Compensation):
-        marks = move.iterations or ()
-        passed = drawn * (1 + max(marks, default=0) * (move.curvature_share or 1.0))
-        return passed, drawn, len(marks) * len(move.lengths), _SECOND_ORDER
-    return float(drawn), drawn, 4, _SECOND_ORDER
 
 
 @dataclass(frozen=True, eq=False)
@@ -412,36 +394,17 @@ class _Gauges:
         def judge(size: int) -> object:
             return objective(size).value()
 
-        def backward(size: int) -> object:
-            samples = objective(size).samples
-            with differentiating(model, layers) as weights:
-                losses = loss.per_sample(forward(model, samples.inputs), samples.targets)
-                return torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-
-        def product(size: int) -> object:
-            vector = torch.zeros(layers.size, device=layers.device)
-            return gauss_newton(objective(size))(vector)
-
         expanded = gauged(expand, sizes)
         trace = traces.pop()
         calls = [call for uses in trace.calls for call in uses]
-        positions = [call.positions for call in calls]
-        # One token a sample: squares and columns are products of what there is.
-        pieces = [
-            4.0 * call.floats_per_sample
-            for call, places in zip(calls, positions, strict=True)
-            if places > 1
-        ]
-        move = {Compensation: product, Distillation: backward, type(None): None}.get(
-            type(compensate), backward
-        )
         return cls(
             expanded,
             gauged(judge, sizes),
-            Pass() if move is None else gauged(move, sizes),
+            gauged(lambda size: compensate.probe(objective(size)), sizes) if compensate else Pass(),
             trace.num_floats // trace.num_samples,
-            max(pieces, default=0.0),
-            max(positions, default=1),
+            # One token a sample: squares and columns are products of what there is.
+            max((4.0 * call.floats_per_sample for call in calls if call.positions > 1), default=0),
+            max((call.positions for call in calls), default=1),
         )
 
 
@@ -463,12 +426,12 @@ def _traced(curvature: Curvature, objective: Objective, generator: torch.Generat
         return trace_of(objective.model, layers, samples.inputs, outputs, recorder, felt_losses)
 
 
-def _solve_seconds(ask: Border, block_size: int) -> float | None:
+def _solve_seconds(ask: Ask, block_size: int) -> float | None:
     """Seconds of one block by a sampler of ours; None for others, which may charge for a call."""
     if "time_limit" in ask.options:
         return float(ask.options["time_limit"])
     ours = type(ask.sampler).__module__.partition(".")[0] == "solvers"
-    if not ours or hasattr(ask.sampler, "child") or is_paid(ask.sampler):
+    if not ours or hasattr(ask.sampler, "child") or ask.paid:
         return None
     size = min(_GAUGED_VARIABLES, block_size)
     rng = np.random.default_rng(0)
@@ -477,7 +440,7 @@ def _solve_seconds(ask: Border, block_size: int) -> float | None:
     problem = QuadraticProblem(
         -(factor @ present) @ factor, LowRank(factor), counts=int(present.sum())
     )
-    answers = [ask.solve(problem, present, seed) for seed in range(2)]
+    answers = [ask(problem, present, seed) for seed in range(2)]
     return answers[-1].seconds * (block_size / size) ** 2
 
 

@@ -11,12 +11,10 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qprune.cost import Needs, effort_for
@@ -34,14 +32,14 @@ from qprune.steps.accept import Proposal, accept
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.formulate import Block, Terms, formulate, repriced, with_terms
 from qprune.steps.select import Boundary, Offer, Select
-from qprune.steps.solve import Answer, Border, SolvedBlock
+from qprune.steps.solve import Question, SolvedBlock, answers
 from qprune.steps.start import STARTS, DiagonalFisher, Start
 from qprune.walk.journal import Attempt, Limits
 from qprune.walk.network_cost import network_cost
 from qprune.walk.run import Run
 from qprune.walk.schedule import Action, Schedule, gone_back
 from qprune.walk.state import FullState, Progress, State
-from solvers import QuadraticProblem
+from solvers import Ask
 from solvers.host.ranges import MAX_STEPS, FurtherSteps, Number, Pair, Steps, checked
 
 logger = logging.getLogger(__name__)
@@ -241,7 +239,7 @@ class CompleteNetworkwise(Networkwise):
         self,
         prepared: Prepared,
         compensate: Compensate | None,
-        ask: Border,
+        ask: Ask,
         limits: Limits,
         on: Any,
     ) -> Needs:
@@ -535,10 +533,6 @@ def carried_out(state: FullState, proposals: Sequence[Proposal]) -> FullState:
     return replace(state, values=values, mask=mask, resting=resting)
 
 
-# What a sampler is asked: the problem, the present decision, a seed.
-_Job = tuple[QuadraticProblem, NDArray[np.int8], int]
-
-
 @dataclass(frozen=True, eq=False)
 class _Trial:
     """One round's proposals put to the acceptance split (`qprune.steps.accept.Trial`)."""
@@ -575,7 +569,6 @@ class _Trial:
     def solve(self, proposals: Sequence[Proposal], price: float) -> list[Proposal]:
         run, place = self.run, (self.action.stage, self.action.number)
         with self.step.phase("solve"):
-            each = map if run.executor is None else run.executor.map
             jobs = [
                 (
                     repriced(p.problem, p.block, price),
@@ -584,15 +577,15 @@ class _Trial:
                 )
                 for number, p in enumerate(proposals)
             ]
-            answers = list(each(partial(_answered, run.ask), jobs))
-        for number, answer in enumerate(answers):
+            found = answers(run.ask, jobs, run.executor)
+        for number, answer in enumerate(found):
             for fault in answer.faults:
                 run.journal.fault(replace(fault, block=number))
-        solved = [replace(p, answer=a) for p, a in zip(proposals, answers, strict=True)]
+        solved = [replace(p, answer=a) for p, a in zip(proposals, found, strict=True)]
         self._show(solved, jobs)
         return solved
 
-    def _show(self, solved: Sequence[Proposal], jobs: Sequence[_Job]) -> None:
+    def _show(self, solved: Sequence[Proposal], jobs: Sequence[Question]) -> None:
         """Call the observers of blocks with what was asked, and what came back."""
         run = self.run
         if not run.observe_blocks:
@@ -647,12 +640,6 @@ class _Trial:
             seconds=proposal.answer.seconds,
             info=dict(proposal.answer.info) | {"energy": proposal.answer.energy},
         )
-
-
-def _answered(ask: Any, job: _Job) -> Answer:
-    # No more than the problem goes out and no more than the answer comes back: executors may
-    # be on other machines.
-    return ask.solve(*job)
 
 
 def _seed(*key: int) -> int:

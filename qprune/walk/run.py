@@ -13,10 +13,10 @@ from qprune.network.guards import Dense
 from qprune.network.weights import Weights
 from qprune.objective.samples import Objective
 from qprune.steps.compensate import Compensate
-from qprune.steps.faults import CarefulBorder
 from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal
 from qprune.walk.state import State
+from solvers import Ask
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Run:
     groups: Groups
     dense: Dense
     compensate: Compensate | None
-    ask: CarefulBorder
+    ask: Ask
     journal: Journal
     observe_blocks: tuple[BlockObserver, ...]
     executor: Any

@@ -24,10 +24,10 @@ from qprune.objective.samples import Prepared
 from qprune.objective.trace.recorder import halved
 from qprune.results import Fault
 from qprune.steps.compensate import Compensate
-from qprune.steps.solve import Border
 from qprune.walk.journal import Limits
 from qprune.walk.run import Run
 from qprune.walk.state import Progress, State
+from solvers import Ask
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class CompleteMethod(Method, Protocol):
         self,
         prepared: Prepared,
         compensate: Compensate | None,
-        ask: Border,
+        ask: Ask,
         limits: Limits,
         on: Any,
     ) -> Needs:
@@ -281,7 +281,7 @@ class CompleteInOrder(InOrder):
         self,
         prepared: Prepared,
         compensate: Compensate | None,
-        ask: Border,
+        ask: Ask,
         limits: Limits,
         on: Any,
     ) -> Needs:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from solvers.ask import ProblemSampler, counting
+from solvers.ask.counting import ProblemSampler, counting
 from solvers.errors import ChargeRefusedError, InvalidOptionError, WorkerDiedError
 from solvers.foreign.composite import AskingSampler, ChildOptions
-from solvers.foreign.isolation import on_a_thread
 from solvers.host.clock import Deadline
+from solvers.host.worker import on_a_thread
 from solvers.options import Count
 from solvers.problem.parts import restricted
 from solvers.problem.problem import QuadraticProblem

@@ -22,7 +22,7 @@ import dimod
 import numpy as np
 from scipy import sparse
 
-from solvers.ask import counting
+from solvers.ask.counting import counting
 from solvers.convex.presolve import sign_bound
 from solvers.errors import MissingPackageError
 from solvers.foreign.border import refuse_unknown

@@ -88,6 +88,22 @@ def gather(matrix, free):
 
 
 @kernel
+def relaxed(matrix, linear, starts, counts, metric, accuracy, cutoff, max_steps, x):
+    """The best feasible point found from ``x``, and the dual variable of the best bound.
+
+    The arguments are those of `proximal_newton`.
+    """
+    point = np.empty(x.size)
+    project(x, np.ones(x.size), starts, counts, np.zeros(counts.size), point)
+    shift, centre, y, best_y = np.zeros(counts.size), point.copy(), point.copy(), point.copy()
+    best = np.array([-np.inf, np.inf, 50.0, 0.0])
+    groups = (starts, counts)
+    steps = (accuracy, cutoff, max_steps)
+    proximal_newton(matrix, linear, *groups, metric, *steps, shift, point, centre, y, best_y, best)
+    return point, best_y
+
+
+@kernel
 def bound_node(
     matrix, linear, starts, counts, metric, upper, slack, accuracy, max_steps, state, x, sample
 ):
@@ -119,27 +135,9 @@ def bound_node(
         return fixed - slack, fixed, -1
     part = gather(matrix, free)
     cost = field[free]
-    point = np.empty(free.size)
-    shift = np.zeros(part_counts.size)
-    ones = np.ones(free.size)
-    project(x[free], ones, part_starts, part_counts, shift, point)
-    best_y = point.copy()
-    best = np.array([-np.inf, np.inf, 50.0, 0.0])
-    proximal_newton(
-        part,
-        cost,
-        part_starts,
-        part_counts,
-        metric[free],
-        accuracy,
-        upper - fixed + slack,
-        max_steps,
-        np.zeros(part_counts.size),
-        point,
-        point.copy(),
-        point.copy(),
-        best_y,
-        best,
+    cutoff = upper - fixed + slack
+    point, best_y = relaxed(
+        part, cost, part_starts, part_counts, metric[free], accuracy, cutoff, max_steps, x[free]
     )
     product = np.dot(part, best_y)
     vertex = np.empty(free.size, np.int8)

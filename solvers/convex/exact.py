@@ -370,6 +370,11 @@ class Enumeration(TimedSampler):
 
     bounds = True
 
+    @property
+    def repeatable(self) -> bool:
+        """Nothing in it is random."""
+        return True
+
     def _search(
         self,
         problem: QuadraticProblem,

@@ -307,6 +307,26 @@ def accelerate(
 
 
 @kernel
+def begin_round(matrix, linear, starts, counts, width, shift, centre, y, y_product, point):
+    """Q y computed afresh, so that rounding errors do not add up, and the point of that y."""
+    multiply(matrix, y, y_product)
+    project(centre - width * (linear + y_product), width, starts, counts, shift, point)
+
+
+@kernel
+def note_best(linear, starts, counts, shift, y, y_product, point, moved, x, best_y, best):
+    """Keep y where its bound is the best one, and ``point`` where its energy is."""
+    bound = lagrangian(linear + y_product, starts, counts, shift) - 0.5 * dot(y, y_product)
+    if bound > best[0]:
+        best[0] = bound
+        copy_into(best_y, y)
+    energy = dot(point, linear) + 0.5 * (dot(point, y_product) + dot(point, moved))
+    if energy < best[1]:
+        best[1] = energy
+        copy_into(x, point)
+
+
+@kernel
 def proximal_newton(
     matrix,
     linear,
@@ -350,28 +370,16 @@ def proximal_newton(
     """
     n = x.size
     real = linear.dtype.type
-    y_product = np.empty_like(x)
-    point = np.empty_like(x)
-    residual = np.empty_like(x)
-    moved = np.empty_like(x)
-    change = np.empty_like(x)
-    step = np.empty_like(x)
-    free = np.empty(n, np.int64)
-    reference = np.empty(n, np.int64)
+    y_product, point = np.empty_like(x), np.empty_like(x)
+    residual, moved = np.empty_like(x), np.empty_like(x)
+    step, change = np.empty_like(x), np.empty_like(x)
+    free, reference = np.empty(n, np.int64), np.empty(n, np.int64)
     width = real(best[2]) / metric
-    multiply(matrix, y, y_product)
-    project(centre - width * (linear + y_product), width, starts, counts, shift, point)
+    begin_round(matrix, linear, starts, counts, width, shift, centre, y, y_product, point)
     for taken in range(max_steps):
         copy_into(residual, point - y)
         multiply(matrix, residual, moved)
-        bound = lagrangian(linear + y_product, starts, counts, shift) - 0.5 * dot(y, y_product)
-        if bound > best[0]:
-            best[0] = bound
-            copy_into(best_y, y)
-        energy = dot(point, linear) + 0.5 * (dot(point, y_product) + dot(point, moved))
-        if energy < best[1]:
-            best[1] = energy
-            copy_into(x, point)
+        note_best(linear, starts, counts, shift, y, y_product, point, moved, x, best_y, best)
         if best[1] - best[0] <= tolerance or best[0] >= cutoff:
             return taken
         distance = dot(residual, moved)
@@ -384,9 +392,7 @@ def proximal_newton(
             width = real(best[2]) / metric
             copy_into(centre, point)
             copy_into(y, point)
-            # Recomputed, so that rounding errors do not add up.
-            multiply(matrix, y, y_product)
-            project(centre - width * (linear + y_product), width, starts, counts, shift, point)
+            begin_round(matrix, linear, starts, counts, width, shift, centre, y, y_product, point)
             continue
         best[3] += 1
         copy_into(change, moved)

@@ -26,12 +26,12 @@ from solvers.errors import (
     UnknownOptionError,
     WorkerDiedError,
 )
-from solvers.foreign.isolation import Processes, on_a_thread
 from solvers.host.clock import Deadline, clock_stopped, running
 from solvers.host.machine import require_memory
+from solvers.host.worker import Processes, on_a_thread
 from solvers.options import SamplerOptions, read_options
 from solvers.problem.problem import QuadraticProblem, require_bqm
-from solvers.sampler import random_states, states_of
+from solvers.sampler import is_paid, random_states, states_of
 from solvers.search.timed import descend
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,11 @@ class ForeignSampler(dimod.Sampler):
         self.child = child
         self.name = name or type(child).__name__
         self._processes: Processes | None = None
+
+    @property
+    def paid(self) -> bool:
+        """True if a call is charged for."""
+        return is_paid(self.child)
 
     @property
     def theirs(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import dimod
 
 from solvers.errors import ChargeRefusedError, InvalidOptionError
+from solvers.host.disk import Disk
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +160,7 @@ class Meter:
             return
         self.last_problem_id = str(problem_id)
         if self._problem_ids is not None:
-            with self._problem_ids.open("a") as file:
-                file.write(f"{self.name} {self.last_problem_id}\n")
+            Disk().append_line(self._problem_ids, f"{self.name} {self.last_problem_id}", flush=True)
         logger.info("%s: submitted as problem %s", self.name, self.last_problem_id)
         self._tell(Submitted(self.name, self.last_problem_id))
 

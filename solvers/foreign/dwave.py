@@ -131,6 +131,11 @@ class PaidSampler(ForeignSampler):
         self.meter = meter
 
     @property
+    def paid(self) -> bool:
+        """Every call is charged for."""
+        return True
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of `sample`; a ``time_limit`` only where the backend has one."""
         return {name: [] for name in sorted(self.theirs)}
@@ -270,6 +275,11 @@ class HybridCqm(CountingSampler):
         "time_limit": "seconds that the solver works, and charges; default its minimum",
         "label": "how the problem is called in the backend's list",
     }
+
+    @property
+    def paid(self) -> bool:
+        """Every call is charged for."""
+        return True
 
     def __init__(self, child: Any, meter: Meter) -> None:
         self.child = child

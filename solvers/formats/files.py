@@ -18,6 +18,7 @@ from solvers.formats.contents import PACKINGS, read_contents
 from solvers.formats.table import FORMATS, Format, format_of, get_format
 from solvers.formats.text import LineError, scaled
 from solvers.formats.texts import Parsed, Sense
+from solvers.host.disk import Disk, kind_of
 from solvers.problem.problem import QuadraticProblem
 
 
@@ -121,6 +122,7 @@ def write_problem(problem: QuadraticProblem, path: str | Path, format: str | Non
         InvalidProblemError: no format has that suffix, or the format cannot hold
             a part of the problem (counts, labels, an offset); the message has the way out.
         InvalidOptionError: ``format`` is no name of a format that can be written.
+        StorageError: the file cannot be written; what was there is unchanged.
 
     Example:
         >>> import tempfile
@@ -130,7 +132,12 @@ def write_problem(problem: QuadraticProblem, path: str | Path, format: str | Non
         [2.0]
     """
     path = Path(path)
-    path.write_bytes(problem_bytes(problem, path, format))
+    target, data = path.resolve(), problem_bytes(problem, path, format)
+    if kind_of(target):
+        # A pipe or a device takes no other file's place.
+        target.write_bytes(data)
+    else:
+        Disk().write_whole(target, data)
 
 
 def problem_bytes(

@@ -1,14 +1,18 @@
-"""A worker process for calls that may crash or hang, with time limits and restarts."""
+"""Worker processes and threads for calls that may crash or hang, with limits to the wait."""
 
 from __future__ import annotations
 
+import contextvars
+import ctypes
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -26,6 +30,8 @@ _SECONDS_TO_END = 5.0
 # Seconds between two looks at a limit, and at a deadline, which an interrupt moves.
 _SECONDS_PER_LOOK = 0.5
 _SECONDS_PER_LOOK_AT_DEADLINE = 0.01
+# The same for a thread.
+_SECONDS_PER_LOOK_OF_THREAD = 0.02
 
 
 class Worker:
@@ -177,6 +183,94 @@ class Worker:
         if code is not None and code < 0:
             return WorkerDiedError(f"the process died of {signal.Signals(-code).name}")
         return WorkerDiedError(f"the process ended with exit code {code}")
+
+
+class Processes:
+    """Processes that hold a copy of one object each, lent one at a time and kept while idle.
+
+    A process is started when none is idle; all end with this object.
+
+    Args:
+        factory: makes the object there; see `Worker`.
+        main: as there.
+    """
+
+    def __init__(self, factory: Callable[[], Any], *, main: bool = True) -> None:
+        self._factory, self._main = factory, main
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        weakref.finalize(self, _stop_all, self._idle)
+
+    @contextmanager
+    def lent(self) -> Iterator[Worker]:
+        """Lend one process; it comes back at the end of the block."""
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker = Worker(self._factory, main=self._main)
+        try:
+            yield worker
+        finally:
+            self._idle.put(worker)
+
+
+def _stop_all(idle: queue.SimpleQueue[Worker]) -> None:
+    while not idle.empty():
+        idle.get().stop()
+
+
+class LeftBehindError(WorkerDiedError):
+    """The call was left behind; also raised inside the call, to end it."""
+
+    def __init__(self) -> None:
+        super().__init__("left behind at its deadline", timed_out=True)
+
+
+def on_a_thread(
+    call: Callable[[], Any], deadline: Deadline, grace: Callable[[], float] = lambda: 0.0
+) -> Any:
+    """Run ``call`` on a thread of its own, with a limit to the wait; return or raise as it does.
+
+    A call left behind ends at its next line of Python, where an exception is raised. This does
+    not stop code in C; use a process where that may take long.
+
+    Args:
+        call: takes no arguments.
+        deadline: end of the wait; an interrupt ends it, too.
+        grace: seconds to wait after that, for a call that ends by itself.
+
+    Raises:
+        LeftBehindError: the call was left behind.
+    """
+    answers: list[tuple[bool, Any]] = []
+    # No queue: CPython's waits for ever if a signal comes at the end of its timeout.
+    answered = threading.Event()
+    context = contextvars.copy_context()
+
+    def ask() -> None:
+        try:
+            answers.append((True, context.run(call)))
+        except BaseException as error:
+            answers.append((False, error))
+        answered.set()
+
+    # A daemon: a call that hangs must not keep the process from ending.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        while not deadline.passed and not answered.is_set():
+            answered.wait(min(deadline.remaining, _SECONDS_PER_LOOK_OF_THREAD))
+        if not answered.wait(grace()):
+            raise LeftBehindError
+    except BaseException:
+        # CPython's way to interrupt a thread other than the main one.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(LeftBehindError)
+        )
+        raise
+    worked, value = answers[0]
+    if not worked:
+        raise value
+    return value
 
 
 def _seconds_to_look(deadline: Deadline | None) -> float:

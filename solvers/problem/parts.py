@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from solvers.host.clock import Deadline
-from solvers.problem.problem import Integers, QuadraticProblem
+from solvers.problem.problem import Integers, QuadraticProblem, States
 from solvers.problem.quadratic import Quadratic, Sparse
 from solvers.problem.solution import Solution
-from solvers.sampler import States
 
 
 def restricted(

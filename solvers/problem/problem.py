@@ -18,6 +18,8 @@ from solvers.errors import InvalidProblemError
 from solvers.problem.quadratic import Dense, Floats, LowRank, Quadratic, Sparse, dense_or_sparse
 
 Integers = NDArray[np.int64]
+#: States of a problem, shape (num_reads, n), 0 or 1.
+States = NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from solvers.problem.problem import Integers, QuadraticProblem
-from solvers.sampler import States
+from solvers.problem.problem import Integers, QuadraticProblem, States
 
 
 def repair(problem: QuadraticProblem, states: ArrayLike) -> States:

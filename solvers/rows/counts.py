@@ -1,63 +1,155 @@
-"""Budgets of kept weights: per output row, over the whole layer, or N in M.
+"""The exact counts of kept weights: of a matrix, of its rows, of runs of consecutive inputs.
 
-All budgets have the methods of `Budget`, for numpy arrays and torch tensors. Masks are
-True where a weight is kept; a higher score is a better reason to keep. Ties keep the lower index.
+Masks are True where a weight is kept; a higher score is a better reason to keep. Ties keep the
+lower index. Scores and masks are numpy arrays or torch tensors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import InvalidProblemError
-from solvers.rows.refit import Array, as_count, as_host, nth_smallest
+from solvers.rows.refit import Array, as_host, as_like, nth_smallest
 
 Integers = NDArray[np.int64]
 
 
-class Budget(Protocol):
-    """The exact counts of a (rows, inputs) mask."""
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """How many weights a mask of shape (rows, inputs) keeps, and where.
+
+    Args:
+        kept: one integer for the whole matrix; or one for each row, shape (rows,) or, where it is
+            the same for all, (1,); or one for each of a row's runs of equally many consecutive
+            inputs, shape (rows, runs).
+        m: length of the runs where one integer, of shape (1, 1), holds for all; see `n_of_m`.
+
+    Raises:
+        InvalidProblemError: counts are not whole numbers, have more than two dimensions, or are
+            not between 0 and ``m``.
+
+    Example:
+        >>> scores = np.array([[0.1, 0.2], [0.8, 0.9]])
+        >>> Counts(2).select(scores).tolist()
+        [[False, False], [True, True]]
+        >>> Counts([1]).select(scores).tolist()
+        [[False, True], [False, True]]
+    """
+
+    kept: ArrayLike
+    m: int | None = None
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.kept)
+        whole = array.astype(np.int64)
+        if not np.array_equal(whole, array) or array.ndim > 2:
+            raise InvalidProblemError(
+                f"counts must be whole numbers, of a matrix, its rows or its runs, "
+                f"not {self.kept!r}"
+            )
+        if self.m is not None and not (whole.shape == (1, 1) and 0 <= whole.item() <= self.m > 0):
+            raise InvalidProblemError(
+                f"{whole.squeeze()}:{self.m} is no structure; 0 <= N <= M, M >= 1"
+            )
+        object.__setattr__(self, "kept", whole)
+
+    @classmethod
+    def n_of_m(cls, n: int, m: int) -> Counts:
+        """Keep ``n`` in each run of ``m`` consecutive inputs (2:4 keeps two in four).
+
+        Raises:
+            InvalidProblemError: not 0 <= n <= m, or m is below 1.
+
+        Example:
+            >>> Counts.n_of_m(1, 2).select(np.array([[0.1, 0.2, 0.9, 0.8]])).tolist()
+            [[False, True, True, False]]
+        """
+        return cls([[n]], m)
 
     @property
     def trades(self) -> bool:
-        """True if rows may trade kept weights with one another."""
-        ...
-
-    def check(self, rows: int, inputs: int) -> None:
-        """Raise `InvalidProblemError` where the budget cannot be met."""
-        ...
+        """True if rows may trade kept weights with one another: the matrix has one count."""
+        return self._kept.ndim == 0
 
     def run(self, inputs: int) -> int:
         """Length of the runs of consecutive inputs that swaps stay inside."""
-        ...
+        if self._kept.ndim < 2:
+            return inputs
+        return self.m or inputs // max(1, self._kept.shape[1])
 
-    def select(self, scores: Array) -> Array:
-        """The mask that keeps the highest of ``scores``, shape (rows, inputs)."""
-        ...
+    def check(self, rows: int, inputs: int) -> None:
+        """Raise `InvalidProblemError` where a mask of that shape cannot have these counts."""
+        kept = self._kept
+        if self.m and inputs % self.m:
+            raise InvalidProblemError(
+                f"{kept.item()}:{self.m} needs a number of inputs that {self.m} divides, "
+                f"not {inputs}; choose another M or leave this layer out"
+            )
+        fits = kept.shape in ((), (1,), (rows,)) or bool(self.m)
+        if kept.ndim == 2 and not self.m:
+            fits = len(kept) == rows and 0 < kept.shape[1] * self.run(inputs) == inputs
+        if not fits:
+            raise InvalidProblemError(
+                f"the counts have shape {kept.shape}; pass one number for the whole matrix, or one "
+                f"for each of the {rows} rows, or of the runs that its {inputs} inputs divide into"
+            )
+        most = rows * inputs if self.trades else self.run(inputs)
+        for where in np.argwhere((kept < 0) | (kept > most)):
+            place = (f"a layer of {rows} x {inputs} weights", *(f"row {row}" for row in where[:1]))
+            raise InvalidProblemError(
+                f"{place[-1]} cannot keep {kept[tuple(where)]} of {most} weights; the count must "
+                f"lie in 0..{most}"
+            )
 
-    def select_block(self, scores: Array, start: int, inputs: int) -> Array:
-        """The mask of columns ``start ...`` alone, their fair share of the counts kept.
+    def select(self, scores: Array, start: int = 0, inputs: int | None = None) -> Array:
+        """The mask that keeps the highest of ``scores``.
 
-        The shares of consecutive blocks add up to the exact counts.
+        Args:
+            scores: shape (rows, inputs), or the columns from ``start`` on of as many ``inputs``:
+                whole runs, or else a part whose share of the counts is kept. The shares of
+                consecutive parts add up to the exact counts.
+            start: see ``scores``.
+            inputs: see ``scores``.
         """
-        ...
+        kept, stop = self._kept, start + scores.shape[1]
+        size = stop if inputs is None else inputs
+        run = self.run(size)
+        if run < size:
+            by_count = scores.reshape(-1, run)
+            kept = kept if self.m else kept[:, start // run : stop // run]
+        else:
+            by_count = scores.reshape(1, -1) if self.trades else scores
+            kept = kept * stop // max(1, size) - kept * start // max(1, size)
+        return highest(by_count, np.ravel(kept)).reshape(scores.shape)
 
-    def kept(self, mask: Array) -> Integers:
-        """The counts that ``mask`` has and this budget fixes."""
-        ...
+    def of(self, mask: Array) -> Integers:
+        """The counts that ``mask`` has, in the form of `wanted`."""
+        mask = as_host(mask)
+        if self._kept.ndim == 2:
+            return mask.reshape(len(mask), -1, self.run(mask.shape[1])).sum(-1, dtype=np.int64)
+        return np.atleast_1d(mask.sum(None if self.trades else 1, dtype=np.int64))
 
     def wanted(self, rows: int, inputs: int) -> Integers:
-        """The counts that this budget asks for, in the form of `kept`."""
-        ...
+        """The counts asked for, read-only: shape (1,), (rows,) or (rows, runs)."""
+        shape = ((1,), (rows,), (rows, inputs // max(1, self.run(inputs))))[self._kept.ndim]
+        return np.broadcast_to(self._kept, shape)
+
+    @property
+    def _kept(self) -> Integers:
+        return cast(Integers, self.kept)
 
 
 def highest(scores: Array, counts: Array) -> Array:
-    """True at the ``counts[r]`` highest entries of every row of ``scores``; ties by index."""
+    """True at the ``counts[r]`` highest entries of every row of ``scores``; ties by index.
+
+    One count, of shape (1,), holds for all rows.
+    """
     size = scores.shape[-1]
-    counts = as_count(counts, scores)
+    counts = as_like(counts, scores, "int64")
     threshold_at = (size - counts).clip(0, size - 1)
     threshold = nth_smallest(scores, threshold_at)[:, None]
     above = scores > threshold
@@ -67,146 +159,3 @@ def highest(scores: Array, counts: Array) -> Array:
         return (above | tied) & (counts > 0)[:, None]
     mask = above | (tied & (tied.cumsum(-1) <= missing[:, None]))
     return mask & (counts > 0)[:, None]
-
-
-def _whole(what: str, value: ArrayLike) -> Integers:
-    array = np.asarray(value)
-    whole = array.astype(np.int64)
-    if not np.array_equal(whole, array):
-        raise InvalidProblemError(f"{what} must be whole numbers, not {value!r}")
-    return whole
-
-
-def _share(count: Array, columns: int, inputs: int) -> Array:
-    """The share of ``count`` for the first ``columns`` of ``inputs``, rounded down."""
-    return count * columns // inputs
-
-
-@dataclass(frozen=True, eq=False)
-class RowBudget:
-    """Every output row keeps its own number of weights.
-
-    Args:
-        kept_per_row: one integer for all rows, or one for each, shape (rows,).
-
-    Example:
-        >>> RowBudget(1).select(np.array([[0.1, 0.9], [0.8, 0.2]])).tolist()
-        [[False, True], [True, False]]
-    """
-
-    kept_per_row: ArrayLike
-    trades = False
-
-    def check(self, rows: int, inputs: int) -> None:
-        counts = _whole("kept_per_row", self.kept_per_row)
-        if counts.ndim and counts.shape != (rows,):
-            raise InvalidProblemError(
-                f"kept_per_row has shape {counts.shape}; pass one number, or one for each of "
-                f"the {rows} rows"
-            )
-        bad = np.flatnonzero((self.wanted(rows, inputs) < 0) | (counts > inputs))
-        if bad.size:
-            raise InvalidProblemError(
-                f"row {bad[0]} cannot keep {np.broadcast_to(counts, rows)[bad[0]]} of its "
-                f"{inputs} inputs; kept_per_row must lie in 0..{inputs}"
-            )
-
-    def run(self, inputs: int) -> int:
-        return inputs
-
-    def select(self, scores: Array) -> Array:
-        return highest(scores, self.wanted(*scores.shape))
-
-    def select_block(self, scores: Array, start: int, inputs: int) -> Array:
-        counts = self.wanted(len(scores), inputs)
-        stop = start + scores.shape[1]
-        return highest(scores, _share(counts, stop, inputs) - _share(counts, start, inputs))
-
-    def kept(self, mask: Array) -> Integers:
-        return as_host(mask).sum(1, dtype=np.int64)
-
-    def wanted(self, rows: int, inputs: int) -> Integers:
-        return np.broadcast_to(np.asarray(self.kept_per_row, dtype=np.int64), (rows,)).copy()
-
-
-@dataclass(frozen=True)
-class LayerBudget:
-    """The layer keeps ``kept_in_all`` weights in all; rows may trade them.
-
-    Example:
-        >>> LayerBudget(2).select(np.array([[0.1, 0.2], [0.8, 0.9]])).tolist()
-        [[False, False], [True, True]]
-    """
-
-    kept_in_all: int
-    trades = True
-
-    def check(self, rows: int, inputs: int) -> None:
-        _whole("kept_in_all", self.kept_in_all)
-        if not 0 <= self.kept_in_all <= rows * inputs:
-            raise InvalidProblemError(
-                f"a layer of {rows} x {inputs} weights cannot keep {self.kept_in_all}; "
-                f"kept_in_all must lie in 0..{rows * inputs}"
-            )
-
-    def run(self, inputs: int) -> int:
-        return inputs
-
-    def select(self, scores: Array) -> Array:
-        return highest(scores.reshape(1, -1), np.array([self.kept_in_all])).reshape(scores.shape)
-
-    def select_block(self, scores: Array, start: int, inputs: int) -> Array:
-        stop = start + scores.shape[1]
-        total = int(self.kept_in_all)
-        count = _share(total, stop, inputs) - _share(total, start, inputs)
-        return highest(scores.reshape(1, -1), np.array([count])).reshape(scores.shape)
-
-    def kept(self, mask: Array) -> Integers:
-        return np.array([as_host(mask).sum(dtype=np.int64)])
-
-    def wanted(self, rows: int, inputs: int) -> Integers:
-        return np.array([self.kept_in_all], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class NofM:
-    """N of every M consecutive inputs of a row are kept (2:4 keeps two in four, 1:4 one).
-
-    Args:
-        n: weights kept in every run.
-        m: length of a run; it divides the number of inputs.
-
-    Example:
-        >>> NofM(1, 2).select(np.array([[0.1, 0.2, 0.9, 0.8]])).tolist()
-        [[False, True, True, False]]
-    """
-
-    n: int
-    m: int
-    trades = False
-
-    def check(self, rows: int, inputs: int) -> None:
-        if not (self.m >= 1 and 0 <= self.n <= self.m):
-            raise InvalidProblemError(f"{self.n}:{self.m} is no structure; 0 <= N <= M, M >= 1")
-        if inputs % self.m:
-            raise InvalidProblemError(
-                f"{self.n}:{self.m} needs a number of inputs that {self.m} divides, "
-                f"not {inputs}; choose another M or leave this layer out"
-            )
-
-    def run(self, inputs: int) -> int:
-        return self.m
-
-    def select(self, scores: Array) -> Array:
-        runs = scores.reshape(-1, self.m)
-        return highest(runs, np.full(len(runs), self.n)).reshape(scores.shape)
-
-    def select_block(self, scores: Array, start: int, inputs: int) -> Array:
-        return self.select(scores)
-
-    def kept(self, mask: Array) -> Integers:
-        mask = as_host(mask)
-        return mask.reshape(len(mask), -1, self.m).sum(-1, dtype=np.int64)
-
-    def wanted(self, rows: int, inputs: int) -> Integers:
-        return np.full((rows, inputs // self.m), self.n, dtype=np.int64)

@@ -62,7 +62,7 @@ class _State:
         self.tolerance = search.tolerance[at]
         self.tried = torch.zeros_like(self.mask)
         inputs = search.problem.num_inputs
-        self.run = search.problem.budget.run(inputs)
+        self.run = search.problem.counts.run(inputs)
         self.runs = search.problem.gram.view(inputs, inputs // self.run, self.run)
         self.fused = _kernel(search, self.run)
 
@@ -90,16 +90,8 @@ class _State:
         """Once each candidate is pruned: what the best input to restore gains, and which it is."""
         search = self.search
         if self.fused is not None:
-            return self.fused(
-                search.problem.gram,
-                self.field,
-                self.mask,
-                self.slope,
-                search.restore,
-                search.diagonal,
-                out,
-                w,
-            )
+            rows = search.problem.gram, self.field, self.mask, self.slope
+            return self.fused(*rows, search.restore, search.diagonal, out, w)
         curve, diagonal = search.restore.curve, search.diagonal
         which = out // self.run
         field = self._of_run(self.field, which) - w[..., None] * self.runs[out, which]

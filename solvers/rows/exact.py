@@ -11,12 +11,13 @@ from scipy import linalg
 
 from solvers.errors import InvalidProblemError
 from solvers.host.clock import Deadline
-from solvers.rows.kernels import exact_swap_row, kernel, oscillate_row
+from solvers.rows.kernels import exact_swap_row, kernel
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
-def tableau_of(gram: Floats, pull: Floats, energy: float, kept: NDArray[np.bool_]) -> Floats:
+def tableau_of(gram: Floats, pull: Floats, energy: float, kept: Mask) -> Floats:
     """The sweep of [[A, b], [b', c]] on the inputs that ``kept`` marks; see `exact_swap_row`.
 
     Filled are the kept inputs' rows (but for the last column), the diagonal and the last row.
@@ -119,7 +120,7 @@ def regular(gram: Floats) -> Floats:
     raise InvalidProblemError("gram is not positive semidefinite; pass X @ X.T in float64")
 
 
-def marginals_of(tableau: Floats, kept: NDArray[np.bool_], diagonal: Floats) -> RowMarginals:
+def marginals_of(tableau: Floats, kept: Mask, diagonal: Floats) -> RowMarginals:
     """(cost, input) of the cheapest prune and (gain, input) of the best restore, values refitted.
 
     Pruning i costs w_i^2 / (2 C_ii), restoring j gains r_j^2 / (2 Z_jj).
@@ -135,15 +136,9 @@ def marginals_of(tableau: Floats, kept: NDArray[np.bool_], diagonal: Floats) -> 
 
 
 def settled_row(
-    gram: Floats,
-    target: Floats,
-    kept: NDArray[np.bool_],
-    run: int,
-    tolerance: float,
-    depth: int,
-    deadline: Deadline,
+    gram: Floats, target: Floats, kept: Mask, run: int, tolerance: float, deadline: Deadline
 ) -> tuple[int, Floats, RowMarginals]:
-    """Swap one row to its optimum, with oscillations up to ``depth``; ``kept`` changes in place.
+    """Swap one row to its optimum; ``kept`` changes in place.
 
     Where kept inputs are nearly linearly dependent, pivots lose digits. A tableau is
     therefore checked against its values, now and then and at the end; an inaccurate
@@ -155,24 +150,16 @@ def settled_row(
         kept: the mask.
         run: counts hold in every run of this many inputs.
         tolerance: improvements of the objective smaller than this do not count.
-        depth: the longest oscillation.
         deadline: when to stop.
 
     Returns:
-        The number of swaps and swings made, the kept values (0 elsewhere), and `marginals_of`
-        the result.
+        The number of swaps made, the kept values (0 elsewhere), and `marginals_of` the result.
     """
     row = _Row(gram, target, kept, run, tolerance)
-    length, settled = 2, False
-    while row.sound and not deadline.passed and not (settled and length > depth):
-        if not settled:
-            settled = row.swap() == 0
-        elif row.swing(length):
-            length = 2
-        else:
-            length *= 2
+    while not deadline.passed and row.swap():
+        continue
     values = row.finished()
-    return row.moves, values, marginals_of(row.tableau, kept, row.diagonal)
+    return row.swaps, values, marginals_of(row.tableau, kept, np.diagonal(gram))
 
 
 class _Row:
@@ -180,71 +167,40 @@ class _Row:
 
     Attributes:
         tableau: as for `exact_swap_row`.
-        diagonal: of A.
-        moves: swaps and swings made.
-        sound: False once a tableau that was made again shows no improvement.
+        swaps: number made.
     """
 
     def __init__(
-        self,
-        gram: Floats,
-        target: Floats,
-        kept: NDArray[np.bool_],
-        run: int,
-        tolerance: float,
+        self, gram: Floats, target: Floats, kept: Mask, run: int, tolerance: float
     ) -> None:
         self._gram, self._target, self._kept = gram, target, kept
-        self._run, self._tolerance = run, tolerance
+        self._tolerance = tolerance
         self._pull = gram @ target
         self._energy = float(self._pull @ target)
-        self._together = max(1, int(_READS_PER_LOOK / (1.0 + kept.size**2)))
-        self.diagonal = np.diagonal(gram).copy()
-        self.moves, self._unchecked, self.sound = 0, 0, True
+        together = max(1, int(_READS_PER_LOOK / (1.0 + kept.size**2)))
+        self._rule = np.diagonal(gram).copy(), run, tolerance, together
+        self.swaps, self._unchecked = 0, 0
+        # False once a tableau that was made again shows no improvement.
+        self._sound = True
         self._make()
         self._best, self._least = kept.copy(), float(self.tableau[-1, -1])
 
     def _make(self) -> None:
         self.tableau = tableau_of(self._gram, self._pull, self._energy, self._kept)
 
-    def swap(self) -> int:
-        """Make some swaps; return their number, 0 where none improves."""
-        swaps = exact_swap_row(
-            self.tableau,
-            self._gram,
-            self._kept,
-            self.diagonal,
-            self._run,
-            self._tolerance,
-            self._together,
-        )
-        self._count(swaps)
-        return swaps if self.sound else 0
-
-    def swing(self, length: int) -> bool:
-        """Try an oscillation of so many inputs; return True if it improved the row."""
-        paid = oscillate_row(
-            self.tableau,
-            self._gram,
-            self._kept,
-            self.diagonal,
-            self._run,
-            self._tolerance,
-            length,
-            _SWAPS_BETWEEN_CHECKS * self._kept.size,
-        )
-        self._count(int(paid), swaps=_SWAPS_BETWEEN_CHECKS)
-        return paid
+    def swap(self) -> bool:
+        """Make some swaps; return False where none improves any more."""
+        swaps = exact_swap_row(self.tableau, self._gram, self._kept, *self._rule)
+        self.swaps += swaps
+        self._unchecked += swaps
+        if self._unchecked > _SWAPS_BETWEEN_CHECKS * self._kept.size:
+            self._check()
+        return swaps > 0 and self._sound
 
     def finished(self) -> Floats:
         """Set ``kept`` to the best mask and return its values."""
         self._check()
         return self._values()
-
-    def _count(self, moves: int, swaps: int = 1) -> None:
-        self.moves += moves
-        self._unchecked += moves * swaps
-        if self._unchecked > _SWAPS_BETWEEN_CHECKS * self._kept.size:
-            self._check()
 
     def _values(self) -> Floats:
         return np.where(self._kept, self.tableau[-1, :-1], 0.0)
@@ -263,6 +219,6 @@ class _Row:
         if claimed < self._least - 2.0 * self._tolerance or (self._kept == self._best).all():
             self._best, self._least = self._kept.copy(), claimed
             return
-        self.sound = False
+        self._sound = False
         self._kept[:] = self._best
         self._make()

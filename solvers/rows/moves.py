@@ -1,9 +1,4 @@
-"""Trades between rows of a layer budget: prune where it costs least, restore where it gains most.
-
-Rows do not interact, so a trade between two different rows changes the objective by exactly the
-cost in one minus the gain in the other.
-
-The two kinds of swap in rows that share a matrix, and the trades between rows.
+"""The two kinds of swap in rows that share a matrix, and the trades between rows.
 
 With F = (w - w0) A, the gradient of a row's objective, and all other values held:
 
@@ -16,6 +11,9 @@ With F = (w - w0) A, the gradient of a row's objective, and all other values hel
 (Twice these are the figures for the objective without its 1/2.) `HeldSearch` makes such swaps
 and refits the kept values after each round of them. `ExactSearch` is stronger: it ends where
 no exchange of one kept for one pruned weight improves a row *with all kept values refitted*.
+
+Rows do not interact, so that a trade, which prunes in one and restores in another, changes the
+objective by exactly the cost in the one minus the gain in the other.
 """
 
 from __future__ import annotations
@@ -26,13 +24,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from solvers.host.clock import Deadline
 from solvers.rows.exact import NO_MARGINALS, regular, settled_row
 from solvers.rows.kernels import swap_row
 from solvers.rows.problem import RowProblem
-from solvers.rows.refit import Array, as_count, as_host, namespace, refit, safe_inverse
+from solvers.rows.refit import Array, as_host, as_like, refit, safe_inverse
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -116,7 +115,7 @@ def tolerances(problem: RowProblem) -> Array:
     dtype = str(problem.targets.dtype).removeprefix("torch.")
     energy = ((problem.targets @ problem.gram) * problem.targets).sum(-1)
     terms = (abs(problem.targets) * problem.gram.diagonal() ** 0.5).sum(-1) ** 2
-    share = namespace(energy).maximum(
+    share = array_namespace(energy).maximum(
         TOLERANCE[dtype] * energy.clip(0.0, None), _ROUNDING[dtype] * terms
     )
     return 0.5 * share
@@ -147,7 +146,7 @@ class Restore:
         """At the one-dimensional optimum when compensating, else at the target."""
         curve = 0.5 * safe_inverse(problem.gram.diagonal())
         if compensate:
-            return cls(curve, namespace(curve).zeros_like(problem.targets))
+            return cls(curve, array_namespace(curve).zeros_like(problem.targets))
         return cls(0.0 * curve, problem.targets)
 
 
@@ -181,7 +180,7 @@ class HeldSearch:
         return int(swaps.sum()), rows[swaps > 0] if again else rows[:0]
 
     def marginals(self) -> Marginals:
-        xp = namespace(self.values)
+        xp = array_namespace(self.values)
         infinite = xp.full_like(self.values, float("inf"))
         w, f, slope, diagonal = self.values, self.field, self.restore.slope, self.diagonal
         cost = xp.where(self.mask, w * (0.5 * w * diagonal - f), infinite)
@@ -194,7 +193,7 @@ class HeldSearch:
 
     def trade(self, givers: Integers, prune: Integers, takers: Integers, restore: Integers) -> None:
         givers, prune, takers, restore = (
-            as_count(index, self.values) for index in (givers, prune, takers, restore)
+            as_like(index, self.values, "int64") for index in (givers, prune, takers, restore)
         )
         at = -2.0 * self.field[takers, restore] * self.restore.curve[restore]
         at = at + self.restore.slope[takers, restore]
@@ -206,33 +205,24 @@ class HeldSearch:
         self.mask[takers, restore] = True
 
     def _refit(self, rows: Integers) -> None:
-        at = as_count(rows, self.values)
+        at = as_like(rows, self.values, "int64")
         gram, targets = self.problem.gram, self.problem.targets[at]
         self.values[at] = refit(gram, targets, self.mask[at], self.values[at])
         self.field[at] = (self.values[at] - targets) @ gram
 
     def _swap(self, rows: Integers, deadline: Deadline) -> Integers:
         inputs = self.problem.num_inputs
-        run = self.problem.budget.run(inputs)
+        run, tolerance = self.problem.counts.run(inputs), self.tolerance
         together = max(1, int(_READS_PER_LOOK / (1.0 + inputs * run)))
 
         def swap(row: int) -> int:
             slope, at = self.restore.slope[row], np.zeros(1, np.int64)
+            state = self.problem.gram, self.values[row], self.field[row], self.mask[row]
             cost = np.where(self.mask[row], np.inf, 0.5 * slope * slope * self.diagonal)
             swaps, made = 0, together
             while made == together and not deadline.passed:
                 made = swap_row(
-                    self.problem.gram,
-                    self.values[row],
-                    self.field[row],
-                    self.mask[row],
-                    self.restore.curve,
-                    slope,
-                    cost,
-                    run,
-                    self.tolerance[row],
-                    together,
-                    at,
+                    *state, self.restore.curve, slope, cost, run, tolerance[row], together, at
                 )
                 swaps += made
             return swaps
@@ -241,10 +231,10 @@ class HeldSearch:
 
 
 class ExactSearch:
-    """Swaps and oscillations with all kept values refitted, from each row's tableau (numba)."""
+    """Swaps with all kept values refitted, from each row's tableau (numba)."""
 
     def __init__(
-        self, problem: RowProblem, mask: Array, values: Array, depth: int, num_threads: int = 1
+        self, problem: RowProblem, mask: Array, values: Array, num_threads: int = 1
     ) -> None:
         self.problem = problem
         self.mask = mask | False
@@ -253,11 +243,10 @@ class ExactSearch:
         self.threshold = float(self.tolerance.max()) if problem.num_rows else 0.0
         self._gram = regular(problem.gram)
         self._marginals = [NO_MARGINALS] * problem.num_rows
-        self._depth = depth
         self._threads = num_threads
 
     def settle(self, rows: Integers, deadline: Deadline) -> tuple[int, Integers]:
-        run = self.problem.budget.run(self.problem.num_inputs)
+        targets, run = self.problem.targets, self.problem.counts.run(self.problem.num_inputs)
         left: list[int] = []
 
         def settle_row(row: int) -> int:
@@ -265,13 +254,7 @@ class ExactSearch:
                 left.append(row)
                 return 0
             swaps, self.values[row], self._marginals[row] = settled_row(
-                self._gram,
-                self.problem.targets[row],
-                self.mask[row],
-                run,
-                self.tolerance[row],
-                self._depth,
-                deadline,
+                self._gram, targets[row], self.mask[row], run, self.tolerance[row], deadline
             )
             return swaps
 

@@ -2,7 +2,7 @@
 
 A linear layer with inputs X and weights W (one output a row) is asked to keep its outputs:
 sum over rows r of 1/2 |(w_r - w0_r) X|^2 = 1/2 (w_r - w0_r)' A (w_r - w0_r) with A = X X'. Every
-row is its own quadratic, all share A, and a `Budget` says how many weights are kept where.
+row is its own quadratic, all share A, and `Counts` say how many weights are kept where.
 `solvers.rows.starts` gives masks to start from, `solvers.rows.search.solve_rows` improves them.
 """
 
@@ -11,56 +11,48 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from array_api_compat import array_namespace, is_torch_array
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import InvalidOptionError, InvalidProblemError
 from solvers.problem.problem import QuadraticProblem
 from solvers.problem.quadratic import Dense
-from solvers.rows.counts import Budget, LayerBudget
-from solvers.rows.refit import (
-    Array,
-    as_bool,
-    as_double,
-    as_float,
-    as_host,
-    is_tensor,
-    namespace,
-    objectives,
-)
+from solvers.rows.counts import Counts
+from solvers.rows.refit import Array, as_host, as_like, objectives
 
 
 @dataclass(frozen=True, eq=False)
 class RowProblem:
-    """Minimise sum_r 1/2 (w_r - w0_r)' A (w_r - w0_r) over masks within ``budget`` (and values).
+    """Minimise sum_r 1/2 (w_r - w0_r)' A (w_r - w0_r) over masks of these ``counts`` (and values).
 
     Args:
         gram: A = X X', shape (inputs, inputs), positive semidefinite. A numpy array is solved
             on the host in float64, a torch tensor on its device in its dtype.
         targets: w0, shape (rows, inputs).
-        budget: `RowBudget`, `LayerBudget` or `NofM`.
+        counts: of the weights kept.
 
     Raises:
         InvalidProblemError: shapes disagree, an entry is not finite, A is not symmetric or has
-            a negative diagonal entry, or the budget does not fit.
+            a negative diagonal entry, or the counts do not fit.
 
     Example:
-        >>> from solvers.rows.counts import RowBudget
+        >>> from solvers.rows.counts import Counts
         >>> gram, targets = np.diag([1.0, 9.0, 4.0]), np.array([[3.0, 2.0, 1.0]])
-        >>> problem = RowProblem(gram, targets, RowBudget(1))
+        >>> problem = RowProblem(gram, targets, Counts([1]))
         >>> problem.objectives(np.array([[3.0, 0.0, 0.0]])).tolist()
         [20.0]
     """
 
     gram: Array
     targets: Array
-    budget: Budget
+    counts: Counts
 
     def __post_init__(self) -> None:
-        if not is_tensor(self.gram):
+        if not is_torch_array(self.gram):
             object.__setattr__(self, "gram", np.ascontiguousarray(self.gram, dtype=np.float64))
             object.__setattr__(self, "targets", np.ascontiguousarray(self.targets, np.float64))
         _check_arrays(self.gram, self.targets)
-        self.budget.check(self.num_rows, self.num_inputs)
+        self.counts.check(self.num_rows, self.num_inputs)
 
     @property
     def num_rows(self) -> int:
@@ -78,34 +70,31 @@ class RowProblem:
 
         to = {"device": torch.device(device), "dtype": getattr(torch, dtype)}
         return RowProblem(
-            torch.as_tensor(self.gram).to(**to), torch.as_tensor(self.targets).to(**to), self.budget
+            torch.as_tensor(self.gram).to(**to), torch.as_tensor(self.targets).to(**to), self.counts
         )
 
     def objectives(self, values: Array) -> Array:
         """1/2 (w - w0)' A (w - w0) of every row of ``values``, in float64, shape (rows,)."""
-        return objectives(as_double(self.gram), as_double(self.targets), as_double(values))
+        return objectives(
+            *(as_like(a, self.gram, "float64") for a in (self.gram, self.targets, values))
+        )
 
     def checked_mask(self, mask: ArrayLike) -> Array:
         """A copy of ``mask`` as booleans where the problem is.
 
         Raises:
-            InvalidOptionError: its shape is not the problem's, or its counts are not the
-                budget's.
+            InvalidOptionError: its shape or its counts are not the problem's.
         """
-        if tuple(np.shape(mask)) != tuple(self.targets.shape):
-            raise InvalidOptionError(
-                f"the mask has shape {tuple(np.shape(mask))}, the targets "
-                f"{tuple(self.targets.shape)}"
-            )
-        own = as_bool(mask, self.targets) | False
-        has = self.budget.kept(own)
-        wants = self.budget.wanted(self.num_rows, self.num_inputs)
+        self._check_shape("mask has", mask)
+        own = as_like(mask, self.targets, "bool") | False
+        has = self.counts.of(own)
+        wants = self.counts.wanted(self.num_rows, self.num_inputs)
         wrong = np.argwhere(has != wants)
         if wrong.size:
             where = tuple(wrong[0].tolist())
             raise InvalidOptionError(
-                f"the mask keeps {has[where]} weights where the budget keeps {wants[where]} "
-                f"(count {where} of {self.budget})"
+                f"the mask keeps {has[where]} weights where the problem keeps "
+                f"{wants[where]} (count {where} of {self.counts})"
             )
         return own
 
@@ -115,15 +104,16 @@ class RowProblem:
         Raises:
             InvalidOptionError: its shape is not the problem's, or an entry is not finite.
         """
-        if tuple(np.shape(values)) != tuple(self.targets.shape):
-            raise InvalidOptionError(
-                f"the values have shape {tuple(np.shape(values))}, the targets "
-                f"{tuple(self.targets.shape)}"
-            )
-        own = as_float(values, self.targets) + 0.0
-        if not bool(namespace(own).isfinite(own).all()):
+        self._check_shape("values have", values)
+        own = as_like(values, self.targets) + 0.0
+        if not bool(array_namespace(own).isfinite(own).all()):
             raise InvalidOptionError("the values have an entry that is not finite")
         return own
+
+    def _check_shape(self, what: str, array: ArrayLike) -> None:
+        has, wants = tuple(np.shape(array)), tuple(self.targets.shape)
+        if has != wants:
+            raise InvalidOptionError(f"the {what} shape {has}, the targets {wants}")
 
     def row_as_problem(self, row: int, kept: int | None = None) -> QuadraticProblem:
         """Row ``row`` without compensation, as the problem every other sampler takes.
@@ -133,23 +123,23 @@ class RowProblem:
 
         Args:
             row: which.
-            kept: how many weights it keeps; needed where the budget is the whole layer's.
+            kept: how many weights it keeps; needed where the count is the whole matrix'.
 
         Raises:
-            InvalidProblemError: ``kept`` is missing, or given against the budget's own counts.
+            InvalidProblemError: ``kept`` is missing, or given against the problem's own counts.
         """
         inputs = self.num_inputs
-        run = self.budget.run(inputs)
-        if isinstance(self.budget, LayerBudget) is (kept is None):
+        run = self.counts.run(inputs)
+        if self.counts.trades is (kept is None):
             raise InvalidProblemError(
-                "kept must be given exactly where the budget is the whole layer's"
+                "kept must be given exactly where the count is the whole matrix'"
             )
         if kept is None:
-            counts = np.ravel(self.budget.wanted(self.num_rows, inputs)[row])
+            counts = np.ravel(self.counts.wanted(self.num_rows, inputs)[row])
         else:
             counts = np.array([kept])
-        w0 = as_host(as_double(self.targets[row]))
-        matrix = as_host(as_double(self.gram)) * w0[:, None] * w0
+        w0 = as_host(self.targets[row]).astype(np.float64)
+        matrix = as_host(self.gram).astype(np.float64) * w0[:, None] * w0
         return QuadraticProblem(
             np.zeros(inputs),
             Dense(0.5 * (matrix + matrix.T)),
@@ -167,8 +157,8 @@ class RowSolution:
         values: the weights, exactly 0 where pruned, same shape.
         objectives: 1/2 (w - w0)' A (w - w0) of every row, float64, shape (rows,).
         start: the same for the start, after its refit where values may move.
-        swaps: exchanges of a kept for a pruned weight inside a row, and oscillations that paid.
-        trades: exchanges between rows (layer budgets only).
+        swaps: exchanges of a kept for a pruned weight inside a row.
+        trades: exchanges between rows (where the matrix has one count).
         rounds: rounds of swaps and refit.
         finished: False where a limit ended the search before no move improved.
     """
@@ -189,8 +179,8 @@ class RowSolution:
 
 
 def _check_arrays(gram: Array, targets: Array) -> None:
-    xp = namespace(gram)
-    if is_tensor(gram) is not is_tensor(targets):
+    xp = array_namespace(gram)
+    if is_torch_array(gram) is not is_torch_array(targets):
         raise InvalidProblemError("gram and targets must both be numpy arrays or both tensors")
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise InvalidProblemError(f"gram must be square, not of shape {tuple(gram.shape)}")

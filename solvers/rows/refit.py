@@ -1,18 +1,15 @@
-"""Operations that numpy arrays and torch tensors spell differently.
+"""The best values on a given support, for all rows at once: conjugate gradients.
 
-The row code runs on a host in numpy (float64) or on a device in torch. It is written
-once, in the operations that both spell alike.
-
-The best values on a given support, for all rows at once: conjugate gradients.
+The row code runs on a host in numpy (float64) or on a device in torch. It is written once, in
+operations that both spell alike; `array_api_compat` gives the functions of an array's library.
 """
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, device, is_torch_array
 
 #: A numpy array or a torch tensor.
 Array = Any
@@ -21,63 +18,32 @@ Array = Any
 _MANY_ROWS = 64
 
 
-def is_tensor(array: Array) -> bool:
-    """True for a torch tensor; does not import torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
-
-
-def namespace(array: Array) -> ModuleType:
-    """The module, numpy or torch, whose functions take ``array``."""
-    return sys.modules["torch"] if is_tensor(array) else np
-
-
 def nth_smallest(array: Array, at: Array) -> Array:
     """The ``at[r]``-th smallest entry (from 0) of every row of ``array``, shape (rows,).
 
-    For few different ``at``, rows are partitioned, which is far cheaper than sorting.
+    One ``at``, of shape (1,), holds for all rows. For few different ones, rows are partitioned,
+    which is far cheaper than sorting.
     """
     places = np.unique(as_host(at))
-    if is_tensor(array):
+    if is_torch_array(array):
         # A device selects in all rows at once; one long row it sorts far faster.
         if len(places) == 1 and len(array) >= _MANY_ROWS:
             return array.kthvalue(int(places[0]) + 1, dim=-1).values
-        return array.sort(dim=-1).values.gather(-1, at[:, None])[:, 0]
+        return array.sort(dim=-1).values.gather(-1, at.expand(len(array))[:, None])[:, 0]
     parted = np.partition(array, places, -1) if len(places) < 8 else np.sort(array, axis=-1)
     return np.take_along_axis(parted, at[:, None], -1)[:, 0]
 
 
-def as_float(array: Array, like: Array) -> Array:
-    """``array`` in the dtype and on the device of ``like``."""
-    if is_tensor(like):
-        return namespace(like).as_tensor(array, dtype=like.dtype, device=like.device)
-    return np.asarray(array, dtype=like.dtype)
-
-
-def as_bool(array: Array, like: Array) -> Array:
-    """``array`` as booleans, on the device of ``like``."""
-    if is_tensor(like):
-        torch = namespace(like)
-        return torch.as_tensor(array, dtype=torch.bool, device=like.device)
-    return np.asarray(array, dtype=bool)
-
-
-def as_double(array: Array) -> Array:
-    """``array`` in float64, where it is."""
-    return array.double() if is_tensor(array) else np.asarray(array, dtype=np.float64)
-
-
-def as_count(array: Array, like: Array) -> Array:
-    """``array`` as int64, on the device of ``like``."""
-    if is_tensor(like):
-        torch = namespace(like)
-        return torch.as_tensor(array, dtype=torch.int64, device=like.device)
-    return np.asarray(array, dtype=np.int64)
+def as_like(array: Array, like: Array, dtype: str | None = None) -> Array:
+    """``array`` on the device of ``like``, in its dtype or the one named."""
+    xp = array_namespace(like)
+    dtype = like.dtype if dtype is None else getattr(xp, dtype)
+    return xp.asarray(array, dtype=dtype, device=device(like))
 
 
 def as_host(array: Array) -> np.ndarray:
     """``array`` in numpy."""
-    return array.detach().cpu().numpy() if is_tensor(array) else np.asarray(array)
+    return array.detach().cpu().numpy() if is_torch_array(array) else np.asarray(array)
 
 
 # Share of the start's residual at which a row has converged: smaller ones are rounding.
@@ -93,7 +59,7 @@ SHRINK = 0.75
 def safe_inverse(diagonal: Array) -> Array:
     """1 / diagonal, and 0 where the diagonal is 0 (an input that never fires) or next to it."""
     positive = diagonal > SMALLEST[str(diagonal.dtype).removeprefix("torch.")]
-    xp = namespace(diagonal)
+    xp = array_namespace(diagonal)
     ones = xp.ones_like(diagonal)
     return xp.where(positive, 1.0 / xp.where(positive, diagonal, ones), 0.0 * ones)
 
@@ -128,13 +94,13 @@ def refit(
     inverse = safe_inverse(gram.diagonal())
     small = CONVERGED[str(gram.dtype).removeprefix("torch.")]
     stop = small * ((targets @ gram) * targets).sum(-1)
-    keep = as_float(mask, values)
+    keep = as_like(mask, values)
     start = values * keep
     result = start + 0.0
     residual = ((targets - result) @ gram) * keep
     direction = residual * inverse
     power = (residual * direction).sum(-1)
-    rows = as_count(range(len(targets)), gram)[power > stop]
+    rows = as_like(range(len(targets)), gram, "int64")[power > stop]
     keep, residual, direction, power = keep[rows], residual[rows], direction[rows], power[rows]
     for _ in range(max_iterations):
         if not len(rows):
@@ -152,4 +118,4 @@ def refit(
         direction = scaled + (live * new_power * safe_inverse(power))[:, None] * direction
         power = new_power
     better = objectives(gram, targets, result) <= objectives(gram, targets, start)
-    return namespace(gram).where(better[:, None], result, start)
+    return array_namespace(gram).where(better[:, None], result, start)

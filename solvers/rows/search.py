@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from array_api_compat import is_torch_array
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import InvalidOptionError
 from solvers.host.clock import Deadline, running
 from solvers.rows.moves import ExactSearch, HeldSearch, Search, match
 from solvers.rows.problem import RowProblem, RowSolution
-from solvers.rows.refit import Array, as_host, is_tensor, refit
+from solvers.rows.refit import Array, as_host, refit
 from solvers.sampler import positive_int
 
 # Beyond this many inputs a row's tableau (inputs^2 float64, and inputs^3 to build it) costs more
@@ -24,25 +25,24 @@ def solve_rows(
     values: ArrayLike | None = None,
     compensate: bool = True,
     exact: bool | None = None,
-    depth: int = 4,
     max_rounds: int = 200,
     time_limit: float | None = None,
     num_threads: int = 1,
 ) -> RowSolution:
     """Improve ``mask`` (and values) until no swap in a row and no trade between rows helps.
 
-    Deterministic; the result does not depend on ``num_threads``.
+    Deterministic; the result does not depend on ``num_threads``. Of rows of 20 inputs, refitted,
+    the result from ADMM's start is about 2 % above the proven optimum, and the best one from all
+    four starts 1 %. (Oscillation beyond the counts reduced the error of layers of 128 x 256
+    weights by 0.3 % at most, in up to twice the time, and is not done.)
 
     Args:
         problem: the rows; torch tensors are solved on their device.
-        mask: a start with the budget's exact counts; see `solvers.rows.starts`.
+        mask: a start with the problem's exact counts; see `solvers.rows.starts`.
         values: values to start from (default: the targets); refitted first.
         compensate: move the kept values to their best; False holds them at the targets.
         exact: make swaps that account for the refit of all kept values (host only). None:
             where that costs little, on the host up to `EXACT_INPUTS` inputs.
-        depth: with exact swaps, weights that an oscillation (some more, then as many fewer)
-            goes beyond the counts to leave a local optimum; 0 for swaps alone. Time grows with
-            it, steadily better results too.
         max_rounds: rounds of swaps, trades and refit at most.
         time_limit: seconds. An interrupt, too, ends with the best so far.
         num_threads: the rows are shared among this many threads.
@@ -51,13 +51,13 @@ def solve_rows(
         A mask with the same exact counts, and an objective no worse than the start's.
 
     Raises:
-        InvalidOptionError: the mask does not have the budget's counts, or an option makes no
+        InvalidOptionError: the mask does not have the problem's counts, or an option makes no
             sense.
 
     Example:
-        >>> from solvers.rows.counts import RowBudget
+        >>> from solvers.rows.counts import Counts
         >>> from solvers.rows.starts import magnitude
-        >>> problem = RowProblem(np.diag([1.0, 4.0, 9.0]), [[3.0, 2.0, 1.0]], RowBudget(2))
+        >>> problem = RowProblem(np.diag([1.0, 4.0, 9.0]), [[3.0, 2.0, 1.0]], Counts([2]))
         >>> found = solve_rows(problem, mask=magnitude(problem).mask)
         >>> found.mask.tolist(), found.objective
         ([[True, True, False]], 4.5)
@@ -69,7 +69,7 @@ def solve_rows(
     with running(time_limit) as deadline:
         if compensate:
             start = refit(problem.gram, problem.targets, start_mask, start)
-        search = _search(problem, start_mask, start, compensate, exact, depth, num_threads)
+        search = _search(problem, start_mask, start, compensate, exact, num_threads)
         return _improved(problem, start_mask, start, search, compensate, max_rounds, deadline)
 
 
@@ -90,7 +90,7 @@ def _improved(
         made, rows = search.settle(rows, deadline)
         swaps += made
         # Rows come last, so that every row ends where none of its swaps improves.
-        if problem.budget.trades and rounds < max_rounds and not deadline.passed:
+        if problem.counts.trades and rounds < max_rounds and not deadline.passed:
             traded = _trade(search, search.threshold)
             trades += traded.size // 2
             rows = np.union1d(rows, traded)
@@ -109,13 +109,10 @@ def _search(
     values: Array,
     compensate: bool,
     exact: bool | None,
-    depth: int,
     num_threads: int,
 ) -> Search:
     threads = positive_int("num_threads", num_threads)
-    if depth < 0:
-        raise InvalidOptionError(f"depth must be at least 0, not {depth!r}")
-    on_device = is_tensor(problem.gram)
+    on_device = is_torch_array(problem.gram)
     if exact and (on_device or not compensate):
         raise InvalidOptionError(
             "exact swaps refit values on the host: pass numpy arrays and compensate=True"
@@ -125,7 +122,7 @@ def _search(
 
         return TorchSearch(problem, mask, values, compensate)
     if exact or (exact is None and compensate and problem.num_inputs <= EXACT_INPUTS):
-        return ExactSearch(problem, mask, values, depth, threads)
+        return ExactSearch(problem, mask, values, threads)
     return HeldSearch(problem, mask, values, compensate, threads)
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from array_api_compat import array_namespace, is_torch_array
 
 from solvers.rows.problem import RowProblem
-from solvers.rows.refit import Array, as_float, is_tensor, namespace
+from solvers.rows.refit import Array, as_like
 
 
 class Start(NamedTuple):
@@ -26,8 +27,8 @@ def magnitude(problem: RowProblem) -> Start:
     """Keep the largest |w0|.
 
     Example:
-        >>> from solvers.rows.counts import RowBudget
-        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> from solvers.rows.counts import Counts
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], Counts([1]))
         >>> magnitude(problem).mask.tolist()
         [[True, False]]
     """
@@ -38,8 +39,8 @@ def wanda(problem: RowProblem) -> Start:
     """Keep the largest |w0_i| |X_i| = |w0_i| sqrt(A_ii) (Sun et al. 2023, arXiv 2306.11695).
 
     Example:
-        >>> from solvers.rows.counts import RowBudget
-        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> from solvers.rows.counts import Counts
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], Counts([1]))
         >>> wanda(problem).mask.tolist()
         [[False, True]]
     """
@@ -60,19 +61,19 @@ def obs_sweep(problem: RowProblem, *, damping: float = 0.01, block: int = 128) -
         block: inputs chosen together (N:M structures choose run by run).
 
     Example:
-        >>> from solvers.rows.counts import RowBudget
-        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> from solvers.rows.counts import Counts
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], Counts([1]))
         >>> obs_sweep(problem).mask.tolist()
         [[False, True]]
     """
-    xp = namespace(problem.gram)
+    xp = array_namespace(problem.gram)
     targets, inputs = problem.targets, problem.num_inputs
     upper = _inverse_factor(problem.gram, damping)
-    values = as_float(targets, targets) + 0.0
+    values = targets + 0.0
     values[:, problem.gram.diagonal() <= 0] = 0.0
     mask = xp.zeros_like(values) > 0
-    run = problem.budget.run(inputs)
-    width = min(run, block)
+    run = problem.counts.run(inputs)
+    width = run if run < inputs else min(inputs, block)
     block = width * max(1, block // width)
     for first in range(0, inputs, block):
         last = min(first + block, inputs)
@@ -80,7 +81,7 @@ def obs_sweep(problem: RowProblem, *, damping: float = 0.01, block: int = 128) -
         for start in range(first, last, width):
             stop = min(start + width, last)
             scores = (values[:, start:stop] / upper.diagonal()[start:stop]) ** 2
-            mask[:, start:stop] = problem.budget.select_block(scores, start, inputs)
+            mask[:, start:stop] = problem.counts.select(scores, start, inputs)
             for c in range(start, stop):
                 error = (values[:, c] / upper[c, c]) * ~mask[:, c]
                 values[:, c:last] -= error[:, None] * upper[c, c:last]
@@ -107,12 +108,12 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
         max_iterations: rounds at most.
 
     Example:
-        >>> from solvers.rows.counts import RowBudget
-        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], RowBudget(1))
+        >>> from solvers.rows.counts import Counts
+        >>> problem = RowProblem(np.diag([1.0, 4.0]), [[3.0, 2.0]], Counts([1]))
         >>> admm(problem).mask.tolist()
         [[False, True]]
     """
-    xp = namespace(problem.gram)
+    xp = array_namespace(problem.gram)
     diagonal = problem.gram.diagonal()
     diagonal = diagonal + damping * diagonal.mean() + 1e-30
     scale = diagonal**0.5
@@ -122,12 +123,12 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
     targets = problem.targets * scale
     pull = targets @ scaled
     sparse, dual = targets, xp.zeros_like(targets)
-    mask = last = problem.budget.select(abs(targets))
+    mask = last = problem.counts.select(abs(targets))
     kept = max(1, int(mask.sum()))
     rho = 0.1
     for iteration in range(1, max_iterations + 1):
         values = damped(pull - dual + rho * sparse, rho)
-        mask = problem.budget.select(abs(values + dual / rho))
+        mask = problem.counts.select(abs(values + dual / rho))
         sparse = (values + dual / rho) * mask
         dual = dual + rho * (values - sparse)
         if iteration % 3 == 0:
@@ -140,7 +141,7 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
 
 
 def _original(problem: RowProblem, scores: Array) -> Start:
-    mask = problem.budget.select(scores)
+    mask = problem.counts.select(scores)
     return Start(mask, problem.targets * mask)
 
 
@@ -150,10 +151,10 @@ def _damped_inverse(gram: Array) -> Callable[[Array, float], Array]:
     On a host eigenvectors serve every rho. On a device they take as long as hundreds of inverses,
     so that those are cheaper.
     """
-    if not is_tensor(gram):
+    if not is_torch_array(gram):
         eigenvalues, basis = np.linalg.eigh(gram)
         return lambda right, rho: (right @ basis / (eigenvalues + rho)) @ basis.T
-    xp = namespace(gram)
+    xp = array_namespace(gram)
     inverses: dict[float, Array] = {}
 
     def times(right: Array, rho: float) -> Array:
@@ -173,11 +174,8 @@ def _shifted(gram: Array, shift: float) -> Array:
 
 def _inverse_factor(gram: Array, damping: float) -> Array:
     """The upper Cholesky factor U of the damped inverse: (A + damping)^-1 = U' U."""
-    xp = namespace(gram)
+    xp = array_namespace(gram)
     diagonal = gram.diagonal()
-    dead = as_float(diagonal <= 0, gram)
+    dead = as_like(diagonal <= 0, gram)
     damped = gram + xp.diag(damping * diagonal.mean() + dead)
     return xp.linalg.cholesky(xp.linalg.inv(damped)).T
-
-
-__all__ = ["Start", "admm", "magnitude", "obs_sweep", "wanda"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from solvers.host.clock import Deadline
-from solvers.options import Positive, Sweeps, Whole
+from solvers.options import Whole
 from solvers.problem.parts import reduced
 from solvers.problem.problem import Floats, QuadraticProblem
 from solvers.problem.solution import Solution
@@ -17,7 +16,7 @@ from solvers.sampler import States
 from solvers.search.forms import Form, cheapest, forms_for
 from solvers.search.kernels.layout import Layout, search_dtype
 from solvers.search.runs import Limits, Read, ReadOptions, improve_with_restarts, search, starts
-from solvers.search.temperatures import temperatures_for
+from solvers.search.temperatures import ScheduleOptions
 from solvers.search.timed import TimedSampler
 
 # One step of a walk: about ten milliseconds. Fixed numbers, not a measured time, so that the steps,
@@ -29,28 +28,14 @@ _MOVES_PER_REFRESH = 32
 _QUENCH_SWEEPS = 5
 _POOL_SIZE = 16
 _REHEAT = 0.9
-# With a time limit alone: reads of each length before the length doubles.
-_READS_PER_LENGTH = 2
-_MOST_SWEEPS = 1_000_000
 
 
-class AnnealingOptions(ReadOptions):
+class AnnealingOptions(ScheduleOptions, ReadOptions):
     """Options of `SwapAnnealing`."""
 
-    num_sweeps: Sweeps = Field(
-        default=1000,
-        description="temperatures, one sweep each (default 1000; growing with a time limit)",
-    )
     num_restarts: Whole = Field(
         default=0,
         description="further anneals in a read: crossings of its best states (default 0)",
-    )
-    beta_range: tuple[Positive, Positive] | None = Field(
-        default=None,
-        description="first and last inverse temperature (default: from the problem)",
-    )
-    schedule: Literal["geometric", "linear"] = Field(
-        default="geometric", description="temperatures in between: geometric (default) or linear"
     )
 
 
@@ -87,13 +72,8 @@ class SwapAnnealing(TimedSampler):
         quenched = _quenched(forms[-1], layout.sorted(state), random, deadline)
         near = layout.unsorted(quenched)
 
-        def temperatures(index: int) -> Floats:
-            return temperatures_for(
-                problem, near, _sweeps(asked, limits, index), asked.beta_range, asked.schedule
-            )
-
         def walk(read: Read, index: int) -> Iterator[None]:
-            schedule = temperatures(index)
+            schedule = asked.temperatures(problem, near, index)
 
             def improve(read: Read, crossing: bool) -> Iterator[None]:
                 hottest = _crossing_start(schedule) if crossing else np.inf
@@ -103,7 +83,7 @@ class SwapAnnealing(TimedSampler):
                 layout, read, improve, asked.num_restarts, _POOL_SIZE, limits.target
             )
 
-        first = temperatures(0)
+        first = asked.temperatures(problem, near, 0)
         solution = search(
             layout,
             starts(problem, asked.seed, given, limits.num_reads),
@@ -112,14 +92,6 @@ class SwapAnnealing(TimedSampler):
             {"beta_range": [float(1 / first[0]), float(1 / first[-1])]},
         )
         return reduction.lifted(solution)
-
-
-def _sweeps(asked: AnnealingOptions, limits: Limits, index: int) -> int:
-    """Sweeps of one read: where reads have no end they grow, unless their number was given."""
-    if limits.num_reads is not None or "num_sweeps" in asked.model_fields_set:
-        return asked.num_sweeps
-    grown = asked.num_sweeps << (index // _READS_PER_LENGTH).bit_length()
-    return min(grown, _MOST_SWEEPS)
 
 
 def anneal_steps(forms: Sequence[Form], read: Read, temperatures: Floats) -> Iterator[None]:

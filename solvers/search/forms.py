@@ -104,15 +104,9 @@ class FlipFields(Form):
         return self.row
 
     def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        matrix, half = self.layout.matrix, self.layout.half
         flip_metropolis(
-            self.layout.matrix,
-            kept,
-            self.layout.half,
-            read.x,
-            temperatures,
-            read.random,
-            read.best,
-            read.tally,
+            matrix, kept, half, read.x, temperatures, read.random, read.best, read.tally
         )
 
 
@@ -128,16 +122,9 @@ class SwapFields(Form):
         return 2 * self.row
 
     def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        matrix, half, starts = self.layout.matrix, self.layout.half, self.layout.starts
         swap_metropolis(
-            self.layout.matrix,
-            kept,
-            self.layout.half,
-            read.x,
-            self.layout.starts,
-            temperatures,
-            read.random,
-            read.best,
-            read.tally,
+            matrix, kept, half, read.x, starts, temperatures, read.random, read.best, read.tally
         )
 
 
@@ -168,19 +155,11 @@ class SwapRows(SwapFields):
         return scan / min(1.0, self._proposals_per_row * max(acceptance, 1e-9)) + self.move
 
     def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
+        matrix, half, starts = self.layout.matrix, self.layout.half, self.layout.starts
+        places, scores = arranged(read.x, starts), np.empty_like(half)
+        fields, found = (matrix, kept, half), (read.best, read.tally)
         swap_heat_bath(
-            self.layout.matrix,
-            kept,
-            self.layout.half,
-            read.x,
-            self.layout.starts,
-            arranged(read.x, self.layout.starts),
-            temperatures,
-            read.random,
-            GUMBELS,
-            read.best,
-            read.tally,
-            np.empty(read.x.size, dtype=self.layout.dtype),
+            *fields, read.x, starts, places, temperatures, read.random, GUMBELS, *found, scores
         )
 
 
@@ -199,17 +178,9 @@ class FactorFlips(Form):
         return 5.0 + 0.05 * self.layout.factor.shape[1]
 
     def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
-        lowrank_flip_metropolis(
-            self.layout.factor,
-            self.layout.linear,
-            self.layout.half,
-            kept,
-            read.x,
-            temperatures,
-            read.random,
-            read.best,
-            read.tally,
-        )
+        factor, linear, half = self.layout.factor, self.layout.linear, self.layout.half
+        found = read.random, read.best, read.tally
+        lowrank_flip_metropolis(factor, linear, half, kept, read.x, temperatures, *found)
 
 
 class FactorSwaps(FactorFlips):
@@ -224,17 +195,9 @@ class FactorSwaps(FactorFlips):
         return 10.0 + 0.3 * self.layout.factor.shape[1]
 
     def _run(self, read: Read, kept: Reals, temperatures: Reals) -> None:
-        lowrank_swap_metropolis(
-            self.layout.factor,
-            self.layout.linear,
-            kept,
-            read.x,
-            self.layout.starts,
-            temperatures,
-            read.random,
-            read.best,
-            read.tally,
-        )
+        factor, linear, starts = self.layout.factor, self.layout.linear, self.layout.starts
+        found = read.random, read.best, read.tally
+        lowrank_swap_metropolis(factor, linear, kept, read.x, starts, temperatures, *found)
 
 
 def forms_for(layout: Layout, deadline: Deadline | None = None) -> Sequence[Form]:

@@ -158,37 +158,9 @@ class _Tabu:
     ) -> None:
         layout = self.layout
         spread = max(1, min(_SPREAD, read.x.size // 4))
+        start = (layout.matrix, field, layout.half, read.x)
+        end = (moves, read.goal, read.random, read.best, read.tally, scores)
         if layout.problem.groups is None:
-            flip_tabu(
-                layout.matrix,
-                field,
-                layout.half,
-                read.x,
-                until,
-                self.tenure,
-                spread,
-                moves,
-                read.goal,
-                read.random,
-                read.best,
-                read.tally,
-                scores,
-            )
+            flip_tabu(*start, until, self.tenure, spread, *end)
         else:
-            swap_tabu(
-                layout.matrix,
-                field,
-                layout.half,
-                read.x,
-                layout.starts,
-                until,
-                self.tenure,
-                spread,
-                _CANDIDATES,
-                moves,
-                read.goal,
-                read.random,
-                read.best,
-                read.tally,
-                scores,
-            )
+            swap_tabu(*start, layout.starts, until, self.tenure, spread, _CANDIDATES, *end)

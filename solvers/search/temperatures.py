@@ -1,13 +1,14 @@
-"""Temperatures of an annealing run: estimated from the problem, or given as ``beta_range``."""
+"""Temperatures of an annealing run: estimated from the problem, or given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from solvers.errors import InvalidOptionError
+from solvers.options import Positive, SamplerOptions, Sweeps
 from solvers.problem.problem import Floats, QuadraticProblem
 
 # Measured on pruning blocks, OR-Library, gka and G-set problems (`benchmarks/solvers_local.py`):
@@ -18,48 +19,46 @@ _COLD_SHARE_OF_SMALL_SWAP = 1 / 2
 _SMALL = 0.05
 _SAMPLED_ROWS = 64
 
-SCHEDULES = {"geometric": np.geomspace, "linear": np.linspace}
+# With a time limit alone: rounds of reads of each length before the length doubles.
+_ROUNDS_PER_LENGTH = 2
+_MOST_SWEEPS = 1_000_000
 
 
-def temperatures_for(
-    problem: QuadraticProblem,
-    local_minimum: NDArray[np.int8],
-    num_sweeps: int,
-    beta_range: Sequence[float] | None,
-    schedule: str,
-) -> Floats:
-    """One temperature per sweep, hot to cold, shape (num_sweeps,).
+class ScheduleOptions(SamplerOptions):
+    """Options of samplers that anneal."""
 
-    Args:
-        problem: gives the scale of E.
-        local_minimum: a state near a local minimum, shape (n,): the barriers around it decide.
-        num_sweeps: number of temperatures.
-        beta_range: first and last inverse temperature, in units of 1 / E; None estimates them.
-        schedule: "geometric" or "linear" between the two.
-
-    Raises:
-        InvalidOptionError: ``beta_range`` is not two positive numbers, or an unknown schedule.
-    """
-    if schedule not in SCHEDULES:
-        raise InvalidOptionError(
-            f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}"
-        )
-    hot, cold = (
-        _range_at(problem, local_minimum) if beta_range is None else _checked_range(beta_range)
+    num_sweeps: Sweeps = Field(
+        default=1000,
+        description="temperatures, one sweep each (default 1000; growing with a time limit)",
     )
-    return SCHEDULES[schedule](hot, cold, num_sweeps)
+    beta_range: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="first and last inverse temperature (default: from the problem)",
+    )
+    schedule: Literal["geometric", "linear"] = Field(
+        default="geometric", description="temperatures in between: geometric (default) or linear"
+    )
 
+    def temperatures(
+        self, problem: QuadraticProblem, local_minimum: NDArray[np.int8], index: int
+    ) -> Floats:
+        """One temperature per sweep, hot to cold, shape (sweeps,).
 
-def _checked_range(beta_range: Sequence[float]) -> tuple[float, float]:
-    try:
-        first, last = (float(beta) for beta in beta_range)
-    except (TypeError, ValueError):
-        first = last = -1.0
-    if not (0 < first < np.inf and 0 < last < np.inf):
-        raise InvalidOptionError(
-            f"beta_range must be two positive inverse temperatures, not {beta_range!r}"
-        )
-    return 1 / first, 1 / last
+        Args:
+            problem: gives the scale of E.
+            local_minimum: a state near a local minimum, shape (n,): the barriers around it decide.
+            index: of the round of reads. Where these have no end sweeps grow, unless their number
+                was given.
+        """
+        sweeps = self.num_sweeps
+        if self.reads(1) is None and "num_sweeps" not in self.model_fields_set:
+            grown = sweeps << (index // _ROUNDS_PER_LENGTH).bit_length()
+            sweeps = min(grown, _MOST_SWEEPS)
+        if self.beta_range is None:
+            hot, cold = _range_at(problem, local_minimum)
+        else:
+            hot, cold = (1 / float(beta) for beta in self.beta_range)
+        return (np.geomspace if self.schedule == "geometric" else np.linspace)(hot, cold, sweeps)
 
 
 def _range_at(problem: QuadraticProblem, x: NDArray[np.int8]) -> tuple[float, float]:

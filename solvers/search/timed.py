@@ -79,18 +79,8 @@ def _swaps(layout: Layout, x: NDArray[np.int8], deadline: Deadline) -> bool:
     while cursor[2] < x.size:
         if deadline.passed:
             return False
-        swap_descent(
-            layout.matrix,
-            field,
-            layout.half,
-            x,
-            layout.starts,
-            unused,
-            GUMBELS,
-            scores,
-            most,
-            cursor,
-        )
+        fields = (layout.matrix, field, layout.half)
+        swap_descent(*fields, x, layout.starts, unused, GUMBELS, scores, most, cursor)
     return True
 
 

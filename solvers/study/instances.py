@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +18,7 @@ from pydantic import Field
 from solvers.errors import StudyError
 from solvers.formats.contents import stem
 from solvers.formats.files import read_problem, with_counts
+from solvers.host.disk import read_json
 from solvers.host.machine import require_memory
 from solvers.host.ranges import Count, Number, Pair, checked, quoted
 from solvers.problem.problem import QuadraticProblem
@@ -257,9 +257,9 @@ def _folder(path: Path, read: Callable[..., Iterator[Instance]]) -> Iterator[Ins
     whole = (path / BLOCKS).read_bytes().rpartition(b"\n")[0]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            about = dict(json.loads(line))
+            about = dict(read_json(line))
             name = Path(about["file"]).name
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise StudyError(f"{path / BLOCKS}, line {number}: not a recorded block") from error
         if name != about["file"] or name in ("", ".."):
             raise StudyError(

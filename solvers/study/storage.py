@@ -10,9 +10,6 @@ Checks of the record and rows in a study's folder, as `solvers.study.compare` wr
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from solvers.errors import StudyFolderError
-from solvers.host.secrets import without_secrets
+from solvers.errors import StorageError, StudyFolderError
+from solvers.host.disk import LOCK, Disk, read_json, strict_json
 
-STUDY, ROWS, LOCK = "study.json", "rows.jsonl", ".lock"
+STUDY, ROWS = "study.json", "rows.jsonl"
+_DISK = Disk()
 #: Fields of the record that may differ between sessions of one study.
 _SESSIONS = "sessions"
 
@@ -38,8 +36,8 @@ class StudyFolder:
 
     def __init__(self, path: Path, rows: str = ROWS) -> None:
         self.path, self._rows = path, path / rows
-        # Reentrant within this process; the lock is held as long as this object lives.
-        self._lock = FileLock(path / LOCK, blocking=False, is_singleton=True)
+        # Held as long as this object lives; reentrant within this process.
+        self._lock: FileLock | None = None
 
     def begin(self, record: Mapping[str, Any], session: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Begin or continue the study; return the rows so far.
@@ -48,13 +46,13 @@ class StudyFolder:
             StudyFolderError: the folder holds another study (the message names the first
                 difference) or other files, another process uses it, or it cannot be written.
         """
-        plain = json.loads(as_line(record))
+        plain = read_json(strict_json(record))
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             sessions = self._sessions(plain)
-            self._lock.acquire()
+            self._lock = _DISK.lock_of(self.path)
             now = {**plain, _SESSIONS: [*sessions, dict(session)]}
-            _write_whole(self.path / STUDY, as_line(now, indent=1) + "\n")
+            _DISK.write_whole(self.path / STUDY, (strict_json(now, indent=1) + "\n").encode())
             return self._mended()
 
     def _sessions(self, plain: Mapping[str, Any]) -> list[Any]:
@@ -80,10 +78,8 @@ class StudyFolder:
         Raises:
             StudyFolderError: it cannot be written.
         """
-        with _told(self.path), self._rows.open("ab") as file:
-            file.write(as_line(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with _told(self.path):
+            _DISK.append_line(self._rows, strict_json(row), flush=True)
 
     def _mended(self) -> list[dict[str, Any]]:
         """The rows; a last line that is incomplete is cut off."""
@@ -103,10 +99,10 @@ def read_record(path: Path) -> dict[str, Any]:
         StudyFolderError: there is none, or it cannot be read.
     """
     try:
-        return _object(json.loads((path / STUDY).read_bytes()))
+        return _object(read_json((path / STUDY).read_bytes()))
     except FileNotFoundError:
         raise StudyFolderError(f"{path} holds no study: {STUDY} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise StudyFolderError(f"cannot read {path / STUDY}: {error}") from error
 
 
@@ -131,8 +127,8 @@ def whole_lines(data: bytes, name: str) -> tuple[list[dict[str, Any]], int]:
     rows = []
     for number, line in enumerate(data[:end].split(b"\n")[:-1], start=1):
         try:
-            rows.append(_object(json.loads(line)))
-        except (ValueError, RecursionError) as error:
+            rows.append(_object(read_json(line)))
+        except ValueError as error:
             raise StudyFolderError(f"{name}, line {number} is damaged: {error}") from error
     return rows, end
 
@@ -167,23 +163,6 @@ def first_difference(held: Any, asked: Any, where: str = "") -> str:
     return f"its {where} is {_short(held)}, not {_short(asked)}"
 
 
-def as_line(value: Any, indent: int | None = None) -> str:
-    """A line of strict JSON: NaN and infinity become null, secrets are replaced."""
-    return json.dumps(without_secrets(_plain(value)), allow_nan=False, indent=indent)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, int | str) else str(value)
-
-
 def _called(item: Any) -> str:
     names = ("problem", "label", "kind")
     return next((str(item[n]) for n in names if n in item), "") if isinstance(item, dict) else ""
@@ -195,29 +174,21 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except StudyFolderError:
         raise
-    except Timeout as error:
-        raise StudyFolderError(
-            f"another process works on the study in {path}; wait for it, or choose another folder"
-        ) from error
     except OSError as error:
-        raise StudyFolderError(
-            f"cannot use the folder {path}: {error.strerror or error}; choose another"
-        ) from error
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(cause, Timeout):
+            raise StudyFolderError(
+                f"another process works on the study in {path}; wait for it, or choose another "
+                "folder"
+            ) from error
+        reason = (isinstance(cause, OSError) and cause.strerror) or cause or error
+        raise StudyFolderError(f"cannot use the folder {path}: {reason}; choose another") from error
 
 
 _NUMBER = (int, float)

@@ -12,7 +12,8 @@ import psutil
 
 import qprune
 import solvers
-from qprune.disk import flush_folder, write_whole
+from qprune.errors import DISK
+from solvers.host.disk import flush_folder
 from solvers.host.machine import peak_memory
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ LACKING = {
 }
 #: Where they are used all the same, behind a question whether they are there.
 ASKED_FOR = {
-    ("qprune/disk.py", "os.O_DIRECTORY"),
+    ("solvers/host/disk.py", "os.O_DIRECTORY"),
     ("solvers/host/worker.py", "time.clock_gettime"),
     ("solvers/testing.py", "signal.pthread_kill"),
 }
@@ -122,6 +123,6 @@ def test_files_are_written_whole_where_folders_cannot_be_opened(monkeypatch, tmp
     monkeypatch.undo()
     monkeypatch.delattr(os, "O_DIRECTORY")
     (tmp_path / "a").write_bytes(b"old")
-    write_whole(tmp_path / "a", b"new")
+    DISK.write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

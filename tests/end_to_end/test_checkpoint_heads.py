@@ -73,8 +73,8 @@ def test_the_class_that_was_saved_is_pruned_and_saved(tmp_path, qprune, name, fi
     outcome = json.loads(out.splitlines()[-1])
     assert outcome["architecture"] == name_of(dense)
     assert outcome["figure"].startswith(f"divergence from the dense model ({figure})")
-    assert (outcome["accuracy"] is not None) == labelled
-    assert outcome["dense"] == 0 < outcome["final"]
+    assert (outcome["final"]["accuracy"] is not None) == labelled
+    assert outcome["dense"]["loss"] == 0 < outcome["final"]["loss"]
     assert "left dense: " in err
 
     configs = [json.loads((tmp_path / n / "config.json").read_text()) for n in ("dense", "out")]
@@ -126,7 +126,7 @@ def test_rows_with_labels_are_calibrated_on_and_give_an_accuracy(tmp_path, qprun
             with torch.no_grad():
                 logits = one(torch.tensor([tokenizer(row["text"])["input_ids"]])).logits
             right += int(logits.argmax()) == row["label"]
-        assert outcome["accuracy"][name] == right / 10
+        assert outcome[name]["accuracy"] == right / 10
     card = (tmp_path / "out" / "README.md").read_text()
     assert "divergence from the dense model (nats per sample), accuracy |" in card
 
@@ -148,11 +148,12 @@ def test_a_convolutional_network_is_pruned_across_alone_and_that_is_said(tmp_pat
     }
     sizes = sum(parameter.numel() for parameter in inside.values())
     assert sum(int((p == 0).sum()) for p in inside.values()) == round(0.5 * sizes)
-    assert len(json.loads(out.splitlines()[-1])["layers"]) == len(inside) == 5
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["layers"]) == len(inside) == 5
     assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"size": 8}'
     assert qprune("check", "out")[0] == 0
     assert qprune("verify", "out", "--data", "image_data:images")[0] == 0
-    code, out, err = qprune(*arguments, "--stage2-steps", "3", "--output", "no")
+    code, _, err = qprune(*arguments, "--stage2-steps", "3", "--output", "no")
     assert code == 2
     assert "--stage2-steps is of networks that are pruned layer by layer" in " ".join(err.split())
 
@@ -171,13 +172,14 @@ def test_layer_by_layer_methods_take_other_heads(tmp_path, qprune):
     code, out, err = qprune(
         *("prune", "--model", "dense", "--data", "text:text.txt", "--max-seq-length", "16"),
         *("--sparsity", "0.5", "--num-calibration-samples", "8", "--method", "wanda", "--json"),
+        *("--output", "out"),
     )
     assert code == 0, err
     outcome = json.loads(out.splitlines()[-1])
     assert outcome["method"] == "wanda"
-    names = {layer["name"].split(".")[0] for layer in outcome["layers"]}
-    assert names == {"encoder", "decoder"}
-    assert {layer["sparsity"] for layer in outcome["layers"]} == {0.5}
+    layers = json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
+    assert {layer["name"].split(".")[0] for layer in layers} == {"encoder", "decoder"}
+    assert {layer["num_pruned"] / layer["num_weights"] for layer in layers} == {0.5}
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,13 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 
-from qprune.cli.bars import StagesBar
+from qprune.cli.bars import ProgressBar
 from qprune.cli.main import main
-from qprune.disk import LOCK
 from qprune.errors import ImpossibleRequestError, RunFolderError
 from qprune.network.mask_file import packed_bytes, read_mask
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints
-from qprune.record.folder import LAYERS
 from qprune.record.folder import STEPS
+from solvers.host.disk import LOCK
 
 MODEL, MASK = "model.safetensors", "mask.safetensors"
 
@@ -85,47 +84,40 @@ def whole(command, options, tmp_path_factory):
         leave_copies(patch, folder / "whole")
         code, out, err = command("prune", *options, *ACROSS, "--output", folder / "whole", "--json")
     assert code == 0, err
-    kinds = [step["kind"] for step in json.loads(out.splitlines()[-1])["steps"]]
-    assert kinds[:3] == ["start", "blocks", "compensate"]
+    assert json.loads(out.splitlines()[-1])["steps"] == 5
+    assert kinds_of(folder / "whole") == ["block", "block", "start", "blocks", "compensate"]
     return folder
 
 
 def leave_copies(patch, run):
-    """At every step, and in the middle of stage 1, what a kill would leave."""
+    """At every step, what a kill would leave."""
+    original = ProgressBar.__call__
 
-    def copied(name, once=None):
-        original = getattr(StagesBar, name)
+    def observe(bar, step):
+        original(bar, step)
+        target = run.with_name(f"killed-{step.index}")
+        shutil.copytree(run, target, ignore=shutil.ignore_patterns(LOCK))
 
-        def observe(bar, *event):
-            original(bar, *event)
-            at = event[0].index if name == "step" else "stage1"
-            if once is None or event[1] == once:
-                target = run.with_name(f"killed-{at}")
-                shutil.copytree(run, target, ignore=shutil.ignore_patterns(LOCK))
+    patch.setattr(ProgressBar, "__call__", observe)
 
-        patch.setattr(StagesBar, name, observe)
 
-    copied("step")
-    copied("layer", once=5)
+def kinds_of(folder):
+    return [json.loads(line)["kind"] for line in (folder / STEPS).read_text().splitlines()]
 
 
 def assert_same(folder, whole):
-    for name in (MODEL, MASK, LAYERS):
-        first = (folder / name).read_bytes(), (whole / name).read_bytes()
-        if name == LAYERS:  # Times differ.
-            first = tuple(
-                [{**json.loads(x), "seconds": 0, "cpu_seconds": 0} for x in y.splitlines()]
-                for y in first
-            )
-        assert first[0] == first[1], name
-    kinds = [
-        [json.loads(line)["kind"] for line in (place / STEPS).read_text().splitlines()]
-        for place in (folder, whole)
+    for name in (MODEL, MASK):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    reports = [json.loads((place / "report.json").read_text()) for place in (folder, whole)]
+    layers = [
+        [(one["name"], one["num_pruned"], one["error"]) for one in report["layers"]]
+        for report in reports
     ]
-    assert kinds[0] == kinds[1]
+    assert layers[0] == layers[1]
+    assert kinds_of(folder) == kinds_of(whole)
 
 
-@pytest.mark.parametrize("moment", ["stage1", 0, 1, 2])
+@pytest.mark.parametrize("moment", range(5))
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, command, tmp_path, moment):
     folder = tmp_path / "run"
     shutil.copytree(whole / f"killed-{moment}", folder)
@@ -134,20 +126,19 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, command, tmp_p
     assert code == 0, err
     outcome = json.loads(out.splitlines()[-1])
     assert outcome["stopped"] == "done"
-    assert all(layer["error"] is not None for layer in outcome["layers"])
     assert_same(folder, whole / "whole")
     assert not any((folder / name).exists() for name in CHECKPOINTS)
 
 
 def test_a_signal_ends_it_in_order_and_it_goes_on(whole, command, options, tmp_path, monkeypatch):
-    original = StagesBar.step
+    original = ProgressBar.__call__
 
     def stopping(bar, step):
         original(bar, step)
-        if step.index == 1:
+        if step.index == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(StagesBar, "step", stopping)
+    monkeypatch.setattr(ProgressBar, "__call__", stopping)
     folder = tmp_path / "run"
     code, _, err = command("prune", *options, *ACROSS, "--output", folder)
     assert code == 130, err
@@ -257,9 +248,9 @@ def test_one_pass_methods_leave_such_folders_too(command, options, tmp_path):
     for verb in ("check", "verify", "report"):
         code, _, err = command(verb, tmp_path / "run")
         assert code == 0, err
-    code, _, err = command("resume", tmp_path / "killed-stage1")
+    code, _, err = command("resume", tmp_path / "killed-0")
     assert code == 0, err
-    assert_same(tmp_path / "killed-stage1", tmp_path / "run")
+    assert_same(tmp_path / "killed-0", tmp_path / "run")
     weights = load_file(tmp_path / "run" / MODEL)
     name = "model.layers.1.mlp.down_proj.weight"
     weights[name] = weights[name] * 2
@@ -271,7 +262,7 @@ def test_one_pass_methods_leave_such_folders_too(command, options, tmp_path):
 
 def test_another_model_is_refused_by_name(whole, command, source, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(whole / "killed-1", folder)
+    shutil.copytree(whole / "killed-3", folder)
     config = (folder / "config.yaml").read_text()
     tiny.llama(seed=1).half().save_pretrained(tmp_path / "other")
     tiny.tokenizer().save_pretrained(tmp_path / "other")
@@ -284,11 +275,10 @@ def test_another_model_is_refused_by_name(whole, command, source, tmp_path):
 
 
 def test_a_run_that_fails_in_stage_1_leaves_nothing(command, options, tmp_path, monkeypatch):
-    def failing(bar, outcome, done, total):
-        if done == 3:
-            raise ImpossibleRequestError("no further")
+    def failing(*_, **__):
+        raise ImpossibleRequestError("no further")
 
-    monkeypatch.setattr(StagesBar, "layer", failing)
+    monkeypatch.setattr("qprune.walk.layerwise.quadratic", failing)
     code, _, err = command("prune", *options, *ACROSS, "--output", tmp_path / "runs" / "run")
     assert code == 2
     assert "qprune: no further" in err
@@ -300,7 +290,7 @@ def test_a_disk_that_fills_at_the_end_loses_nothing(whole, command, options, tmp
         raise RunFolderError("cannot write it: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("qprune.jobs.language.job.save_model", full)
+        patch.setattr("qprune.jobs.kinds.save_model", full)
         code, _, err = command("prune", *options, *ACROSS, "--output", tmp_path / "run")
     assert code == 2
     assert "No space left" in err

@@ -18,7 +18,7 @@ from benchmarks.reliability.storage import (
     small_files,
     without_rights,
 )
-from qprune.disk import write_whole
+from qprune.errors import DISK
 from qprune.record.checkpoint import Checkpoints
 
 
@@ -76,6 +76,6 @@ def test_the_disk_of_the_drill_fills_up(tmp_path):
     # Opening, the first half, the second.
     full = FileSteps(tmp_path, failing(3, errno.ENOSPC), WRITING)
     with full(), pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / "file", b"0123456789")
+        DISK.write_whole(tmp_path / "file", b"0123456789")
     assert [step.split()[0] for step in full.taken] == ["open", "write", "half"]
     assert not list(tmp_path.iterdir())

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from qprune.models.zoo import load_model
+from qprune.network.mask_file import read_mask
 from qprune.record.checkpoint import CHECKPOINTS
-from qprune.record.folder import MASK, MODEL, SCORES
-from qprune.record.folder import STEPS
+from qprune.record.folder import MASK, MODEL, SCORES, STEPS
 
 CODE = "import sys; from qprune.cli.main import main; sys.argv[0] = 'qprune'; main()"
 RUN = ["--data", "digits", "--sparsity", "0.9", "--num-calibration-samples", "300"]
@@ -94,7 +94,7 @@ def test_a_run_stopped_by_a_signal_ends_in_order_and_resumes(prune, whole, tmp_p
     code, _, err = ended(process)
     assert code == 130, err
     assert "`qprune resume" in err
-    mask = load_file(folder / MASK)
+    mask = read_mask(folder / MASK)
     assert sum(int((~kept).sum()) for kept in mask.values()) == round(0.9 * 8832)
     assert any((folder / name).exists() for name in CHECKPOINTS)
     code, _, err = ended(start("resume", folder))

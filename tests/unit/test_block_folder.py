@@ -9,8 +9,9 @@ from torch import nn
 
 import qprune
 from qprune.errors import RunFolderError
-from qprune.record.blocks import BlockFolder, decision
+from qprune.record.blocks import BlockFolder
 from solvers.errors import StudyError
+from solvers.host.disk import bits_of
 from solvers.study import compare, read_instances
 from solvers.study.instances import BLOCKS
 
@@ -44,7 +45,7 @@ def test_what_is_recorded_is_what_the_sampler_was_asked(tmp_path, options):
         assert np.array_equal(instance.problem.counts, block.problem.counts)
         assert np.array_equal(instance.problem.groups, block.problem.groups)
         assert instance.kind == "recorded"
-        answer, present = (decision(line[name], n) for name in ("answer", "present"))
+        answer, present = (bits_of(line[name], n) for name in ("answer", "present"))
         assert np.array_equal(answer, block.answer.sample)
         assert instance.problem.energy(present) == pytest.approx(0, abs=1e-12)
         assert instance.problem.energy(answer) == pytest.approx(line["energy"], abs=1e-12)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from qprune.cli.options import parse_options
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.options import parse_options
 from solvers.errors import StudyError
 from solvers.study.budgets import Reads, Seconds, parse_budget
 

@@ -7,9 +7,11 @@ import yaml
 
 import qprune
 from qprune.distributed.workers import checked_threads
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import ImpossibleRequestError, RunFolderError
+from qprune.jobs.kinds import Images
 from qprune.jobs.settings import Settings, make_settings
 from qprune.objective import CURVATURES
+from qprune.record.folder import FORMAT
 from qprune.steps.start import STARTS
 
 ENOUGH = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9}
@@ -25,13 +27,16 @@ def test_the_command_line_wins_over_the_file(tmp_path):
 
 
 def test_written_settings_read_back_the_same(tmp_path):
-    settings = make_settings(
-        ENOUGH | {"sampler_options": {"num_sweeps": 20, "beta": 0.5}, "weights": "a.safetensors"}
-    )
+    sampler = {"sampler_options": {"num_sweeps": 20, "tolerance": 0.5}}
+    settings = make_settings(ENOUGH | sampler | {"weights": "a.safetensors"})
     config = tmp_path / "config.yaml"
     config.write_text(settings.to_yaml())
     assert make_settings({}, config) == settings
-    assert set(yaml.safe_load(config.read_text())) == set(Settings.model_fields)
+    assert set(yaml.safe_load(config.read_text())) == {"format", *Settings.model_fields}
+    completed = Images.completed(settings)
+    config.write_text(completed.to_yaml(Images.foreign))
+    assert make_settings({}, config) == completed
+    assert "method" not in yaml.safe_load(config.read_text())
 
 
 @pytest.mark.parametrize(
@@ -81,24 +86,34 @@ def test_the_sparsity_comes_from_what_is_given():
 
 def test_defaults_are_those_of_prune():
     parameters = inspect.signature(qprune.prune).parameters
-    settings = make_settings(ENOUGH)
-    shared = set(parameters) & set(Settings.model_fields) - {
-        "model",
-        "start",
-        "curvature",
-        "augment",
-        # How many are read of a data set; in Python all that is given.
-        "num_calibration_samples",
-        "threads",
-    }
-    assert len(shared) > 12
-    for name in shared - {"sparsity", "sampler_options"}:
+    settings = Images.completed(make_settings(ENOUGH))
+    shared = set(settings.arguments()) & set(parameters)
+    assert len(shared) > 7
+    for name in shared - {"sparsity", "sampler_options", "ignore", "threads"}:
         assert getattr(settings, name) == parameters[name].default, name
     assert settings.threads == checked_threads(parameters["threads"].default)
     assert settings.augment  # True leaves it to prune's own "auto".
     assert parameters["augment"].default == "auto"
-    assert STARTS[settings.start] == parameters["start"].default
-    assert CURVATURES[settings.curvature] == parameters["curvature"].default
+    method = parameters["method"].default
+    assert STARTS[settings.start] == method.start
+    assert CURVATURES[settings.curvature] == method.curvature
+    for name in ("block_size", "num_blocks", "stages", "rounds", "final_rounds"):
+        assert getattr(settings, name) == getattr(method, name), name
+
+
+@pytest.mark.parametrize("name", sorted(Images.foreign))
+def test_a_setting_of_another_kind_is_refused_by_name(name):
+    numbers = {"stage2_steps": 8, "max_seq_length": 8, "method": "wanda", "dtype": "auto"}
+    settings = make_settings(ENOUGH | {name: numbers.get(name, "cpu")})
+    with pytest.raises(ImpossibleRequestError, match=f"no setting named '{name}' for digits-mlp"):
+        Images.completed(settings)
+
+
+def test_a_configuration_of_a_later_version_is_refused(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"format: {FORMAT + 1}\nmodel: mlpnet\ndata: digits\nsparsity: 0.5\n")
+    with pytest.raises(RunFolderError, match=f"format {FORMAT + 1}.*use a later one"):
+        make_settings({}, config)
 
 
 def test_what_is_missing_is_named():

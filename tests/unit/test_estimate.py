@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from qprune.walk.estimate import Load, walk_needs
 from torch import nn
 
 import qprune
@@ -26,7 +27,6 @@ from qprune.cost import (
 from qprune.errors import ImpossibleRequestError
 from qprune.steps.compensate import Compensation
 from qprune.steps.distill import Distillation
-from qprune.walk.estimate import Load, walk_needs
 from solvers.host.machine import available_memory, cgroup_memory, peak_memory
 
 ROOT = Path(__file__).parents[2]

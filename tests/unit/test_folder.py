@@ -5,20 +5,8 @@ import socket
 
 import pytest
 
-from qprune.disk import (
-    LOCK,
-    append_line,
-    asides,
-    half_written,
-    locked,
-    read_regular,
-    regular,
-    remove,
-    require_locked,
-    sweep,
-    write_whole,
-)
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
+from solvers.host.disk import LOCK, asides, half_written
 
 
 def make_socket(path):
@@ -41,7 +29,7 @@ def test_what_is_no_file_is_refused_by_name_and_without_waiting(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "file"
     ODD[kind](path)
-    for reader in (read_regular, regular, lambda path: append_line(path, "x")):
+    for reader in (DISK.read_regular, DISK.regular, lambda path: DISK.append_line(path, "x")):
         with pytest.raises(RunFolderError, match=f"{path} is {kind}, where a file is expected"):
             reader(path)
 
@@ -50,17 +38,17 @@ def test_links_that_end_in_a_file_are_followed(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "one").symlink_to("file")
     (tmp_path / "two").symlink_to("one")
-    assert read_regular(tmp_path / "two") == b"content"
-    assert regular(tmp_path / "two") == tmp_path / "two"
+    assert DISK.read_regular(tmp_path / "two") == b"content"
+    assert DISK.regular(tmp_path / "two") == tmp_path / "two"
     with pytest.raises(FileNotFoundError):
-        read_regular(tmp_path / "none")
+        DISK.read_regular(tmp_path / "none")
 
 
 def test_a_pipe_that_comes_between_looking_and_opening_is_refused_too(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "file")
-    monkeypatch.setattr("qprune.disk.refuse_irregular", lambda paths: None)
+    monkeypatch.setattr(type(DISK), "refuse_irregular", lambda disk, paths: None)
     with pytest.raises(RunFolderError, match="no regular file"):
-        read_regular(tmp_path / "file")
+        DISK.read_regular(tmp_path / "file")
 
 
 def test_only_what_is_ours_is_swept(tmp_path):
@@ -82,7 +70,7 @@ def test_only_what_is_ours_is_swept(tmp_path):
     names = ("report.json", "config.yaml", "model-*.safetensors")
     assert [path.name for path in half_written(folder, names)] == sorted(ours)
     assert [path.name for path in asides(folder)] == [".run[1].77.aside"]
-    sweep(folder, names)
+    DISK.sweep(folder, names)
     left = {*theirs, ".config.yaml.4.tmp", ".config.yaml.5.tmp"}
     assert {path.name for path in folder.iterdir()} == left
     beside = {"run[1]", ".run[1].x.aside", ".run1.77.aside", ".run[1].78.asides"}
@@ -92,13 +80,13 @@ def test_only_what_is_ours_is_swept(tmp_path):
 def test_a_directory_is_never_removed(tmp_path):
     (tmp_path / "file").mkdir()
     with pytest.raises(RunFolderError, match="file is a directory, where a file is expected"):
-        remove([tmp_path / "none", tmp_path / "file"])
+        DISK.remove([tmp_path / "none", tmp_path / "file"])
     assert (tmp_path / "file").is_dir()
 
 
 def test_a_leftover_of_the_same_process_number_is_no_obstacle(tmp_path):
     (tmp_path / f".file.{os.getpid()}.tmp").write_text("half")
-    write_whole(tmp_path / "file", b"new")
+    DISK.write_whole(tmp_path / "file", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"new")]
 
 
@@ -119,20 +107,20 @@ def remove_the_lock(folder):
 @pytest.mark.parametrize("lose", [close_the_lock, remove_the_lock])
 def test_a_lost_lock_is_noticed_and_can_be_had_again(tmp_path, lose):
     def inside():
-        with locked(tmp_path):
-            require_locked(tmp_path)  # It is there.
-            with locked(tmp_path):
+        with DISK.locked(tmp_path):
+            DISK.require_locked(tmp_path)  # It is there.
+            with DISK.locked(tmp_path):
                 lose(tmp_path)
 
     with pytest.raises(RunFolderError, match=r"the lock of .* is gone"):
         inside()
-    with locked(tmp_path):
-        require_locked(tmp_path)
+    with DISK.locked(tmp_path):
+        DISK.require_locked(tmp_path)
 
 
 def test_what_went_wrong_inside_counts_more_than_the_lock(tmp_path):
     def inside():
-        with locked(tmp_path):
+        with DISK.locked(tmp_path):
             close_the_lock(tmp_path)
             raise KeyError("inside")
 

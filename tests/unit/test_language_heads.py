@@ -6,11 +6,10 @@ import logging
 import pytest
 import torch
 
-from qprune.cli.bars import untracked
 from qprune.data.calibration import Calibration
 from qprune.data.inputs import Inputs, called
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.jobs.language.settings import LanguageSettings
+from qprune.models.evaluate import untracked
 from qprune.models.pretrained import (
     CAUSAL,
     ENCODER_DECODER,
@@ -146,12 +145,11 @@ def test_every_class_has_one_task():
 def subject_of(tmp_path, name, text=None, data="text.txt", **options):
     tiny.save(name, tmp_path / "model")
     (tmp_path / data).write_text(text or tiny.words(400))
-    options = {"num_calibration_samples": 6, "max_seq_length": 12, "sparsity": 0.5} | options
-    settings = LanguageSettings(
-        model=str(tmp_path / "model"), data=f"text:{tmp_path / data}", **options
+    asked = heads.Samples(
+        f"text:{tmp_path / data}", **{"number": 6, "max_seq_length": 12} | options
     )
-    loaded = load_checkpoint(settings.model)
-    return heads.head_of(loaded.model).subject(settings, loaded)
+    loaded = load_checkpoint(str(tmp_path / "model"))
+    return heads.head_of(loaded.model).subject(asked, loaded)
 
 
 def test_windows_stand_between_the_special_tokens(tmp_path):
@@ -233,15 +231,12 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["more"])
     model = tiny.make("bert-tokens")
-    settings = {"sparsity": 0.5, "max_seq_length": 12, "num_calibration_samples": 2}
     model.save_pretrained(tmp_path / "grown")
     tokenizer.save_pretrained(tmp_path / "grown")
     (tmp_path / "grown.txt").write_text("more w1 " * 200)
     for data, refused in (("text.txt", False), ("grown.txt", True)):
-        asked = LanguageSettings(
-            model=str(tmp_path / "grown"), data=f"text:{tmp_path / data}", **settings
-        )
-        loaded = load_checkpoint(asked.model)
+        asked = heads.Samples(f"text:{tmp_path / data}", number=2, max_seq_length=12)
+        loaded = load_checkpoint(str(tmp_path / "grown"))
         head = heads.head_of(loaded.model)
         if refused:
             with pytest.raises(ImpossibleRequestError, match=r"token 64 of the text.*64 tokens, 0"):

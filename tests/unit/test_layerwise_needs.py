@@ -9,16 +9,16 @@ import pytest
 pytest.importorskip("transformers")
 
 import tiny_models
+from qprune.jobs.language.network import prune_network
+from qprune.network.matrices import find_matrices
+from qprune.walk.layerwise_needs import groups_of, layerwise_needs, state_layerwise, work_of
 
 from qprune.cost import Pass
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.language.network import prune_network
-from qprune.network.matrices import find_matrices
 from qprune.network.transformer import find_blocks
 from qprune.steps.reconstruct import METHODS
 from qprune.walk.layerwise import evaluating
-from qprune.walk.layerwise_needs import groups_of, layerwise_needs, state_layerwise, work_of
-from solvers.rows.counts import LayerBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 
 
@@ -29,11 +29,11 @@ def test_a_method_holds_what_is_counted_for_it(name, rows):
     x, targets = rng.standard_normal((inputs, 2 * inputs)), rng.standard_normal((rows, inputs))
     gram = x @ x.T
     method = METHODS[name]
-    small = RowProblem(np.eye(4), rng.standard_normal((3, 4)), LayerBudget(6))
+    small = RowProblem(np.eye(4), rng.standard_normal((3, 4)), Counts(6))
     method.solve(small, compensate=True, seed=0)  # Kernels are loaded here, not below.
     tracemalloc.start()  # numpy reports its arrays; what LAPACK takes for itself is not seen.
     try:
-        problem = RowProblem(gram, targets, LayerBudget(rows * inputs // 2))
+        problem = RowProblem(gram, targets, Counts(rows * inputs // 2))
         method.solve(problem, compensate=True, seed=0)
         _, peak = tracemalloc.get_traced_memory()
     finally:

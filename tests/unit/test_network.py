@@ -9,17 +9,17 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import tiny_language
+from qprune.jobs.language.network import prune_network
+from qprune.walk.layerwise_start import LayerwiseStart
 
 import qprune
 from qprune.data.augment import OwnText
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
-from qprune.jobs.language.network import prune_network
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.samples import DenseNetwork
 from qprune.objective.trace.recorder import Samples, mean_loss, outputs_of
 from qprune.steps.distill import Distillation
-from qprune.walk.layerwise_start import LayerwiseStart
 from qprune.walk.sensitivity import Sensitivity
 
 QUICK = {"steps": 8, "rounds": 1, "seed": 0, "block_size": 64, "num_blocks": 2}

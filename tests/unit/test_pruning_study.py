@@ -13,12 +13,12 @@ import qprune
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.settings import make_settings
 from qprune.models.datasets import DataSet
-from qprune.steps.solve import Answer, SolvedBlock
+from qprune.steps.solve import SolvedBlock
 from qprune.study import ModelTrial, SettingsTrial, compare, compare_pruning, read_pruning_study
 from qprune.study.measures import link, paired, proposals, summary, summary_records
 from qprune.study.report import write_pruning_report
 from qprune.study.yardstick import Yardstick
-from solvers import CountingSampler
+from solvers import Answer, CountingSampler
 from solvers.errors import StudyError, StudyFolderError, UnknownSamplerError
 from solvers.study import compare as compare_samplers
 from solvers.study.bench import Budgeted
@@ -305,7 +305,8 @@ def solved(energy, problem=None):
     problem = generate("fisher:n=12,samples=6").problem if problem is None else problem
     present = np.zeros(12, np.int8)
     present[:6] = 1
-    answer = Answer(present, energy, -np.inf, 0.5, {"sampler_seconds": 0.25})
+    energies, info = np.array([energy]), {"sampler_seconds": 0.25}
+    answer = Answer(present[None], energies, info=info, seconds=0.5)
     return SolvedBlock(0, 0, 0, 0, "x", {}, 0.0, problem, present, 0, answer, 0.0)
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from odd_samplers import Odd
+from qprune.record.folder import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from torch import nn
 
 import qprune
-from qprune.disk import LOCK, locked
-from qprune.errors import RunFolderError
+from qprune.errors import DISK, RunFolderError
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
-from qprune.record.recording import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.steps.compensate import Compensation
+from solvers.host.disk import LOCK
 
 RUN = {
     "sparsity": 0.5,
@@ -229,7 +229,7 @@ def test_without_its_fingerprint_nothing_of_a_run_is_taken_for_its_own(
 
 
 def test_a_run_killed_before_its_fingerprint_starts_again(tmp_path, whole):
-    with locked(tmp_path):
+    with DISK.locked(tmp_path):
         pass
     model = mlp()
     qprune.prune(model, INPUTS, **RUN, resume_from=tmp_path)
@@ -342,17 +342,21 @@ def test_checkpoints_stay_within_their_share(tmp_path, whole):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom qprune.disk import locked\n"
-        f"with locked(Path({str(tmp_path)!r})):\n    print('in', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom qprune.errors import DISK\n"
+        f"with DISK.locked(Path({str(tmp_path)!r})):\n    print('in', flush=True)\n"
+        "    time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(RunFolderError, match="another process is working"), locked(tmp_path):
+        with (
+            pytest.raises(RunFolderError, match="another process is working"),
+            DISK.locked(tmp_path),
+        ):
             pytest.fail("entered")
     finally:
         other.kill()
         other.wait()
         other.stdout.close()
-    with locked(tmp_path):
+    with DISK.locked(tmp_path):
         pass  # The lock went with its process.

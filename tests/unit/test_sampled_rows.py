@@ -8,11 +8,11 @@ import pytest
 
 from qprune.steps.reconstruct import Reconstruct, SampledRows
 from solvers.errors import UnknownOptionError, UnknownSamplerError
-from solvers.rows.counts import LayerBudget, NofM, RowBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 
 ROWS, INPUTS = 4, 8
-BUDGETS = [RowBudget(3), LayerBudget(14), NofM(2, 4), RowBudget(np.array([0, 8, 1, 5]))]
+BUDGETS = [Counts([3]), Counts(14), Counts.n_of_m(2, 4), Counts(np.array([0, 8, 1, 5]))]
 
 
 def rows(budget, seed=0):
@@ -49,7 +49,7 @@ def test_with_an_exact_sampler_every_row_is_the_enumerated_optimum(budget, compe
             inside = problem.gram[np.ix_(kept, kept)]
             values[kept] = np.linalg.solve(inside, problem.gram[kept] @ problem.targets[row])
         assert np.allclose(solved.values[row], values, atol=1e-8)
-    assert np.array_equal(budget.kept(solved.mask), budget.wanted(ROWS, INPUTS))
+    assert np.array_equal(budget.of(solved.mask), budget.wanted(ROWS, INPUTS))
 
 
 class Worst(dimod.Sampler):
@@ -64,7 +64,7 @@ class Worst(dimod.Sampler):
 
 
 def test_an_object_that_cannot_count_is_repaired_and_never_worse_than_the_start():
-    problem = rows(RowBudget(3))
+    problem = rows(Counts([3]))
     method = SampledRows(Worst())
     solved = method.solve(problem, compensate=False, seed=0)
     start = method.start(problem).mask * problem.targets
@@ -73,7 +73,7 @@ def test_an_object_that_cannot_count_is_repaired_and_never_worse_than_the_start(
 
 
 def test_one_seed_one_mask_and_the_row_search_is_no_worse():
-    problem = rows(RowBudget(3), seed=1)
+    problem = rows(Counts([3]), seed=1)
     method = SampledRows("swap-anneal", {"num_sweeps": 20})
     one, again = (method.solve(problem, compensate=True, seed=5) for _ in range(2))
     assert np.array_equal(one.mask, again.mask)

@@ -17,7 +17,7 @@ from qprune.errors import ImpossibleRequestError
 from qprune.jobs.job import run_job
 from qprune.jobs.settings import Settings, make_settings
 from qprune.record.folder import CONFIG
-from qprune.steps.faults import Care
+from solvers import FaultPolicy
 from solvers.host.secrets import HIDDEN, redacted, without_secrets
 from solvers.study import compare, generate
 
@@ -82,7 +82,7 @@ def test_a_run_and_its_faults_and_answers_write_no_secret(tmp_path, secrets, mon
         rounds=4,
         sampler=Leaky(),
         sampler_options={"token": "sentinel-given"},
-        care=Care(fallback="keep", retries=0),
+        care=FaultPolicy(fallback="keep", retries=0),
         output_dir=tmp_path,
     )
     faults = [fault for step in pruned.report.steps for fault in step.faults]
@@ -105,7 +105,7 @@ def test_a_whole_run_folder_has_no_secret(tmp_path, secrets, monkeypatch):
 
 def test_a_resume_is_not_refused_for_a_secret_it_does_not_write(tmp_path, secrets):
     from qprune.record.fingerprint import plain_settings
-    from qprune.results import read_json, strict_json
+    from solvers.host.disk import read_json, strict_json
 
     settings = {"sampler_options": {"note": SECRETS["PGPASSWORD"], "token": "x" * 9}}
     assert read_json(strict_json(plain_settings(settings))) == plain_settings(settings)
@@ -232,4 +232,4 @@ def test_only_loaders_that_run_no_code_are_used():
             assert not re.search(pattern, path.read_text()), f"{what} in {path}"
     # Between processes of one run, and nowhere else.
     unpickling = {path.name for path in sources if "pickle.loads(" in path.read_text()}
-    assert unpickling == {"foreign.py", "ranks.py", "worker.py"}
+    assert unpickling == {"border.py", "ranks.py", "worker.py"}

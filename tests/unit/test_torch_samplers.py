@@ -15,15 +15,20 @@ from solvers.errors import (
 )
 from solvers.host.clock import Deadline
 from solvers.problem.repair import repair
-from solvers.rows.counts import LayerBudget, NofM, RowBudget
+from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
 from solvers.rows.search import solve_rows
 from solvers.rows.starts import admm, magnitude, obs_sweep, wanda
 
 torch = pytest.importorskip("torch")
 
-from solvers.search.batched.annealing import TorchAnnealing, batch_of  # noqa: E402
-from solvers.search.batched.batch import generator, largest_in_groups  # noqa: E402
+from solvers.search.batched.annealing import TorchAnnealing  # noqa: E402
+from solvers.search.batched.batch import (  # noqa: E402
+    Batch,
+    generator,
+    largest_in_groups,
+    matrices_of,
+)
 from solvers.search.batched.bifurcation import Bifurcation  # noqa: E402
 from solvers.search.batched.moves import Swaps  # noqa: E402
 
@@ -169,7 +174,8 @@ def test_swaps_sample_boltzmanns_distribution():
     expected /= expected.sum()
     device = torch.device("cpu")
     start = np.repeat(states[:1], 400, axis=0)[None].astype(np.int8)
-    batch = batch_of([problem], start, generator(3, device), device, Deadline())
+    matrices = matrices_of([problem], device, Deadline())
+    batch = Batch([problem], *matrices, start, generator(3, device))
     swaps = Swaps(batch, None)
     seen = np.zeros(len(states))
     for sweep in range(60):
@@ -200,7 +206,7 @@ def layer(rows=24, inputs=32, seed=0):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("budget", [RowBudget(10), LayerBudget(240), NofM(2, 4)])
+@pytest.mark.parametrize("budget", [Counts([10]), Counts(240), Counts.n_of_m(2, 4)])
 @pytest.mark.parametrize("compensate", [True, False])
 def test_rows_on_a_device_agree_with_the_host(budget, dtype, device, compensate):
     problem = RowProblem(*layer(), budget)
@@ -208,7 +214,7 @@ def test_rows_on_a_device_agree_with_the_host(budget, dtype, device, compensate)
     host = solve_rows(problem, mask=mask, exact=False, compensate=compensate)
     there = solve_rows(problem.on(device, dtype), mask=mask, compensate=compensate)
     kept = there.mask.cpu().numpy()
-    np.testing.assert_array_equal(budget.kept(kept), budget.wanted(24, 32))
+    np.testing.assert_array_equal(budget.of(kept), budget.wanted(24, 32))
     assert not there.values.cpu().numpy()[~kept].any()
     np.testing.assert_allclose(
         there.objectives, problem.objectives(there.values.cpu().numpy()), rtol=1e-4
@@ -220,7 +226,7 @@ def test_rows_on_a_device_agree_with_the_host(budget, dtype, device, compensate)
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_on_a_device_are_locally_optimal(device):
-    problem = RowProblem(*layer(4, 12, 1), RowBudget(5)).on(device, "float64")
+    problem = RowProblem(*layer(4, 12, 1), Counts([5])).on(device, "float64")
     solution = solve_rows(problem, mask=magnitude(problem).mask)
     gram, targets = (array.cpu().numpy() for array in (problem.gram, problem.targets))
     for mask, values, target, reached in zip(
@@ -241,7 +247,7 @@ def test_rows_on_a_device_are_locally_optimal(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("start", [magnitude, wanda, obs_sweep, admm])
 def test_starts_on_a_device_are_those_on_the_host(start, device):
-    for budget in (RowBudget(10), LayerBudget(240), NofM(2, 4)):
+    for budget in (Counts([10]), Counts(240), Counts.n_of_m(2, 4)):
         problem = RowProblem(*layer(), budget)
         mask = start(problem).mask
         there = start(problem.on(device, "float64")).mask.cpu().numpy()

@@ -7,7 +7,6 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import tiny_models
-
 from qprune.network.twins import linear_twins, turned
 
 

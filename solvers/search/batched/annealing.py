@@ -11,35 +11,35 @@ flips are tested at once by Metropolis' rule and one of those that pass is made.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from itertools import count
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from solvers.errors import InvalidOptionError, InvalidProblemError
 from solvers.host.clock import Deadline, running
 from solvers.host.machine import require_memory
-from solvers.options import Count, Positive, SamplerOptions, read_options
+from solvers.options import Count, read_options
 from solvers.problem.problem import QuadraticProblem
 from solvers.problem.solution import Solution
 from solvers.sampler import States, random_states
 from solvers.search.batched.batch import (
+    Batch,
     Device,
+    Moves,
     TooLateError,
+    batches,
     checked_device,
     for_descent,
     generator,
+    matrices_of,
     require_room,
-    scale_of,
-    write_matrix,
 )
-from solvers.search.batched.moves import Batch, Moves, moves_for
+from solvers.search.batched.moves import moves_for
 from solvers.search.runs import Answers
-from solvers.search.temperatures import temperatures_for
+from solvers.search.temperatures import ScheduleOptions
 from solvers.search.timed import TimedSampler, descend
 
 # Limit of one batch: bits of its states. A GPU needs many at
@@ -48,11 +48,9 @@ _MOST_ENTRIES = {"cpu": 1 << 16}
 _MOST_ENTRIES_ELSEWHERE = 1 << 22
 # States of a batch that are evaluated after the time limit.
 _MOST_AFTERWARDS = 1
-# With a time limit alone: batches of each length before the length doubles.
-_BATCHES_PER_LENGTH = 2
 
 
-class TorchAnnealingOptions(SamplerOptions):
+class TorchAnnealingOptions(ScheduleOptions):
     """Options of `TorchAnnealing`."""
 
     num_reads: Count | None = Field(
@@ -64,13 +62,6 @@ class TorchAnnealingOptions(SamplerOptions):
         default=100,
         description="temperatures; a sweep moves as often as there are ones (default 100; growing "
         "with a time limit)",
-    )
-    beta_range: tuple[Positive, Positive] | None = Field(
-        default=None,
-        description="first and last inverse temperature (default: from the problem)",
-    )
-    schedule: Literal["geometric", "linear"] = Field(
-        default="geometric", description="temperatures in between: geometric (default) or linear"
     )
     device: Device = Field(default="cpu", description='torch device, "cpu" (default) or "cuda"')
 
@@ -95,7 +86,7 @@ class TorchAnnealing(TimedSampler):
         given: States | None,
         deadline: Deadline,
     ) -> Solution:
-        (solution,) = _solve([problem], given, asked, deadline)
+        (solution,) = _solve([problem], () if given is None else given, asked, deadline)
         return solution
 
     def sample_problems(
@@ -118,7 +109,7 @@ class TorchAnnealing(TimedSampler):
             raise InvalidOptionError("initial_states are of one problem; call sample_problem")
         began = time.perf_counter_ns()
         with running(asked.time_limit) as deadline:
-            solutions = _solve(list(problems), None, asked, deadline)
+            solutions = _solve(list(problems), (), asked, deadline)
         more: dict[str, Any] = {"interrupted": True} if deadline.interrupted else {}
         more["timing"] = {
             "preprocessing_ns": 0,
@@ -133,45 +124,31 @@ class TorchAnnealing(TimedSampler):
 
 def _solve(
     problems: list[QuadraticProblem],
-    given: States | None,
+    given: Sequence[States] | States,
     asked: TorchAnnealingOptions,
     deadline: Deadline,
 ) -> list[Solution]:
+    """A solution for each problem; ``given`` are states of the first one."""
     on = checked_device(asked.device)
     _check_alike(problems)
     if not problems:
         return []
-    size, num_reads = problems[0].num_variables, asked.reads(8)
-    entries = _MOST_ENTRIES.get(on.type, _MOST_ENTRIES_ELSEWHERE)
-    most = max(1, entries // max(1, size * len(problems)))
-    most = min(most, 8 if num_reads is None else num_reads)
-    require_room(
-        len(problems) * (4.0 * size * size + 40.0 * most * size),
-        f"a batch of {len(problems)} problems of {size} variables x {most} reads",
-        "pass fewer problems at a time",
-        on,
-    )
-    require_memory(
-        32.0 * asked.num_sweeps * len(problems),
-        f"a schedule of {asked.num_sweeps} sweeps",
-        "ask for fewer",
-    )
+    num_reads, most = asked.reads(8), _reads_together(problems, asked, on)
     answers = [Answers(problem, num_reads) for problem in problems]
     seeds = np.random.SeedSequence(asked.seed).spawn(len(problems))
     starts = [np.random.default_rng(own) for own in seeds]
     random, sweeps, made, done = generator(asked.seed, on), 0, 0, 0
     try:
-        matrices, scales = _matrices(problems, on, deadline)
-        for index, reads in enumerate(_batches(num_reads, most)):
+        matrices, scales = matrices_of(problems, on, deadline)
+        for index, reads in enumerate(batches(num_reads, most)):
             if done and deadline.passed:
                 break
             start = np.stack(
                 [random_states(p, reads, rng) for p, rng in zip(problems, starts, strict=True)]
             )
-            if given is not None and done < len(given):
-                part = given[done : done + reads]
-                start[0, : len(part)] = part
-            batch = _batch(problems, matrices, scales, start, random)
+            for read, state in enumerate(given[done : done + reads]):
+                start[0, read] = state
+            batch = Batch(problems, matrices, scales, start, random)
             moves = moves_for(batch, problems)
             sweeps += _anneal(moves, batch, problems, asked, index, deadline)
             made += moves.made()
@@ -181,22 +158,36 @@ def _solve(
     except TooLateError:
         for problem, found, rng in zip(problems, answers, starts, strict=True):
             _keep(problem, found, random_states(problem, 1, rng), deadline)
-    if given is not None:
-        for state in given:
-            answers[0].add(answers[0].begun, state)
+    for state in given:
+        answers[0].add(answers[0].begun, state)
     info = {"sweeps": sweeps, "moves": made}
     return [found.solution(info) for found in answers]
 
 
-def _batches(num_reads: int | None, most: int) -> Iterator[int]:
-    """Reads of each batch."""
-    done = 0
-    for _ in count():
-        reads = most if num_reads is None else min(most, num_reads - done)
-        if not reads:
-            return
-        yield reads
-        done += reads
+def _reads_together(
+    problems: list[QuadraticProblem], asked: TorchAnnealingOptions, device: torch.device
+) -> int:
+    """Reads of one batch.
+
+    Raises:
+        ProblemTooLargeError: the batch, or its schedule, does not fit into memory.
+    """
+    size, num_reads = problems[0].num_variables, asked.reads(8)
+    entries = _MOST_ENTRIES.get(device.type, _MOST_ENTRIES_ELSEWHERE)
+    most = max(1, entries // max(1, size * len(problems)))
+    most = min(most, 8 if num_reads is None else num_reads)
+    require_room(
+        len(problems) * (4.0 * size * size + 40.0 * most * size),
+        f"a batch of {len(problems)} problems of {size} variables x {most} reads",
+        "pass fewer problems at a time",
+        device,
+    )
+    require_memory(
+        32.0 * asked.num_sweeps * len(problems),
+        f"a schedule of {asked.num_sweeps} sweeps",
+        "ask for fewer",
+    )
+    return most
 
 
 def _keep(problem: QuadraticProblem, answers: Answers, states: States, deadline: Deadline) -> None:
@@ -222,52 +213,6 @@ def _check_alike(problems: list[QuadraticProblem]) -> None:
             )
 
 
-def _matrices(
-    problems: list[QuadraticProblem], device: torch.device, deadline: Deadline
-) -> tuple[torch.Tensor, NDArray[np.float64]]:
-    """Q of every problem, shape (problems, n, n), scaled, and what each was divided by."""
-    scales = np.array([scale_of(problem) for problem in problems])
-    size = problems[0].num_variables
-    matrices = torch.empty((len(problems), size, size), device=device)
-    for matrix, problem, scale in zip(matrices, problems, scales.tolist(), strict=True):
-        write_matrix(matrix, problem, scale, deadline)
-    return matrices, scales
-
-
-def batch_of(
-    problems: list[QuadraticProblem],
-    states: States,
-    random: torch.Generator,
-    device: torch.device,
-    deadline: Deadline,
-) -> Batch:
-    """Problems of equal size and their states, shape (problems, reads, n), on ``device``.
-
-    Raises:
-        TooLateError: the deadline passed before all were copied.
-    """
-    matrices, scales = _matrices(problems, device, deadline)
-    return _batch(problems, matrices, scales, states, random)
-
-
-def _batch(
-    problems: list[QuadraticProblem],
-    matrices: torch.Tensor,
-    scales: NDArray[np.float64],
-    states: States,
-    random: torch.Generator,
-) -> Batch:
-    linear = np.stack([problem.linear for problem in problems]) / scales[:, None]
-    device = matrices.device
-    return Batch(
-        matrices,
-        torch.from_numpy(linear).float().to(device),
-        torch.from_numpy(states).to(device),
-        scales,
-        random,
-    )
-
-
 def _anneal(
     moves: Moves,
     batch: Batch,
@@ -282,10 +227,7 @@ def _anneal(
         return 0
     near = batch.states()[:, 0]
     temperatures = np.array(
-        [
-            temperatures_for(problem, x, _sweeps(asked, index), asked.beta_range, asked.schedule)
-            for problem, x in zip(problems, near, strict=True)
-        ]
+        [asked.temperatures(problem, x, index) for problem, x in zip(problems, near, strict=True)]
     )
     scaled = torch.from_numpy(temperatures / batch.scales[:, None]).float().to(batch.device)
     done = 0
@@ -296,11 +238,3 @@ def _anneal(
         done += 1
     moves.sweep(None, deadline)
     return done
-
-
-def _sweeps(asked: TorchAnnealingOptions, index: int) -> int:
-    """Sweeps of one batch: where reads have no end they grow, unless their number was given."""
-    endless = asked.time_limit is not None and asked.num_reads is None
-    if not endless or "num_sweeps" in asked.model_fields_set:
-        return asked.num_sweeps
-    return asked.num_sweeps << (index // _BATCHES_PER_LENGTH).bit_length()

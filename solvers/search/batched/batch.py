@@ -1,7 +1,10 @@
-"""The common part of the torch samplers: device, random generator, matrices, counts."""
+"""The common part of the torch samplers: device, random generator, `Batch`, counts."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from solvers.host.clock import Deadline
 from solvers.host.machine import require_memory
 from solvers.problem.problem import Floats, QuadraticProblem
 from solvers.problem.quadratic import LowRank, Sparse
+from solvers.sampler import States
 
 # Some milliseconds of work on a CPU.
 _ENTRIES_PER_LOOK = 1 << 20
@@ -62,8 +66,104 @@ def generator(seed: int | None, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
-def scale_of(problem: QuadraticProblem) -> float:
-    """The largest coefficient, 1 where all are 0; dividing by it keeps float32 in range."""
+class TooLateError(Exception):
+    """The deadline passed before the problem was on the device."""
+
+
+def matrices_of(
+    problems: Sequence[QuadraticProblem], device: torch.device, deadline: Deadline
+) -> tuple[torch.Tensor, Floats]:
+    """Q of every problem, float32 (problems, n, n), and the scale by which each was divided.
+
+    The scale is the largest coefficient, 1 where all are 0: it keeps float32 in range.
+
+    Raises:
+        TooLateError: the deadline passed meanwhile.
+    """
+    scales = np.array([_scale(problem) for problem in problems])
+    size = problems[0].num_variables
+    matrices = torch.empty((len(problems), size, size), device=device)
+    rows = max(1, _ENTRIES_PER_LOOK // max(1, size))
+    for matrix, problem, scale in zip(matrices, problems, scales.tolist(), strict=True):
+        for start in range(0, size, rows):
+            if deadline.passed:
+                raise TooLateError
+            part = _rows(problem, start, start + rows) / scale
+            matrix[start : start + rows] = torch.from_numpy(part.astype(np.float32)).to(device)
+    return matrices, scales
+
+
+class Batch:
+    """Matrices, states and fields of problems of equal size and all their reads, on one device.
+
+    Args:
+        problems: all with counts or all without.
+        matrices: see `matrices_of`.
+        scales: see `matrices_of`.
+        states: exact counts, shape (problems, reads, n).
+        random: the generator of every draw.
+
+    Attributes:
+        matrices: Q of every problem, shape (problems, n, n), float32, scaled.
+        linear: shape (problems, n), scaled.
+        x: the states, shape (problems, reads, n), bool.
+        field: linear + Q x, shape (problems, reads, n).
+        scales: divisor of each problem's coefficients, shape (problems,).
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[QuadraticProblem],
+        matrices: torch.Tensor,
+        scales: Floats,
+        states: States,
+        random: torch.Generator,
+    ) -> None:
+        self.matrices, self.scales, self.random = matrices, scales, random
+        self.device = matrices.device
+        linear = np.stack([problem.linear for problem in problems]) / scales[:, None]
+        self.linear = torch.from_numpy(linear).float().to(self.device)
+        self.x = torch.from_numpy(states).to(self.device).bool()
+        self.half = 0.5 * matrices.diagonal(dim1=1, dim2=2)
+        self.problems, self.reads, self.size = states.shape
+        self.rows = matrices.reshape(self.problems * self.size, self.size)
+        #: Row of ``rows`` where each problem's matrix begins, shape (problems, 1).
+        self.first = torch.arange(self.problems, device=self.device)[:, None] * self.size
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Fields anew: float32 sums drift."""
+        self.field = torch.baddbmm(self.linear[:, None], self.x.float(), self.matrices)
+
+    def row(self, index: torch.Tensor) -> torch.Tensor:
+        """Row ``index`` of each replica's matrix, (problems, reads) -> (problems, reads, n)."""
+        return self.rows[self.first + index]
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Numbers in [0, 1) from the batch's own generator."""
+        return torch.rand(shape, generator=self.random, device=self.device)
+
+    def exponential(self) -> torch.Tensor:
+        """Unit exponential draws, shape (reads, n + spare): a step reads n from an `offsets`."""
+        # torch's own exponential_ takes ten times as long on a CPU.
+        draws = self.uniform(self.reads, self.size + self._spare)
+        return draws.neg_().log1p_().neg_().clamp_(min=1e-30)
+
+    def offsets(self, steps: int) -> list[int]:
+        """The position in such draws at which each of ``steps`` steps begins to read."""
+        at = torch.randint(self._spare, (steps,), generator=self.random, device=self.device)
+        return at.tolist()
+
+    @property
+    def _spare(self) -> int:
+        return max(64, 4 * self.size)
+
+    def states(self) -> States:
+        """The states, shape (problems, reads, n)."""
+        return self.x.to(torch.int8).cpu().numpy()
+
+
+def _scale(problem: QuadraticProblem) -> float:
     q = problem.quadratic
     if isinstance(q, Sparse):
         largest = np.abs(q.matrix.data).max(initial=0.0)
@@ -73,25 +173,25 @@ def scale_of(problem: QuadraticProblem) -> float:
     return float(max(largest, np.abs(problem.linear).max(initial=0.0))) or 1.0
 
 
-class TooLateError(Exception):
-    """The deadline passed before the problem was on the device."""
+class Moves(ABC):
+    """One kind of move of a batch's replicas."""
 
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
-def write_matrix(
-    matrix: torch.Tensor, problem: QuadraticProblem, scale: float, deadline: Deadline
-) -> None:
-    """Write Q / scale into a float32 tensor of shape (n, n), some rows at a time.
+    @abstractmethod
+    def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
+        """Move every replica as often as it has moves to offer, or until the deadline.
 
-    Raises:
-        TooLateError: the deadline passed meanwhile.
-    """
-    size = problem.num_variables
-    rows = max(1, _ENTRIES_PER_LOOK // max(1, size))
-    for start in range(0, size, rows):
-        if deadline.passed:
-            raise TooLateError
-        part = _rows(problem, start, start + rows) / scale
-        matrix[start : start + rows] = torch.from_numpy(part.astype(np.float32)).to(matrix.device)
+        Args:
+            temperatures: of each problem, shape (problems,), scaled; None moves only downhill.
+            deadline: when to stop.
+        """
+
+    def made(self) -> int:
+        """Moves made so far, over all replicas."""
+        return int(self._made)
 
 
 def _rows(problem: QuadraticProblem, start: int, stop: int) -> Floats:
@@ -101,6 +201,15 @@ def _rows(problem: QuadraticProblem, start: int, stop: int) -> Floats:
     if isinstance(q, Sparse):
         return np.asarray(q.matrix[start:stop].toarray(), dtype=np.float64)
     return q.dense()[start:stop]
+
+
+def batches(num_reads: int | None, most: int) -> Iterator[int]:
+    """Reads of each batch; without ``num_reads`` there is no end to them."""
+    if num_reads is None:
+        yield from repeat(most)
+        return
+    for done in range(0, num_reads, most):
+        yield min(most, num_reads - done)
 
 
 def for_descent(deadline: Deadline) -> Deadline:

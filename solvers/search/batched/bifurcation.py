@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
 from typing import Annotated
 
 import numpy as np
@@ -18,14 +16,14 @@ from solvers.sampler import States, random_states
 from solvers.search.batched.batch import (
     Device,
     TooLateError,
+    batches,
     checked_device,
     for_descent,
     generator,
     largest_in_groups,
+    matrices_of,
     require_room,
-    scale_of,
     steps_per_look,
-    write_matrix,
 )
 from solvers.search.kernels.layout import Layout
 from solvers.search.runs import Answers
@@ -59,9 +57,7 @@ class _Dynamics:
         deadline: Deadline,
     ) -> None:
         size = problem.num_variables
-        scale = scale_of(problem)
-        self.matrix = torch.empty((size, size), device=device)
-        write_matrix(self.matrix, problem, scale, deadline)
+        (self.matrix,), (scale,) = matrices_of([problem], device, deadline)
         half = 0.5 * self.matrix.diagonal().clone()
         self.matrix.fill_diagonal_(0.0)
         linear = torch.from_numpy(problem.linear / scale).float().to(device) + half
@@ -168,9 +164,11 @@ class Bifurcation(TimedSampler):
             found.add(given)
         random = generator(asked.seed, on)
         done = steps = 0
+        most = max(1, min(_MOST_POSITIONS // max(1, size), _MOST_PRODUCTS // max(1, size) ** 2))
+        most = min(16, most) if num_reads is None else most
         try:
             dynamics = _Dynamics(problem, asked.discrete, asked.time_step, on, deadline)
-            for batch in _batches(problem, num_reads):
+            for batch in batches(num_reads, most):
                 if done and deadline.passed:
                     break
                 s, y = (
@@ -187,19 +185,6 @@ class Bifurcation(TimedSampler):
         except TooLateError:
             pass
         return found.solution({"steps": steps}, asked.seed)
-
-
-def _batches(problem: QuadraticProblem, num_reads: int | None) -> Iterator[int]:
-    """Reads of each batch."""
-    size = max(1, problem.num_variables)
-    most = max(1, min(_MOST_POSITIONS // size, _MOST_PRODUCTS // size**2))
-    done = 0
-    for _ in count():
-        reads = min(16, most) if num_reads is None else min(most, num_reads - done)
-        if not reads:
-            return
-        yield reads
-        done += reads
 
 
 class _Found:

@@ -12,7 +12,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from solvers.host.clock import Deadline
-from solvers.search.batched.moves import Batch
+from solvers.search.batched.batch import Batch, Moves
 
 
 @triton.jit
@@ -67,14 +67,13 @@ def _sweep_kernel(
     tl.store(made + replica, moves)
 
 
-class FusedSwaps:
+class FusedSwaps(Moves):
     """`Swaps` with one kernel launch a sweep; draws other random numbers."""
 
     def __init__(self, batch: Batch, groups: torch.Tensor | None) -> None:
-        self.batch = batch
+        super().__init__(batch)
         self.groups = groups
         self.steps = int(batch.x[:, 0].sum(-1).max())
-        self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
     def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
         # One kernel; it is too short to check the clock.
@@ -107,6 +106,3 @@ class FusedSwaps:
         batch.x = states.bool()
         self._made += made.sum()
         batch.refresh()
-
-    def made(self) -> int:
-        return int(self._made)

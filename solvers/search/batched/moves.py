@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from solvers.host.clock import Deadline
 from solvers.problem.problem import QuadraticProblem
+from solvers.search.batched.batch import Batch, Moves
 
 # The longest row that a GPU's registers hold well.
 LONGEST_FUSED = 8192
@@ -22,85 +21,7 @@ DOWNHILL = 1e-6
 FINITE = 1e4
 
 
-class Batch:
-    """Matrices, states and fields of all problems and reads, on one device.
-
-    Attributes:
-        matrices: Q of every problem, shape (problems, n, n), float32, scaled.
-        linear: shape (problems, n), scaled.
-        x: the states, shape (problems, reads, n), bool.
-        field: linear + Q x, shape (problems, reads, n).
-        scales: divisor of each problem's coefficients, shape (problems,).
-    """
-
-    def __init__(
-        self,
-        matrices: torch.Tensor,
-        linear: torch.Tensor,
-        states: torch.Tensor,
-        scales: NDArray[np.float64],
-        random: torch.Generator,
-    ) -> None:
-        self.matrices, self.linear, self.scales, self.random = matrices, linear, scales, random
-        self.x = states.bool()
-        self.half = 0.5 * matrices.diagonal(dim1=1, dim2=2)
-        self.device = matrices.device
-        self.problems, self.reads, self.size = states.shape
-        self.rows = matrices.reshape(self.problems * self.size, self.size)
-        #: Row of ``rows`` where each problem's matrix begins, shape (problems, 1).
-        self.first = torch.arange(self.problems, device=self.device)[:, None] * self.size
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Fields anew: float32 sums drift."""
-        self.field = torch.baddbmm(self.linear[:, None], self.x.float(), self.matrices)
-
-    def row(self, index: torch.Tensor) -> torch.Tensor:
-        """Row ``index`` of each replica's matrix, (problems, reads) -> (problems, reads, n)."""
-        return self.rows[self.first + index]
-
-    def uniform(self, *shape: int) -> torch.Tensor:
-        """Numbers in [0, 1) from the batch's own generator."""
-        return torch.rand(shape, generator=self.random, device=self.device)
-
-    def exponential(self) -> torch.Tensor:
-        """Unit exponential draws, shape (reads, n + spare): a step reads n from an `offsets`."""
-        # torch's own exponential_ takes ten times as long on a CPU.
-        draws = self.uniform(self.reads, self.size + self._spare)
-        return draws.neg_().log1p_().neg_().clamp_(min=1e-30)
-
-    def offsets(self, steps: int) -> list[int]:
-        """The position in such draws at which each of ``steps`` steps begins to read."""
-        at = torch.randint(self._spare, (steps,), generator=self.random, device=self.device)
-        return at.tolist()
-
-    @property
-    def _spare(self) -> int:
-        return max(64, 4 * self.size)
-
-    def states(self) -> NDArray[np.int8]:
-        """The states, shape (problems, reads, n)."""
-        return self.x.to(torch.int8).cpu().numpy()
-
-
-class Moves(Protocol):
-    """One kind of move."""
-
-    def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
-        """Move every replica as often as it has moves to offer, or until the deadline.
-
-        Args:
-            temperatures: of each problem, shape (problems,), scaled; None moves only downhill.
-            deadline: when to stop.
-        """
-        ...
-
-    def made(self) -> int:
-        """Moves made so far, over all replicas."""
-        ...
-
-
-class Swaps:
+class Swaps(Moves):
     """A one and a zero of the same group change places, by the heat-bath rule.
 
     Removing the one i and setting the zero j changes E by
@@ -109,7 +30,7 @@ class Swaps:
     """
 
     def __init__(self, batch: Batch, groups: torch.Tensor | None) -> None:
-        self.batch = batch
+        super().__init__(batch)
         self.groups = None if groups is None else groups[:, None]
         self.counts = batch.x[:, 0].sum(-1)
         self.steps = int(self.counts.max()) if batch.size and batch.problems else 0
@@ -118,7 +39,6 @@ class Swaps:
         # Added to the cost of a partner: inf where there can be none. Without any
         # ones that is everywhere, so that the replica always stays.
         self.barred = torch.where(batch.x | (self.counts == 0)[:, None, None], torch.inf, 0.0)
-        self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
     def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
         batch = self.batch
@@ -173,16 +93,9 @@ class Swaps:
         self.ones.scatter_(-1, slot, into)
         self._made += (into != out).sum()
 
-    def made(self) -> int:
-        return int(self._made)
 
-
-class Flips:
+class Flips(Moves):
     """One variable of each replica flips, one of those that Metropolis' rule lets."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self._made = torch.zeros((), dtype=torch.int64, device=batch.device)
 
     def sweep(self, temperatures: torch.Tensor | None, deadline: Deadline) -> None:
         batch = self.batch
@@ -219,9 +132,6 @@ class Flips:
         self.batch.field.add_(self.batch.row(at[..., 0]) * change)
         sign.scatter_add_(-1, at, -2.0 * change)
         self._made += moved.sum()
-
-    def made(self) -> int:
-        return int(self._made)
 
 
 def moves_for(batch: Batch, problems: list[QuadraticProblem]) -> Moves:
