@@ -156,7 +156,6 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
 
     return {
         "settings": settings,
-        "language settings": settings,
         "run settings": run_settings,
         "journal": journal,
         "page": lambda data: page(data, "stopped", "steps.jsonl"),

@@ -288,12 +288,12 @@ def resumed(drill: Drill, folder: Path, what: str) -> None:
 
 def read_again(drill: Drill, folder: Path, what: str) -> None:
     """`qprune report`, `check` and `verify` of a finished run in which a byte has changed."""
-    lies: list[str] = []
+    found: list[str] = []
     drill.attempt(f"{what}: report", lambda: drill.page(folder))
     drill.attempt(f"{what}: check", lambda: check_run(folder))
-    if drill.attempt(f"{what}: verify", lambda: lies.extend(verify_run(folder).contradictions)):
-        drill.counts["named by verify"] += bool(lies)
-        if not lies:
+    if drill.attempt(f"{what}: verify", lambda: found.extend(verify_run(folder).contradictions)):
+        drill.counts["named by verify"] += bool(found)
+        if not found:
             drill.wrong.append(f"{what}: verify finds nothing")
 
 
