@@ -13,15 +13,12 @@ from torch import nn
 
 import qprune
 from qprune.cli.bars import ProgressBar
-from qprune.data.calibration import Calibration
 from qprune.distributed.workers import limited_threads
 from qprune.jobs.job import run_job
 from qprune.jobs.settings import Settings
 from qprune.models.datasets import DataSet, load_data
 from qprune.models.zoo import load_model
 from qprune.record.folder import REPORT_HTML
-from qprune.results import Score
-from qprune.steps.start import Magnitude, Wanda
 
 SAMPLES = 1000
 
@@ -68,32 +65,32 @@ def main() -> None:
     console.print(f"report: {output / REPORT_HTML}")
 
 
-def one_shot(model: nn.Module, data: DataSet, sparsity: float, seed: int) -> dict[str, Score]:
+def one_shot(
+    model: nn.Module, data: DataSet, sparsity: float, seed: int
+) -> dict[str, qprune.Score]:
     """Test scores of the best-known one-shot masks, on copies of ``model``."""
     calibration = data.calibration(SAMPLES, seed)
     return {
-        "magnitude": first_pass(model, calibration, data, sparsity, Magnitude(), "global"),
-        "Wanda": first_pass(model, calibration, data, sparsity, Wanda(), "row"),
+        "magnitude": first_pass(model, calibration, data, sparsity, qprune.Magnitude(), "global"),
+        "Wanda": first_pass(model, calibration, data, sparsity, qprune.Wanda(), "row"),
     }
 
 
 def first_pass(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: qprune.Calibration,
     data: DataSet,
     sparsity: float,
-    start: Magnitude | Wanda,
+    start: qprune.Start,
     budget: str,
-) -> Score:
+) -> qprune.Score:
     """Test score of a starting mask alone."""
     pruned = qprune.prune(
         deepcopy(model),
         calibration,
         sparsity=sparsity,
-        start=start,
+        method=qprune.Networkwise(start=start, stages=1, rounds=0),
         budget=budget,
-        stages=1,
-        rounds=0,
         compensate=False,
     )
     return data.score(pruned.model)

@@ -35,13 +35,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from qprune.data.augment import OwnText
+import qprune
 from qprune.distributed.workers import limited_threads
-from qprune.jobs.language.network import prune_network
 from qprune.models.evaluate import perplexity
 from qprune.models.pretrained import load_pretrained, load_tokenizer
 from qprune.models.text import calibration_windows, evaluation_windows
-from qprune.walk.layerwise import prune_layerwise
 
 COLUMNS = ("0.5", "0.6", "0.7", "0.8", "0.9", "2:4")
 LENGTH = 256
@@ -82,7 +80,7 @@ class WrittenOnce:
     The generator goes on as if it had been written again, and its CPU seconds are counted again.
     """
 
-    text: OwnText
+    text: qprune.OwnText
     seed: int
     keeps_labels: ClassVar[bool] = False
 
@@ -111,40 +109,69 @@ class WrittenOnce:
         return 0.0 if kept["pid"] == getpid() else kept["cpu_seconds"]
 
 
+def both_stages(rows: str = "reconstruct", steps: int = 96, rounds: int = 1) -> dict[str, Any]:
+    """Arguments of `qprune.prune` as `qprune prune` has them for a language model.
+
+    Args:
+        rows: name of the row method of stage 1.
+        steps: optimiser steps of the distillation; 0 = values stay.
+        rounds: of block moves.
+    """
+    loss = qprune.DenseOutputs(fit_scale=False)
+    across = qprune.Networkwise(
+        start=None,
+        rounds=rounds,
+        final_rounds=rounds,
+        num_blocks=16,
+        samples_per_step=64,
+        damping=300.0,
+        accept_share=0.125,
+    )
+    return {
+        "method": (qprune.Layerwise(rows, shares=qprune.Sensitivity(loss=loss)), across),
+        "loss": loss,
+        "augment": None,
+        "compensate": qprune.Distillation(steps, final_steps=1, at_end=True) if steps else False,
+    }
+
+
 def _layerwise(
-    model: nn.Module, windows: Tensor, short: bool, asked: Mapping[str, Any], **options: Any
+    model: nn.Module, windows: Tensor, short: bool, asked: Mapping[str, Any], *, rows: str
 ) -> dict[str, Any]:
-    done = prune_layerwise(model, windows, **asked, **options)
-    return {"sparsity": done.achieved_sparsity, "stage1_cpu_seconds": done.cpu_seconds}
+    # Counts as published: Wanda's by row, the others' by matrix.
+    budget = qprune.PerRow(alone=True) if rows == "wanda" else qprune.PerLayer(alone=True)
+    method = qprune.Layerwise(rows, shares=None)
+    report = qprune.prune(model, windows, method=method, budget=budget, **asked).report
+    return {"sparsity": report.achieved_sparsity, "stage1_cpu_seconds": report.cpu_seconds}
 
 
 def _across(
-    model: nn.Module, windows: Tensor, short: bool, asked: Mapping[str, Any], **options: Any
+    model: nn.Module, windows: Tensor, short: bool, asked: Mapping[str, Any], **masks: int
 ) -> dict[str, Any]:
     written = None
-    if short:
-        options |= {"steps": 16}
-    if options.get("compensate", True):
-        text = OwnText(model, copies=1) if short else OwnText(model)
+    options = both_stages(**masks) if masks else both_stages(steps=16 if short else 96)
+    if options["compensate"]:
+        text = qprune.OwnText(model, copies=1) if short else qprune.OwnText(model)
         options["augment"] = written = WrittenOnce(text, asked["seed"])
-    report = prune_network(model, windows, **asked, **options).report
+    report = qprune.prune(model, windows, **asked, **options).report
+    across = [step for step in report.steps if step.kind != "block"]
     return {
         "saved_cpu_seconds": written.saved_cpu_seconds() if written else 0.0,
         "sparsity": report.achieved_sparsity,
-        "stage1_cpu_seconds": report.steps[0].cpu_seconds,
-        "steps": [[s.kind, s.accepted, round(s.loss, 5), s.flips] for s in report.steps],
+        "stage1_cpu_seconds": sum(s.cpu_seconds for s in report.steps if s.kind == "block"),
+        "steps": [[s.kind, s.accepted, round(s.loss, 5), s.flips] for s in across],
         "layers": [round(layer.sparsity, 4) for layer in report.layers],
     }
 
 
 #: What can be run: (model, windows, short, what is asked) -> what is noted.
 METHODS: dict[str, Callable[..., dict[str, Any]]] = {
-    "magnitude": partial(_layerwise, method="magnitude"),
-    "wanda": partial(_layerwise, method="wanda"),
-    "sparsegpt": partial(_layerwise, method="sparsegpt"),
-    "reconstruct": partial(_layerwise, method="reconstruct"),
+    "magnitude": partial(_layerwise, rows="magnitude"),
+    "wanda": partial(_layerwise, rows="wanda"),
+    "sparsegpt": partial(_layerwise, rows="sparsegpt"),
+    "reconstruct": partial(_layerwise, rows="reconstruct"),
     "qprune": _across,
-    "qprune, mask only": partial(_across, compensate=False, rounds=MASK_ROUNDS),
+    "qprune, mask only": partial(_across, steps=0, rounds=MASK_ROUNDS),
 }
 
 
@@ -171,7 +198,7 @@ def measured(
 def alone(run: Run, *rest: Any) -> dict[str, Any]:
     """`measured` in a process of its own: its memory is its own, and so is its heap."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["qprune.jobs.language.network", "transformers"])
+    context.set_forkserver_preload(["qprune", "transformers"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(measured, run, *rest).result()
 

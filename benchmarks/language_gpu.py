@@ -17,8 +17,7 @@ from collections import defaultdict
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qprune.steps.reconstruct import METHODS
-from qprune.walk.layerwise import LayerOutcome, prune_layerwise
+import qprune
 
 #: Decoder layers of a 7B LLaMA.
 LAYERS = 32
@@ -83,19 +82,21 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
         spent: dict[str, float] = defaultdict(float)
 
-        def tell(done: LayerOutcome, number: int, total: int, method: str = method) -> None:
-            spent[done.name.rpartition(".")[2]] += done.seconds  # noqa: B023 - called at once
-            print(f"{method} {number}/{total} {done.name} {done.shape}: {done.seconds:.2f} s, "
-                  f"error {done.error:.4f}", flush=True)  # fmt: skip
+        def tell(step: qprune.Step, method: str = method) -> None:
+            for done in step.layers:
+                spent[done.name.rpartition(".")[2]] += done.seconds  # noqa: B023 - called at once
+                print(f"{method} {done.name} {done.shape}: {done.seconds:.2f} s, "
+                      f"error {done.error:.4f}", flush=True)  # fmt: skip
 
         began = time.perf_counter()
-        prune_layerwise(
+        rows, place = method, {"device": arguments.device, "offload": arguments.offload}
+        qprune.prune(
             model,
             windows,
-            method=METHODS[method],
+            method=qprune.Layerwise(rows, shares=None, **place),
+            # Counts as published: Wanda's by row, the others' by matrix.
+            budget=(qprune.PerRow if rows == "wanda" else qprune.PerLayer)(alone=True),
             sparsity=arguments.sparsity,
-            device=arguments.device,
-            offload=arguments.offload,
             observe=tell,
         )
         seconds = time.perf_counter() - began

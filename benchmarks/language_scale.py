@@ -25,8 +25,8 @@ from torch import Tensor
 
 from benchmarks.timing import cpu_seconds
 from qprune.distributed.workers import limited_threads
-from qprune.steps.reconstruct import METHODS, Moments, Quadratic, quadratic
-from solvers.rows.counts import Counts
+from qprune.steps.reconstruct import ROWS, Moments, Quadratic, quadratic
+from solvers.rows.counts import LayerBudget
 from solvers.rows.problem import RowProblem
 
 #: (rows, inputs) of a decoder layer of LLaMA-7B and how many of each, with how many it has
@@ -86,9 +86,9 @@ def inputs_like(tokens: int, inputs: int, generator: torch.Generator) -> tuple[T
 
 def solve(method: str, moments: Moments, weights: Tensor, sparsity: float) -> float:
     """From sums to values; the error as a share of the outputs' energy."""
-    strategy = METHODS[method]
+    strategy = ROWS[method]
     goal: Quadratic = quadratic(moments, weights, strategy.damping)
-    budget = Counts(round(weights.numel() * (1 - sparsity)))
+    budget = LayerBudget(round(weights.numel() * (1 - sparsity)))
     problem = RowProblem(goal.gram.numpy(), goal.targets.numpy(), budget)
     solved = strategy.solve(problem, compensate=True, seed=0)
     energy = problem.objectives(0.0 * problem.targets).sum()
@@ -119,7 +119,7 @@ def main() -> None:
             small.add(torch.randn(32, 8, generator=generator))
             solve(method, small, torch.randn(4, 8, generator=generator), 0.5)
         for method in track(COMPARED, "solving", console=errors, disable=not errors.is_terminal):
-            dense = METHODS[method].dense_targets
+            dense = ROWS[method].dense_targets
             moments = Moments("", inputs, torch.device("cpu"), dense)
             adding = 0.0
             for part in torch.full((tokens // 1024,), 1024).tolist() or [tokens]:

@@ -22,9 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qprune.data.augment import Augmentation, ShiftImages
+import qprune
 from qprune.distributed.workers import limited_threads
-from qprune.jobs.job import run_job, summary
+from qprune.jobs.job import run_job
 from qprune.jobs.settings import make_settings
 
 
@@ -46,14 +46,14 @@ class Row:
     settings: dict[str, Any]
     targets: dict[float, float]
     peers: dict[float, tuple[float, str]] = field(default_factory=dict)
-    augment: Augmentation | None = None
+    augment: qprune.Augmentation | None = None
 
 
 _CHITA = {0.9: (92.80, "CHITA"), 0.95: (91.49, "CHITA++"), 0.98: (79.46, "CHITA++")}
 _CHITA_RESNET = {0.7: (83.2, "CHITA"), 0.8: (70.4, "CHITA"), 0.9: (28.9, "CHITA")}
-_MANY = {"num_calibration_samples": 20_000, "target": "labels", "samples_per_step": 4000}
+_MANY = {"num_calibration_samples": 20_000, "loss": "cross-entropy", "samples_per_step": 4000}
 # With many samples and labels, few and small shifts: two pixels cost a point of accuracy.
-_SMALL_SHIFTS = ShiftImages(pixels=1, shape=(1, 28, 28), copies=2)
+_SMALL_SHIFTS = qprune.ShiftImages(pixels=1, shape=(1, 28, 28), copies=2)
 
 ROWS = {
     "mask": Row(
@@ -110,7 +110,7 @@ def run(row: Row, sparsity: float, seed: int, data: Path) -> dict[str, Any]:
     given = row.settings | settings_of(row.network, data)
     given |= {"sparsity": sparsity, "seed": seed}
     with limited_threads(1):
-        return summary(run_job(make_settings(given), augment=row.augment))
+        return run_job(make_settings(given), augment=row.augment).summary()
 
 
 def table(network: str, results: dict[tuple[str, float, int], dict[str, Any]]) -> Table:

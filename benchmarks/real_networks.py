@@ -44,7 +44,6 @@ from benchmarks.real.case import Case, MissingError, Sizes
 from benchmarks.real.wanda import HookedWanda
 from qprune.distributed.workers import limited_threads
 from qprune.errors import QpruneError
-from qprune.steps.start import Magnitude, Start
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
 SEED = 0
@@ -85,17 +84,19 @@ def by_qprune(case: Case, sparsity: float, **options: Any) -> Outcome:
     return Outcome(model, pruned.mask, pruned.report.loss)
 
 
-def by_score(case: Case, sparsity: float, *, start: Start, budget: str = "global") -> Outcome:
+def by_score(
+    case: Case, sparsity: float, *, start: qprune.Start, budget: str = "global"
+) -> Outcome:
     """The weights of the lowest score zeroed at once, the others left as they are."""
     method = qprune.Networkwise(start=start, stages=1, rounds=0)
-    settings = {"method": method, "compensate": False, "augment": None}
-    made = by_qprune(case, sparsity, budget=budget, **settings)
+    settings = {"budget": budget, "compensate": False, "augment": None}
+    made = by_qprune(case, sparsity, method=method, **settings)
     return replace(made, loss="none")
 
 
 def by_torch(case: Case, sparsity: float) -> Outcome:
     """Global magnitude of the same tensors by torch's own module."""
-    targets = by_score(case, sparsity, start=Magnitude()).mask
+    targets = by_score(case, sparsity, start=qprune.Magnitude()).mask
     places = {name: name.rpartition(".")[::2] for name in targets}
     scratch = copy.deepcopy(case.model)
     torch_prune.global_unstructured(
@@ -115,14 +116,14 @@ def by_torch(case: Case, sparsity: float) -> Outcome:
 
 
 METHODS: Mapping[str, Method] = {
-    "magnitude": partial(by_score, start=Magnitude()),
+    "magnitude": partial(by_score, start=qprune.Magnitude()),
     "magnitude, torch's": by_torch,
     "Wanda": partial(by_score, start=HookedWanda(), budget="row"),
     "Wanda, one count": partial(by_score, start=HookedWanda()),
     "qprune": by_qprune,
 }
 #: Options of a short run of ours, which is only to be seen to work.
-QUICK = {"stages": 1, "rounds": 1, "final_rounds": 1}
+QUICK = {"method": qprune.Networkwise(stages=1, rounds=1, final_rounds=1)}
 
 
 def counted(model: nn.Module, mask: Mapping[str, Tensor], sparsity: float) -> dict[str, Any]:

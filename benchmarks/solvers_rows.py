@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from solvers.rows.counts import Counts
+from solvers.rows.counts import Budget, LayerBudget, NofM, RowBudget
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import refit
 from solvers.rows.search import solve_rows
@@ -62,18 +62,20 @@ METHODS: dict[str, Callable[[RowProblem], np.ndarray]] = {
     "ADMM (ALPS), refit": refitted(admm),
     "ours, mask only, from Wanda": ours(wanda, compensate=False),
     "ours, held swaps, from SparseGPT": ours(obs_sweep, exact=False),
-    "ours, exact swaps, from SparseGPT": ours(obs_sweep),
-    "ours, exact swaps, from ADMM": ours(admm),
+    "ours, exact swaps, from SparseGPT": ours(obs_sweep, depth=0),
+    "ours, exact swaps, from ADMM": ours(admm, depth=0),
+    "ours, exact, depth 4, from ADMM": ours(admm),
+    "ours, exact, depth 16, from ADMM": ours(admm, depth=16),
 }
 
 
-def budgets(rows: int, inputs: int) -> dict[str, Counts]:
-    made: dict[str, Counts] = {}
+def budgets(rows: int, inputs: int) -> dict[str, Budget]:
+    made: dict[str, Budget] = {}
     for share in (0.5, 0.7, 0.8):
         kept = round(inputs * (1 - share))
-        made[f"{share:.0%} row"] = Counts([kept])
-        made[f"{share:.0%} layer"] = Counts(kept * rows)
-    return {**made, "2:4": Counts.n_of_m(2, 4)}
+        made[f"{share:.0%} row"] = RowBudget(kept)
+        made[f"{share:.0%} layer"] = LayerBudget(kept * rows)
+    return {**made, "2:4": NofM(2, 4)}
 
 
 def main() -> None:
@@ -92,7 +94,7 @@ def main() -> None:
         layer_list = list(layers(args.data, args.text))[:: args.every]
     else:
         layer_list = list(synthetic(args.rows, args.inputs, args.layers, args.seed))
-    warm = RowProblem(np.eye(4), np.ones((2, 4)), Counts(4))
+    warm = RowProblem(np.eye(4), np.ones((2, 4)), LayerBudget(4))
     for method in METHODS.values():  # compile
         method(warm)
 

@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import nn
 
 import qprune
-from qprune.results import Step
 
 PHASES = ("select", "curvature", "formulate", "solve", "accept")
 
@@ -37,17 +36,15 @@ def network(*widths: int) -> nn.Sequential:
 
 def block_steps(
     model: nn.Module, num_samples: int, steps: int, ignore: tuple[str, ...] = ()
-) -> list[Step]:
+) -> list[qprune.Step]:
     """The block steps of a run at 90 % sparsity with blocks of 1024."""
     inputs = torch.randn(num_samples, model[0].in_features)
-    seen: list[Step] = []
+    seen: list[qprune.Step] = []
     qprune.prune(
         model,
         inputs,
         sparsity=0.9,
-        stages=1,
-        rounds=steps,
-        final_rounds=steps,
+        method=qprune.Networkwise(stages=1, rounds=steps, final_rounds=steps),
         compensate=False,
         augment=None,
         loss=qprune.DenseOutputs(fit_scale=False),
@@ -70,7 +67,7 @@ def passes(model: nn.Module, num_samples: int) -> float:
     return statistics.median(times)
 
 
-def phase_table(steps: list[Step]) -> Table:
+def phase_table(steps: list[qprune.Step]) -> Table:
     table = Table(title="one 1024-variable step, 784-512-512-10, 200 samples: seconds")
     for name in (*PHASES, "all, CPU"):
         table.add_column(name, justify="right")

@@ -34,8 +34,7 @@ from solvers.convex.relax import Relax
 from solvers.registry import get_sampler
 
 # %% tags=["parameters"]
-run = {"sparsity": 0.9, "stages": 2, "rounds": 1, "final_rounds": 1, "compensate": False}
-run |= {"block_size": 256, "num_blocks": 3}
+run = {"stages": 2, "rounds": 1, "final_rounds": 1, "block_size": 256, "num_blocks": 3}
 reads = 20
 
 # %% [markdown]
@@ -52,7 +51,14 @@ class Listening(Relax):
 
 problems = []
 network, data = load_model("digits-mlp"), load_data("digits")
-qprune.prune(deepcopy(network), data.calibration(1000, seed=0), sampler=Listening(), **run)
+qprune.prune(
+    deepcopy(network),
+    data.calibration(1000, seed=0),
+    sparsity=0.9,
+    method=qprune.Networkwise(**run),
+    sampler=Listening(),
+    compensate=False,
+)
 problem = max(problems, key=lambda problem: relax(problem).num_fractional)
 n, count = problem.num_variables, int(problem.counts[0])
 print(f"{len(problems)} blocks; the hardest: {n} weights, of which {count} are to be zero")

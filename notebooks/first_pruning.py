@@ -52,9 +52,13 @@ print(f"test accuracy: {data.score(dense).accuracy:.1%}")
 
 # %%
 def one_shot(start, budget, sparsity):
-    alone = {"stages": 1, "rounds": 0, "compensate": False}
     return qprune.prune(
-        deepcopy(dense), calibration, sparsity=sparsity, start=start, budget=budget, **alone
+        deepcopy(dense),
+        calibration,
+        sparsity=sparsity,
+        budget=budget,
+        method=qprune.Networkwise(start=start, stages=1, rounds=0),
+        compensate=False,
     )
 
 
@@ -68,7 +72,8 @@ def one_shot(start, budget, sparsity):
 
 # %%
 def reconsidered(sparsity):
-    return qprune.prune(deepcopy(dense), calibration, sparsity=sparsity, **steps)
+    method = qprune.Networkwise(**steps)
+    return qprune.prune(deepcopy(dense), calibration, sparsity=sparsity, method=method)
 
 
 # %%

@@ -33,11 +33,10 @@ import torch
 warnings.filterwarnings("ignore", "IProgress not found")
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qprune.jobs.language.network import prune_network
+import qprune
 from qprune.models.evaluate import perplexity
 from qprune.models.pretrained import load_pretrained, load_tokenizer
 from qprune.models.text import random_windows
-from qprune.walk.layerwise import prune_layerwise
 
 # %% tags=["parameters"]
 folder = None  # of a model of your own, with config.json and tokenizer
@@ -99,10 +98,18 @@ methods = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 methods["reconstruct"] = "reconstruct"
 table = pd.DataFrame(index=pd.Index(sparsities, name="sparsity"), dtype=float)
 examples = {"dense": dense}
+# Wanda, as published, compares weights within each output row, the others within each matrix.
+by_row, by_matrix = qprune.PerRow(alone=True), qprune.PerLayer(alone=True)
 for method, name in methods.items():
     for sparsity in sparsities:
         model = copy.deepcopy(dense)
-        prune_layerwise(model, calibration, method=method, sparsity=sparsity)
+        qprune.prune(
+            model,
+            calibration,
+            sparsity=sparsity,
+            method=qprune.Layerwise(method, shares=None),
+            budget=by_row if method == "wanda" else by_matrix,
+        )
         table.loc[sparsity, name] = perplexity(model, test)
         if (name, sparsity) == ("magnitude", shown):
             examples[name] = model
@@ -116,10 +123,28 @@ table.round(2)
 # back agree. Nothing but the calibration windows is seen.
 
 # %%
+loss = qprune.DenseOutputs(fit_scale=False)
+layers_first = qprune.Layerwise(shares=qprune.Sensitivity(loss=loss))
+then_across = qprune.Networkwise(
+    start=None,
+    rounds=1,
+    final_rounds=1,
+    num_blocks=16,
+    samples_per_step=64,
+    damping=300.0,
+    accept_share=0.125,
+)
 reports = {}
 for sparsity in sparsities:
     model = copy.deepcopy(dense)
-    pruned = prune_network(model, calibration, sparsity=sparsity, steps=distilled)
+    pruned = qprune.prune(
+        model,
+        calibration,
+        sparsity=sparsity,
+        method=(layers_first, then_across),
+        compensate=qprune.Distillation(distilled, final_steps=1, at_end=True),
+        loss=loss,
+    )
     table.loc[sparsity, "qprune"] = perplexity(model, test)
     reports[sparsity] = pruned.report
     if sparsity == shown:

@@ -42,8 +42,7 @@ from solvers.registry import get_sampler, list_samplers
 from solvers.testing import check_sampler
 
 # %% tags=["parameters"]
-run = {"sparsity": 0.9, "stages": 6, "rounds": 1, "final_rounds": 3}
-run |= {"block_size": 64, "num_blocks": 3}
+run = {"stages": 6, "rounds": 1, "final_rounds": 3, "block_size": 64, "num_blocks": 3}
 
 # %% [markdown]
 # ## Written (mine)
@@ -130,9 +129,10 @@ for entry in list_samplers():  # what `qprune samplers` prints
 dense, data = load_model("digits-mlp"), load_data("digits")
 model = deepcopy(dense)
 calibration = data.calibration(1000, seed=0)
+asked = {"sparsity": 0.9, "method": qprune.Networkwise(**run)}
 
 # %% tags=["mine"]
-pruned = qprune.prune(model, calibration, sampler="mean-field", evaluate=data.score, **run)
+pruned = qprune.prune(model, calibration, sampler="mean-field", evaluate=data.score, **asked)
 
 # %% [markdown]
 # The name is a convenience: the object itself does the same, and gives the same mask.
@@ -140,7 +140,7 @@ pruned = qprune.prune(model, calibration, sampler="mean-field", evaluate=data.sc
 
 # %%
 def prune_with(sampler):
-    return qprune.prune(deepcopy(dense), calibration, sampler=sampler, **run)
+    return qprune.prune(deepcopy(dense), calibration, sampler=sampler, **asked)
 
 
 by_object = prune_with(MeanField())

@@ -24,6 +24,7 @@ from qprune.distributed.ranks import ALONE, FirstSolves, Ranks
 from qprune.distributed.sharding import whole
 from qprune.distributed.workers import checked_threads, limited_threads
 from qprune.errors import ImpossibleRequestError, QpruneError
+from qprune.models.save import save_model
 from qprune.network.admission import refuse_unstorable, refuse_wrapped
 from qprune.network.groups import Budget, NofM, groups_of, state_zeros
 from qprune.network.guards import restored_on_error
@@ -40,7 +41,7 @@ from qprune.record.fingerprint import (
     fingerprint_of,
     require_named,
 )
-from qprune.record.folder import RunFolder, opened
+from qprune.record.folder import RunFolder, opened, saving
 from qprune.results import Estimate, LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
@@ -72,6 +73,32 @@ class Pruned:
     model: nn.Module
     mask: dict[str, Tensor]
     report: Report
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights, mask and report as `qprune prune --output` does, without its settings.
+
+        Args:
+            folder: a new one, or the ``output_dir`` of the run. A transformers model is written
+                as its `save_pretrained` does.
+
+        Raises:
+            RunFolderError: it holds another outcome, or cannot be written.
+
+        Example:
+            >>> import pathlib, tempfile, torch, qprune
+            >>> linear = torch.nn.Linear(8, 4)
+            >>> pruned = qprune.prune(linear, torch.randn(64, 8), sparsity=0.5)
+            >>> with tempfile.TemporaryDirectory() as place:
+            ...     pruned.save(place)
+            ...     "mask.safetensors" in {path.name for path in pathlib.Path(place).iterdir()}
+            True
+        """
+        with saving(Path(folder), self.report.steps) as place:
+            if hasattr(self.model, "save_pretrained"):
+                written = save_model(place.path, self.model, self.mask)
+                place.finish(self.report, beside=written)
+            else:
+                place.save(self.model, self.mask, self.report)
 
 
 def prune(

@@ -56,8 +56,8 @@ class HookedWanda:
         parts = objective.weights.split(values.abs())
         return torch.cat(
             [
-                (part.view(layer.rows, -1) * squares[layer.parameter_name].sqrt()).flatten()
-                for layer, part in zip(objective.weights, parts, strict=True)
+                (part.view(weight.rows, -1) * squares[weight.parameter_name].sqrt()).flatten()
+                for weight, part in zip(objective.weights, parts, strict=True)
             ]
         )
 

@@ -36,10 +36,18 @@ from benchmarks.reliability.small_run import every_step, small_settings, stop_af
 from qprune.cli.folders import resume
 from qprune.cli.main import report as report_again
 from qprune.errors import QpruneError
+from qprune.jobs.audit import verify_run
 from qprune.jobs.job import run_job
-from qprune.jobs.verify import verify_run
-from qprune.record.folder import CONFIG, FILES, MASK, MODEL, REPORT_JSON, read_checksums
-from qprune.record.recording import FINGERPRINT, STEPS
+from qprune.record.folder import (
+    CONFIG,
+    FILES,
+    FINGERPRINT,
+    MASK,
+    MODEL,
+    REPORT_JSON,
+    STEPS,
+    read_checksums,
+)
 from solvers.host.disk import LOCK
 
 #: The files of a run's folder that must be the same to the byte; all else tells of times.
@@ -215,7 +223,7 @@ class Drill:
             lies.append("it has not ended")
         if {*read_checksums(folder)} != {*FILES} - {"checksums.sha256"}:
             lies.append("checksums are missing")
-        return [*lies, *verify_run(folder).finding.lies]
+        return [*lies, *verify_run(folder).contradictions]
 
 
 def kinds(folder: Path) -> list[str]:

@@ -33,8 +33,6 @@ from rich.progress import Progress
 
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, resnet20, tensors_of
-from qprune import FaultPolicy
-from qprune.results import Report
 
 #: Ways to fail, and the kind of fault that the report must call each.
 WAYS = {
@@ -102,10 +100,10 @@ def _failure(way: str, states: np.ndarray, cardinality: int) -> Any:
     return dimod.SampleSet.from_samples(states, "BINARY", 0.0)
 
 
-def run(workload: Workload, noted: Path, workers: int, seed: int, **care: Any) -> Report:
+def run(workload: Workload, noted: Path, workers: int, seed: int, **policy: Any) -> qprune.Report:
     """A run of ``workload`` with a flaky sampler in a process of its own; the model as before."""
     dense = tensors_of(workload.model)
-    options = dict(workload.options) | {"num_blocks": 3, "rounds": 3, "final_rounds": 9}
+    options = workload.changed(num_blocks=3, rounds=3, final_rounds=9).options
     try:
         with ThreadPoolExecutor(workers) as threads:
             return qprune.prune(
@@ -114,14 +112,14 @@ def run(workload: Workload, noted: Path, workers: int, seed: int, **care: Any) -
                 **options,
                 sampler=Flaky(noted),
                 seed=seed,
-                on_fault=FaultPolicy(isolate=True, wait=0.0, **care),
+                on_fault=qprune.FaultPolicy(isolate=True, wait=0.0, **policy),
                 executor=threads,
             ).report
     finally:
         workload.model.load_state_dict(dense)
 
 
-def failures(report: Report, noted: Path) -> list[str]:
+def failures(report: qprune.Report, noted: Path) -> list[str]:
     """What is wrong with a run, one line each."""
     found = []
     if abs(report.achieved_sparsity - report.asked_sparsity) > 1e-3 or report.stopped != "done":
@@ -151,7 +149,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     loads = [digits()] if given.data is None else [mlpnet(given.data), resnet20(given.data)]
-    cares: list[dict[str, Any]] = [
+    policies: list[dict[str, Any]] = [
         {"fallback": "keep"},
         {"fallback": "relax"},
         {"fallback": "keep", "retries": 1},
@@ -159,19 +157,19 @@ def main() -> None:
     logging.getLogger("qprune").setLevel(logging.ERROR)
     console, wrong, all_ways = Console(), 0, Counter[str]()
     with Progress(console=console) as bar, tempfile.TemporaryDirectory() as scratch:
-        task = bar.add_task("runs", total=len(loads) * len(cares))
+        task = bar.add_task("runs", total=len(loads) * len(policies))
         for workload in loads:
-            for number, care in enumerate(cares):
+            for number, policy in enumerate(policies):
                 noted = Path(scratch, f"{workload.name} {number}")
                 workers = 1 + number % 2
-                report = run(workload, noted, workers, number, time_limit=given.limit, **care)
+                report = run(workload, noted, workers, number, time_limit=given.limit, **policy)
                 found = failures(report, noted)
                 wrong += len(found)
                 all_ways.update(ways_of(noted))
                 calls = sum(len(step.blocks) for step in report.steps)
                 last = max(i for i, step in enumerate(report.steps) if step.kind == "start")
                 console.print(
-                    f"{workload.name}, {care}, {workers} threads: {len(ways_of(noted))} faults "
+                    f"{workload.name}, {policy}, {workers} threads: {len(ways_of(noted))} faults "
                     f"injected beside {calls} answers; acceptance loss "
                     f"{report.steps[last].loss:.4f} after the first pass, "
                     f"{report.steps[-1].loss:.4f} at the end; {found or 'all counted'}"

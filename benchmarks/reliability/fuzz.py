@@ -52,7 +52,7 @@ _WATCHED = (
         "qprune.jobs.settings",
         "qprune.results",
         "qprune.record.folder",
-        "qprune.jobs.check",
+        "qprune.jobs.audit",
         "qprune.network.mask_file",
     ),
     *(
@@ -87,14 +87,13 @@ Parser = Callable[[bytes], object]
 
 def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     """Parsers by name, each from the bytes of one file; the seeds of each are in a folder."""
-    from qprune.jobs.check import check_run
-    from qprune.jobs.language.settings import LanguageSettings
+    from qprune.jobs.audit import check_run
     from qprune.jobs.page import render_html
-    from qprune.jobs.settings import Asked, Settings, make_settings
+    from qprune.jobs.settings import make_settings, read_run
     from qprune.network.mask_file import read_mask
     from qprune.record.checkpoint import Snapshot
     from qprune.record.fingerprint import Fingerprint
-    from qprune.record.folder import read_run, read_scores, stopped_by
+    from qprune.record.folder import read_scores, stopped_by
     from solvers.ask.store import AnswerStore
     from solvers.formats.files import read_problem
     from solvers.formats.table import FORMATS
@@ -119,8 +118,8 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
     print_ = Fingerprint.from_json((seeds / "fingerprint" / "0").read_bytes())
     _write_block(at("blocks"))
 
-    def settings(data: bytes, kind: type[Asked] = Settings) -> object:
-        made = make_settings({}, placed(data, "settings.yaml"), kind)
+    def settings(data: bytes) -> object:
+        made = make_settings({}, placed(data, "settings.yaml"))
         return made.title, made.structure, made.to_yaml()
 
     def run_settings(data: bytes) -> object:
@@ -157,7 +156,7 @@ def targets(seeds: Path, scratch: Path) -> dict[str, Parser]:
 
     return {
         "settings": settings,
-        "language settings": lambda data: settings(data, LanguageSettings),
+        "language settings": settings,
         "run settings": run_settings,
         "journal": journal,
         "page": lambda data: page(data, "stopped", "steps.jsonl"),
@@ -210,7 +209,6 @@ def make_seeds(folder: Path) -> None:
 
     from benchmarks.reliability.small_run import stop_after
     from qprune.jobs.job import run_job
-    from qprune.jobs.language.settings import LanguageSettings
     from qprune.jobs.settings import Settings
     from qprune.network.mask_file import packed_bytes
     from qprune.record.checkpoint import CHECKPOINTS
@@ -229,7 +227,9 @@ def make_seeds(folder: Path) -> None:
     _make_checkpoints(folder / "small")
     for name in ("report.json", "checksums.sha256"):
         (stopped / name).unlink()
-    language = LanguageSettings(model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4")
+    language = Settings(
+        method="qprune", model="hf:m", data="text:f", sparsity=0.5, mask_structure="2:4"
+    )
     compare([generate("fisher:n=12")], ["greedy", "sa"], ["2reads"], 2, folder=folder / "study")
     (folder / "study").rename(folder / "folders" / "study")
     study = folder / "folders" / "study"

@@ -29,7 +29,7 @@ from torch import Tensor
 
 import qprune
 from benchmarks.reliability.workloads import Workload, tensors_of, workloads
-from qprune.errors import DISK
+from qprune.disk import write_whole
 from qprune.record.checkpoint import Checkpoints
 
 OUTCOME = "outcome.safetensors"
@@ -43,7 +43,7 @@ def attempt(workload: Workload, folder: Path, every_step: bool) -> None:
     place = {"resume_from" if going else "output_dir": folder}
     pruned = qprune.prune(workload.model, workload.data, **workload.options, **place)
     mask = {f"mask.{name}": kept for name, kept in pruned.mask.items()}
-    DISK.write_whole(folder / OUTCOME, save(tensors_of(pruned.model) | mask))
+    write_whole(folder / OUTCOME, save(tensors_of(pruned.model) | mask))
 
 
 def killed(workload: Workload, folder: Path, after: float | None, every_step: bool) -> bool:

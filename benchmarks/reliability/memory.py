@@ -29,14 +29,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import qprune
-from qprune import DenseOutputs, Layerwise, Networkwise
-from qprune.results import Estimate, in_bytes
-from qprune.steps.compensate import Compensation
-from qprune.steps.distill import Distillation
+from qprune.cost import in_bytes
 from solvers.host.machine import peak_memory
 
 BOUND = 0.3
-_QUICK = Compensation(iterations=(2,), final_steps=1)
+_QUICK = qprune.Compensation(iterations=(2,), final_steps=1)
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,17 @@ class Outcome:
     seconds: float
 
 
-def wide(folder: Path | None, **options: Any) -> Outcome:
+def wide(folder: Path | None, compensate: qprune.Compensate = _QUICK) -> Outcome:
     """Four million weights, random ones; nothing is learned here."""
     torch.manual_seed(0)
     layers = [nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 1500), nn.ReLU(), nn.Linear(1500, 8)]
-    method = Networkwise(stages=1, final_rounds=2, samples_per_step=300)
-    given = {"method": method, "compensate": _QUICK}
-    return _pruned(nn.Sequential(*layers), torch.randn(400, 512), 0.8, **(given | options))
+    method = qprune.Networkwise(stages=1, final_rounds=2, samples_per_step=300)
+    options = {"method": method, "compensate": compensate}
+    return _pruned(nn.Sequential(*layers), torch.randn(400, 512), 0.8, **options)
 
 
 def distilled(folder: Path | None) -> Outcome:
-    return wide(folder, compensate=Distillation(steps=8, samples_per_step=64, candidates=2))
+    return wide(folder, qprune.Distillation(steps=8, samples_per_step=64, candidates=2))
 
 
 def mlpnet(folder: Path | None) -> Outcome:
@@ -69,7 +66,7 @@ def mlpnet(folder: Path | None) -> Outcome:
 
     assert folder is not None
     load = workloads.mlpnet(folder, 1000)
-    method = Networkwise(stages=3, rounds=1, final_rounds=3)
+    method = qprune.Networkwise(stages=3, rounds=1, final_rounds=3)
     return _pruned(load.model, load.data, 0.95, method=method)
 
 
@@ -78,34 +75,25 @@ def resnet20(folder: Path | None) -> Outcome:
 
     assert folder is not None
     load = workloads.resnet20(folder, 250)
-    method = Networkwise(stages=1, final_rounds=2, samples_per_step=400)
+    method = qprune.Networkwise(stages=1, final_rounds=2, samples_per_step=400)
     return _pruned(load.model, load.data, 0.7, method=method, compensate=_QUICK)
 
 
 def llama(folder: Path | None) -> Outcome:
     """Both stages."""
-    from qprune.data.augment import OwnText
+    from benchmarks.language import both_stages
 
     model, windows = _llama(folder, 48, 128)
-    across = Networkwise(
-        start=None, rounds=1, num_blocks=16, damping=300.0, samples_per_step=64, accept_share=0.125
-    )
-    return _pruned(
-        model,
-        windows,
-        0.5,
-        # The search of stage 1 takes no more memory than this, and far more time.
-        method=(Layerwise("wanda"), across),
-        loss=DenseOutputs(fit_scale=False),
-        compensate=Distillation(4, final_steps=1, at_end=True),
-        augment=OwnText(model, copies=1),
-    )
+    # The search of stage 1 takes no more memory than Wanda, and far more time.
+    options = both_stages("wanda", steps=4) | {"augment": qprune.OwnText(model, copies=1)}
+    return _pruned(model, windows, 0.5, **options)
 
 
 def layers_alone(folder: Path | None) -> Outcome:
     """The first stage, over so many tokens that their activations count."""
     model, windows = _llama(folder, 512, 128)
-    return _pruned(model, windows, 0.5, method=Layerwise("sparsegpt", shares=None))
+    method = qprune.Layerwise("sparsegpt", shares=None)
+    return _pruned(model, windows, 0.5, method=method, budget=qprune.PerLayer(alone=True))
 
 
 RUNS: dict[str, Callable[[Path | None], Outcome]] = {
@@ -120,15 +108,12 @@ WITHOUT_DATA = ("wide", "wide, distilled")
 
 
 def _pruned(model: nn.Module, data: Any, sparsity: float, **options: Any) -> Outcome:
-    said: list[Estimate] = []
-    limits = qprune.Limits(expect=said.append)
-    pruned = qprune.prune(model, data, sparsity=sparsity, limits=limits, **options)
-    return _outcome(said[0], pruned.report.seconds)
-
-
-def _outcome(said: Estimate, seconds: float) -> Outcome:
+    report = qprune.prune(model, data, sparsity=sparsity, **options).report
+    said = report.estimate
+    assert said is not None
     dominant = said.memory[0].what if said.memory else ""
-    return Outcome(said.peak_memory, peak_memory(), said.present, dominant, said.seconds, seconds)
+    taken, seconds = peak_memory(), report.seconds
+    return Outcome(said.peak_memory, taken, said.present, dominant, said.seconds, seconds)
 
 
 def _llama(folder: Path | None, number: int, length: int) -> tuple[nn.Module, Tensor]:

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +26,7 @@ from rich.console import Console
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, resnet20
 from qprune.record.checkpoint import Checkpoints
-from qprune.record.recording import Recording
+from qprune.record.folder import RunFolder
 
 LIMIT = 0.02
 
@@ -66,16 +65,11 @@ def measured(workload: Workload) -> tuple[Clock, Clock, Clock]:
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(Checkpoints, "write", checkpoints.wrapping(Checkpoints.write)),
-        mock.patch.object(Recording, "note", journal.wrapping(Recording.note)),
+        mock.patch.object(RunFolder, "note", journal.wrapping(RunFolder.note)),
         whole.running(),
     ):
         qprune.prune(workload.model, workload.data, **workload.options, output_dir=folder)
     return whole, checkpoints, journal
-
-
-def longer(workload: Workload, **changes: Any) -> Workload:
-    """The workload with more of everything, so that checkpoints are worth their time."""
-    return replace(workload, options=dict(workload.options) | changes)
 
 
 def main() -> None:
@@ -83,11 +77,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of checkpoints and data sets")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    loads = [longer(digits(), stages=12, rounds=4, final_rounds=20)]
+    # More of everything, so that checkpoints are worth their time.
+    loads = [digits().changed(stages=12, rounds=4, final_rounds=20)]
     if given.data is not None:
         loads = [
-            longer(mlpnet(given.data), stages=12, rounds=4, final_rounds=20),
-            longer(resnet20(given.data), stages=3, rounds=1, final_rounds=4),
+            mlpnet(given.data).changed(stages=12, rounds=4, final_rounds=20),
+            resnet20(given.data).changed(stages=3, rounds=1, final_rounds=4),
         ]
     console, worst = Console(width=120), 0.0
     for workload in loads:

@@ -35,8 +35,8 @@ from rich.progress import Progress
 import qprune
 from benchmarks.reliability.workloads import Workload, digits, mlpnet, tensors_of
 from qprune.distributed.executors import RayExecutor
-from qprune.steps.solve import answer
-from solvers import Ask, LowRank, QuadraticProblem
+from qprune.steps.solve import Border
+from solvers import LowRank, QuadraticProblem
 
 WORKERS = 2
 # What Ray calls its processes: all that work for it, and a worker at a task of an executor's.
@@ -69,12 +69,16 @@ def blocks_of(workload: Workload, number: int, size: int) -> list[Any]:
             seen.append(list(items))
             return map(function, seen[-1])
 
-    options = dict(workload.options) | {"block_size": size, "num_blocks": 8, "stages": 2}
+    options = workload.changed(block_size=size, num_blocks=8, stages=2).options
     dense = tensors_of(workload.model)
     qprune.prune(workload.model, workload.data, **options, executor=Noting())
     workload.model.load_state_dict(dense)
     full = [job for jobs in seen for job in jobs if job[0].num_variables == size]
     return [full[index % len(full)] for index in range(number)]
+
+
+def answered(border: Border, job: tuple[Any, Any, int]) -> Any:
+    return border.solve(*job)
 
 
 def processes(name: bytes) -> list[psutil.Process]:
@@ -106,7 +110,7 @@ def overhead(
     ray: RayExecutor, sampler: str, what: str, jobs: list[Any], pairs: int, out: Console
 ) -> int:
     """Ratios of Ray to threads; the number of answers that differ."""
-    work = partial(answer, Ask.to(sampler))
+    work = partial(answered, Border.to(sampler))
     ratios: list[tuple[float, float]] = []
     different = 0
     with ThreadPoolExecutor(WORKERS) as threads, Progress(console=out, transient=True) as report:
@@ -169,7 +173,7 @@ def masks(ray: RayExecutor, workload: Workload, out: Console) -> int:
         outcomes = []
         for executor in (threads, ray, killing):
             workload.model.load_state_dict(dense)
-            options = dict(workload.options) | {"num_blocks": 8}
+            options = workload.changed(num_blocks=8).options
             pruned = qprune.prune(workload.model, workload.data, **options, executor=executor)
             outcomes.append(tensors_of(pruned.model) | pruned.mask)
     first = outcomes[0]

@@ -41,11 +41,11 @@ from rich.progress import Progress
 from benchmarks.reliability.file_steps import CHANGING, WRITING, FileSteps, failing
 from benchmarks.reliability.small_run import every_step, small_settings, stop_after
 from qprune.errors import QpruneError
-from qprune.jobs.check import check_run
+from qprune.jobs.audit import check_run, verify_run
 from qprune.jobs.job import run_job
 from qprune.jobs.page import render_html
-from qprune.jobs.verify import verify_run
-from qprune.record.folder import CONFIG, MASK, MODEL, REPORT_HTML, read_run
+from qprune.jobs.settings import read_run
+from qprune.record.folder import CONFIG, MASK, MODEL, REPORT_HTML
 from solvers.errors import SolverError
 
 #: The files of a run's folder that must be the same to the byte.
@@ -219,8 +219,8 @@ def read_only(drill: Drill, disk: Path) -> None:
     for name, call in writes.items():
         if drill.attempt(f"{name} on a read-only disk", call):
             drill.wrong.append(f"{name} on a read-only disk: it wrote")
-    if check_run(whole).lies or verify_run(whole).finding.lies:
-        drill.wrong.append("check or verify on a read-only disk: it finds lies")
+    if check_run(whole).contradictions or verify_run(whole).contradictions:
+        drill.wrong.append("check or verify on a read-only disk: it finds contradictions")
 
 
 def report_of(folder: Path, write: bool = False) -> str:
@@ -274,8 +274,7 @@ def changed(
 
 def resumed(drill: Drill, folder: Path, what: str) -> None:
     """`qprune resume`, of a stopped run in which a byte has changed."""
-    from qprune.jobs.verify import trusted
-    from qprune.record.folder import read_settings
+    from qprune.jobs.settings import read_settings, trusted
 
     def resume() -> None:
         settings = read_settings(folder)
@@ -292,7 +291,7 @@ def read_again(drill: Drill, folder: Path, what: str) -> None:
     lies: list[str] = []
     drill.attempt(f"{what}: report", lambda: drill.page(folder))
     drill.attempt(f"{what}: check", lambda: check_run(folder))
-    if drill.attempt(f"{what}: verify", lambda: lies.extend(verify_run(folder).finding.lies)):
+    if drill.attempt(f"{what}: verify", lambda: lies.extend(verify_run(folder).contradictions)):
         drill.counts["named by verify"] += bool(lies)
         if not lies:
             drill.wrong.append(f"{what}: verify finds nothing")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from qprune.data.calibration import Calibration
+import qprune
+from qprune import Networkwise
 from qprune.models.datasets import load_data
 from qprune.models.zoo import load_model
-from qprune.steps.compensate import Compensation
-from qprune.walk.networkwise import Networkwise
 
 # Enough to move the kept weights; the drills are about the run, not about accuracy.
-_QUICK = Compensation(iterations=(2,), final_steps=1)
+_QUICK = qprune.Compensation(iterations=(2,), final_steps=1)
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,13 @@ class Workload:
 
     name: str
     model: nn.Module
-    data: Calibration
+    data: qprune.Calibration
     options: Mapping[str, Any]
+
+    def changed(self, options: Mapping[str, Any] = MappingProxyType({}), **fields: Any) -> Workload:
+        """The same with other options, and with other fields of its method."""
+        method = replace(self.options["method"], **fields)
+        return replace(self, options={**self.options, **options, "method": method})
 
 
 def digits() -> Workload:
@@ -48,17 +53,16 @@ def digits() -> Workload:
 def mlpnet(folder: Path, samples: int = 500) -> Workload:
     """MLPNet on MNIST."""
     method = Networkwise(stages=4, rounds=2, final_rounds=4, block_size=512)
-    options = {"sparsity": 0.95, "method": method}
+    options = {"sparsity": 0.95, "method": method, "augment": None, "compensate": _QUICK}
     data = load_data(f"mnist:{folder / 'mnist.npz'}").calibration(samples, 0)
     model = load_model("mlpnet", folder / "mlpnet_mnist.safetensors")
-    return Workload("MLPNet", model, data, options | {"augment": None, "compensate": _QUICK})
+    return Workload("MLPNet", model, data, options)
 
 
 def resnet20(folder: Path, samples: int = 40) -> Workload:
     """ResNet-20 on CIFAR-10."""
     method = Networkwise(stages=1, final_rounds=4)
-    options = {"sparsity": 0.7, "method": method, "augment": None}
-    options |= {"compensate": _QUICK}
+    options = {"sparsity": 0.7, "method": method, "augment": None, "compensate": _QUICK}
     data = load_data(f"cifar10:{folder / 'cifar10_subset.npz'}", "half").calibration(samples, 0)
     model = load_model("resnet20", folder / "resnet20_cifar10.safetensors")
     return Workload("ResNet-20", model, data, options)
@@ -78,12 +82,11 @@ def llama(folder: Path) -> Workload:
         seed=0,
     )
     method = Networkwise(stages=1, final_rounds=4)
-    options = {"sparsity": 0.5, "method": method, "ignore": ["lm_head"]}
-    options |= {"compensate": _QUICK}
+    options = {"sparsity": 0.5, "method": method, "ignore": ["lm_head"], "compensate": _QUICK}
     model = load_pretrained(source)
     # Compensation differentiates forwards, which fused attention cannot.
     model.set_attn_implementation("eager")
-    return Workload("small LLaMA", model, Calibration(windows), options)
+    return Workload("small LLaMA", model, qprune.Calibration(windows), options)
 
 
 def workloads(folder: Path | None) -> list[Workload]:

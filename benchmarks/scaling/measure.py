@@ -32,17 +32,17 @@ from qprune.network.groups import BUDGETS, prune_lowest
 from qprune.network.weights import Weights, find_weights
 from qprune.objective import SketchedFisher
 from qprune.objective.losses import DenseOutputs
-from qprune.objective.samples import sample_size
-from qprune.objective.trace.recorder import Samples, mean_loss, outputs_of
+from qprune.objective.samples import Objective, sample_size
+from qprune.objective.trace.recorder import Samples, outputs_of
 from qprune.record.checkpoint import Checkpoints, Snapshot
 from qprune.steps.accept import Trust
 from qprune.steps.compensate import gauss_newton
 from qprune.steps.formulate import Block, formulate
 from qprune.steps.select import Boundary, Offer
-from qprune.walk.schedule import Phase, Position, Progress
-from qprune.walk.setting import State
-from solvers import Ask, LowRank
-from solvers.rows.counts import Counts
+from qprune.steps.solve import Border
+from qprune.walk.state import FullState, Progress
+from solvers import LowRank
+from solvers.rows.counts import LayerBudget
 from solvers.rows.problem import RowProblem
 from solvers.rows.search import solve_rows
 from solvers.rows.starts import admm
@@ -86,30 +86,28 @@ def networks(folder: Path | None) -> Iterator[tuple[str, nn.Module, torch.Tensor
         yield workload.name, model, inputs, find_weights(model, ignore=ignore)
 
 
-def passes(name: str, model: nn.Module, inputs: torch.Tensor, layers: Weights) -> Iterator[Row]:
+def passes(name: str, model: nn.Module, inputs: torch.Tensor, weights: Weights) -> Iterator[Row]:
     """Forward pass, expansion, columns of blocks, Gauss-Newton product."""
     from qprune.data.calibration import Calibration
 
     loss, size = DenseOutputs(), len(inputs)
     samples = Samples(inputs, outputs_of(model, inputs, size))
-    seen = sample_size(model, layers, Calibration(inputs))
-    sizes = {"weights": layers.size, "samples": size, "multiplications": seen.multiplications}
-    sizes["layers"] = len(layers)
+    objective = Objective(model, weights, samples, loss, size, size)
+    seen = sample_size(model, weights, Calibration(inputs))
+    sizes = {"weights": weights.size, "samples": size, "multiplications": seen.multiplications}
+    sizes["layers"] = len(weights)
 
     def expand():
-        generator = torch.Generator().manual_seed(0)
-        return SketchedFisher().expand(
-            model, layers, samples, loss, batch_size=size, generator=generator
-        )
+        return SketchedFisher().expand(objective, torch.Generator().manual_seed(0))
 
-    yield Row("forward", name, sizes, least(lambda: mean_loss(model, samples, loss, size), 5))
+    yield Row("forward", name, sizes, least(objective.value, 5))
     yield Row("expand", name, sizes, least(expand))
     expansion = expand()
-    chosen = torch.randperm(layers.size)[: min(1024, layers.size)].sort().values
+    chosen = torch.randperm(weights.size)[: min(1024, weights.size)].sort().values
     columns = sizes | {"variables": len(chosen)}
     yield Row("columns", name, columns, least(lambda: expansion.curvature.blocks([chosen])))
-    product = gauss_newton(model, layers, samples, loss, size)
-    vector = torch.randn(layers.size)
+    product = gauss_newton(objective)
+    vector = torch.randn(weights.size)
     yield Row("product", name, sizes, least(lambda: product(vector)))
 
 
@@ -117,23 +115,23 @@ def selections() -> Iterator[Row]:
     """Choosing one block among ever more weights."""
     for number in (100_000, 1_000_000, 10_000_000):
         model = nn.Linear(number // 1000, 1000)
-        layers = find_weights(model)
-        groups = BUDGETS["global"].groups(layers, 0.9)
-        mask = torch.rand(layers.size) > 0.9
+        weights = find_weights(model)
+        groups = BUDGETS["global"].groups(weights, 0.9)
+        mask = torch.rand(weights.size) > 0.9
         offer = Offer(
-            layers, groups, mask, torch.randn(layers.size), torch.zeros_like(mask),
+            weights, groups, mask, torch.randn(weights.size), torch.zeros_like(mask),
             torch.Generator().manual_seed(0),
         )  # fmt: skip
         seconds = least(lambda offer=offer: Boundary().blocks(offer, 1024, 1))
-        yield Row("select", "one block of 1024", {"weights": layers.size}, seconds)
-        lowest = partial(prune_lowest, torch.rand(layers.size), ~mask, groups, groups.total)
-        yield Row("prune", "by score", {"weights": layers.size}, least(lowest, 1))
+        yield Row("select", "one block of 1024", {"weights": weights.size}, seconds)
+        lowest = partial(prune_lowest, torch.rand(weights.size), ~mask, groups, groups.total)
+        yield Row("prune", "by score", {"weights": weights.size}, least(lowest, 1))
 
 
 def solves() -> Iterator[Row]:
     """Formulating and solving a block of random gradients at 90 % pruned."""
     rng = np.random.default_rng(0)
-    ask = Ask.to("relax")
+    border = Border.to("relax")
     for variables, samples in ((256, 200), (512, 200), (1024, 100), (1024, 400), (2048, 200)):
         factor = rng.standard_normal((samples, variables)) / samples**0.5
         pruned = (rng.random(variables) < 0.9).astype(np.int8)
@@ -156,7 +154,7 @@ def solves() -> Iterator[Row]:
         yield Row("formulate", "Fisher block", sizes, least(formulated))
 
         def solve(problem=problem, pruned=pruned):
-            return ask(problem, pruned, 0)
+            return border.solve(problem, pruned, 0)
 
         solve()
         yield Row("solve", "relax", sizes, least(solve))
@@ -175,7 +173,7 @@ def row_solves() -> Iterator[Row]:
         gram = x @ x.T
         gram += 0.01 * np.trace(gram) / inputs * np.eye(inputs)
         targets = rng.standard_normal((rows, inputs))
-        problem = RowProblem(gram, targets, Counts(rows * inputs // 2))
+        problem = RowProblem(gram, targets, LayerBudget(rows * inputs // 2))
         sizes = {"rows": rows, "inputs": inputs}
         start = admm(problem, damping=0.0)
         if inputs == 128:
@@ -189,11 +187,11 @@ def row_solves() -> Iterator[Row]:
 def checkpoints() -> Iterator[Row]:
     """Packing and writing a checkpoint."""
     for number in (1_000_000, 10_000_000):
-        state = State(
-            torch.randn(number), torch.rand(number) > 0.5, Trust(),
+        state = FullState(
+            torch.rand(number) > 0.5, Trust(), torch.randn(number),
             torch.zeros(number, dtype=torch.int32),
         )  # fmt: skip
-        progress = Progress(Position(Phase.BLOCKS), state, state, 1)
+        progress = Progress.beginning(state, 1)
         generator = torch.Generator().get_state()
         snapshot = Snapshot(progress, generator, (), 1.0, 1.0)
         with tempfile.TemporaryDirectory() as folder:

@@ -52,10 +52,11 @@ def runs(ranks: Ranks, data: Path) -> Iterator[float]:
     """CPU seconds of every workload."""
     # The first solve loads compiled kernels.
     model, inputs = nn.Linear(64, 32), torch.randn(60, 64)
-    qprune.prune(model, inputs, sparsity=0.5, compensate=False, augment=None, max_steps=2)
+    few = qprune.Limits(max_steps=2)
+    qprune.prune(model, inputs, sparsity=0.5, compensate=False, augment=None, limits=few)
     for workload in workloads(data):
-        options = dict(workload.options) | {"batch_size": RUNS[workload.name], "ranks": ranks}
-        options["final_rounds"] = min(_ROUNDS, options["final_rounds"])
+        shared = {"batch_size": RUNS[workload.name], "ranks": ranks}
+        options = workload.changed(shared, final_rounds=_ROUNDS).options
         began = time.process_time()
         qprune.prune(workload.model, workload.data, **options)
         yield time.process_time() - began

@@ -106,28 +106,29 @@ def solve(
     output: Annotated[Path | None, typer.Option(help="file for the sample, as JSON")] = None,
 ) -> None:
     """Solve a problem in a file: energy, lower bound, gap, whether proved."""
-    from solvers.ask import configured
+    from solvers.ask import Ask
     from solvers.formats.files import read_file
     from solvers.host.disk import strict_json
 
     if output is not None:
         require_place(output)
-    chosen, options = configured(
-        sampler, parse_options(sampler_option or []), seed=seed, time_limit=time_limit
-    )
+    options = parse_options(sampler_option or [])
+    if time_limit is not None:
+        options["time_limit"] = time_limit
+    ask = Ask.to(sampler, options, fills_time=True)
     console = terminal(stderr=True)
     with terminable(), logged(console):
         try:
             reading = read_file(instance, count, maximize, format)
             problem, began = reading.problem, time.process_time()
             with Waiting(f"solving with {sampler}", console):
-                solution = chosen.sample_problem(problem, **options)
+                answer = ask(problem, seed=seed)
         except KeyboardInterrupt:
             typer.echo("qprune: interrupted before anything was found", err=True)
             raise typer.Exit(INTERRUPTED) from None
     seconds = time.process_time() - began
-    interrupted = bool(solution.info.get("interrupted", False))
-    found = outcome(problem, solution) | {
+    interrupted = bool(answer.info.get("interrupted", False))
+    found = outcome(problem, answer) | {
         "instance": str(instance),
         "format": reading.format.name,
         "sense": reading.sense.value,
@@ -139,7 +140,7 @@ def solve(
     for note in reading.notes:
         show_note(note)
     if output is not None:
-        write_file(output, strict_json(found | sample_record(problem, solution)) + "\n")
+        write_file(output, strict_json(found | sample_record(problem, answer)) + "\n")
     if json:
         typer.echo(strict_json(found))
     else:

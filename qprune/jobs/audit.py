@@ -295,9 +295,8 @@ def totals(folder: Evidence) -> Iterator[Finding]:
 def exact_counts(folder: Evidence) -> Iterator[Finding]:
     """Every part that was asked for (all weights, layers, rows, runs of N:M) has its count."""
     settings, weights = folder.saved.settings, folder.targets
-    method = folder.card.method if folder.card is not None else folder.kind.carried
     structure = settings.structure
-    budget = structure or folder.kind.budget(settings, str(method))
+    budget = structure or folder.kind.budget(settings, folder.card.method if folder.card else "")
     kind = f"mask structure {settings.mask_structure}" if structure else f"budget {budget}"
     try:
         groups = budget.groups(weights, settings.asked_sparsity)

@@ -19,7 +19,7 @@ from qprune.jobs.kinds import Tell, kind_of, text_limit, untold
 from qprune.jobs.page import render_html
 from qprune.jobs.settings import Settings
 from qprune.prune import Pruned, prune
-from qprune.record.folder import RunFolder, opened, read_scores
+from qprune.record.folder import RunFolder, opened, read_scores, require_empty
 from qprune.results import Observer, Report, Score, ScorePoint, Step
 from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Limits
@@ -27,7 +27,7 @@ from qprune.walk.journal import Limits
 
 @dataclass(frozen=True, eq=False)
 class Outcome(Pruned):
-    """What `run_job` returns: a pruned model, its mask and report, and what the run was.
+    """Result of `run_job`: a pruned model, its mask and report, and what the run was.
 
     Attributes:
         settings: completed.
@@ -144,8 +144,8 @@ def run_job(
         # The first rank's workers solve for all.
         own = None if ranks.rank else settings.executor
         executor = stack.enter_context(executor_named(own))
-        if output is not None and not resume:
-            kind.require_place(output)
+        if kind.loaded and output is not None and not resume:
+            require_empty(output)
         folder = stack.enter_context(opened(*((None, output) if resume else (output, None))))
         if folder and not resume:
             folder.write_settings(settings.to_yaml(kind.foreign))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file
@@ -40,7 +41,7 @@ from qprune.network.transformer import block_weights, find_blocks, reproduces, s
 from qprune.network.weights import Weight, Weights, indexed
 from qprune.objective.losses import Loss
 from qprune.prune import Pruned
-from qprune.record.folder import FILES, MODEL, RunFolder, require_empty
+from qprune.record.folder import FILES, MODEL, RunFolder
 from qprune.results import LayerRecord, Report, Score
 from qprune.steps.distill import Distillation
 from qprune.steps.reconstruct import ROWS, RowMethod, SampledRows
@@ -59,8 +60,8 @@ def untold(what: str, done: int, total: int) -> None:
     """Do nothing: the `Tell` without a display."""
 
 
-class Kind(Protocol):
-    """Protocol of a kind of model; an instance is one model of it, loaded with its data.
+class Kind(ABC):
+    """Base of the kinds of model; an instance is one model of it, loaded with its data.
 
     Whoever adds a kind writes a class with these methods, and names it in `kind_of`.
 
@@ -68,13 +69,11 @@ class Kind(Protocol):
         foreign: settings that have no meaning for the kind.
         alone: True if one process alone prunes such a model from the command line.
         needed: files of a finished run's folder.
-        loaded: True if any file of the folder may be read with the model.
+        loaded: True if any file of the folder may be read with the model, so that a new one has to
+            be empty.
         scored_along: True if scoring is cheap enough for a curve along the run.
         model: dense, in evaluation mode.
-        calibration: the only data that pruning uses.
-        stored: dtype of the saved weights; None = their own.
         carried: name of the method that is carried out.
-        figure: words for the loss in a score.
     """
 
     foreign: ClassVar[frozenset[str]]
@@ -82,50 +81,48 @@ class Kind(Protocol):
     needed: ClassVar[tuple[str, ...]]
     loaded: ClassVar[bool]
     scored_along: ClassVar[bool]
+    model: nn.Module
+    carried: str
 
     @property
-    def model(self) -> nn.Module: ...
+    @abstractmethod
+    def calibration(self) -> Calibration:
+        """The only data that pruning uses."""
+
     @property
-    def calibration(self) -> Calibration: ...
+    def stored(self) -> torch.dtype | None:
+        """Dtype of the saved weights; None = their own."""
+        return None
+
     @property
-    def stored(self) -> torch.dtype | None: ...
-    @property
-    def carried(self) -> str: ...
-    @property
-    def figure(self) -> str: ...
+    def figure(self) -> str:
+        """Words for the loss in a score."""
+        return "test loss, nats"
 
     @classmethod
+    @abstractmethod
     def completed(cls, settings: Settings) -> Settings:
         """Return the settings with the kind's defaults.
 
         Raises:
             ImpossibleRequestError: one of them has no meaning for the kind, or for its method.
         """
-        ...
 
     @classmethod
     def ends_in_order(cls, settings: Settings) -> bool:
         """Return True if a run that is asked to stop ends with its best mask."""
-        ...
+        return True
 
     @classmethod
-    def require_place(cls, output: Path) -> None:
-        """Refuse a folder that such a run cannot begin in.
-
-        Raises:
-            RunFolderError: says why.
-        """
-        ...
-
-    @classmethod
+    @abstractmethod
     def load(cls, settings: Settings) -> Self:
         """Load model and data.
 
         Raises:
             QpruneError: one of them is not available, or they do not fit.
         """
-        ...
 
+    @abstractmethod
     def arguments(
         self, tell: Tell = untold, enough: Callable[[], bool] | None = None
     ) -> dict[str, Any]:
@@ -135,21 +132,21 @@ class Kind(Protocol):
             tell: of what a method does besides its steps.
             enough: True ends the writing of calibration text.
         """
-        ...
 
+    @abstractmethod
     def score(self, model: nn.Module, track: Track) -> Score:
         """Return the score on held-out data; the first model is the dense one."""
-        ...
 
+    @abstractmethod
     def write(self, pruned: Pruned, folder: RunFolder) -> tuple[Report, tuple[str, ...]]:
         """Write weights and mask.
 
         Returns:
             The report, true of what was written, and the names of further files.
         """
-        ...
 
     @classmethod
+    @abstractmethod
     def read(
         cls, path: Path, settings: Settings, report: Report
     ) -> tuple[Weights, Mapping[str, Tensor]]:
@@ -158,20 +155,19 @@ class Kind(Protocol):
         Raises:
             QpruneError, OSError, SafetensorError: they cannot be read.
         """
-        ...
 
     @classmethod
+    @abstractmethod
     def budget(cls, settings: Settings, method: str) -> Budget:
         """Return the parts with exact counts, where there is no mask structure."""
-        ...
 
+    @abstractmethod
     def pruned(self, path: Path) -> nn.Module:
         """Return the pruned model in a folder.
 
         Raises:
             QpruneError, RuntimeError, SafetensorError: it does not fit.
         """
-        ...
 
 
 def kind_of(settings: Settings) -> type[Kind]:
@@ -188,7 +184,7 @@ _NETWORKWISE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(Kind):
     """Networks by name or factory, on labelled data, pruned across all layers.
 
     Attributes:
@@ -204,12 +200,10 @@ class Images:
     needed: ClassVar = FILES
     loaded: ClassVar = False
     scored_along: ClassVar = True
-    stored: ClassVar = None
-    carried: ClassVar = "networkwise"
-    figure: ClassVar = "test loss, nats"
     settings: Settings
     model: nn.Module
     data: DataSet
+    carried: str = "networkwise"
 
     @classmethod
     def completed(cls, settings: Settings) -> Settings:
@@ -223,19 +217,11 @@ class Images:
         return found
 
     @classmethod
-    def ends_in_order(cls, settings: Settings) -> bool:
-        return True
-
-    @classmethod
-    def require_place(cls, output: Path) -> None:
-        """Accept it: `qprune.record.folder.opened` refuses another run's."""
-
-    @classmethod
     def load(cls, settings: Settings) -> Images:
         model = load_model(settings.model, settings.weights)
         return cls(settings, model, load_data(settings.data, settings.normalization))
 
-    @cached_property
+    @property
     def calibration(self) -> Calibration:
         return self.data.calibration(self.settings.num_calibration_samples or 1, self.settings.seed)
 
@@ -289,11 +275,12 @@ _ACROSS = ("stage2_steps", "rounds", "block_size", "num_blocks", "max_seconds", 
 
 
 @dataclass(frozen=True, eq=False)
-class Language:
+class Language(Kind):
     """Transformers checkpoints: layer by layer, and across the network where that can be.
 
     Attributes:
         settings: completed.
+        model: the checkpoint's.
         subject: the model with its data.
         carried: name of the method that is carried out; where the loss at the network's end
             cannot move the weights, "reconstruct" instead of "qprune".
@@ -310,6 +297,7 @@ class Language:
     loaded: ClassVar = True
     scored_along: ClassVar = False
     settings: Settings
+    model: nn.Module
     subject: Subject
     carried: str
     across_alone: bool
@@ -340,10 +328,6 @@ class Language:
         return settings.method in (None, "qprune")
 
     @classmethod
-    def require_place(cls, output: Path) -> None:
-        require_empty(output)
-
-    @classmethod
     def load(cls, settings: Settings) -> Language:
         loaded = load_checkpoint(
             settings.model, dtype=settings.dtype or "float32", device=settings.device or "cpu"
@@ -368,17 +352,13 @@ class Language:
         across_alone = carried == "qprune" and not _in_order(settings, subject)
         if carried == "qprune" and not across_alone and not _crosses(settings, subject.model):
             carried = "reconstruct"
-        return cls(settings, subject, carried, across_alone)
-
-    @property
-    def model(self) -> nn.Module:
-        return self.subject.model
+        return cls(settings, subject.model, subject, carried, across_alone)
 
     @property
     def calibration(self) -> Calibration:
         return self.subject.calibration
 
-    @cached_property
+    @property
     def stored(self) -> torch.dtype | None:
         return stored_dtype(self.settings.model)
 

@@ -98,8 +98,9 @@ def _figures(report: Report, scores: Sequence[ScorePoint]) -> list[Figure]:
     def add(title: str, caption: str, svg: str, *, wide: bool = False) -> None:
         found.append(Figure(title, caption, Markup(svg), wide))
 
-    if steps:
-        add("Loss", "On the acceptance split. Bands are stages.", plots.loss_curve(steps))
+    across = [step for step in steps if step.kind != "block"]
+    if across:
+        add("Loss", "On the acceptance split. Bands are stages.", plots.loss_curve(across))
     if sum(point.score.accuracy is not None for point in scores) > 1:
         add("Accuracy", "On test data the run never used.", plots.accuracy_curve(scores, dense))
     if steps:
@@ -107,6 +108,13 @@ def _figures(report: Report, scores: Sequence[ScorePoint]) -> list[Figure]:
             "Sparsity",
             "Share of targeted weights that are zero.",
             plots.sparsity_curve(steps, report.asked_sparsity),
+        )
+    if any(layer.error is not None for layer in report.layers):
+        add(
+            "Output error by layer",
+            "Of layers pruned one by one: the change of their outputs, as a share of these.",
+            plots.error_bars(report.layers),
+            wide=True,
         )
     if any(step.predicted is not None for step in steps):
         add(

@@ -147,6 +147,19 @@ def layer_bars(layers: Sequence[LayerRecord], asked: float) -> str:
         return _svg(axes.figure, "layers")
 
 
+def error_bars(layers: Sequence[LayerRecord]) -> str:
+    """Plot the output error of every layer that was pruned by itself."""
+    told = [layer for layer in layers if layer.error is not None]
+    with rc_context(_STYLE):
+        axes = _axes(width=13.2, height=0.3 * len(told) + 1.0)
+        axes.barh(range(len(told)), [layer.error or 0.0 for layer in told], color=BLUE, height=0.62)
+        axes.set_yticks(range(len(told)), [in_figure(layer.name) for layer in told])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("output error")
+        return _svg(axes.figure, "errors")
+
+
 def flip_bars(steps: Sequence[Step]) -> str:
     """Plot the decisions changed by each step of blocks, and the trust region's price."""
     with rc_context(_STYLE):

@@ -37,7 +37,7 @@ _RATE, _LATENCY = 2e8, 0.02
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """Where a run goes on.
+    """Point at which a run goes on.
 
     Attributes:
         progress: position and state.
@@ -107,6 +107,7 @@ class Snapshot:
             "steps": torch.frombuffer(bytearray(steps.encode() or b"\n"), dtype=torch.uint8),
         }
         # Tensors that both states share are in the file once.
+        tensors |= {f"held.{number}": values for number, values in self.held.items()}
         tensors |= _packed("before", progress.before, progress.state)
         tensors |= {f"held.{number}": values for number, values in self.held.items()}
         facts = {

@@ -103,7 +103,7 @@ class RunFolder(os.PathLike[str]):
 
     @property
     def path(self) -> Path:
-        """Where it is.
+        """Path of the folder.
 
         Raises:
             RunFolderError: nothing is kept.
@@ -419,6 +419,32 @@ def _new(path: Path) -> Iterator[RunFolder]:
                     if not existed:
                         path.rmdir()
             raise
+
+
+@contextmanager
+def saving(path: Path, steps: Iterable[Step]) -> Iterator[RunFolder]:
+    """Open a folder for an outcome alone: a new one, or that of the run whose outcome it is.
+
+    Args:
+        path: of the folder.
+        steps: journal of the run, written where the folder has none.
+
+    Raises:
+        RunFolderError: it holds an outcome already, or the journal of another run.
+    """
+    if (path / MODEL).exists() or (path / REPORT_JSON).exists():
+        raise RunFolderError(f"{path} holds an outcome already; choose another folder")
+    try:
+        make_folder(path)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror}; choose another") from error
+    with DISK.locked(path):
+        journal = _lines(steps)
+        if not (path / STEPS).exists():
+            DISK.write_whole(path / STEPS, journal)
+        elif DISK.read_regular(path / STEPS) != journal:
+            raise RunFolderError(f"{path} holds another run ({STEPS} is there); choose another")
+        yield RunFolder(path)
 
 
 @contextmanager

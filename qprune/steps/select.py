@@ -111,6 +111,14 @@ class LayerByLayer:
         return [chosen.flatten().sort().values for _, chosen in ranked[:num_blocks]]
 
 
+#: Names for ``Networkwise(select=)`` and on the command line.
+SELECTORS: dict[str, Select] = {
+    "boundary": Boundary(),
+    "random": RandomPairs(),
+    "layer-by-layer": LayerByLayer(),
+}
+
+
 def _rested(cost: Tensor, resting: Tensor) -> Tensor:
     """Return the cost, with resting weights after all others."""
     if not resting.any():

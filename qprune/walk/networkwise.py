@@ -31,7 +31,7 @@ from qprune.results import BlockRecord
 from qprune.steps.accept import Proposal, accept
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.formulate import Block, Terms, formulate, repriced, with_terms
-from qprune.steps.select import Boundary, Offer, Select
+from qprune.steps.select import SELECTORS, Boundary, Offer, Select
 from qprune.steps.solve import Question, SolvedBlock, answers
 from qprune.steps.start import STARTS, DiagonalFisher, Start
 from qprune.walk.journal import Attempt, Limits
@@ -69,7 +69,7 @@ class Networkwise:
             `qprune.steps.start.STARTS`; None takes the mask that the method before it left.
         curvature: `SketchedFisher` (default), `SampledFisher`, `EmpiricalFisher`, `ExactHessian`,
             or a name.
-        select: how blocks are chosen.
+        select: how blocks are chosen, a strategy or its name in `qprune.steps.select.SELECTORS`.
         terms: extra energy over a block's variables; see `qprune.steps.formulate.Terms`.
         block_size: variables per block; None = 1024, or all weights where there are fewer.
         num_blocks: disjoint blocks per expansion of the loss.
@@ -91,7 +91,7 @@ class Networkwise:
 
     start: Start | str | None = DiagonalFisher()
     curvature: Curvature | str = SketchedFisher()
-    select: Select = Boundary()
+    select: Select | str = Boundary()
     terms: Terms | None = None
     block_size: int | None = None
     num_blocks: int = 1
@@ -123,6 +123,7 @@ class Networkwise:
                 "stages out"
             )
         named("curvature", self.curvature, CURVATURES)
+        named("select", self.select, SELECTORS)
         if self.start is not None:
             named("start", self.start, STARTS)
 
@@ -156,7 +157,7 @@ class Networkwise:
         method = CompleteNetworkwise(
             start=None if self.start is None else named("start", self.start, STARTS),
             curvature=self._suited_curvature(prepared),
-            select=self.select,
+            select=named("select", self.select, SELECTORS),
             terms=self.terms,
             block_size=self._fitting_block(prepared.weights),
             num_blocks=self.num_blocks,
@@ -206,6 +207,7 @@ class CompleteNetworkwise(Networkwise):
 
     start: Start | None = None
     curvature: Curvature = SketchedFisher()
+    select: Select = Boundary()
     block_size: int = _BLOCK_SIZE
     stages: int = 1
     rounds: int = 0

@@ -110,24 +110,21 @@ def _of_layers(name: Any) -> InvalidOptionError:
     )
 
 
-def configured(
-    name: str, options: Mapping[str, Any], **wanted: Any
-) -> tuple[ProblemSampler, dict[str, Any]]:
+def configured(name: str, options: Mapping[str, Any]) -> tuple[ProblemSampler, dict[str, Any]]:
     """A sampler by name, and the options for its ``sample_problem``.
 
     Args:
         name: a name that `list_samplers` has.
-        options: of the constructor or of ``sample_problem``.
-        **wanted: options of ``sample_problem`` that are dropped where None. ``seed`` is also
-            dropped where the sampler has none: it is deterministic.
+        options: of the constructor or of ``sample_problem``. A seed is dropped where the sampler
+            has none.
 
     Raises:
         UnknownOptionError: neither has an option of that name.
-        InvalidOptionError: ``time_limit`` is wanted of a sampler that cannot keep one, or the
+        InvalidOptionError: ``time_limit`` is given to a sampler that cannot keep one, or the
             sampler solves another kind of problem.
 
     Example:
-        >>> sampler, options = configured("greedy", {}, seed=1, time_limit=None)
+        >>> sampler, options = configured("greedy", {"seed": 1})
         >>> options
         {'seed': 1}
     """
@@ -137,7 +134,6 @@ def configured(
     made_with = inspect.signature(entry.load()).parameters
     sampler = counting(get_sampler(name, **{k: options[k] for k in options if k in made_with}))
     rest = {k: value for k, value in options.items() if k not in made_with}
-    rest |= {k: value for k, value in wanted.items() if value is not None}
     known = set(sampler.parameters) - {"cardinality", "groups"}
     if "seed" not in known:
         rest.pop("seed", None)

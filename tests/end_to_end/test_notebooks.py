@@ -151,7 +151,7 @@ def test_source_and_notebook_are_in_step(name):
     source, stored = _source(name), _stored(name)
     assert [(c.cell_type, c.source) for c in stored.cells] == [
         (c.cell_type, c.source) for c in source.cells
-    ], f"write {name}.ipynb again, see .github/CONTRIBUTING.md"
+    ], f"write {name}.ipynb again, see CONTRIBUTING.md"
     assert [c.metadata.get("tags", []) for c in stored.cells] == [
         c.metadata.get("tags", []) for c in source.cells
     ]

@@ -3,10 +3,22 @@
 import os
 import socket
 
+import numpy as np
 import pytest
 
 from qprune.errors import DISK, RunFolderError
-from solvers.host.disk import LOCK, asides, half_written
+from solvers import QuadraticProblem, read_problem, write_problem
+from solvers.errors import StorageError
+from solvers.host.disk import (
+    LOCK,
+    Disk,
+    asides,
+    bits_of,
+    half_written,
+    hex_of,
+    read_json,
+    strict_json,
+)
 
 
 def make_socket(path):
@@ -126,3 +138,55 @@ def test_what_went_wrong_inside_counts_more_than_the_lock(tmp_path):
 
     with pytest.raises(KeyError, match="inside"):
         inside()
+
+
+def test_every_package_has_its_own_error_and_advice(tmp_path):
+    for disk, error, advice in (
+        (DISK, RunFolderError, "free space or grant access, then resume"),
+        (Disk(), StorageError, "free space or grant access"),
+    ):
+        with pytest.raises(error) as refused:
+            disk.write_whole(tmp_path / "none" / "file", b"")
+        assert type(refused.value) is error
+        expected = f"cannot write {tmp_path}/none/file: No such file or directory; {advice}"
+        assert str(refused.value) == expected
+    assert issubclass(RunFolderError, StorageError)
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 9, 21])
+def test_bits_are_read_as_they_were_written(size):
+    bits = np.random.default_rng(size).integers(0, 2, size).astype(np.int8)
+    assert bits_of(hex_of(bits), size).tolist() == bits.tolist()
+    with pytest.raises(ValueError, match=f"are not those of {size + 8} variables"):
+        bits_of(hex_of(bits), size + 8)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", str(2**63), "[" * 100_000, "{"])
+def test_json_that_is_not_strict_is_refused(text):
+    with pytest.raises(ValueError, match=r"JSON|64 bits|deeply|Expecting"):
+        read_json(text)
+
+
+def test_numbers_that_strict_json_has_not_are_replaced():
+    value = {"a": np.float64("nan"), "b": (np.int8(1), np.arange(2)), 3: 2**70}
+    assert read_json(strict_json(value)) == {
+        "a": None,
+        "b": [1, [0, 1]],
+        "3": str(2**70),
+        "c": None,
+    }
+
+
+def test_a_problem_is_written_whole_or_to_a_device(tmp_path):
+    problem = QuadraticProblem([1.0, -1.0], np.zeros((2, 2)))
+    path, link = tmp_path / "two.coo", tmp_path / "link.coo"
+    link.symlink_to(path)
+    write_problem(problem, link)
+    assert link.is_symlink()
+    assert read_problem(path).energies([[0, 1]]).tolist() == [-1]
+    device = tmp_path / "device.coo"
+    device.symlink_to("/dev/null")
+    write_problem(problem, device)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["device.coo", "link.coo", "two.coo"]
+    with pytest.raises(StorageError, match=r"cannot write .*two\.coo: No such file or directory"):
+        write_problem(problem, tmp_path / "none" / "two.coo")

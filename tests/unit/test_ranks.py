@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import rank_programs
 import torch
-from qprune.jobs.check import check_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -16,6 +15,7 @@ import qprune
 from qprune.cli.main import app
 from qprune.distributed.ranks import ALONE, DataParallel, joined
 from qprune.errors import ImpossibleRequestError
+from qprune.jobs.audit import check_run
 
 ROOT = Path(__file__).parents[2]
 TOGETHER = (
@@ -124,7 +124,7 @@ def test_torchrun_prunes_from_the_command_line_and_only_rank_0_speaks(tmp_path):
         app([*options, "--output", str(tmp_path / "one")])
     for name in ("mask.safetensors", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    assert not check_run(tmp_path / "two").lies
+    assert not check_run(tmp_path / "two").contradictions
 
 
 def test_ranks_need_a_process_group():

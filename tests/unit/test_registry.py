@@ -154,10 +154,10 @@ def test_configured_sends_options_where_they_belong(third_party):
     sampler, options = configured("mine", {"strength": 5.0, "seed": 3})
     assert sampler.child.child.strength == 5.0
     assert options == {"seed": 3}
-    assert configured("tree", {}, seed=0, time_limit=None)[1] == {}
+    assert configured("tree", {"seed": 0})[1] == {}
     with pytest.raises(UnknownOptionError, match=r"greedy has no option 'colour'; it has: .*seed"):
         configured("greedy", {"colour": "red"})
-    assert configured("mine", {}, time_limit=1.0)[1] == {"time_limit": 1.0}
+    assert configured("mine", {"time_limit": 1.0})[1] == {"time_limit": 1.0}
 
 
 def test_importing_solvers_is_light():

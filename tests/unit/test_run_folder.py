@@ -273,8 +273,8 @@ def test_wherever_finishing_dies_a_run_is_whole_or_unfinished(tmp_path, stopped)
         folder.save(*outcome(stopped=stopped))
     whole = content(folder.path)
     assert ({*CHECKPOINTS} <= {*whole}) == (stopped == "interrupted")
-    # Six files of seven steps each, the journal flushed, and the checkpoints.
-    assert len(counted.taken) == 6 * 7 + 1 + (2 if stopped == "done" else 0)
+    # Six files of seven steps each, the journal opened and flushed, and the checkpoints.
+    assert len(counted.taken) == 6 * 7 + 2 + (2 if stopped == "done" else 0)
     finished = 0
     for at in range(1, len(counted.taken) + 1):
 

@@ -52,7 +52,7 @@ class Leaky(dimod.Sampler):
 
     properties = {}  # noqa: RUF012
     parameters = {"seed": [], "token": []}  # noqa: RUF012
-    meter = object()
+    paid = True
 
     def __init__(self):
         self.calls = 0

@@ -196,12 +196,9 @@ def test_what_is_no_number_of_threads_is_refused(threads):
 
 
 def test_python_and_the_command_line_share_one_default():
-    from qprune.jobs.language.settings import LanguageSettings
-
     from qprune.jobs.settings import Settings
 
-    for settings in (Settings, LanguageSettings):
-        assert settings.model_fields["threads"].default == DEFAULT_THREADS == 1
+    assert Settings.model_fields["threads"].default == DEFAULT_THREADS == 1
 
 
 def test_the_command_line_gives_the_same_bytes(tmp_path):
