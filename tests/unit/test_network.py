@@ -10,8 +10,6 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import tiny_language
-from qprune.jobs.language.network import prune_network
-from qprune.walk.layerwise_start import LayerwiseStart
 
 import qprune
 from qprune import Layerwise, Networkwise
