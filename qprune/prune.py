@@ -131,7 +131,7 @@ def prune(
     threads: int | None = None,
     output_dir: str | Path | None = None,
     resume_from: str | Path | None = None,
-    **moved: Any,
+    **moved: object,
 ) -> Pruned:
     """Prune ``model`` in place.
 
@@ -279,7 +279,7 @@ _MOVED = {
 }
 
 
-def _refuse_moved(given: Mapping[str, Any]) -> None:
+def _refuse_moved(given: Mapping[str, object]) -> None:
     """Refuse keywords that `prune` does not have, with the place of those that it had.
 
     Raises:

@@ -156,7 +156,7 @@ class Layerwise:
         compensate: Compensate | None,
         ask: Ask,
         limits: Limits,
-        on: Any,
+        executor: Any,
     ) -> Needs:
         """See `qprune.walk.schedule.Method`."""
         return layer_cost(self.row_method, prepared, find_blocks(prepared.model), self.offload)

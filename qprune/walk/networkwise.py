@@ -248,10 +248,10 @@ class CompleteNetworkwise(Networkwise):
         compensate: Compensate | None,
         ask: Ask,
         limits: Limits,
-        on: Any,
+        executor: Any,
     ) -> Needs:
         """See `qprune.walk.schedule.Method`."""
-        return network_cost(self, prepared, compensate, ask, limits, on)
+        return network_cost(self, prepared, compensate, ask, limits, executor)
 
     def schedule(self, run: Run) -> Schedule:
         """See `qprune.walk.schedule.Method`; the method is completed."""

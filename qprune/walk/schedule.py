@@ -110,9 +110,9 @@ class CompleteMethod(Method, Protocol):
         compensate: Compensate | None,
         ask: Ask,
         limits: Limits,
-        on: Any,
+        executor: Any,
     ) -> Needs:
-        """Memory and time of a completed method, passes measured; ``on``: the executor.
+        """Memory and time, passes measured.
 
         Raises:
             QpruneError: the network, the data or the loss are not fit for each other.
@@ -287,10 +287,11 @@ class CompleteInOrder(InOrder):
         compensate: Compensate | None,
         ask: Ask,
         limits: Limits,
-        on: Any,
+        executor: Any,
     ) -> Needs:
         """The sum of all."""
-        each = (method.cost(prepared, compensate, ask, limits, on) for method in self.methods)
+        known = (prepared, compensate, ask, limits, executor)
+        each = (method.cost(*known) for method in self.methods)
         return reduce(Needs.__add__, each)
 
     def schedule(self, run: Run) -> Schedule:

@@ -278,7 +278,7 @@ class Sources:
         return [
             name
             for module in self.of("qprune")
-            if not module.name.startswith("qprune.cli.main")
+            if not module.name.startswith("qprune.cli.")
             for name, function in _public_functions(module)
             if _asks_for_pruning(_parameters(function))
             or (function.name.startswith("prune") and _asks_for_pruning(self._taken(function)))

@@ -200,15 +200,24 @@ def test_stages_are_cubic():
     assert [step.flips for step in report.steps] == [92, 48, 18, 2]
 
 
-def test_a_late_first_pass_goes_straight_to_the_final_counts():
-    asked = iter(range(100))
-    limits = qprune.Limits(should_stop=lambda: next(asked) > 2)
+@pytest.mark.parametrize("questions", range(9))
+def test_a_first_pass_that_is_late_goes_straight_to_the_final_counts(questions):
+    """Whenever the stop comes, also while a stage begins."""
+    steps, done, asked = [], [], itertools.count()
+
+    def stop():
+        if next(asked) < questions:
+            return False
+        done.append(len(steps))
+        return True
+
+    limits = qprune.Limits(should_stop=stop)
     method = qprune.Networkwise(start="magnitude", stages=9, rounds=0, final_rounds=0)
-    report = pruned(method, limits=limits).report
+    report = pruned(method, limits=limits, observe=steps.append).report
     assert report.stopped == "interrupted"
     assert len(report.steps) < 9
     assert report.achieved_sparsity == 0.5
-    assert report.steps[-1].sparsity == 0.5
+    assert {step.sparsity for step in report.steps[done[0] :]} == {0.5}
 
 
 def test_settling_ends_where_nothing_moves():
