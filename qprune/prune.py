@@ -242,7 +242,7 @@ def prune(
             generator=generator,
             seed=seed,
         )
-        settings = _settings(complete, ready.loss, moves, limits, asked)
+        settings = _settings(complete, ready.loss, moves, limits, asked | {"method": method})
         begun = _begun(run, data, settings, folder, output_dir or resume_from)
         schedule = stack.enter_context(closing(complete.schedule(run)))  # Every action to come.
 
@@ -352,15 +352,19 @@ def _settings(
     method: Method, loss: Loss, moves: Compensate | None, limits: Limits, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides a run, as JSON has it; each field of a method by its name."""
-    methods = method.methods if isinstance(method, InOrder) else (method,)
     named = dict(asked)
-    for one in methods:
+    for one in _each(method):
         named |= {f.name: getattr(one, f.name) for f in fields(cast(Any, one)) if f.repr}
     named |= {"compensate": moves or False, "loss": loss}
     named |= {n: getattr(limits, n) for n in ("max_seconds", "max_steps", "max_memory")}
     plain = (str, int, float, bool, type(None))
     named = {n: v if isinstance(v, plain) else described(v) for n, v in named.items()}
-    return named | {"method": [type(one).__name__ for one in methods]}
+    return named | {"method": [type(one).__name__ for one in _each(asked["method"])]}
+
+
+def _each(method: Method) -> tuple[Method, ...]:
+    """The methods in a row, or the one."""
+    return method.methods if isinstance(method, InOrder) else (method,)
 
 
 def _foreseen(

@@ -31,7 +31,8 @@ class ExactHessian:
         >>> import qprune
         >>> from torch import nn
         >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
-        >>> run = qprune.prune(model, inputs, sparsity=0.5, curvature=ExactHessian())
+        >>> method = qprune.Networkwise(curvature=ExactHessian(), stages=2, rounds=1)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, method=method)
         >>> run.report.achieved_sparsity
         0.5
     """

@@ -58,7 +58,8 @@ class Boundary:
         >>> import qprune
         >>> from torch import nn
         >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
-        >>> run = qprune.prune(model, inputs, sparsity=0.5, select=Boundary())
+        >>> method = qprune.Networkwise(select=Boundary(), stages=2, rounds=1)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, method=method)
         >>> run.report.achieved_sparsity
         0.5
     """

@@ -76,7 +76,8 @@ class DiagonalFisher:
         >>> import qprune
         >>> from torch import nn
         >>> model, inputs = nn.Linear(8, 4), torch.eye(8)
-        >>> run = qprune.prune(model, inputs, sparsity=0.5, start=DiagonalFisher())
+        >>> method = qprune.Networkwise(start=DiagonalFisher(), stages=2, rounds=1)
+        >>> run = qprune.prune(model, inputs, sparsity=0.5, method=method)
         >>> run.report.achieved_sparsity
         0.5
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qprune.cost import Needs
 from qprune.data.calibration import plain
 from qprune.data.inputs import AnyInputs
-from qprune.errors import NonFiniteError
+from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.network.groups import apportion, named
 from qprune.network.patterns import Pattern
 from qprune.network.transformer import block_weights, find_blocks
@@ -96,7 +96,13 @@ class Layerwise:
         ignore: Sequence[Pattern] | Pattern,
     ) -> Weights:
         """See `qprune.walk.schedule.Method`: the matrices inside the model's blocks."""
-        return block_weights(model, targets, ignore)
+        weights = block_weights(model, targets, ignore)
+        if weights.sharded:
+            raise ImpossibleRequestError(
+                "Layerwise does not suit a sharded model, whose weights no rank holds; use "
+                "Networkwise(), or shard nothing and let every rank hold the model"
+            )
+        return weights
 
     @contextmanager
     def passing(self, model: nn.Module) -> Iterator[None]:
