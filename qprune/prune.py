@@ -357,14 +357,21 @@ def _settings(
         named |= {f.name: getattr(one, f.name) for f in fields(cast(Any, one)) if f.repr}
     named |= {"compensate": moves or False, "loss": loss}
     named |= {n: getattr(limits, n) for n in ("max_seconds", "max_steps", "max_memory")}
-    plain = (str, int, float, bool, type(None))
-    named = {n: v if isinstance(v, plain) else described(v) for n, v in named.items()}
-    return named | {"method": [type(one).__name__ for one in _each(asked["method"])]}
+    told = {name: _plain(value) for name, value in named.items()}
+    return told | {"method": [type(one).__name__ for one in _each(asked["method"])]}
 
 
 def _each(method: Method) -> tuple[Method, ...]:
     """The methods in a row, or the one."""
     return method.methods if isinstance(method, InOrder) else (method,)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; options keep their names, by which secrets are known."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    plain = value is None or isinstance(value, str | int | float | bool)
+    return value if plain else described(value)
 
 
 def _foreseen(

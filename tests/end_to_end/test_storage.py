@@ -36,7 +36,8 @@ def report():
 
 
 def test_a_disk_that_fills_up(drill, report):
-    full_disk(drill, 30, report)
+    # Not the last call, which makes a folder that is there already and may fail.
+    full_disk(drill, 32, report)
     assert drill.wrong == []
     assert drill.counts["refused"] == drill.counts["done"] > 3
 
