@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, reduce
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -315,8 +315,11 @@ def as_method(method: Method | Sequence[Method]) -> Method:
     Raises:
         ImpossibleRequestError: there is none, or one stands where it cannot.
     """
-    several = isinstance(method, Sequence) and not isinstance(method, str)
-    methods = tuple(method) if several else (method,)
+    methods: tuple[Method, ...]
+    if isinstance(method, Sequence) and not isinstance(method, str):
+        methods = tuple(method)
+    else:
+        methods = (cast(Method, method),)
     if not methods:
         raise ImpossibleRequestError("method is empty: pass Networkwise(), Layerwise(), or both")
     for one in methods:
