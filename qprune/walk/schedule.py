@@ -27,6 +27,7 @@ from qprune.steps.compensate import Compensate
 from qprune.walk.journal import Limits
 from qprune.walk.run import Run
 from qprune.walk.state import Progress, State
+from solvers.host.secrets import without_secrets
 from solvers import Ask
 
 logger = logging.getLogger(__name__)
@@ -365,7 +366,8 @@ def described(value: Any) -> str:
         parts = [value.func, *value.args, value.keywords]
         return f"partial({', '.join(map(described, parts))})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in value.items()) + "}"
+        shown = without_secrets(value)
+        return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in shown.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(described, value)) + "]"
     if isinstance(value, type) or inspect.isroutine(value):
