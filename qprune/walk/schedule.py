@@ -27,8 +27,8 @@ from qprune.steps.compensate import Compensate
 from qprune.walk.journal import Limits
 from qprune.walk.run import Run
 from qprune.walk.state import Progress, State
-from solvers.host.secrets import without_secrets
 from solvers import Ask
+from solvers.host.secrets import without_secrets
 
 logger = logging.getLogger(__name__)
 
