@@ -260,9 +260,11 @@ class CompleteNetworkwise(Networkwise):
             last = stage == self.stages - 1
             rounds = self.final_rounds if last else self.rounds
             actions.append(Prune(self, stage, required=last))
+            if run.compensate is not None and not run.compensate.at_end:
+                actions.append(Settle(self, stage, 0, ends_when_idle=False))
             actions += [Improve(self, stage, number) for number in range(rounds)]
         steps = run.compensate.final_steps if run.compensate else 0
-        return Schedule([*actions, *(Settle(self, number) for number in range(steps))])
+        return Schedule([*actions, *(Settle(self, self.stages - 1, n) for n in range(steps))])
 
     def first_pass(self, run: Run) -> State | None:
         """See `qprune.walk.schedule.Method`."""
@@ -338,7 +340,7 @@ class CompleteNetworkwise(Networkwise):
 
 @dataclass(frozen=True)
 class Prune:
-    """The first pass of one stage, to the stage's counts; then the kept weights move."""
+    """The first pass of one stage, to the stage's counts."""
 
     method: CompleteNetworkwise
     stage: int
@@ -350,10 +352,7 @@ class Prune:
         if run.journal.exhausted:
             stage = self.method.stages - 1
         step = run.journal.begin("start", stage)
-        state = self.method.pruned(run, state.full(run.weights), stage, step)
-        if run.compensate is None or run.compensate.at_end:
-            return state
-        return compensated(run, state, stage, self.method)
+        return self.method.pruned(run, state.full(run.weights), stage, step)
 
     def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
         """The counts need it: it cannot be left out."""
@@ -423,23 +422,20 @@ class Improve:
 
 @dataclass(frozen=True)
 class Settle:
-    """The kept weights move once more after the last block."""
+    """The kept weights move once more: after a first pass, or after the last block."""
 
     method: CompleteNetworkwise
+    stage: int
     number: int
+    ends_when_idle: bool = True
     required = False
-    ends_when_idle = True
 
     def __call__(self, run: Run, state: State) -> State:
-        return compensated(run, state.full(run.weights), self._stage, self.method)
-
-    @property
-    def _stage(self) -> int:
-        return self.method.stages - 1
+        return compensated(run, state.full(run.weights), self.stage, self.method)
 
     def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
         """Back to before the last action that changed something."""
-        return gone_back(run, progress.state, progress.before, error, self._stage, self.number)
+        return gone_back(run, progress.state, progress.before, error, self.stage, self.number)
 
 
 def compensated(run: Run, state: FullState, stage: int, method: CompleteNetworkwise) -> FullState:

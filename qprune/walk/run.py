@@ -80,6 +80,9 @@ class Run:
         if state.values is not None:
             self.weights.write(state.values)
             return
+        if self.weights.sharded:  # Nothing is pruned yet where such a model alone has the values.
+            self.dense.put_back()
+            return
         masks = self.weights.split(state.mask)
         with torch.no_grad():
             for weight, mask, dense in zip(self.weights, masks, self.dense.tensors, strict=True):

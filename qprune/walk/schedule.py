@@ -28,6 +28,7 @@ from qprune.walk.journal import Limits
 from qprune.walk.run import Run
 from qprune.walk.state import Progress, State
 from solvers import Ask
+from solvers.host.secrets import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -315,6 +316,7 @@ def as_method(method: Method | Sequence[Method]) -> Method:
     Raises:
         ImpossibleRequestError: there is none, or one stands where it cannot.
     """
+    methods: tuple[Method, ...]
     if isinstance(method, Sequence) and not isinstance(method, str):
         methods = tuple(method)
     else:
@@ -364,7 +366,8 @@ def described(value: Any) -> str:
         parts = [value.func, *value.args, value.keywords]
         return f"partial({', '.join(map(described, parts))})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in value.items()) + "}"
+        shown = without_secrets(value)
+        return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in shown.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(described, value)) + "]"
     if isinstance(value, type) or inspect.isroutine(value):

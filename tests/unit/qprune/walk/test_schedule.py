@@ -178,7 +178,7 @@ def test_what_the_counts_need_is_not_left_out_for_nan():
     error = NonFiniteError("the loss is NaN")
     with pytest.raises(NonFiniteError):
         Prune(method, 0, required=True).undone(run, changed, error)
-    for action in (Improve(method, 0, 1), Settle(method, 1)):
+    for action in (Improve(method, 0, 1), Settle(method, 0, 1)):
         assert torch.equal(action.undone(run, changed, error).values, state.values)
 
 
