@@ -195,7 +195,7 @@ class Tally(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass over samples holds and takes: so much at all, and so much for each sample.
+    """Memory and time of a pass over samples: a constant, and so much for each sample.
 
     Attributes:
         fixed_bytes, sample_bytes: alive at once.

@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """What `prune` returns.
+    """A pruned model, its mask, and the report of the run.
 
     Attributes:
         model: the model that was passed in, pruned in place.
@@ -342,7 +342,7 @@ def _executor(given: Any, sampler: Any, threads: int, ranks: Ranks) -> Iterator[
 
 
 def _moves(method: Method, ready: Prepared, asked: bool | Compensate) -> Compensate | None:
-    """How kept weights move; tried on the model where the method reads its loss."""
+    """The compensation, tried on the model where the method reads its loss."""
     if not method.uses_loss:
         return Compensation() if asked is True else asked or None
     return compensation_for(asked, ready.model, ready.weights, ready.fit.inputs, ready.loss)
@@ -424,7 +424,7 @@ def _begun(
     folder: RunFolder,
     path: str | Path | None,
 ) -> Begun:
-    """Where the run stands, on every rank as on the first."""
+    """The position to go on from, on every rank as on the first."""
     ranks = run.objective.samples.ranks
     if ranks.size == 1 and path is None:
         return folder.begin(run, None)

@@ -37,7 +37,7 @@ class Dense:
 
     @property
     def num_zero(self) -> int:
-        """How many values are zero."""
+        """Number of values that are zero."""
         return sum(int((tensor == 0).sum()) for tensor in self.tensors)
 
     def narrowed(self, weights: Weights) -> Dense:

@@ -82,7 +82,7 @@ class Weight:
 
     @property
     def routed(self) -> bool:
-        """Whether only some tokens come here, not the same ones before and after pruning."""
+        """True if only some tokens come here, not the same ones before and after pruning."""
         return self.expert is not None or ".experts." in f".{self.name}."
 
     def matrix(self, tensor: Tensor) -> Tensor:
@@ -454,7 +454,7 @@ def _told(patterns: Sequence[Pattern] | None) -> str:
 
 
 def is_named(name: str, module: nn.Module, patterns: Sequence[Pattern]) -> bool:
-    """Whether a pattern is the module's class or name, or a ``re:`` that matches its name."""
+    """True if a pattern is the module's class or name, or a ``re:`` that matches its name."""
     place = Place("", ((name, module),))
     return any(match(pattern, place) is not None for pattern in patterns)
 

@@ -139,7 +139,7 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What is known of a model and its data before anything large is made.
+    """A model and its data, looked at before anything large is made.
 
     Attributes:
         model: dense.

@@ -1,4 +1,4 @@
-"""Which proposals are taken: those that lower the loss on samples that nothing was fitted to.
+"""Acceptance: proposals are taken that lower the loss on samples that nothing was fitted to.
 
 All proposals of an expansion, else the better half of them, and so on; the best one alone is
 solved again at a higher price for every changed decision (`Trust`).
@@ -92,7 +92,7 @@ class Trial(Protocol):
 
     @property
     def exhausted(self) -> bool:
-        """Whether the run has to end."""
+        """True if the run has to end."""
         ...
 
     def solve(self, proposals: Sequence[Proposal], price: float) -> list[Proposal]:

@@ -1,1 +1,1 @@
-"""Which steps a run takes, in which order."""
+"""The steps of a run, in their order."""

@@ -17,7 +17,7 @@ from solvers.host.ranges import Count, checked
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run ends early, and how much memory it may take.
+    """Limits of time, steps and memory, and a stop from outside.
 
     Args:
         max_seconds: wall time; the run ends with the best mask at the asked sparsity.
@@ -121,7 +121,7 @@ class Journal:
 
     @property
     def exhausted(self) -> bool:
-        """Whether a limit is reached."""
+        """True if a limit is reached."""
         return self.stopped != "done"
 
 

@@ -1,4 +1,4 @@
-"""What pruning layer by layer will need: one block's statistics, activations, the way back.
+"""Cost of pruning layer by layer: one block's statistics, activations, the way back.
 
 Counted for the host. Where blocks run on a device of their own, what is there alone is left out.
 """
@@ -92,7 +92,7 @@ def _on(inputs: AnyInputs, device: torch.device) -> AnyInputs:
 
 
 def _in_memory(offload: str | Path, on_host: bool) -> bool:
-    """Whether activations wait in the host's memory."""
+    """True if activations wait in the host's memory."""
     return str(offload) == "cpu" or (str(offload) == "device" and on_host)
 
 
@@ -151,7 +151,7 @@ def _products(
 
 
 def _cost(matrix: Weight) -> float:
-    """How much more a matrix takes than the small problem: rows times inputs squared."""
+    """Cost of a matrix, in small problems: rows times inputs squared."""
     return matrix.rows / _ROWS * (matrix.inputs / _INPUTS) ** 2
 
 

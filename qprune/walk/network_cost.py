@@ -1,4 +1,4 @@
-"""What a walk will need, counted from its numbers.
+"""Cost of pruning across the network, counted from its numbers.
 
 Memory: the vectors over all weights, the samples, the traces of an expansion, a batch's
 activations, the blocks' factors. Time: passes times what one was seen to take.
@@ -139,7 +139,7 @@ class Load:
 
     @property
     def kept_answers(self) -> bool:
-        """Whether the dense outputs are kept, rather than the dense network."""
+        """True if the dense outputs are kept, rather than the dense network."""
         return self.fit * self.outputs <= samples.KEEP_OUTPUTS
 
 

@@ -129,7 +129,7 @@ class Networkwise:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it improves the mask of a method before it."""
+        """True if it improves the mask of a method before it."""
         return self.start is None
 
     def find(
@@ -413,7 +413,7 @@ class Improve:
         return self.method.select.blocks(offer, self.method.block_size, self.method.num_blocks)
 
     def _rested(self, state: FullState, chosen: Sequence[Tensor]) -> FullState:
-        """What is offered now rests in the next rounds."""
+        """The state in which all that is offered now rests in the next rounds."""
         resting = state.resting.clone()
         for indices in chosen:
             resting[indices] = self._clock + 1 + _REST
@@ -553,7 +553,7 @@ class _Trial:
 
     @property
     def judged(self) -> Objective:
-        """What judges: the loss as it is fitted to this round."""
+        """The objective that judges, with the loss as it is fitted to this round."""
         return replace(self.run.judge, loss=self.objective.loss)
 
     def judge(self, proposals: Sequence[Proposal]) -> float:

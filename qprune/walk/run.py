@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What stays fixed during a run.
+    """Everything that stays fixed during a run.
 
     Attributes:
         objective: the loss to fit on.
@@ -64,7 +64,7 @@ class Run:
         return replace(self, objective=objective, judge=replace(self.judge, batch_size=batch_size))
 
     def once(self, function: Callable[[], T]) -> T:
-        """What ``function`` gives on the first process, on every process."""
+        """Return on every process the result of ``function`` on the first."""
         return self.objective.samples.ranks.once(function)
 
     def sparsity(self, state: State) -> float:

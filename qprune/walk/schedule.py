@@ -233,12 +233,12 @@ class InOrder:
 
     @property
     def uses_loss(self) -> bool:
-        """Whether one of them does."""
+        """True if one of them does."""
         return any(method.uses_loss for method in self.methods)
 
     @property
     def on_host(self) -> bool:
-        """Whether one of them has to be."""
+        """True if one of them has to be."""
         return any(method.on_host for method in self.methods)
 
     def find(

@@ -1,4 +1,4 @@
-"""Where a run is: its state, and its position in the list of actions."""
+"""State of a run, and its position in the list of actions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qprune.steps.accept import Trust
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Which weights are kept, and their values.
+    """Mask and values of all weights, and the trust in the model of the loss.
 
     Attributes:
         mask: True = kept, shape (N,).
@@ -60,7 +60,7 @@ class FullState(State):
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """Where a run is between two actions.
+    """Position of a run between two actions.
 
     Attributes:
         position: index of the next action.

@@ -20,7 +20,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """How many weights a mask of shape (rows, inputs) keeps, and where.
+    """Exact counts of the weights that a mask of shape (rows, inputs) keeps.
 
     Args:
         kept: one integer for the whole matrix; or one for each row, shape (rows,) or, where it is

@@ -157,11 +157,17 @@ class Sources:
 
     def depth(self, package: str) -> int:
         """Folders on the longest way down; those of a circle count as one."""
-        return nx.dag_longest_path_length(nx.condensation(self.folders(package))) + 1
+        return nx.dag_longest_path_length(self._condensed(package)) + 1
+
+    def _condensed(self, package: str) -> nx.DiGraph:
+        """Its folders, circles as one node; without its `__init__`, which only exports names."""
+        graph = self.folders(package)
+        graph.remove_nodes_from([package])
+        return nx.condensation(graph)
 
     def longest_path(self, package: str) -> list[str]:
         """One longest way down."""
-        condensed = nx.condensation(self.folders(package))
+        condensed = self._condensed(package)
         members = condensed.nodes(data="members")
         return [" + ".join(sorted(members[node])) for node in nx.dag_longest_path(condensed)]
 

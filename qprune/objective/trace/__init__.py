@@ -1,1 +1,1 @@
-"""What a forward pass did, and every sample's gradient."""
+"""Traces of forward passes, and every sample's gradient."""
