@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,8 @@ from qprune.cli.terminal import say, terminal
 from solvers.host.ranges import Count, Limit, Seed
 
 if TYPE_CHECKING:
-    from solvers import QuadraticProblem, SamplerEntry, Solution
+    from solvers import Answer, Ask, QuadraticProblem, SamplerEntry, Solution
+    from solvers.formats.files import Reading
 
 
 def samplers(
@@ -116,17 +118,10 @@ def solve(
     if time_limit is not None:
         options["time_limit"] = time_limit
     ask = Ask.to(sampler, options, fills_time=True)
-    console = terminal(stderr=True)
-    with terminable(), logged(console):
-        try:
-            reading = read_file(instance, count, maximize, format)
-            problem, began = reading.problem, time.process_time()
-            with Waiting(f"solving with {sampler}", console):
-                answer = ask(problem, seed=seed)
-        except KeyboardInterrupt:
-            typer.echo("qprune: interrupted before anything was found", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-    seconds = time.process_time() - began
+    reading, answer, seconds = _solved(
+        ask, lambda: read_file(instance, count, maximize, format), seed
+    )
+    problem = reading.problem
     interrupted = bool(answer.info.get("interrupted", False))
     found = outcome(problem, answer) | {
         "instance": str(instance),
@@ -148,6 +143,20 @@ def solve(
     if interrupted:
         say("qprune: interrupted; this is the best found so far", err=True)
         raise typer.Exit(INTERRUPTED)
+
+
+def _solved(ask: Ask, read: Callable[[], Reading], seed: int) -> tuple[Reading, Answer, float]:
+    """(the file as read, the answer, CPU seconds); a signal ends it with what was found."""
+    console = terminal(stderr=True)
+    with terminable(), logged(console):
+        try:
+            reading, began = read(), time.process_time()
+            with Waiting(f"solving with {ask.name}", console):
+                answer = ask(reading.problem, seed=seed)
+        except KeyboardInterrupt:
+            typer.echo("qprune: interrupted before anything was found", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    return reading, answer, time.process_time() - began
 
 
 def outcome(problem: QuadraticProblem, solution: Solution) -> dict[str, Any]:

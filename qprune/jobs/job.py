@@ -15,7 +15,7 @@ from qprune.distributed.executors import executor_named
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.distributed.workers import limited_threads
 from qprune.errors import ImpossibleRequestError
-from qprune.jobs.kinds import Tell, kind_of, text_limit, untold
+from qprune.jobs.kinds import Kind, Tell, kind_of, text_limit, untold
 from qprune.jobs.page import render_html
 from qprune.jobs.settings import Settings
 from qprune.prune import Pruned, prune
@@ -129,11 +129,7 @@ def run_job(
             leaves nothing behind, any other a folder that can be resumed.
     """
     began, kind = time.perf_counter(), kind_of(settings)
-    if kind.alone and ranks.size > 1:
-        raise ImpossibleRequestError(
-            "checkpoints are pruned by one process from the command line; start without "
-            "torchrun, or call qprune.prune(..., ranks=qprune.DataParallel())"
-        )
+    _refuse_ranks(kind, ranks)
     # What is wrong is found here, not after training a network.
     settings = kind.completed(settings)
     if ranks.rank:
@@ -142,16 +138,14 @@ def run_job(
         # A network that is trained first is the same for any number, too.
         stack.enter_context(limited_threads(1))
         # The first rank's workers solve for all.
-        own = None if ranks.rank else settings.executor
-        executor = stack.enter_context(executor_named(own))
+        executor = stack.enter_context(executor_named(None if ranks.rank else settings.executor))
         if kind.loaded and output is not None and not resume:
             require_empty(output)
         folder = stack.enter_context(opened(*((None, output) if resume else (output, None))))
         if folder and not resume:
             folder.write_settings(settings.to_yaml(kind.foreign))
         job = kind.load(settings)
-        track = partial(_tracked, tell)
-        score = partial(job.score, track=track)
+        score = partial(job.score, track=partial(_tracked, tell))
         trace = ScoreTrace(partial(score, job.model), folder=folder)
         limits = _limits(settings, should_stop, time.perf_counter() - began)
         arguments = job.arguments(tell, text_limit(limits.max_seconds, should_stop))
@@ -176,6 +170,14 @@ def run_job(
             html = render_html(report, title=settings.title, scores=points, others=others or {})
             folder.finish(report, points, html, beside)
     return Outcome(pruned.model, pruned.mask, report, settings, job.carried, job.figure, output)
+
+
+def _refuse_ranks(kind: type[Kind], ranks: Ranks) -> None:
+    if kind.alone and ranks.size > 1:
+        raise ImpossibleRequestError(
+            "checkpoints are pruned by one process from the command line; start without "
+            "torchrun, or call qprune.prune(..., ranks=qprune.DataParallel())"
+        )
 
 
 def _limits(settings: Settings, should_stop: Callable[[], bool] | None, spent: float) -> Limits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -82,54 +82,69 @@ def _comparison(report: Report, others: Mapping[str, Score]) -> list[tuple[str, 
 
 
 def _figures(report: Report, scores: Sequence[ScorePoint]) -> list[Figure]:
+    return [*_curves(report, scores), *_step_figures(report.steps), *_layer_figures(report)]
+
+
+def _figure(title: str, caption: str, svg: str, *, wide: bool = False) -> Figure:
+    return Figure(title, caption, Markup(svg), wide)
+
+
+def _curves(report: Report, scores: Sequence[ScorePoint]) -> Iterator[Figure]:
+    """Loss, accuracy and sparsity along the run."""
     steps = report.steps
     dense = report.dense.accuracy if report.dense else None
-    found: list[Figure] = []
-
-    def add(title: str, caption: str, svg: str, *, wide: bool = False) -> None:
-        found.append(Figure(title, caption, Markup(svg), wide))
-
     across = [step for step in steps if step.kind != "block"]
     if across:
-        add("Loss", "On the acceptance split. Bands are stages.", plots.loss_curve(across))
+        yield _figure(
+            "Loss", "On the acceptance split. Bands are stages.", plots.loss_curve(across)
+        )
     if sum(point.score.accuracy is not None for point in scores) > 1:
-        add("Accuracy", "On test data the run never used.", plots.accuracy_curve(scores, dense))
+        yield _figure(
+            "Accuracy", "On test data the run never used.", plots.accuracy_curve(scores, dense)
+        )
     if steps:
-        add(
+        yield _figure(
             "Sparsity",
             "Share of targeted weights that are zero.",
             plots.sparsity_curve(steps, report.asked_sparsity),
         )
-    if any(layer.error is not None for layer in report.layers):
-        add(
-            "Output error by layer",
-            "Of layers pruned one by one: the change of their outputs, as a share of these.",
-            plots.error_bars(report.layers),
-            wide=True,
-        )
+
+
+def _step_figures(steps: Sequence[Step]) -> Iterator[Figure]:
+    """Promises, decisions and time, step by step."""
     if any(step.predicted is not None for step in steps):
-        add(
+        yield _figure(
             "Predicted and real change",
             "One mark a step. On the dashed line the quadratic model was right; "
             "above zero the loss rose.",
             plots.prediction_scatter(steps),
         )
     if any(step.kind == "blocks" for step in steps):
-        add(
+        yield _figure(
             "Decisions changed",
             "Weights restored or pruned in each step of blocks, and the trust region's price.",
             plots.flip_bars(steps),
         )
     if any(step.seconds for step in steps):
-        add("Where the time went", "By kind of step and phase.", plots.phase_bars(steps))
+        yield _figure("Where the time went", "By kind of step and phase.", plots.phase_bars(steps))
+
+
+def _layer_figures(report: Report) -> Iterator[Figure]:
+    """Output error and sparsity, layer by layer."""
+    if any(layer.error is not None for layer in report.layers):
+        yield _figure(
+            "Output error by layer",
+            "Of layers pruned one by one: the change of their outputs, as a share of these.",
+            plots.error_bars(report.layers),
+            wide=True,
+        )
     if report.layers:
-        add(
+        yield _figure(
             "Sparsity by layer",
             "Every targeted tensor.",
             plots.layer_bars(report.layers, report.asked_sparsity),
             wide=True,
         )
-    return found
 
 
 def _summary(report: Report) -> dict[str, str]:

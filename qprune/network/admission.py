@@ -70,17 +70,22 @@ def refuse_wrapped(model: nn.Module) -> None:
                 f"{where} being pruned by torch.nn.utils.prune; make that permanent first, by "
                 "torch.nn.utils.prune.remove(module, 'weight')"
             )
-        for own, parameter in module.named_parameters(recurse=False):
-            if is_lazy(parameter):
-                raise UnsupportedLayerError(
-                    f"{where} lazy and has no weights yet; pass one batch through the model, and "
-                    "train it, before it is pruned"
-                )
-            if parameter.is_meta:
-                raise UnsupportedLayerError(
-                    f"the tensor {f'{name}.{own}' if name else own!r} is on the meta device, not "
-                    "loaded; load the model in full"
-                )
+        _refuse_unloaded(name, module, where)
+
+
+def _refuse_unloaded(name: str, module: nn.Module, where: str) -> None:
+    """Refuse tensors that have no values yet."""
+    for own, parameter in module.named_parameters(recurse=False):
+        if is_lazy(parameter):
+            raise UnsupportedLayerError(
+                f"{where} lazy and has no weights yet; pass one batch through the model, and "
+                "train it, before it is pruned"
+            )
+        if parameter.is_meta:
+            raise UnsupportedLayerError(
+                f"the tensor {f'{name}.{own}' if name else own!r} is on the meta device, not "
+                "loaded; load the model in full"
+            )
 
 
 def _is_quantised(module: nn.Module) -> bool:

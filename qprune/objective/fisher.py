@@ -183,10 +183,8 @@ def _expand(objective: Objective, curvature_losses: Callable[[], SampleLosses]) 
 
     def a_pass(with_gradient: bool) -> PerThread[_Pass]:
         def make() -> _Pass:
-            own = ranks.own((model, layers))
-            return _Pass(
-                *own, batches, objective.loss, curvature_losses(), with_gradient=with_gradient
-            )
+            losses = objective.loss, curvature_losses()
+            return _Pass(*ranks.own((model, layers)), batches, *losses, with_gradient)
 
         return PerThread(make)
 
@@ -208,13 +206,12 @@ def _expand(objective: Objective, curvature_losses: Callable[[], SampleLosses]) 
         again = a_pass(with_gradient=False)
         return lambda number: again().batch(number)[0]
 
-    def keep() -> Callable[[int], Trace]:
-        return lambda number: traces[number]
-
     traces = {number: trace for number, (trace, _) in kept.items() if trace is not None}
     # Every rank must take part in a pass of a sharded model.
     again = ranks.any(sum(floats) > KEEP_FLOATS)
-    blocks = _FisherBlocks(layers, samples, batches, recompute if again else keep, squares)
+    blocks = _FisherBlocks(
+        layers, samples, batches, recompute if again else lambda: traces.__getitem__, squares
+    )
     return Expansion(total / len(samples), gradient / len(samples), blocks.diagonal(), blocks)
 
 

@@ -28,7 +28,7 @@ from solvers.errors import (
 )
 from solvers.host.clock import Deadline, clock_stopped, running
 from solvers.host.machine import require_memory
-from solvers.host.worker import Processes, on_a_thread
+from solvers.host.worker import Processes, Worker, on_a_thread
 from solvers.options import SamplerOptions, read_options
 from solvers.problem.problem import QuadraticProblem, require_bqm
 from solvers.sampler import is_paid, random_states, states_of
@@ -330,10 +330,7 @@ class ForeignSampler(dimod.Sampler):
         """A function that runs one call: here, on a thread, or in a process (lent by ``stack``)."""
 
         def here(options: Options, pace: float) -> Any:
-            answer = self.run(model, self.clocked(options, deadline, pace))
-            if isinstance(answer, dimod.SampleSet):
-                answer.resolve()
-            return answer
+            return self._run_here(model, options, deadline, pace)
 
         def grace() -> float:
             return _GRACE_OF_INTERRUPT if deadline.interrupted else _GRACE
@@ -353,13 +350,7 @@ class ForeignSampler(dimod.Sampler):
         if processes is None:
             return on_thread
         worker = stack.enter_context(processes.lent())
-        try:
-            with clock_stopped():
-                worker.ensure(deadline)
-        except StudyError as error:
-            logger.warning("%s: no process of its own: %s", self.name, error)
-            return on_thread
-        except WorkerDiedError:
+        if not self._started(worker, deadline):
             return on_thread
         held = False
 
@@ -374,6 +365,26 @@ class ForeignSampler(dimod.Sampler):
             return worker.call("ask", options, deadline=deadline)
 
         return in_process
+
+    def _run_here(
+        self, model: dimod.BinaryQuadraticModel, options: Options, deadline: Deadline, pace: float
+    ) -> Any:
+        answer = self.run(model, self.clocked(options, deadline, pace))
+        if isinstance(answer, dimod.SampleSet):
+            answer.resolve()
+        return answer
+
+    def _started(self, worker: Worker, deadline: Deadline) -> bool:
+        """Start a process; False where there can be none."""
+        try:
+            with clock_stopped():
+                worker.ensure(deadline)
+        except StudyError as error:
+            logger.warning("%s: no process of its own: %s", self.name, error)
+            return False
+        except WorkerDiedError:
+            return False
+        return True
 
     def _sent(self, asked: Options) -> Processes | None:
         """Processes with a copy of the sampler; None where there can be none."""
