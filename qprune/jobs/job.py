@@ -132,12 +132,10 @@ def run_job(
     _refuse_ranks(kind, ranks)
     # What is wrong is found here, not after training a network.
     settings = kind.completed(settings)
-    if ranks.rank:
-        output = None
+    output = None if ranks.rank else output
     with ExitStack() as stack:
         # A network that is trained first is the same for any number, too.
         stack.enter_context(limited_threads(1))
-        # The first rank's workers solve for all.
         executor = stack.enter_context(executor_named(None if ranks.rank else settings.executor))
         if kind.loaded and output is not None and not resume:
             require_empty(output)
