@@ -216,7 +216,7 @@ def test_a_list_of_blocks_names_files_beside_it_only(tmp_path, name):
 
 
 def test_only_loaders_that_run_no_code_are_used():
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[4]
     sources = [*(root / "qprune").rglob("*.py"), *(root / "solvers").rglob("*.py")]
     forbidden = {
         "torch.load": r"torch\.load\(",

@@ -20,7 +20,7 @@ from qprune.steps.distill import Distillation
 from qprune.walk.network_cost import Load, needs_of
 from solvers.host.machine import available_memory, cgroup_memory, peak_memory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INPUTS = torch.randn(60, 16, generator=torch.Generator().manual_seed(5))
 QUICK = {
     "sparsity": 0.5,

@@ -313,7 +313,7 @@ def test_a_sampler_that_closes_everything_ends_the_run_in_order(tmp_path):
     """In a process of its own, since the others need their descriptors."""
     code = f"""
 import os, sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[3])]!r}
 import torch
 from qprune.errors import QpruneError
 from test_resume import INPUTS, RUN, Closer, mlp, qprune, same, weights_of
