@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from small import objective
 
 from qprune.errors import ImpossibleRequestError
 from qprune.steps.compensate import Compensation, DoubleBackward, ForwardMode
 from qprune.steps.distill import Distillation
-from tests.conformance.small import objective
 
 STRATEGIES = {
     "forward mode": Compensation(iterations=(2, 4), derivatives=ForwardMode()),

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tiny_models import LENGTH, VOCABULARY, make
 
 import qprune
 from qprune.errors import ImpossibleRequestError
 from qprune.network.groups import PerLayer
-from tests.tiny_models import LENGTH, VOCABULARY, make
 
 WINDOWS = torch.randint(VOCABULARY, (12, LENGTH), generator=torch.Generator().manual_seed(0))
 ACROSS = qprune.Networkwise(
