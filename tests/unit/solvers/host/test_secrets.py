@@ -135,10 +135,11 @@ def test_a_study_writes_no_secret(tmp_path, secrets):
 
 
 def test_the_page_of_a_language_model_has_no_secret(tmp_path, secrets):
+    from tiny_models import _llama
+
     from qprune.models.card import Card
     from qprune.models.save import save_model
     from qprune.network.mask_file import MASK_FILE
-    from tiny_models import _llama
 
     secret = SECRETS["HF_TOKEN"]
     card = Card(f"https://user:{secret}@hub/m", "wanda", 0.5, (), settings={"data": secret})
