@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from small_networks import cnn
 
 from qprune.jobs.audit import check_run, verify_run
 from qprune.jobs.job import run_job
@@ -23,17 +23,8 @@ tiny_heads = pytest.importorskip("tiny_heads")
 tiny_language = pytest.importorskip("tiny_language")
 
 
-def network():
-    """A small network of images; this module is the factory of it and of its data."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
-        ).eval()
-
-
 def images():
-    """Labelled images of 3 x 8 x 8 numbers."""
+    """Labelled images of 3 x 8 x 8 numbers; this module is the factory of them."""
     pixels = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(40) % 3
     return DataSet(pixels[:24], labels[:24], pixels[24:], labels[24:])
@@ -44,10 +35,10 @@ TEXT = {"num_calibration_samples": 8, "max_seq_length": 16, "stage2_steps": 2}
 
 
 def of_images(folder):
-    asked = {"model": f"{__name__}:network", "stages": 2, "rounds": 1, "final_rounds": 1}
+    asked = {"model": "small_networks:cnn", "stages": 2, "rounds": 1, "final_rounds": 1}
 
     def load(saved):
-        model = network()
+        model = cnn()
         model.load_state_dict(load_file(saved / MODEL))
         return model
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_networks
 import torch
-from torch import nn
 
 import qprune
 from qprune import Limits
@@ -30,8 +30,7 @@ QUICK |= {"compensate": Compensation(iterations=(2,), final_steps=1)}
 
 
 def mlp():
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 4))
+    return small_networks.mlp(16, 20)
 
 
 def test_what_is_always_there_adds_to_the_worst_phase():

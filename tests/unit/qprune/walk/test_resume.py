@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from odd_samplers import Odd
-from torch import nn
+from small_networks import mlp
 
 import qprune
 from qprune import Limits
@@ -32,11 +32,6 @@ INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
 
 class KilledError(Exception):
     """Raised where a real run would be killed."""
-
-
-def mlp():
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(10, 12), nn.ReLU(inplace=True), nn.Linear(12, 4))
 
 
 def weights_of(model):
