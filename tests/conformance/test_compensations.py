@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import objective
 
+import qprune
 from qprune.errors import ImpossibleRequestError
 from qprune.steps.compensate import Compensation, DoubleBackward, ForwardMode
 from qprune.steps.distill import Distillation
@@ -13,6 +14,12 @@ STRATEGIES = {
     "double backward": Compensation(iterations=(2, 4), derivatives=DoubleBackward()),
     "distillation": Distillation(steps=30, samples_per_step=8, rate=0.02),
 }
+
+
+def test_every_compensation_is_tried():
+    public = [getattr(qprune, name) for name in qprune.__all__]
+    found = {one for one in public if isinstance(one, type) and hasattr(one, "moves")}
+    assert found - {qprune.Compensate} == {type(strategy) for strategy in STRATEGIES.values()}
 
 
 def moved(strategy, seed=0):

@@ -31,6 +31,13 @@ def pruned(name, model=None, **options):
     return qprune.prune(model, WINDOWS, method=METHODS[name], **options)
 
 
+def test_every_method_is_tried():
+    public = [getattr(qprune, name) for name in qprune.__all__]
+    found = {one for one in public if isinstance(one, type) and hasattr(one, "passing")}
+    tried = {type(one) for one in METHODS.values() if not isinstance(one, tuple)}
+    assert found - {qprune.Method} == tried
+
+
 def digest(result):
     return {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
 
