@@ -1,7 +1,6 @@
 """Runs of the walk put together by hand, on one layer of a dozen weights."""
 
 import torch
-from torch import nn
 
 from qprune.network.groups import Global
 from qprune.network.guards import Dense
@@ -14,12 +13,6 @@ from qprune.walk.run import Run
 
 INPUTS = torch.randn(32, 4, generator=torch.Generator().manual_seed(3))
 LOSS = PerSample(lambda outputs, targets: (outputs - targets).square().sum(1), needs_labels=False)
-
-
-def layer():
-    """Twelve weights, no two of the same size."""
-    torch.manual_seed(1)
-    return nn.Linear(4, 3, bias=False)
 
 
 def run_of(model, *, limits=Limits(), batch_size=16, compensate=None):

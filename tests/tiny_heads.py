@@ -2,6 +2,7 @@
 
 import random
 
+import tiny_models
 import torch
 import transformers
 
@@ -59,20 +60,6 @@ def _t5():
     return transformers.T5ForConditionalGeneration(config)
 
 
-def _vit():
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-        initializer_range=0.4,
-    )
-    return transformers.ViTForImageClassification(config)
-
-
 def _resnet():
     config = transformers.ResNetConfig(
         embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3
@@ -106,7 +93,7 @@ MODELS = {
     "llama-tokens": lambda: _llama(transformers.LlamaForTokenClassification, num_labels=5),
     "t5": _t5,
     "bart": lambda: transformers.BartForConditionalGeneration(transformers.BartConfig(**_BART)),
-    "vit": _vit,
+    "vit": lambda: tiny_models.vit(initializer_range=0.4),
     "resnet": _resnet,
     "swin": _swin,
 }

@@ -51,30 +51,23 @@ def _mixtral(**changes):
     return transformers.MixtralForCausalLM(config)
 
 
-def _vit():
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-    )
-    return transformers.ViTForImageClassification(config)
+_IMAGES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_labels": 3,
+}
+
+
+def vit(**changes):
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**_IMAGES | changes))
 
 
 def _deit():
-    config = transformers.DeiTConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-    )
-    return transformers.DeiTForImageClassification(config)
+    return transformers.DeiTForImageClassification(transformers.DeiTConfig(**_IMAGES))
 
 
 MODELS = {
@@ -86,7 +79,7 @@ MODELS = {
     "gpt2": _gpt2,
     "mixtral": _mixtral,
     "mixtral-top-1": lambda: _mixtral(num_experts_per_tok=1),
-    "vit": _vit,
+    "vit": vit,
     "deit": _deit,
 }
 

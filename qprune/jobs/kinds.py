@@ -63,7 +63,7 @@ def untold(what: str, done: int, total: int) -> None:
 class Kind(ABC):
     """Base of the kinds of model; an instance is one model of it, loaded with its data.
 
-    Whoever adds a kind writes a class with these methods, and names it in `kind_of`.
+    Whoever adds a kind writes a class with these methods, and names it in `KINDS` and `kind_of`.
 
     Attributes:
         foreign: settings that have no meaning for the kind.
@@ -173,7 +173,7 @@ class Kind(ABC):
 def kind_of(settings: Settings) -> type[Kind]:
     """Return the kind of the model that is asked for."""
     checkpoint = settings.method is not None or is_pretrained(settings.model)
-    return Language if checkpoint else Images
+    return KINDS["checkpoints" if checkpoint else "images"]
 
 
 # Settings that are fields of the method.
@@ -490,6 +490,10 @@ class Language(Kind):
     def pruned(self, path: Path) -> nn.Module:
         dtype, device = self.settings.dtype or "float32", self.settings.device or "cpu"
         return load_pretrained(str(path), dtype=dtype, device=device)
+
+
+#: All kinds; every one is loaded, pruned, saved and checked by `tests/conformance/test_kinds.py`.
+KINDS: Mapping[str, type[Kind]] = {"images": Images, "checkpoints": Language}
 
 
 def _refuse_idle(settings: Settings) -> None:

@@ -1,9 +1,9 @@
-"""A small network, its samples and its objective, for the grids of strategies."""
+"""The objective of a small network, for the grids of strategies."""
 
 from dataclasses import replace
 
 import torch
-from torch import nn
+from small_networks import tanh_network
 
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
@@ -13,16 +13,9 @@ from qprune.objective.trace.recorder import Samples, forward
 SAMPLES = 24
 
 
-def network():
-    """A tanh network of 5-6-3 units in double precision, the same every time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-
-
 def objective(model=None, loss=None, moved=0.3):
     """KL to the dense outputs at weights ``moved`` away from the dense ones."""
-    model = model or network()
+    model = model or tanh_network()
     weights = find_weights(model)
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(SAMPLES, 5, generator=generator, dtype=torch.float64)

@@ -2,17 +2,24 @@
 
 import pytest
 import torch
+from small import objective
 
+import qprune
 from qprune.errors import ImpossibleRequestError
 from qprune.steps.compensate import Compensation, DoubleBackward, ForwardMode
 from qprune.steps.distill import Distillation
-from tests.conformance.small import objective
 
 STRATEGIES = {
     "forward mode": Compensation(iterations=(2, 4), derivatives=ForwardMode()),
     "double backward": Compensation(iterations=(2, 4), derivatives=DoubleBackward()),
     "distillation": Distillation(steps=30, samples_per_step=8, rate=0.02),
 }
+
+
+def test_every_compensation_is_tried():
+    public = [getattr(qprune, name) for name in qprune.__all__]
+    found = {one for one in public if isinstance(one, type) and hasattr(one, "moves")}
+    assert found - {qprune.Compensate} == {type(strategy) for strategy in STRATEGIES.values()}
 
 
 def moved(strategy, seed=0):

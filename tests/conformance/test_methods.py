@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tiny_models import LENGTH, VOCABULARY, make
 
 import qprune
 from qprune.errors import ImpossibleRequestError
 from qprune.network.groups import PerLayer
-from tests.tiny_models import LENGTH, VOCABULARY, make
 
 WINDOWS = torch.randint(VOCABULARY, (12, LENGTH), generator=torch.Generator().manual_seed(0))
 ACROSS = qprune.Networkwise(
@@ -29,6 +29,13 @@ def pruned(name, model=None, **options):
     options = {"sparsity": 0.5, "targets": TARGETS, "seed": 3, "augment": None} | options
     options |= {"compensate": qprune.Distillation(4, final_steps=1)}
     return qprune.prune(model, WINDOWS, method=METHODS[name], **options)
+
+
+def test_every_method_is_tried():
+    public = [getattr(qprune, name) for name in qprune.__all__]
+    found = {one for one in public if isinstance(one, type) and hasattr(one, "passing")}
+    tried = {type(one) for one in METHODS.values() if not isinstance(one, tuple)}
+    assert found - {qprune.Method} == tried
 
 
 def digest(result):

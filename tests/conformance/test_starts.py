@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from small import objective
 
 from qprune.network.groups import PerRow, prune_lowest
 from qprune.objective import EmpiricalFisher
 from qprune.steps.start import STARTS
-from tests.conformance.small import objective
 
 NAMES = sorted(STARTS)
 

@@ -14,7 +14,7 @@ from qprune.cli.main import main
 from qprune.network.mask_file import read_mask
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+tiny_language = pytest.importorskip("tiny_language")
 tiny_models = pytest.importorskip("tiny_models")
 
 
@@ -23,10 +23,7 @@ def folder(tmp_path_factory):
     """A tiny model stored in half precision, with a tokenizer, and a text."""
     folder = tmp_path_factory.mktemp("model")
     tiny_models.make("llama").half().save_pretrained(folder / "llama")
-    letters = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz .")}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="."))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    wrapped = tiny_language.tokenizer()
     wrapped.save_pretrained(folder / "llama")
     (folder / "text.txt").write_text("".join(random.Random(0).choices("abcdef gh", k=2000)))
     tiny_models.make("vit").save_pretrained(folder / "vit")

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_runs import INPUTS, LOSS, layer, run_of
+from small_networks import layer
+from small_runs import INPUTS, LOSS, run_of
 from torch import nn
 
 import qprune

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from small_runs import layer, run_of
+from small_networks import layer
+from small_runs import run_of
 
 import qprune
 from qprune.errors import ImpossibleRequestError, NonFiniteError

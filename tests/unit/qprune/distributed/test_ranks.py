@@ -17,7 +17,7 @@ from qprune.distributed.ranks import ALONE, DataParallel, joined
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.audit import check_run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 TOGETHER = (
     "copies",
     "shards",

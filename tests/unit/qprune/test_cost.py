@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_networks
 import torch
-from torch import nn
 
 import qprune
 from qprune import Limits
@@ -20,7 +20,7 @@ from qprune.steps.distill import Distillation
 from qprune.walk.network_cost import Load, needs_of
 from solvers.host.machine import available_memory, cgroup_memory, peak_memory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INPUTS = torch.randn(60, 16, generator=torch.Generator().manual_seed(5))
 QUICK = {
     "sparsity": 0.5,
@@ -30,8 +30,7 @@ QUICK |= {"compensate": Compensation(iterations=(2,), final_steps=1)}
 
 
 def mlp():
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 4))
+    return small_networks.mlp(16, 20)
 
 
 def test_what_is_always_there_adds_to_the_worst_phase():

@@ -12,8 +12,8 @@ from solvers import Dense, LowRank, QuadraticProblem, Sparse
 from solvers.errors import InvalidProblemError
 from solvers.formats.files import read_problem, write_problem
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "problems"
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "qubo"
+GOLDEN = Path(__file__).parents[3] / "golden" / "problems"
+SHARED = Path(__file__).parents[5] / "shared" / "data" / "qubo"
 
 
 def binary_energy(x):

@@ -16,7 +16,7 @@ from qprune.models.datasets import NORMALIZATIONS, DataSet, load_data
 from qprune.models.evaluate import correlation, score
 from qprune.models.zoo import MLP, ResNet20, load_model
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[5] / "shared" / "data"
 needs_shared = [
     pytest.mark.shared,
     pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the checkout"),

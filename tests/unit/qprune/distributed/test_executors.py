@@ -9,8 +9,8 @@ import warnings
 import numpy as np
 import psutil
 import pytest
+import small_networks
 import torch
-from torch import nn
 
 import qprune
 from qprune.distributed.executors import (
@@ -36,8 +36,7 @@ RUN = {
 
 
 def mlp():
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(16, 20), nn.ReLU(inplace=True), nn.Linear(20, 4))
+    return small_networks.mlp(16, 20)
 
 
 def same_as(expected, executor):

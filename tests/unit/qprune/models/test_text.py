@@ -13,6 +13,7 @@ from qprune.models.pretrained import checked_length, is_pretrained, load_pretrai
 from qprune.models.text import calibration_windows, evaluation_windows, random_windows
 
 transformers = pytest.importorskip("transformers")
+tiny_models = pytest.importorskip("tiny_models")
 
 
 class Characters:
@@ -25,16 +26,7 @@ class Characters:
 
 @pytest.fixture
 def tiny_llama():
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    return tiny_models.make("llama")
 
 
 def test_windows_are_pieces_of_the_text_and_the_seed_decides_which():

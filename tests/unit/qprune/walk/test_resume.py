@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from odd_samplers import Odd
-from torch import nn
+from small_networks import mlp
 
 import qprune
 from qprune import Limits
@@ -32,11 +32,6 @@ INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
 
 class KilledError(Exception):
     """Raised where a real run would be killed."""
-
-
-def mlp():
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(10, 12), nn.ReLU(inplace=True), nn.Linear(12, 4))
 
 
 def weights_of(model):
@@ -313,7 +308,7 @@ def test_a_sampler_that_closes_everything_ends_the_run_in_order(tmp_path):
     """In a process of its own, since the others need their descriptors."""
     code = f"""
 import os, sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[3])]!r}
 import torch
 from qprune.errors import QpruneError
 from test_resume import INPUTS, RUN, Closer, mlp, qprune, same, weights_of

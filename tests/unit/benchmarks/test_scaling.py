@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "scaling.md"
 ROWS = json.loads((ROOT / "benchmarks" / "scaling" / "measured.json").read_text())["rows"]
 

@@ -7,13 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from odd_samplers import Bad
+from small_networks import mlp
 from torch import nn
 
 import qprune
-from benchmarks.reliability.faults import failures, run, ways_of
-from benchmarks.reliability.workloads import Workload
 from qprune import FaultPolicy
-from qprune.data.calibration import Calibration
 from qprune.errors import QpruneError, SamplerError
 from qprune.results import Step
 from qprune.steps.compensate import Compensation
@@ -25,11 +23,6 @@ RUN = {
     "method": qprune.Networkwise(stages=2, rounds=2, block_size=32),
     "compensate": Compensation(iterations=(2,), final_steps=1),
 }
-
-
-def mlp():
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(10, 12), nn.ReLU(inplace=True), nn.Linear(12, 4))
 
 
 def faults_of(report):
@@ -56,13 +49,6 @@ def test_every_way_to_fail_is_got_over_and_counted():
     assert pruned.report.achieved_sparsity == 0.5
     for before, step in zip(pruned.report.steps, pruned.report.steps[1:], strict=False):
         assert step.kind == "start" or step.loss <= before.loss
-
-
-def test_the_fault_drill_in_short(tmp_path):
-    workload = Workload("mlp", mlp(), Calibration(INPUTS), RUN)
-    report = run(workload, tmp_path / "noted", 2, 0, fallback="keep", time_limit=1.0)
-    assert failures(report, tmp_path / "noted") == []
-    assert len(ways_of(tmp_path / "noted")) > 3
 
 
 def test_a_solve_whose_answer_changes_nothing_is_a_step_if_it_had_faults(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.__main__ import JOBS, main, missing
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class ParsedError(Exception):

@@ -29,7 +29,7 @@ from solvers.study import read_instances
 #: min of x.q.x is -5, at x = (1, 1, 1); its maximum 6, at (1, 0, 1). (MQLib, bin/README.)
 SAMPLE = "3 5\n1 1 5\n2 2 3\n3 3 1\n1 2 -6\n2 3 -1\n"
 PATH = "3 2\n1 2 3\n2 3 -2\n"
-PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[4] / "docs" / "formats.md").read_text(encoding="utf-8")
 QPLIB = """! from the paper's appendix
 NAME # the name
 QBN # class

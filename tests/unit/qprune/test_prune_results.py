@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_networks import mlp
 from torch import nn
 from torch.nn import functional
 
@@ -50,11 +51,6 @@ class Language(nn.Module):
     def forward(self, ids):
         before = functional.pad(self.embed(ids), (0, 0, 1, 0))[:, :-1]
         return self.head(torch.relu(self.mix(self.embed(ids) + before)))
-
-
-def mlp():
-    torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(10, 12), nn.ReLU(inplace=True), nn.Linear(12, 4))
 
 
 def inputs_of(*shape, seed=5):
