@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -116,7 +116,7 @@ class Ranks(Protocol):
         ...
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         """Turn the loss of another rank within the context into a `LostRankError`."""
         ...
 
@@ -171,7 +171,7 @@ class Alone:
         return
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         yield
 
 
@@ -255,7 +255,7 @@ class DataParallel:
             )
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -386,7 +386,7 @@ def started_ranks() -> int:
 
 
 @contextmanager
-def joined(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+def joined(timeout: timedelta = TIMEOUT) -> Generator[Ranks]:
     """Yield the ranks that torchrun started, or `ALONE` without torchrun.
 
     Args:

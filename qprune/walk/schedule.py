@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, reduce
@@ -258,7 +258,7 @@ class InOrder:
         return weights
 
     @contextmanager
-    def passing(self, model: nn.Module) -> Iterator[None]:
+    def passing(self, model: nn.Module) -> Generator[None]:
         """As all of them need it."""
         with ExitStack() as stack:
             for method in self.methods:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -237,7 +237,7 @@ class Disk:
         return lock
 
     @contextmanager
-    def locked(self, folder: Path) -> Iterator[None]:
+    def locked(self, folder: Path) -> Generator[None]:
         """Lock ``folder`` against other processes within the context, or until the process ends.
 
         The same thread may enter again.
