@@ -281,8 +281,8 @@ def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # pyright: ignore[reportMissingImports]
-        import ray.cloudpickle  # pyright: ignore[reportMissingImports]
-        import ray.exceptions  # pyright: ignore[reportMissingImports]
+        import ray.cloudpickle  # pyright: ignore[reportMissingImports, reportUnusedImport]
+        import ray.exceptions  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError as error:
         raise ImpossibleRequestError(
             "--executor ray needs Ray, which is not installed; run: pip install 'qprune[ray]'"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,11 @@ class Weights(Sequence[Weight]):
     items: tuple[Weight, ...]
     coverage: Coverage | None = None
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Weight: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Weight, ...]: ...
+    def __getitem__(self, index: int | slice) -> Weight | tuple[Weight, ...]:
         return self.items[index]
 
     def __len__(self) -> int:

@@ -155,7 +155,9 @@ def _cost(matrix: Weight) -> float:
     return matrix.rows / _ROWS * (matrix.inputs / _INPUTS) ** 2
 
 
-def groups_of(model: nn.Module, inputs: AnyInputs, by_block: Sequence[Sequence[Weight]]) -> list:
+def groups_of(
+    model: nn.Module, inputs: AnyInputs, by_block: Sequence[Sequence[Weight]]
+) -> list[list[list[Weight]]]:
     """Every block's matrices in groups of those with the same input, seen on one sample.
 
     Matrices that the sample does not reach, as of an expert, are groups of their own.

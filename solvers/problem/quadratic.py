@@ -39,11 +39,11 @@ class Quadratic(Protocol):
         """Row ``index`` of Q, shape (n,); read-only."""
         ...
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: NDArray[np.generic]) -> Floats:
         """Q x for every row of x, shape (..., n) -> (..., n)."""
         ...
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: NDArray[np.generic]) -> Floats:
         """1/2 x.Q.x for every row of x, shape (reads, n) -> (reads,)."""
         ...
 
@@ -116,10 +116,10 @@ class Dense:
     def row(self, index: int) -> Floats:
         return self.matrix[index]
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: NDArray[np.generic]) -> Floats:
         return np.asarray(x, dtype=np.float64) @ self.matrix
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: NDArray[np.generic]) -> Floats:
         x = np.asarray(x, dtype=np.float64)
         return 0.5 * np.einsum("ri,ri->r", x @ self.matrix, x)
 
@@ -170,10 +170,10 @@ class LowRank:
     def row(self, index: int) -> Floats:
         return self.factor[:, index] @ self.factor
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: NDArray[np.generic]) -> Floats:
         return (np.asarray(x, dtype=np.float64) @ self.factor.T) @ self.factor
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: NDArray[np.generic]) -> Floats:
         projected = np.asarray(x, dtype=np.float64) @ self.factor.T
         return 0.5 * np.einsum("rm,rm->r", projected, projected)
 
@@ -227,11 +227,11 @@ class Sparse:
     def row(self, index: int) -> Floats:
         return np.asarray(self.matrix[[index]].toarray(), dtype=np.float64)[0]
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: NDArray[np.generic]) -> Floats:
         # The matrix is symmetric, so x @ Q and Q @ x agree and no transpose is formed.
         return np.asarray((self.matrix @ np.asarray(x, dtype=np.float64).T).T)
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: NDArray[np.generic]) -> Floats:
         x = np.asarray(x, dtype=np.float64)
         return 0.5 * np.einsum("ri,ri->r", self.product(x), x)
 

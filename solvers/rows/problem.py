@@ -68,10 +68,9 @@ class RowProblem:
         """The same problem as torch tensors on ``device`` ("cuda", "cpu")."""
         import torch
 
-        to = {"device": torch.device(device), "dtype": getattr(torch, dtype)}
-        return RowProblem(
-            torch.as_tensor(self.gram).to(**to), torch.as_tensor(self.targets).to(**to), self.counts
-        )
+        where, kind = torch.device(device), getattr(torch, dtype)
+        gram, targets = (torch.as_tensor(a).to(where, kind) for a in (self.gram, self.targets))
+        return RowProblem(gram, targets, self.counts)
 
     def objectives(self, values: Array) -> Array:
         """1/2 (w - w0)' A (w - w0) of every row of ``values``, in float64, shape (rows,)."""
