@@ -152,7 +152,10 @@ class Head(ABC):
         return _PER_TOKEN
 
     def own_text(
-        self, model: nn.Module, observe: Callable[[int, int], None] | None, enough: Callable[[], bool]
+        self,
+        model: nn.Module,
+        observe: Callable[[int, int], None] | None,
+        enough: Callable[[], bool],
     ) -> Augmentation | None:
         """Return the augmentation by text that the model writes itself; None where it cannot."""
         return None
@@ -200,7 +203,10 @@ class Causal(Head):
         )
 
     def own_text(
-        self, model: nn.Module, observe: Callable[[int, int], None] | None, enough: Callable[[], bool]
+        self,
+        model: nn.Module,
+        observe: Callable[[int, int], None] | None,
+        enough: Callable[[], bool],
     ) -> Augmentation | None:
         return OwnText(model, observe=observe, enough=enough) if cache_name(model) else None
 
