@@ -259,7 +259,7 @@ def list_samplers() -> tuple[SamplerEntry, ...]:
     return BUILTIN + tuple(_registered(p) for p in registered if p.name not in names)
 
 
-def get_sampler(sampler: Any, **options: Any) -> Any:
+def get_sampler(sampler: Any, **options: object) -> Any:
     """A sampler by name, by class, or as it is.
 
     Args:

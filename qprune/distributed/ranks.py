@@ -16,12 +16,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from qprune.errors import ImpossibleRequestError, LostRankError, QpruneError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -185,7 +188,7 @@ class DataParallel:
         ImpossibleRequestError: no process group has been joined; see `joined`.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: ProcessGroup | None = None) -> None:
         import torch.distributed as dist
 
         if not dist.is_available() or not dist.is_initialized():

@@ -157,7 +157,7 @@ class _Graph:
 
     @cached_property
     def couplings(self) -> list[dict[int, float]]:
-        indptr: list[int] = self._matrix.indptr.tolist()
+        indptr: Any = self._matrix.indptr.tolist()
         columns: list[int] = self._matrix.indices.tolist()
         values: list[Any] = self._matrix.data.tolist()
         return [

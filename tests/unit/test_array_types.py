@@ -1,6 +1,5 @@
 """Shapes and dtypes in annotations are checked while the tests run."""
 
-import array_types
 import jaxtyping
 import numpy as np
 import pytest
