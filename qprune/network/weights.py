@@ -203,7 +203,7 @@ class Weights(Sequence[Weight]):
 
     def locate(self, indices: Int64[Tensor, " k"]) -> list[tuple[Weight, Tensor, Tensor]]:
         """Return (layer, positions in ``indices``, flat indices within the layer) per layer."""
-        touched = []
+        touched: list[tuple[Weight, Tensor, Tensor]] = []
         for layer in self:
             where = torch.nonzero((indices >= layer.offset) & (indices < layer.end))[:, 0]
             if where.numel():

@@ -685,7 +685,7 @@ def read_scores(path: Path) -> tuple[ScorePoint, ...]:
         raise
     except OSError as error:
         raise RunFolderError(f"cannot read {path / SCORES}: {error.strerror or error}") from error
-    points = []
+    points: list[ScorePoint] = []
     for number, line in enumerate(lines, 1):
         try:
             points.append(ScorePoint.from_json(read_json(line)))

@@ -284,7 +284,7 @@ class SampledRows:
     """
 
     sampler: Any = "relax"
-    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     dense_targets: bool = True
     by_group: bool = True
     damping: float = 0.01

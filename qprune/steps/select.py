@@ -105,7 +105,7 @@ class LayerByLayer:
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
         among = _shortlist(offer, block_size // 2)
         sides = _Sides.of(offer, among)
-        ranked = []
+        ranked: list[tuple[float, Tensor]] = []
         for start, end in sides.spans:
             chosen = sides.part(start, end).pairs(block_size // 2) + start
             if len(chosen):
@@ -139,7 +139,7 @@ def _shortlist(offer: Offer, limit: int) -> Int64[Tensor, " k"]:
     """
     if offer.groups.ids is not None:
         return torch.arange(len(offer.mask))
-    found = []
+    found: list[Tensor] = []
     for layer in offer.layers:
         part = slice(layer.offset, layer.end)
         cost, mask = _rested(offer.cost[part], offer.resting[part]), offer.mask[part]
@@ -234,7 +234,7 @@ def _cut(
     dealt: Int64[Tensor, "p 2"], general: Int64[Tensor, "q 2"], pairs: int, num_blocks: int
 ) -> list[Tensor]:
     """Return blocks of ``pairs`` pairs: an even part of ``dealt``, then the best of the rest."""
-    blocks = []
+    blocks: list[Tensor] = []
     quota = -(-len(dealt) // num_blocks)
     for number in range(num_blocks):
         own = dealt[number * quota : (number + 1) * quota][:pairs]

@@ -204,7 +204,7 @@ def gauge_method(method: RowMethod) -> float:
     x = rng.standard_normal((_INPUTS, 2 * _INPUTS))
     targets = rng.standard_normal((_ROWS, _INPUTS))
     problem = RowProblem(x @ x.T, targets, Counts(_ROWS * _INPUTS // 2))
-    seconds = []
+    seconds: list[float] = []
     for _ in range(2):  # The first one loads kernels.
         began = time.perf_counter()
         method.solve(problem, compensate=True, seed=0)

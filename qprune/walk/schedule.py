@@ -369,7 +369,7 @@ def described(value: Any) -> str:
         shown = without_secrets(value)
         return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in shown.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(described, value)) + "]"
+        return "[" + ", ".join(map(described, cast(Sequence[object], value))) + "]"
     if isinstance(value, type) or inspect.isroutine(value):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)

@@ -70,7 +70,7 @@ class Ask:
 
     name: str
     sampler: ProblemSampler
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     on_fault: FaultPolicy = FaultPolicy()
     store: AnswerStore | None = None
     fills_time: bool = False

@@ -54,7 +54,7 @@ class RoofDual:
     """
 
     lower_bound: float
-    fixed: Mapping[int, int] = field(default_factory=dict)
+    fixed: Mapping[int, int] = field(default_factory=dict[int, int])
     failed: str = ""
 
 
