@@ -32,14 +32,15 @@ MODULES = (
 def checked(function: Callable) -> Callable:
     """``function`` with its arrays checked; arguments of other types have refusals of their own."""
     hints = function.__annotations__
-    function.__annotations__ = {name: hint for name, hint in hints.items() if _is_array(hint)}
+    function.__annotations__ = {name: hint for name, hint in hints.items() if is_array(hint)}
     return beartype(function) if function.__annotations__ else function
 
 
-def _is_array(hint: object) -> bool:
+def is_array(hint: object) -> bool:
+    """True for a type of arrays, or one that has it as a part."""
     if isclass(hint):
         return issubclass(hint, jaxtyping.AbstractArray)
-    return any(map(_is_array, get_args(hint)))
+    return any(map(is_array, get_args(hint)))
 
 
 def install() -> None:

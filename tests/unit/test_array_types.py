@@ -1,5 +1,10 @@
 """Shapes and dtypes in annotations are checked while the tests run."""
 
+import ast
+from importlib import import_module
+from pathlib import Path
+
+import array_types
 import jaxtyping
 import numpy as np
 import pytest
@@ -47,3 +52,35 @@ def test_arguments_must_agree():
 def test_a_method_with_an_array_of_the_wrong_rank_is_refused():
     with pytest.raises(jaxtyping.TypeCheckError, match="x"):
         Dense(np.eye(3)).values(np.ones(3))
+
+
+def _of_jaxtyping(module):
+    """The names that the module imports from jaxtyping, and the annotations in it."""
+    nodes = list(ast.walk(ast.parse(Path(module.__file__).read_text())))
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "jaxtyping"]
+    annotations = [n.annotation for n in nodes if isinstance(n, ast.arg | ast.AnnAssign)]
+    annotations += [n.returns for n in nodes if isinstance(n, ast.FunctionDef)]
+    told = {ast.unparse(found) for found in annotations if found is not None}
+    return {alias.name for found in imports for alias in found.names}, told
+
+
+@pytest.mark.parametrize("name", array_types.MODULES)
+def test_every_annotation_of_an_array_is_found(name):
+    """A name that is not found would leave the array unchecked, without a word."""
+    module = import_module(name)
+    kinds, told = _of_jaxtyping(module)
+    arrays = [text for text in told if any(f"{kind}[" in text for kind in kinds)]
+    assert arrays
+    for text in arrays:
+        assert array_types.is_array(eval(text, vars(module))), text
+
+
+def test_every_module_with_such_annotations_is_checked():
+    root = Path(array_types.__file__).parents[1]
+    sources = [path for top in ("qprune", "solvers") for path in (root / top).rglob("*.py")]
+    names = {
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in sources
+        if "from jaxtyping import" in path.read_text()
+    }
+    assert names == set(array_types.MODULES)
