@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -309,7 +309,7 @@ def _all(given: T | Sequence[T]) -> tuple[T, ...]:
 
 
 @contextmanager
-def _surroundings(model: nn.Module, method: Method, ranks: Ranks) -> Iterator[torch.device]:
+def _surroundings(model: nn.Module, method: Method, ranks: Ranks) -> Generator[torch.device]:
     """One thread of arithmetic, the model where the method needs it; gives where it was."""
     refuse_wrapped(model)
     with ranks.watched(), limited_threads(1), ExitStack() as stack:
@@ -323,7 +323,7 @@ def _surroundings(model: nn.Module, method: Method, ranks: Ranks) -> Iterator[to
 @contextmanager
 def _opened(
     model: nn.Module, output_dir: str | Path | None, resume_from: str | Path | None, ranks: Ranks
-) -> Iterator[RunFolder]:
+) -> Generator[RunFolder]:
     """The run's folder, of a model that it can hold."""
     if output_dir is not None or resume_from is not None:
         refuse_unstorable(model)
@@ -332,7 +332,7 @@ def _opened(
 
 
 @contextmanager
-def _executor(given: Any, sampler: Any, threads: int, ranks: Ranks) -> Iterator[Any]:
+def _executor(given: Any, sampler: Any, threads: int, ranks: Ranks) -> Generator[Any]:
     """The executor that solves blocks; None = one after the other."""
     with ExitStack() as stack:
         if given is None and threads > 1 and isinstance(sampler, str):

@@ -112,7 +112,7 @@ def _importable(package: str) -> bool:
 
 
 def _ours(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
-    does = {"where": "CPU", "counts": True, "warm_start": True, "seed": True} | more
+    does: dict[str, Any] = {"where": "CPU", "counts": True, "warm_start": True, "seed": True} | more
     return SamplerEntry(name, factory, about=about, **does)
 
 
@@ -121,7 +121,7 @@ def _torch(name: str, factory: str, about: str) -> SamplerEntry:
 
 
 def _local(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
-    does = {
+    does: dict[str, Any] = {
         "where": "CPU",
         "warm_start": True,
         "seed": True,
@@ -132,7 +132,7 @@ def _local(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
 
 
 def _dwave(name: str, factory: str, about: str, **more: Any) -> SamplerEntry:
-    packages = {"packages": ("dwave.system",), "install": _PIP["dwave"]}
+    packages: dict[str, Any] = {"packages": ("dwave.system",), "install": _PIP["dwave"]}
     return SamplerEntry(name, factory, about=about, **packages | more)
 
 
@@ -259,7 +259,7 @@ def list_samplers() -> tuple[SamplerEntry, ...]:
     return BUILTIN + tuple(_registered(p) for p in registered if p.name not in names)
 
 
-def get_sampler(sampler: Any, **options: Any) -> Any:
+def get_sampler(sampler: Any, **options: object) -> Any:
     """A sampler by name, by class, or as it is.
 
     Args:

@@ -71,7 +71,7 @@ class CountingSampler(dimod.Sampler):
         *,
         cardinality: int | ArrayLike | None = None,
         groups: Mapping[Hashable, int] | ArrayLike | None = None,
-        **options: Any,
+        **options: object,
     ) -> dimod.SampleSet:
         """Sample a BQM of either vartype under exact counts of ones (spins +1).
 

@@ -81,7 +81,7 @@ class Subject:
         return {name: value for name, value in usual.items() if self.has(name)} | dict(more)
 
 
-def check_sampler(sampler: Any, **options: Any) -> Conformance:
+def check_sampler(sampler: Any, **options: object) -> Conformance:
     """Run every check that applies to ``sampler``.
 
     Args:

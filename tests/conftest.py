@@ -1,8 +1,18 @@
 """What every test runs under."""
 
+import array_types
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Before anything imports the packages.
+array_types.install()
+
+
+def pytest_configure(config):
+    """Many networks of the tests have embeddings; tests of the warning ask for it."""
+    config.addinivalue_line("filterwarnings", "ignore::qprune.errors.LeftDenseWarning")
+
 
 # The first example of a test may compile kernels for seconds; later ones take a millisecond.
 settings.register_profile("qprune", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -44,7 +44,7 @@ def tracked(console: Console) -> Track:
 
 
 @contextmanager
-def logged(console: Console) -> Iterator[None]:
+def logged(console: Console) -> Generator[None]:
     """Print log messages of qprune and solvers on ``console`` within the context, above its bars.
 
     Warnings of tensors left dense are printed in the same way.
@@ -172,7 +172,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def terminable() -> Generator[None]:
     """Turn SIGTERM into a `KeyboardInterrupt` within the context."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -182,7 +182,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Generator[Callable[[], bool]]:
     """Note the first SIGINT or SIGTERM within the context; a second one interrupts at once.
 
     Yields:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from math import inf
@@ -41,7 +41,7 @@ Tracker = Callable[[Mapping[str, Any], int, int], None]
 
 
 @contextmanager
-def tracker(project: str | None) -> Iterator[list[Tracker]]:
+def tracker(project: str | None) -> Generator[list[Tracker]]:
     """Return observers that log each row's plain values to ``project``; none for None.
 
     Nothing leaves the machine unless trackio's own settings say so.

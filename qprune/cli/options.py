@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -147,7 +147,7 @@ def parse_value(text: str) -> OptionValue:
 
 
 @contextmanager
-def notes_on_files() -> Iterator[None]:
+def notes_on_files() -> Generator[None]:
     """Print the notes on files read inside the context, one line each, if nothing was refused."""
     from solvers.errors import FileWarning
 

@@ -81,7 +81,7 @@ def gathered(data: Any, dtype: torch.dtype, limit: int | None, pad_id: int | Non
     return Gathered(_together(parts, pad_id), kind)
 
 
-def as_tensors(value: Any, dtype: torch.dtype) -> Any:
+def as_tensors(value: object, dtype: torch.dtype) -> Any:
     """Return ``value`` as dicts, tuples and lists of tensors; numbers are left as they are.
 
     Raises:

@@ -33,7 +33,7 @@ class Calibration:
         (6, tensor([5]))
     """
 
-    def __init__(self, inputs: Any, labels: Any = None) -> None:
+    def __init__(self, inputs: object, labels: object = None) -> None:
         dtype = torch.get_default_dtype()
         made = inputs if isinstance(inputs, Inputs) else as_tensors(inputs, dtype)
         self.inputs: AnyInputs = made if isinstance(made, Tensor | Inputs) else Inputs(made)

@@ -17,7 +17,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -231,7 +231,7 @@ def batched(items: Sequence[T], number: int) -> Iterator[Sequence[T]]:
 
 
 @contextmanager
-def executor_named(spec: str | None) -> Iterator[Executor | None]:
+def executor_named(spec: str | None) -> Generator[Executor | None]:
     """Return the executor that ``spec`` names, closed at the end of the context.
 
     Args:
@@ -281,8 +281,8 @@ def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # pyright: ignore[reportMissingImports]
-        import ray.cloudpickle  # pyright: ignore[reportMissingImports]
-        import ray.exceptions  # pyright: ignore[reportMissingImports]
+        import ray.cloudpickle  # pyright: ignore[reportMissingImports, reportUnusedImport]
+        import ray.exceptions  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError as error:
         raise ImpossibleRequestError(
             "--executor ray needs Ray, which is not installed; run: pip install 'qprune[ray]'"
@@ -307,7 +307,7 @@ def _connect(ray: Any, address: str | None, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def _signals_kept() -> Generator[None]:
     """Restore the run's SIGTERM handler, which Ray replaces, after the context."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -37,7 +37,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def on_cpu(model: nn.Module) -> Iterator[torch.device]:
+def on_cpu(model: nn.Module) -> Generator[torch.device]:
     """Keep the model on the CPU within the context; afterwards, also on an error, move it back.
 
     Parameters stay the same objects, so that an optimiser still refers to them. A model sharded
@@ -70,7 +70,7 @@ def on_cpu(model: nn.Module) -> Iterator[torch.device]:
 
 
 @contextmanager
-def back_home(model: nn.Module, home: torch.device) -> Iterator[None]:
+def back_home(model: nn.Module, home: torch.device) -> Generator[None]:
     """Move the model to its original device within the context, inside `on_cpu`."""
     if home.type == "cpu":
         yield

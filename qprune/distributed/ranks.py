@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from qprune.errors import ImpossibleRequestError, LostRankError, QpruneError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,7 +119,7 @@ class Ranks(Protocol):
         ...
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         """Turn the loss of another rank within the context into a `LostRankError`."""
         ...
 
@@ -171,7 +174,7 @@ class Alone:
         return
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         yield
 
 
@@ -185,7 +188,7 @@ class DataParallel:
         ImpossibleRequestError: no process group has been joined; see `joined`.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: ProcessGroup | None = None) -> None:
         import torch.distributed as dist
 
         if not dist.is_available() or not dist.is_initialized():
@@ -255,7 +258,7 @@ class DataParallel:
             )
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -386,7 +389,7 @@ def started_ranks() -> int:
 
 
 @contextmanager
-def joined(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+def joined(timeout: timedelta = TIMEOUT) -> Generator[Ranks]:
     """Yield the ranks that torchrun started, or `ALONE` without torchrun.
 
     Args:

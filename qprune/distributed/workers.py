@@ -15,7 +15,7 @@ import logging
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def checked_threads(threads: int | None) -> int:
 
 
 @contextmanager
-def limited_threads(number: int) -> Iterator[None]:
+def limited_threads(number: int) -> Generator[None]:
     """Limit torch and numpy's BLAS to ``number`` threads within the context.
 
     Sums are reproducible only for the same number of threads (torch's sums and products of

@@ -19,7 +19,7 @@ The divergence is the run's own loss against the dense model, on held-out data.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,10 @@ class Head(ABC):
         return _PER_TOKEN
 
     def own_text(
-        self, model: nn.Module, observe: Callable[[int, int], None] | None, enough: Callable
+        self,
+        model: nn.Module,
+        observe: Callable[[int, int], None] | None,
+        enough: Callable[[], bool],
     ) -> Augmentation | None:
         """Return the augmentation by text that the model writes itself; None where it cannot."""
         return None
@@ -200,7 +203,10 @@ class Causal(Head):
         )
 
     def own_text(
-        self, model: nn.Module, observe: Callable[[int, int], None] | None, enough: Callable
+        self,
+        model: nn.Module,
+        observe: Callable[[int, int], None] | None,
+        enough: Callable[[], bool],
     ) -> Augmentation | None:
         return OwnText(model, observe=observe, enough=enough) if cache_name(model) else None
 
@@ -515,7 +521,7 @@ def _to_the_last_token(model: nn.Module, tree: Mapping[str, Tensor]) -> Any:
 
 
 @contextmanager
-def _no_padding(model: nn.Module) -> Iterator[None]:
+def _no_padding(model: nn.Module) -> Generator[None]:
     """Treat no token as padding within the context.
 
     A decoder with a classifier finds the end of a text by the padding after it, and refuses

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -393,7 +393,7 @@ def optional(package: str, extra: str = "hf") -> ModuleType:
 
 
 @contextmanager
-def bars_on_terminals_only() -> Iterator[None]:
+def bars_on_terminals_only() -> Generator[None]:
     """Switch off transformers' progress bars where standard error is a file."""
     logging = optional("transformers").utils.logging
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
@@ -407,7 +407,7 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 
 @contextmanager
-def _own_words(transformers: ModuleType) -> Iterator[None]:
+def _own_words(transformers: ModuleType) -> Generator[None]:
     """Silence transformers' table of keys, whose facts qprune reports or refuses itself."""
     logging_ = transformers.utils.logging
     before = logging_.get_verbosity()
@@ -455,7 +455,7 @@ def _dtype_name(transformers: ModuleType) -> str:
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
+def _explained(source: str) -> Generator[None]:
     """Turn errors of transformers while reading ``source`` into one line with a remedy."""
     try:
         yield

@@ -6,7 +6,7 @@ Application of a mask to a checkpoint that was fine-tuned or merged after prunin
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ def save_model(
 
 
 @contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
+def written_aside(folder: Path) -> Generator[Path]:
     """Yield an empty folder beside ``folder`` whose files move there when the block ends.
 
     Raises:
@@ -137,7 +137,7 @@ def _check_zeros(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def _stored_as(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+def _stored_as(model: nn.Module, dtype: torch.dtype | None) -> Generator[None]:
     """Cast parameters to the stored dtype within the context, then back."""
     wide = _kept_in_float32(model)
     before = {

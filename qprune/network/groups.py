@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor
 from qprune.errors import ImpossibleRequestError
 from qprune.network.weights import Weights
 from solvers.rows.counts import Counts
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +44,14 @@ class Groups:
         asked: the sparsity that was asked for, for reports.
     """
 
-    sizes: Tensor
-    counts: Tensor
+    sizes: Int64[Tensor, " g"]
+    counts: Int64[Tensor, " g"]
     make_ids: Callable[[], Tensor] | None = None
     of_weight: Callable[[int], Counts | None] = lambda number: None
     asked: float = math.nan
 
     @cached_property
-    def ids(self) -> Tensor | None:
+    def ids(self) -> Int64[Tensor, " N"] | None:
         """The group of every weight, shape (N,), made when first asked for."""
         return None if self.make_ids is None else self.make_ids()
 
@@ -57,11 +60,11 @@ class Groups:
         """Number of weights pruned at the end."""
         return int(self.counts.sum())
 
-    def of(self, indices: Tensor) -> Tensor:
+    def of(self, indices: Int64[Tensor, " k"]) -> Int64[Tensor, " k"]:
         """Return the group of each flat index."""
         return torch.zeros_like(indices) if self.ids is None else self.ids[indices]
 
-    def sizes_of(self, chosen: Tensor) -> Tensor:
+    def sizes_of(self, chosen: Bool[Tensor, " N"]) -> Int64[Tensor, " g"]:
         """Return the number of True entries of a bool vector (N,) in each group, shape (g,)."""
         if self.ids is None:
             return chosen.sum()[None]
@@ -69,7 +72,9 @@ class Groups:
         return zeros.index_add_(0, self.ids, chosen.to(self.sizes.dtype))
 
 
-def apportion(wanted: Tensor, total: int, limit: Tensor) -> Tensor:
+def apportion(
+    wanted: Float[Tensor, " g"], total: int, limit: Int64[Tensor, " g"]
+) -> Int64[Tensor, " g"]:
     """Round ``wanted`` (g,) to integers of sum ``total``, each at most its ``limit``."""
     whole = torch.minimum((wanted + 1e-9).floor().long(), limit)
     missing = total - int(whole.sum())
@@ -333,7 +338,9 @@ def checked_sparsity(sparsity: float | None, structure: NofM | None) -> float:
     return float(sparsity)
 
 
-def prune_lowest(scores: Tensor, kept: Tensor, groups: Groups, total: int) -> Tensor:
+def prune_lowest(
+    scores: Float[Tensor, " N"], kept: Bool[Tensor, " N"], groups: Groups, total: int
+) -> Bool[Tensor, " N"]:
     """Return the mask with ``total`` weights pruned, the lowest scores first.
 
     No group loses more than its final count, so that with ``groups.total`` every count is met

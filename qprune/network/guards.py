@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +57,7 @@ class Dense:
 
 
 @contextmanager
-def restored_on_error(model: nn.Module, weights: Weights) -> Iterator[Dense]:
+def restored_on_error(model: nn.Module, weights: Weights) -> Generator[Dense]:
     """Evaluation mode within the context; on any error weights and buffers are put back.
 
     Yields:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -101,7 +101,7 @@ class DiskStore:
 
 
 @contextmanager
-def stores(offload: str | Path) -> Iterator[Callable[[], Store]]:
+def stores(offload: str | Path) -> Generator[Callable[[], Store]]:
     """Return a factory of stores: in memory for "cpu" and "device", else in files in that path.
 
     Raises:
@@ -292,7 +292,7 @@ def _passing_on(
     blocks: Sequence[Named],
     wrap: Callable[[Tensor], Any],
     seen: dict[int, tuple[Call, Tensor]],
-) -> Iterator[None]:
+) -> Generator[None]:
     def passing(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call, hidden = _split(args, kwargs, blocks[index][0])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from qprune.network.admission import refuse_wrapped
 from qprune.network.layouts import OUTPUTS_FIRST, Kind, kind_of, source_kind
 from qprune.network.patterns import Pattern, Place, as_patterns, match, refuse_unmatched
 from qprune.results import Coverage, LeftDense
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64, Shaped
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,21 +92,21 @@ class Weight:
         """A tensor of this weight's shape as (rows, inputs)."""
         return self.kind.layout.matrix(tensor)
 
-    def read(self) -> Tensor:
+    def read(self) -> Float[Tensor, "rows inputs"]:
         """The values, a new tensor (rows, inputs) in the parameter's dtype."""
         return self.matrix(self.part(self.parameter.detach())).clone()
 
-    def write(self, matrix: Tensor) -> None:
+    def write(self, matrix: Float[Tensor, "rows inputs"]) -> None:
         """Set the values from (rows, inputs)."""
         with torch.no_grad():
             self.part(self.parameter).copy_(self.kind.layout.back(matrix, self.shape))
 
-    def row_ids(self) -> Tensor:
+    def row_ids(self) -> Int64[Tensor, " size"]:
         """The row of every entry in the order of the flat index, shape (size,)."""
         rows = torch.arange(self.rows)[:, None].expand(-1, self.inputs)
         return self.kind.layout.back(rows, self.shape).reshape(-1)
 
-    def runs(self, length: int) -> Tensor:
+    def runs(self, length: int) -> Int64[Tensor, " size"]:
         """The run of ``length`` consecutive inputs that every entry is in, shape (size,)."""
         ids = torch.arange(self.size) // length
         return self.kind.layout.back(ids.view(self.rows, self.inputs), self.shape).reshape(-1)
@@ -121,7 +124,11 @@ class Weights(Sequence[Weight]):
     items: tuple[Weight, ...]
     coverage: Coverage | None = None
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Weight: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Weight, ...]: ...
+    def __getitem__(self, index: int | slice) -> Weight | tuple[Weight, ...]:
         return self.items[index]
 
     def __len__(self) -> int:
@@ -157,11 +164,11 @@ class Weights(Sequence[Weight]):
         """The tensors themselves."""
         return [layer.parameter for layer in self]
 
-    def read(self) -> Tensor:
+    def read(self) -> Float[Tensor, " N"]:
         """All weights as one new vector, shape (N,), float32 or what holds them exactly."""
         return self.flat(self.copies(copy=False))
 
-    def flat(self, tensors: Sequence[Tensor]) -> Tensor:
+    def flat(self, tensors: Sequence[Tensor]) -> Float[Tensor, " N"]:
         """One tensor for each weight as one new vector, shape (N,), of `dtype`."""
         return torch.cat([tensor.reshape(-1).to(self.dtype) for tensor in tensors])
 
@@ -170,7 +177,7 @@ class Weights(Sequence[Weight]):
         views = [whole(weight.part(weight.parameter.detach())) for weight in self]
         return [view.clone() for view in views] if copy else views
 
-    def write(self, values: Tensor) -> None:
+    def write(self, values: Float[Tensor, " N"]) -> None:
         """Set all weights from a vector of shape (N,)."""
         with torch.no_grad():
             for weight, part in zip(self, self.split(values), strict=True):
@@ -179,7 +186,7 @@ class Weights(Sequence[Weight]):
                 else:
                     weight.part(weight.parameter).copy_(part.view(weight.shape))
 
-    def write_at(self, indices: Tensor, values: Tensor) -> None:
+    def write_at(self, indices: Int64[Tensor, " k"], values: Float[Tensor, " k"]) -> None:
         """Set the weights at flat ``indices`` (k,) to ``values`` (k,); costs O(k), not O(N)."""
         with torch.no_grad():
             for weight, where, local in self.locate(indices):
@@ -190,24 +197,24 @@ class Weights(Sequence[Weight]):
                     tensor = weight.part(weight.parameter)
                     tensor[positions] = values[where].to(tensor)
 
-    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+    def split(self, vector: Shaped[Tensor, " N"]) -> tuple[Tensor, ...]:
         """Return one view per layer of a vector over all weights."""
         return vector.split([layer.size for layer in self])
 
-    def locate(self, indices: Tensor) -> list[tuple[Weight, Tensor, Tensor]]:
+    def locate(self, indices: Int64[Tensor, " k"]) -> list[tuple[Weight, Tensor, Tensor]]:
         """Return (layer, positions in ``indices``, flat indices within the layer) per layer."""
-        touched = []
+        touched: list[tuple[Weight, Tensor, Tensor]] = []
         for layer in self:
             where = torch.nonzero((indices >= layer.offset) & (indices < layer.end))[:, 0]
             if where.numel():
                 touched.append((layer, where, indices[where] - layer.offset))
         return touched
 
-    def count_by_layer(self, indices: Tensor) -> dict[str, int]:
+    def count_by_layer(self, indices: Int64[Tensor, " k"]) -> dict[str, int]:
         """Return the number of ``indices`` in each layer."""
         return {layer.name: where.numel() for layer, where, _ in self.locate(indices)}
 
-    def by_name(self, vector: Tensor) -> dict[str, Tensor]:
+    def by_name(self, vector: Shaped[Tensor, " N"]) -> dict[str, Tensor]:
         """A vector over all weights as one new tensor per parameter, in the parameter's shape."""
         parts: dict[str, list[Tensor]] = {}
         for weight, part in zip(self, self.split(vector), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +12,14 @@ from torch import Tensor
 from qprune.objective.samples import Objective
 from solvers import Dense, LowRank
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 class BlockCurvature(Protocol):
     """Protocol of an expansion's curvature: its diagonal, and any block of it."""
 
-    def diagonal(self) -> Tensor:
+    def diagonal(self) -> Float[Tensor, " N"]:
         """Return H_ii of every targeted weight, shape (N,), non-negative."""
         ...
 
@@ -38,8 +41,8 @@ class Expansion:
     """
 
     loss: float
-    gradient: Tensor
-    diagonal: Tensor
+    gradient: Float[Tensor, " N"]
+    diagonal: Float[Tensor, " N"]
     curvature: BlockCurvature
     damping: float = 0.0
 

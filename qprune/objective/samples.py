@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ from qprune.objective.trace.recorder import (
     refuse_non_finite,
 )
 from qprune.results import Fault
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ class Objective:
         outputs = outputs_of(self.model, self.samples.inputs, self.batch_size, self.samples.ranks)
         return replace(self, loss=self.loss.refit(outputs, self.samples.targets))
 
-    def gradient(self) -> Tensor:
+    def gradient(self) -> Float[Tensor, " N"]:
         """Gradient at the model's current weights by all targeted weights, shape (N,)."""
         weights = self.weights
         total = torch.zeros(weights.size, device=weights.device, dtype=weights.dtype)

@@ -96,7 +96,7 @@ class Snapshot:
     seconds: float
     cpu_seconds: float
     run: str = ""
-    held: Mapping[int, Tensor] = field(default_factory=dict)
+    held: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def pack(self) -> bytes:
         """Return one safetensors file that carries its own checksum."""
@@ -188,7 +188,8 @@ class Checkpoints:
             RunFolderError: none of those present can be read, one is no file, or one belongs to
                 another run.
         """
-        newest, troubles = None, []
+        newest: Snapshot | None = None
+        troubles: list[str] = []
         DISK.refuse_irregular(self._paths)
         for number, path in enumerate(self._paths):
             try:
@@ -240,7 +241,7 @@ class Checkpoints:
 
 def _packed(name: str, state: State, known: State | None = None) -> dict[str, Tensor]:
     """The tensors of ``state`` that are not the very ones of ``known``."""
-    packed = {}
+    packed: dict[str, Tensor] = {}
     for part in ("values", "resting"):
         tensor = getattr(state, part)
         if tensor is not None and (known is None or tensor is not getattr(known, part)):

@@ -126,7 +126,7 @@ def digest_of_data(data: Calibration) -> str:
     if isinstance(data.inputs, Tensor):
         return digest_of_tensors({"inputs": data.inputs, **named})
     leaves, _ = tree_flatten_with_path(data.inputs.tree)
-    others = []
+    others: list[str] = []
     for path, leaf in leaves:
         if isinstance(leaf, Tensor):
             named["inputs" + keystr(path)] = leaf

@@ -29,7 +29,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -358,7 +358,7 @@ def opened(
     output_dir: str | os.PathLike[str] | None = None,
     resume_from: str | os.PathLike[str] | None = None,
     ranks: Ranks = ALONE,
-) -> Iterator[RunFolder]:
+) -> Generator[RunFolder]:
     """Open the folder of one run, locked within the context; the first of ``ranks`` writes it.
 
     A new run that fails before its first step leaves nothing behind. A `RunFolder` that is open
@@ -382,7 +382,7 @@ def opened(
 @contextmanager
 def _opened(
     output_dir: str | os.PathLike[str] | None, resume_from: str | os.PathLike[str] | None
-) -> Iterator[RunFolder]:
+) -> Generator[RunFolder]:
     if output_dir is not None and resume_from is not None:
         raise RunFolderError(
             f"output_dir={output_dir} starts a run, resume_from={resume_from} goes on with one; "
@@ -397,7 +397,7 @@ def _opened(
 
 
 @contextmanager
-def _new(path: Path) -> Iterator[RunFolder]:
+def _new(path: Path) -> Generator[RunFolder]:
     existed = _refuse_another(path)
     try:
         make_folder(path)
@@ -422,7 +422,7 @@ def _new(path: Path) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def saving(path: Path, steps: Iterable[Step]) -> Iterator[RunFolder]:
+def saving(path: Path, steps: Iterable[Step]) -> Generator[RunFolder]:
     """Open a folder for an outcome alone: a new one, or that of the run whose outcome it is.
 
     Args:
@@ -448,7 +448,7 @@ def saving(path: Path, steps: Iterable[Step]) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def _resumed(path: Path) -> Iterator[RunFolder]:
+def _resumed(path: Path) -> Generator[RunFolder]:
     if not path.is_dir():
         raise RunFolderError(f"{path} is no folder; resume_from takes a run's output_dir")
     DISK.refuse_irregular(path / name for name in OURS)
@@ -685,7 +685,7 @@ def read_scores(path: Path) -> tuple[ScorePoint, ...]:
         raise
     except OSError as error:
         raise RunFolderError(f"cannot read {path / SCORES}: {error.strerror or error}") from error
-    points = []
+    points: list[ScorePoint] = []
     for number, line in enumerate(lines, 1):
         try:
             points.append(ScorePoint.from_json(read_json(line)))

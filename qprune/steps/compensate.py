@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ from qprune.objective.trace.recorder import (
     forward_with,
     out_of_memory,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +98,7 @@ class Compensate(Protocol):
         ...
 
     def moves(
-        self, objective: Objective, kept: Tensor, generator: torch.Generator
+        self, objective: Objective, kept: Bool[Tensor, " N"], generator: torch.Generator
     ) -> Iterator[Tensor]:
         """Yield candidate moves of all targeted weights, shape (N,), zero where pruned.
 
@@ -251,7 +254,7 @@ class Compensation:
         return gauss_newton(objective)(torch.zeros(weights.size, device=weights.device))
 
     def moves(
-        self, objective: Objective, kept: Tensor, generator: torch.Generator
+        self, objective: Objective, kept: Bool[Tensor, " N"], generator: torch.Generator
     ) -> Iterator[Tensor]:
         """See `Compensate.moves`."""
         samples = objective.samples
@@ -273,7 +276,7 @@ class Compensation:
 
 
 def conjugate_gradients(
-    product: Callable[[Tensor], Tensor], target: Tensor, marks: tuple[int, ...]
+    product: Callable[[Tensor], Tensor], target: Float[Tensor, " N"], marks: tuple[int, ...]
 ) -> Iterator[Tensor]:
     """Yield the iterates ``marks`` of conjugate gradients for A x = target from x = 0.
 

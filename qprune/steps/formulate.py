@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dimod
 import numpy as np
@@ -31,7 +31,11 @@ from qprune.errors import ImpossibleRequestError
 from solvers import Dense, LowRank, QuadraticProblem
 from solvers.problem.symbolic import from_pyqubo
 
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int8, Int64
+
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +52,13 @@ class Block:
         counts: exact number pruned in each group, shape (g,).
     """
 
-    indices: NDArray[np.int64]
-    current: Floats
-    keep_value: Floats
-    pruned: NDArray[np.int8]
-    gradient: Floats
-    groups: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    indices: Int64[Integers, " n"]
+    current: Float64[Floats, " n"]
+    keep_value: Float64[Floats, " n"]
+    pruned: Int8[NDArray[np.int8], " n"]
+    gradient: Float64[Floats, " n"]
+    groups: Int64[Integers, " n"]
+    counts: Int64[Integers, " g"]
 
 
 def formulate(

@@ -9,7 +9,7 @@ or again after each group of matrices with the same input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +34,7 @@ _EXACT_IN_TF32 = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
-def _tensor_cores(use: bool) -> Iterator[None]:
+def _tensor_cores(use: bool) -> Generator[None]:
     """Take float32 products in TF32 within the context, if ``use``."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = use or before
@@ -284,7 +284,7 @@ class SampledRows:
     """
 
     sampler: Any = "relax"
-    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     dense_targets: bool = True
     by_group: bool = True
     damping: float = 0.01

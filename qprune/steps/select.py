@@ -7,7 +7,7 @@ made of such pairs. Selectors differ in which pairs they take.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from qprune.errors import ImpossibleRequestError
 from qprune.network.groups import Groups
 from qprune.network.weights import Weights
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +35,9 @@ class Offer:
 
     layers: Weights
     groups: Groups
-    mask: Tensor
-    cost: Tensor
-    resting: Tensor
+    mask: Bool[Tensor, " N"]
+    cost: Float[Tensor, " N"]
+    resting: Bool[Tensor, " N"]
     generator: torch.Generator
 
 
@@ -102,7 +105,7 @@ class LayerByLayer:
     def blocks(self, offer: Offer, block_size: int, num_blocks: int) -> list[Tensor]:
         among = _shortlist(offer, block_size // 2)
         sides = _Sides.of(offer, among)
-        ranked = []
+        ranked: list[tuple[float, Tensor]] = []
         for start, end in sides.spans:
             chosen = sides.part(start, end).pairs(block_size // 2) + start
             if len(chosen):
@@ -120,7 +123,7 @@ SELECTORS: dict[str, Select] = {
 }
 
 
-def _rested(cost: Tensor, resting: Tensor) -> Tensor:
+def _rested(cost: Float[Tensor, " k"], resting: Bool[Tensor, " k"]) -> Float[Tensor, " k"]:
     """Return the cost, with resting weights after all others."""
     if not resting.any():
         return cost
@@ -128,7 +131,7 @@ def _rested(cost: Tensor, resting: Tensor) -> Tensor:
     return cost.add(resting, alpha=1.0 + 2.0 * float(high - low))
 
 
-def _shortlist(offer: Offer, limit: int) -> Tensor:
+def _shortlist(offer: Offer, limit: int) -> Int64[Tensor, " k"]:
     """Return ascending candidates for pairs: per layer, the ``limit`` cheapest of either side.
 
     Each layer is read once; all later steps work on the list. With several groups a pair
@@ -136,7 +139,7 @@ def _shortlist(offer: Offer, limit: int) -> Tensor:
     """
     if offer.groups.ids is not None:
         return torch.arange(len(offer.mask))
-    found = []
+    found: list[Tensor] = []
     for layer in offer.layers:
         part = slice(layer.offset, layer.end)
         cost, mask = _rested(offer.cost[part], offer.resting[part]), offer.mask[part]
@@ -156,13 +159,13 @@ class _Sides:
         spans: where each layer begins and ends.
     """
 
-    kept: Tensor
-    pruned: Tensor
-    ids: Tensor | None
+    kept: Float[Tensor, " k"]
+    pruned: Float[Tensor, " k"]
+    ids: Int64[Tensor, " k"] | None
     spans: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, offer: Offer, among: Tensor) -> _Sides:
+    def of(cls, offer: Offer, among: Int64[Tensor, " k"]) -> _Sides:
         cost, mask = _rested(offer.cost[among], offer.resting[among]), offer.mask[among]
         ids = None if offer.groups.ids is None else offer.groups.ids[among]
         bounds = torch.tensor([(layer.offset, layer.end) for layer in offer.layers])
@@ -178,13 +181,13 @@ class _Sides:
         ids = None if self.ids is None else self.ids[start:end]
         return _Sides(self.kept[start:end], self.pruned[start:end], ids)
 
-    def without(self, pairs: Tensor) -> _Sides:
+    def without(self, pairs: Int64[Tensor, "p 2"]) -> _Sides:
         kept, pruned = self.kept.clone(), self.pruned.clone()
         kept[pairs[:, 0]] = torch.inf
         pruned[pairs[:, 1]] = torch.inf
         return _Sides(kept, pruned, self.ids)
 
-    def pairs(self, limit: int) -> Tensor:
+    def pairs(self, limit: int) -> Int64[Tensor, "p 2"]:
         """Return at most ``limit`` disjoint (kept, pruned) pairs within groups by cost, (p, 2).
 
         In every group the r-th cheapest kept weight is paired with the r-th cheapest pruned one.
@@ -220,16 +223,18 @@ def _ranked(side: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return members, group * (len(side) + 1) + rank
 
 
-def _dealt_pairs(sides: _Sides, wanted: int) -> Tensor:
+def _dealt_pairs(sides: _Sides, wanted: int) -> Int64[Tensor, "p 2"]:
     """Return at most ``wanted`` pairs of each layer, (p, 2), round robin over the layers."""
     per_layer = [sides.part(start, end).pairs(wanted) + start for start, end in sides.spans]
     rows = [pairs[rank] for rank in range(wanted) for pairs in per_layer if rank < len(pairs)]
     return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.long)
 
 
-def _cut(dealt: Tensor, general: Tensor, pairs: int, num_blocks: int) -> list[Tensor]:
+def _cut(
+    dealt: Int64[Tensor, "p 2"], general: Int64[Tensor, "q 2"], pairs: int, num_blocks: int
+) -> list[Tensor]:
     """Return blocks of ``pairs`` pairs: an even part of ``dealt``, then the best of the rest."""
-    blocks = []
+    blocks: list[Tensor] = []
     quota = -(-len(dealt) // num_blocks)
     for number in range(num_blocks):
         own = dealt[number * quota : (number + 1) * quota][:pairs]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def answers(ask: Ask, questions: Sequence[Question], executor: Any = None) -> li
     Raises:
         SamplerError: see `answer`.
     """
-    each = map if executor is None else executor.map
+    each = cast("Callable[..., Iterable[Answer]]", map if executor is None else executor.map)
     # No more than the problem goes out and no more than the answer comes back: executors may
     # be on other machines.
     return list(each(partial(answer, ask), questions))

@@ -6,7 +6,7 @@ A start is a strategy with one method, `scores`; the higher, the more worth keep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +16,20 @@ from qprune.objective.curvature import Expansion
 from qprune.objective.samples import Objective
 from qprune.objective.trace.recorder import Recorder, forward
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 
 class Start(Protocol):
     """Protocol of a start that scores weights."""
 
     def scores(
-        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self,
+        objective: Objective,
+        expansion: Expansion,
+        values: Float[Tensor, " N"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " N"]:
         """Worth of every targeted weight, shape (N,); the higher, the more worth keeping.
 
         Args:
@@ -39,8 +46,12 @@ class Random:
     """Uniformly random scores."""
 
     def scores(
-        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self,
+        objective: Objective,
+        expansion: Expansion,
+        values: Float[Tensor, " N"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " N"]:
         return torch.rand(values.shape, generator=generator)
 
 
@@ -49,8 +60,12 @@ class Magnitude:
     """Magnitude |w|."""
 
     def scores(
-        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self,
+        objective: Objective,
+        expansion: Expansion,
+        values: Float[Tensor, " N"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " N"]:
         return values.abs()
 
 
@@ -59,8 +74,12 @@ class Gradient:
     """First-order change of the loss |w g| (SNIP, Lee et al., arXiv 1810.02340)."""
 
     def scores(
-        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self,
+        objective: Objective,
+        expansion: Expansion,
+        values: Float[Tensor, " N"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " N"]:
         return (values * expansion.gradient).abs()
 
 
@@ -85,8 +104,12 @@ class DiagonalFisher:
     damping: float = 1.0
 
     def scores(
-        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self,
+        objective: Objective,
+        expansion: Expansion,
+        values: Float[Tensor, " N"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " N"]:
         diagonal = expansion.diagonal
         damped = torch.where(diagonal > 0, diagonal + self.damping * diagonal.mean(), 0.0)
         return 0.5 * values**2 * damped
@@ -97,8 +120,12 @@ class Wanda:
     """|w| times the norm of its input (Wanda, Sun et al., arXiv 2306.11695, eq. 1)."""
 
     def scores(
-        self, objective: Objective, expansion: Expansion, values: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self,
+        objective: Objective,
+        expansion: Expansion,
+        values: Float[Tensor, " N"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, " N"]:
         norms = _input_norms(objective)
         parts = objective.weights.split(values.abs())
         return torch.cat([part * norm for part, norm in zip(parts, norms, strict=True)])

@@ -496,7 +496,12 @@ def predicted_against_real(points: pd.DataFrame, looks: Looks) -> Figure:
 
 def _agreement(axes: Axes, points: pd.DataFrame, look: Look) -> None:
     taken = points.accepted == 1
-    marks = {"marker": look.marker, "s": 13, "linewidths": 0.8, "edgecolors": look.color}
+    marks: dict[str, Any] = {
+        "marker": look.marker,
+        "s": 13,
+        "linewidths": 0.8,
+        "edgecolors": look.color,
+    }
     axes.scatter(points.predicted[~taken], points.real[~taken], facecolors="none", **marks)
     axes.scatter(points.predicted[taken], points.real[taken], facecolors=look.color, **marks)
     axes.set_xscale("symlog", linthresh=_LINEAR)

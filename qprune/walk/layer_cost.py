@@ -155,7 +155,9 @@ def _cost(matrix: Weight) -> float:
     return matrix.rows / _ROWS * (matrix.inputs / _INPUTS) ** 2
 
 
-def groups_of(model: nn.Module, inputs: AnyInputs, by_block: Sequence[Sequence[Weight]]) -> list:
+def groups_of(
+    model: nn.Module, inputs: AnyInputs, by_block: Sequence[Sequence[Weight]]
+) -> list[list[list[Weight]]]:
     """Every block's matrices in groups of those with the same input, seen on one sample.
 
     Matrices that the sample does not reach, as of an expert, are groups of their own.
@@ -202,7 +204,7 @@ def gauge_method(method: RowMethod) -> float:
     x = rng.standard_normal((_INPUTS, 2 * _INPUTS))
     targets = rng.standard_normal((_ROWS, _INPUTS))
     problem = RowProblem(x @ x.T, targets, Counts(_ROWS * _INPUTS // 2))
-    seconds = []
+    seconds: list[float] = []
     for _ in range(2):  # The first one loads kernels.
         began = time.perf_counter()
         method.solve(problem, compensate=True, seed=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +105,7 @@ class Layerwise:
         return weights
 
     @contextmanager
-    def passing(self, model: nn.Module) -> Iterator[None]:
+    def passing(self, model: nn.Module) -> Generator[None]:
         """No cache of keys and values meanwhile."""
         config: Any = getattr(model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config

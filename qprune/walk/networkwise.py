@@ -497,7 +497,7 @@ def proposed(
     """The chosen blocks and their problems."""
     with step.phase("curvature"):
         curvatures = expansion.curvature.blocks(chosen) if chosen else []
-    proposals = []
+    proposals: list[Proposal] = []
     for indices, curvature in zip(chosen, curvatures, strict=True):
         with step.phase("formulate"):
             block = _block(run, state, expansion, keep_values, indices)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial, reduce
@@ -258,7 +258,7 @@ class InOrder:
         return weights
 
     @contextmanager
-    def passing(self, model: nn.Module) -> Iterator[None]:
+    def passing(self, model: nn.Module) -> Generator[None]:
         """As all of them need it."""
         with ExitStack() as stack:
             for method in self.methods:
@@ -369,7 +369,7 @@ def described(value: Any) -> str:
         shown = without_secrets(value)
         return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in shown.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(described, value)) + "]"
+        return "[" + ", ".join(map(described, cast(Sequence[object], value))) + "]"
     if isinstance(value, type) or inspect.isroutine(value):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)

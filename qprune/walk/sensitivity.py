@@ -84,7 +84,7 @@ def _scores(
                 assert isinstance(call, LinearCall)  # The only kind in decoder blocks.
                 felt.add_(call.deltas.double().square().flatten(0, -2).sum(0))
                 seen.add_(call.inputs.double().square().flatten(0, -2).sum(0))
-    found = []
+    found: list[Tensor] = []
     for layer, felt, seen in zip(layers, outputs_felt, inputs_seen, strict=True):
         weight = layer.parameter.detach().double().square()
         worth = (weight * felt[:, None] * seen[None, :]).flatten()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +264,7 @@ class Streams:
         self._stack.close()
 
     @contextmanager
-    def at(self, index: int, batch_size: int) -> Iterator[BlockPass]:
+    def at(self, index: int, batch_size: int) -> Generator[BlockPass]:
         """Block ``index`` on the device; afterwards the activations are behind it.
 
         Args:
@@ -316,7 +316,7 @@ class Streams:
         return _Position(place.entry, place.index + 1, place.batch_size, after, current)
 
     @contextmanager
-    def _on_device(self, index: int, place: _Position) -> Iterator[Passage]:
+    def _on_device(self, index: int, place: _Position) -> Generator[Passage]:
         block = self._blocks[index][1]
         home = next(block.parameters()).device
         block.to(self._device)
@@ -327,7 +327,7 @@ class Streams:
             block.to(home)
 
     @contextmanager
-    def _dense_again(self, index: int) -> Iterator[None]:
+    def _dense_again(self, index: int) -> Generator[None]:
         pruned = [weight.part(weight.parameter.detach()).clone() for weight in self.inside[index]]
         try:
             for weight in self.inside[index]:

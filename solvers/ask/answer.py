@@ -51,7 +51,7 @@ class Answer(Solution):
     """
 
     seconds: float = 0.0
-    timing: Mapping[str, Any] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict[str, Any])
     faults: tuple[Fault, ...] = ()
 
     @classmethod

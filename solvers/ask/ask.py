@@ -70,7 +70,7 @@ class Ask:
 
     name: str
     sampler: ProblemSampler
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     on_fault: FaultPolicy = FaultPolicy()
     store: AnswerStore | None = None
     fills_time: bool = False
@@ -234,13 +234,17 @@ class AnotherSampler:
 
 
 def solve(
-    problem: Any,
+    problem: QuadraticProblem
+    | dimod.BinaryQuadraticModel
+    | dimod.ConstrainedQuadraticModel
+    | str
+    | Path,
     sampler: Any = "auto",
     *,
     present: NDArray[np.int8] | None = None,
     seed: int = 0,
     on_fault: FaultPolicy = FaultPolicy(),
-    **options: Any,
+    **options: object,
 ) -> Answer:
     """The best states of a problem, with the lower bound proved for them.
 

@@ -210,7 +210,9 @@ def _answer(
     kind = step.sampler.Options
     wanted = {"num_reads": asked.num_reads, "seed": asked.seed, "time_limit": asked.time_limit}
     given = {name: value for name, value in wanted.items() if value is not None}
-    effort = step.effort(problem.num_variables) if asked.time_limit is None else {}
+    effort: Mapping[str, Any] = (
+        step.effort(problem.num_variables) if asked.time_limit is None else {}
+    )
     options = {**effort, **given}
     known = {name: value for name, value in options.items() if name in kind.model_fields}
     own = read_options(type(step.sampler).__name__, kind, known)

@@ -72,7 +72,7 @@ class Decompose(AskingSampler, dimod.ComposedSampler):
     Options = DecomposeOptions
     shared: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, child: Any = "sa", *, size: int | None = None) -> None:
+    def __init__(self, child: object = "sa", *, size: int | None = None) -> None:
         self._child = counting(child)
         inner = getattr(self._child, "child", self._child)
         limit = getattr(inner, "largest_clique_size", DEFAULT_SIZE)

@@ -32,7 +32,7 @@ from solvers.host.machine import require_memory
 from solvers.options import TimedOptions, read_options
 from solvers.problem.gap import rounding
 from solvers.problem.parts import restricted
-from solvers.problem.problem import QuadraticProblem
+from solvers.problem.problem import QuadraticProblem, States
 from solvers.problem.quadratic import Floats, Sparse
 from solvers.problem.solution import Solution
 from solvers.sampler import CountingSampler, given_states
@@ -54,7 +54,7 @@ class RoofDual:
     """
 
     lower_bound: float
-    fixed: Mapping[int, int] = field(default_factory=dict)
+    fixed: Mapping[int, int] = field(default_factory=dict[int, int])
     failed: str = ""
 
 
@@ -209,7 +209,7 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
         (-2.0, 3)
     """
 
-    def __init__(self, child: Any = "swap-tabu") -> None:
+    def __init__(self, child: object = "swap-tabu") -> None:
         self._child = counting(child)
 
     @property
@@ -225,7 +225,7 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
 
     bounds = True
 
-    def sample_problem(self, problem: QuadraticProblem, **options: Any) -> Solution:
+    def sample_problem(self, problem: QuadraticProblem, **options: object) -> Solution:
         """The child's answer, with the bound and the fixed variables of roof duality.
 
         Raises:
@@ -246,7 +246,11 @@ class RoofDuality(CountingSampler, dimod.ComposedSampler):
         return found.shifted(problem.offset)
 
     def _sampled(
-        self, problem: QuadraticProblem, given: Any, options: dict[str, Any], deadline: Deadline
+        self,
+        problem: QuadraticProblem,
+        given: States | None,
+        options: dict[str, object],
+        deadline: Deadline,
     ) -> Solution:
         dual = roof_dual(problem, deadline)
         x = np.zeros(problem.num_variables, dtype=np.int8)

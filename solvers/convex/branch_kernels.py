@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops of branch and bound, and of enumeration.
 
 Everything works on a dense convex problem (``matrix``, ``linear``, ``starts``, ``counts`` as in

@@ -167,8 +167,8 @@ class _Search:
     goal: _Goal
     nodes: int = 0
     undecided: int = 0
-    open: list[_Node] = field(default_factory=list)
-    improved: list[NDArray[np.int8]] = field(default_factory=list)
+    open: list[_Node] = field(default_factory=list[_Node])
+    improved: list[NDArray[np.int8]] = field(default_factory=list[NDArray[np.int8]])
 
     def __post_init__(self) -> None:
         self.energy = self.first.energy

@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops of the convex relaxation: products, Newton systems, projected and proximal steps.
 
 ``matrix`` is the positive semidefinite Q in one of three forms: an (n, n) array; ``(factor,)``

@@ -293,7 +293,7 @@ def extreme(problem: QuadraticProblem) -> int:
     return power - power % 2 if abs(power) > _COMFORTABLE and power > _NONE else 0
 
 
-def _power(values: NDArray) -> int:
+def _power(values: Floats) -> int:
     largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
     return int(np.frexp(largest)[1]) if largest > 0.0 else _NONE
 
@@ -301,7 +301,11 @@ def _power(values: NDArray) -> int:
 def _largest_power(quadratic: Quadratic) -> int:
     if isinstance(quadratic, LowRank):
         return 2 * _power(quadratic.factor)
-    return _power(quadratic.matrix.data if isinstance(quadratic, Sparse) else quadratic.dense())
+    return _power(
+        np.asarray(quadratic.matrix.data, np.float64)
+        if isinstance(quadratic, Sparse)
+        else quadratic.dense()
+    )
 
 
 def times_power(problem: QuadraticProblem, power: int) -> QuadraticProblem:

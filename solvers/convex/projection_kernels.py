@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops around exact counts over a box: projection, linear minimum, Lagrangian bound.
 
 Variables are sorted by group: group g owns ``starts[g]`` to ``starts[g + 1] - 1``. No groups at

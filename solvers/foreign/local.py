@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -370,7 +370,7 @@ class OpenJij(ForeignSampler):
 
 
 @contextmanager
-def _global_generator_kept() -> Iterator[None]:
+def _global_generator_kept() -> Generator[None]:
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield

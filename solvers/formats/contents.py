@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from solvers.errors import InvalidProblemError, ProblemTooLargeError
 from solvers.formats.text import Text, decoded
@@ -120,8 +120,8 @@ class Contents:
         found = decoded(self.data)
         if found is None or not found.lstrip().startswith("{"):
             return None
-        value = json.loads(found)
-        return value if isinstance(value, dict) else None
+        value: Any = json.loads(found)
+        return cast(dict[str, Any], value) if isinstance(value, dict) else None
 
 
 def read_contents(path: Path) -> Contents:
@@ -213,7 +213,8 @@ def _zipped(data: bytes) -> zipfile.ZipInfo | None:
 
 
 def _limited(stream: IO[bytes], limit: float) -> bytes:
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while part := stream.read(_CHUNK):
         size += len(part)
         if size > limit:

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -62,7 +62,7 @@ COMPILING = Compiling()
 
 
 @contextmanager
-def clock_stopped() -> Iterator[None]:
+def clock_stopped() -> Generator[None]:
     """Stop every `Deadline` of this process, for work that is done once before a call."""
     COMPILING.began()
     try:
@@ -146,7 +146,7 @@ class Deadline:
 
 
 @contextmanager
-def running(time_limit: float | None = None) -> Iterator[Deadline]:
+def running(time_limit: float | None = None) -> Generator[Deadline]:
     """A call that ends by its limit, or by the first Ctrl-C or SIGTERM, with the best so far.
 
     A signal is handled here only where its handler is Python's own for Ctrl-C, or that of an
@@ -181,7 +181,7 @@ class _Handler:
 
 
 @contextmanager
-def _signals_to(deadline: Deadline) -> Iterator[None]:
+def _signals_to(deadline: Deadline) -> Generator[None]:
     taken: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:

@@ -13,12 +13,12 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -89,9 +89,9 @@ def _number(text: str) -> float:
 def _plain(value: Any) -> Any:
     """Return plain JSON values for arrays, their scalars, and non-finite numbers."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item) for name, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in cast(Sequence[Any], value)]
     if isinstance(value, np.generic | np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, float):
@@ -178,7 +178,7 @@ def flush_folder(folder: Path) -> None:
 def half_written(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return temporary files that a killed `Disk.write_whole` left, by names with wildcards."""
     names = tuple(names)
-    found = []
+    found: list[Path] = []
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
         ours = match is not None and any(fnmatchcase(match["name"], name) for name in names)
@@ -237,7 +237,7 @@ class Disk:
         return lock
 
     @contextmanager
-    def locked(self, folder: Path) -> Iterator[None]:
+    def locked(self, folder: Path) -> Generator[None]:
         """Lock ``folder`` against other processes within the context, or until the process ends.
 
         The same thread may enter again.

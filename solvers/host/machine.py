@@ -33,7 +33,8 @@ def peak_memory() -> float:
     try:
         import resource
     except ImportError:  # Windows, where psutil has the peak.
-        return float(psutil.Process().memory_info().peak_wset)  # pyright: ignore[reportAttributeAccessIssue]
+        memory: Any = psutil.Process().memory_info()
+        return float(memory.peak_wset)
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
@@ -120,7 +121,7 @@ def now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

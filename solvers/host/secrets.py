@@ -6,8 +6,8 @@ import html
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 #: Shown in place of a secret option's value.
 HIDDEN = "(hidden)"
@@ -67,10 +67,10 @@ def _without(value: Any, secrets: list[tuple[str, str]]) -> Any:
     if isinstance(value, Mapping):
         return {
             name: HIDDEN if _hides(name, item) else _without(item, secrets)
-            for name, item in value.items()
+            for name, item in cast(Mapping[str, Any], value).items()
         }
     if isinstance(value, list | tuple):
-        return [_without(item, secrets) for item in value]
+        return [_without(item, secrets) for item in cast(Sequence[Any], value)]
     return value
 
 

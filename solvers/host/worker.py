@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from types import ModuleType
@@ -203,7 +203,7 @@ class Processes:
         weakref.finalize(self, _stop_all, self._idle)
 
     @contextmanager
-    def lent(self) -> Iterator[Worker]:
+    def lent(self) -> Generator[Worker]:
         """Lend one process; it comes back at the end of the block."""
         try:
             worker = self._idle.get_nowait()
@@ -282,7 +282,7 @@ def _seconds_to_look(deadline: Deadline | None) -> float:
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
+def _without_main() -> Generator[None]:
     """Hide the main script from `multiprocessing`, which offers no way not to import it."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

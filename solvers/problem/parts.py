@@ -26,7 +26,7 @@ from solvers.problem.solution import Solution
 
 
 def restricted(
-    problem: QuadraticProblem, x: NDArray, free: NDArray[np.integer]
+    problem: QuadraticProblem, x: NDArray[np.generic], free: NDArray[np.integer]
 ) -> QuadraticProblem:
     """The problem over the variables ``free``, the others held at ``x``.
 
@@ -158,7 +158,8 @@ class _Graph:
     @cached_property
     def couplings(self) -> list[dict[int, float]]:
         indptr: Any = self._matrix.indptr.tolist()
-        columns, values = self._matrix.indices.tolist(), self._matrix.data.tolist()
+        columns: list[int] = self._matrix.indices.tolist()
+        values: list[Any] = self._matrix.data.tolist()
         return [
             dict(zip(columns[low:high], values[low:high], strict=True))
             for low, high in pairwise(indptr)

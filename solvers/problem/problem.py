@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dimod
 import numpy as np
@@ -16,6 +16,9 @@ from scipy import sparse
 
 from solvers.errors import InvalidProblemError
 from solvers.problem.quadratic import Dense, Floats, LowRank, Quadratic, Sparse, dense_or_sparse
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float64, Int64
 
 Integers = NDArray[np.int64]
 #: States of a problem, shape (num_reads, n), 0 or 1.
@@ -49,11 +52,11 @@ class QuadraticProblem:
         [2.0, -0.5]
     """
 
-    linear: Floats
+    linear: Float64[Floats, " n"]
     quadratic: Quadratic
     offset: float = 0.0
-    groups: Integers | None = None
-    counts: Integers | None = None
+    groups: Int64[Integers, " n"] | None = None
+    counts: Int64[Integers, " g"] | None = None
     labels: tuple[Hashable, ...] | None = None
 
     def __init__(
@@ -97,13 +100,13 @@ class QuadraticProblem:
         return self.labels if self.labels is not None else tuple(range(self.num_variables))
 
     @cached_property
-    def group_sizes(self) -> Integers:
+    def group_sizes(self) -> Int64[Integers, " g"]:
         """Number of variables in each group, shape (g,)."""
         if self.groups is None:
             return np.zeros(0, dtype=np.int64)
         return np.bincount(self.groups, minlength=self.num_groups).astype(np.int64)
 
-    def energies(self, samples: ArrayLike) -> Floats:
+    def energies(self, samples: ArrayLike) -> Float64[Floats, " reads"]:
         """E of every row of ``samples``, shape (reads, n) -> (reads,), in float64."""
         x = np.atleast_2d(np.asarray(samples, dtype=np.float64))
         return self.offset + (x @ self.linear + self.quadratic.values(x))
@@ -112,12 +115,12 @@ class QuadraticProblem:
         """E of one state, shape (n,)."""
         return float(self.energies(sample)[0])
 
-    def fields(self, samples: ArrayLike) -> Floats:
+    def fields(self, samples: ArrayLike) -> Float64[Floats, "reads n"]:
         """dE/dx = linear + Q x of every row of ``samples``, shape (reads, n) -> (reads, n)."""
         x = np.atleast_2d(np.asarray(samples, dtype=np.float64))
         return self.linear + self.quadratic.product(x)
 
-    def feasible(self, samples: ArrayLike) -> NDArray[np.bool_]:
+    def feasible(self, samples: ArrayLike) -> Bool[NDArray[np.bool_], " reads"]:
         """True for rows with the exact count in every group, shape (reads, n) -> (reads,)."""
         x = np.atleast_2d(np.asarray(samples))
         if self.groups is None or self.counts is None:
@@ -338,7 +341,7 @@ def _add_penalty(objective: dimod.BinaryQuadraticModel, label: Any, constraint: 
         objective.add_quadratic(u, v, cost(u, v) - cost(u) - cost(v) + cost())
 
 
-def _finite_vector(linear: ArrayLike) -> Floats:
+def _finite_vector(linear: ArrayLike) -> Float64[Floats, " n"]:
     vector = np.ascontiguousarray(linear, dtype=np.float64)
     if vector.ndim != 1:
         raise InvalidProblemError(f"linear must have shape (n,), not {vector.shape}")

@@ -8,7 +8,7 @@ right dtype and layout; treat them as read-only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,11 @@ from scipy import sparse
 
 from solvers.errors import InvalidProblemError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Integer, Shaped
+
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.generic]
 
 # A matrix given by its entries is kept sparse below this share of non-zero ones.
 SPARSE_DENSITY = 0.1
@@ -31,27 +35,27 @@ class Quadratic(Protocol):
         """Number of variables n."""
         ...
 
-    def diagonal(self) -> Floats:
+    def diagonal(self) -> Float64[Floats, " n"]:
         """The diagonal of Q, shape (n,)."""
         ...
 
-    def row(self, index: int) -> Floats:
+    def row(self, index: int) -> Float64[Floats, " n"]:
         """Row ``index`` of Q, shape (n,); read-only."""
         ...
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: Shaped[Numbers, "*reads n"]) -> Float64[Floats, "*reads n"]:
         """Q x for every row of x, shape (..., n) -> (..., n)."""
         ...
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: Shaped[Numbers, "reads n"]) -> Float64[Floats, " reads"]:
         """1/2 x.Q.x for every row of x, shape (reads, n) -> (reads,)."""
         ...
 
-    def dense(self) -> Floats:
+    def dense(self) -> Float64[Floats, "n n"]:
         """Q as an (n, n) array."""
         ...
 
-    def restrict(self, indices: NDArray[np.integer]) -> Quadratic:
+    def restrict(self, indices: Integer[NDArray[np.integer], " k"]) -> Quadratic:
         """The rows and columns ``indices`` of Q."""
         ...
 
@@ -100,7 +104,7 @@ class Dense:
         object.__setattr__(self, "matrix", matrix)
 
     @classmethod
-    def trusted(cls, matrix: Floats) -> Dense:
+    def trusted(cls, matrix: Float64[Floats, "n n"]) -> Dense:
         """A matrix known to be square, symmetric, finite and float64; it is not checked."""
         dense = object.__new__(cls)
         object.__setattr__(dense, "matrix", matrix)
@@ -110,23 +114,23 @@ class Dense:
     def size(self) -> int:
         return self.matrix.shape[0]
 
-    def diagonal(self) -> Floats:
+    def diagonal(self) -> Float64[Floats, " n"]:
         return np.diagonal(self.matrix).copy()
 
-    def row(self, index: int) -> Floats:
+    def row(self, index: int) -> Float64[Floats, " n"]:
         return self.matrix[index]
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: Shaped[Numbers, "*reads n"]) -> Float64[Floats, "*reads n"]:
         return np.asarray(x, dtype=np.float64) @ self.matrix
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: Shaped[Numbers, "reads n"]) -> Float64[Floats, " reads"]:
         x = np.asarray(x, dtype=np.float64)
         return 0.5 * np.einsum("ri,ri->r", x @ self.matrix, x)
 
-    def dense(self) -> Floats:
+    def dense(self) -> Float64[Floats, "n n"]:
         return self.matrix
 
-    def restrict(self, indices: NDArray[np.integer]) -> Dense:
+    def restrict(self, indices: Integer[NDArray[np.integer], " k"]) -> Dense:
         return Dense.trusted(self.matrix[np.ix_(indices, indices)])
 
 
@@ -164,23 +168,23 @@ class LowRank:
         """Number of rows m of the factor, an upper bound of the rank of Q."""
         return self.factor.shape[0]
 
-    def diagonal(self) -> Floats:
+    def diagonal(self) -> Float64[Floats, " n"]:
         return np.einsum("mi,mi->i", self.factor, self.factor)
 
-    def row(self, index: int) -> Floats:
+    def row(self, index: int) -> Float64[Floats, " n"]:
         return self.factor[:, index] @ self.factor
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: Shaped[Numbers, "*reads n"]) -> Float64[Floats, "*reads n"]:
         return (np.asarray(x, dtype=np.float64) @ self.factor.T) @ self.factor
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: Shaped[Numbers, "reads n"]) -> Float64[Floats, " reads"]:
         projected = np.asarray(x, dtype=np.float64) @ self.factor.T
         return 0.5 * np.einsum("rm,rm->r", projected, projected)
 
-    def dense(self) -> Floats:
+    def dense(self) -> Float64[Floats, "n n"]:
         return self.factor.T @ self.factor
 
-    def restrict(self, indices: NDArray[np.integer]) -> LowRank:
+    def restrict(self, indices: Integer[NDArray[np.integer], " k"]) -> LowRank:
         return LowRank(self.factor[:, indices])
 
 
@@ -221,24 +225,24 @@ class Sparse:
     def size(self) -> int:
         return len(self.matrix.indptr) - 1
 
-    def diagonal(self) -> Floats:
+    def diagonal(self) -> Float64[Floats, " n"]:
         return np.asarray(self.matrix.diagonal(), dtype=np.float64)
 
-    def row(self, index: int) -> Floats:
+    def row(self, index: int) -> Float64[Floats, " n"]:
         return np.asarray(self.matrix[[index]].toarray(), dtype=np.float64)[0]
 
-    def product(self, x: NDArray) -> Floats:
+    def product(self, x: Shaped[Numbers, "*reads n"]) -> Float64[Floats, "*reads n"]:
         # The matrix is symmetric, so x @ Q and Q @ x agree and no transpose is formed.
         return np.asarray((self.matrix @ np.asarray(x, dtype=np.float64).T).T)
 
-    def values(self, x: NDArray) -> Floats:
+    def values(self, x: Shaped[Numbers, "reads n"]) -> Float64[Floats, " reads"]:
         x = np.asarray(x, dtype=np.float64)
         return 0.5 * np.einsum("ri,ri->r", self.product(x), x)
 
-    def dense(self) -> Floats:
+    def dense(self) -> Float64[Floats, "n n"]:
         return self.matrix.toarray()
 
-    def restrict(self, indices: NDArray[np.integer]) -> Sparse:
+    def restrict(self, indices: Integer[NDArray[np.integer], " k"]) -> Sparse:
         return Sparse(self.matrix[indices][:, indices])
 
 

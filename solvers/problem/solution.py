@@ -39,7 +39,7 @@ class Solution:
     samples: NDArray[np.int8]
     energies: NDArray[np.float64]
     lower_bound: float = -np.inf
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
     certified: Gap = UNKNOWN
 
     @classmethod

@@ -21,7 +21,7 @@ from solvers.problem.quadratic import Sparse
 
 
 def from_pyqubo(
-    expression: Any,
+    expression: object,
     values: Mapping[str, float] | None = None,
     *,
     order: Sequence[str] | None = None,

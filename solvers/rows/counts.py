@@ -7,13 +7,16 @@ lower index. Scores and masks are numpy arrays or torch tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import InvalidProblemError
 from solvers.rows.refit import Array, as_host, as_like, nth_smallest
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int64, Shaped
 
 Integers = NDArray[np.int64]
 
@@ -105,7 +108,9 @@ class Counts:
                 f"lie in 0..{most}"
             )
 
-    def select(self, scores: Array, start: int = 0, inputs: int | None = None) -> Array:
+    def select(
+        self, scores: Shaped[Array, "rows columns"], start: int = 0, inputs: int | None = None
+    ) -> Bool[Array, "rows columns"]:
         """The mask that keeps the highest of ``scores``.
 
         Args:
@@ -126,14 +131,14 @@ class Counts:
             kept = kept * stop // max(1, size) - kept * start // max(1, size)
         return highest(by_count, np.ravel(kept)).reshape(scores.shape)
 
-    def of(self, mask: Array) -> Integers:
+    def of(self, mask: Bool[Array, "rows inputs"]) -> Int64[Integers, "*counts"]:
         """The counts that ``mask`` has, in the form of `wanted`."""
         mask = as_host(mask)
         if self._kept.ndim == 2:
             return mask.reshape(len(mask), -1, self.run(mask.shape[1])).sum(-1, dtype=np.int64)
         return np.atleast_1d(mask.sum(None if self.trades else 1, dtype=np.int64))
 
-    def wanted(self, rows: int, inputs: int) -> Integers:
+    def wanted(self, rows: int, inputs: int) -> Int64[Integers, "*counts"]:
         """The counts asked for, read-only: shape (1,), (rows,) or (rows, runs)."""
         shape = ((1,), (rows,), (rows, inputs // max(1, self.run(inputs))))[self._kept.ndim]
         return np.broadcast_to(self._kept, shape)
@@ -143,7 +148,9 @@ class Counts:
         return cast(Integers, self.kept)
 
 
-def highest(scores: Array, counts: Array) -> Array:
+def highest(
+    scores: Shaped[Array, "rows columns"], counts: Shaped[Array, " r"]
+) -> Bool[Array, "rows columns"]:
     """True at the ``counts[r]`` highest entries of every row of ``scores``; ties by index.
 
     One count, of shape (1,), holds for all rows.

@@ -14,6 +14,7 @@ from solvers.host.clock import Deadline
 from solvers.rows.kernels import exact_swap_row, kernel
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
@@ -51,7 +52,7 @@ def tableau_of(gram: Floats, pull: Floats, energy: float, kept: Mask) -> Floats:
 
 
 @kernel
-def _gathered(gram, rows, columns):
+def _gathered(gram: Floats, rows: Integers, columns: Integers) -> Floats:
     """``gram[rows][:, columns]``."""
     part = np.empty((rows.size, columns.size))
     for a in range(rows.size):
@@ -61,7 +62,7 @@ def _gathered(gram, rows, columns):
 
 
 @kernel
-def _mirrored(upper):
+def _mirrored(upper: Floats) -> Floats:
     """The symmetric matrix with that upper triangle."""
     size = upper.shape[0]
     both = np.empty((size, size))
@@ -73,7 +74,14 @@ def _mirrored(upper):
 
 
 @kernel
-def _fill(full, inside, outside, inverse, cross, swept):
+def _fill(
+    full: Floats,
+    inside: Integers,
+    outside: Integers,
+    inverse: Floats,
+    cross: Floats,
+    swept: Floats,
+) -> None:
     """The kept inputs' rows, and the diagonal of the rest, less what the kept inputs explain."""
     explained = np.zeros(outside.size)
     for a in range(inside.size):

@@ -1,3 +1,4 @@
+# pyright: standard
 """The gain of restoring the best weight after pruning another one, as one GPU kernel.
 
 The inner loop of `solvers.rows.device`: it reads one row of A for a candidate and writes two

@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops of the row problems in numba: best swaps in one row, one kernel call a row.
 
 Names used throughout: ``gram`` A (d, d); ``kept`` the row's mask; ``run`` the length of the runs

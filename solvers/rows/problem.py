@@ -9,16 +9,20 @@ row is its own quadratic, all share A, and `Counts` say how many weights are kep
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from solvers.errors import InvalidOptionError, InvalidProblemError
 from solvers.problem.problem import QuadraticProblem
-from solvers.problem.quadratic import Dense
+from solvers.problem.quadratic import Dense, Floats
 from solvers.rows.counts import Counts
 from solvers.rows.refit import Array, as_host, as_like, objectives
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +72,17 @@ class RowProblem:
         """The same problem as torch tensors on ``device`` ("cuda", "cpu")."""
         import torch
 
-        to = {"device": torch.device(device), "dtype": getattr(torch, dtype)}
-        return RowProblem(
-            torch.as_tensor(self.gram).to(**to), torch.as_tensor(self.targets).to(**to), self.counts
-        )
+        where, kind = torch.device(device), getattr(torch, dtype)
+        gram, targets = (torch.as_tensor(a).to(where, kind) for a in (self.gram, self.targets))
+        return RowProblem(gram, targets, self.counts)
 
-    def objectives(self, values: Array) -> Array:
+    def objectives(self, values: Float[Array, "rows inputs"]) -> Float64[Array, " rows"]:
         """1/2 (w - w0)' A (w - w0) of every row of ``values``, in float64, shape (rows,)."""
         return objectives(
             *(as_like(a, self.gram, "float64") for a in (self.gram, self.targets, values))
         )
 
-    def checked_mask(self, mask: ArrayLike) -> Array:
+    def checked_mask(self, mask: ArrayLike) -> Bool[Array, "rows inputs"]:
         """A copy of ``mask`` as booleans where the problem is.
 
         Raises:
@@ -98,7 +101,7 @@ class RowProblem:
             )
         return own
 
-    def checked_values(self, values: ArrayLike) -> Array:
+    def checked_values(self, values: ArrayLike) -> Float[Array, "rows inputs"]:
         """A copy of ``values`` where the problem is.
 
         Raises:
@@ -163,10 +166,10 @@ class RowSolution:
         finished: False where a limit ended the search before no move improved.
     """
 
-    mask: Array
-    values: Array
-    objectives: NDArray[np.float64]
-    start: NDArray[np.float64]
+    mask: Bool[Array, "rows inputs"]
+    values: Float[Array, "rows inputs"]
+    objectives: Float64[Floats, " rows"]
+    start: Float64[Floats, " rows"]
     swaps: int
     trades: int
     rounds: int

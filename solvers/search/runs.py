@@ -261,8 +261,8 @@ class Pool:
     layout: Layout
     size: int
     rng: np.random.Generator
-    states: list[State] = field(default_factory=list)
-    energies: list[float] = field(default_factory=list)
+    states: list[State] = field(default_factory=list[State])
+    energies: list[float] = field(default_factory=list[float])
     parents: tuple[int, int] | None = None
 
     @cached_property

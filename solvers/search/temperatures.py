@@ -89,7 +89,7 @@ def _swap_gains(problem: QuadraticProblem, x: NDArray[np.int8]) -> tuple[Floats,
     own = _flip_gains(problem, x)
     sign = 1.0 - 2.0 * x
     rows = np.linspace(0, x.size - 1, min(x.size, _SAMPLED_ROWS)).astype(np.int64)
-    gains = []
+    gains: list[Floats] = []
     for i in rows:
         partners = (problem.groups == problem.groups[i]) & (x != x[i])
         pair = own + own[i] + sign * sign[i] * problem.quadratic.row(int(i))

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
 from pydantic import Field
 
@@ -214,7 +214,8 @@ def _in_units(option: str, seconds: float, reads: int) -> float:
 def _proved(answer: Any) -> bool:
     """True if the answer is proved, so that more calls cannot improve it."""
     info = getattr(answer, "info", None)
-    return bool(info.get("proved", False)) if isinstance(info, Mapping) else False
+    proved = isinstance(info, Mapping) and cast(Mapping[str, Any], info).get("proved", False)
+    return bool(proved)
 
 
 _UNITS: dict[str, type[Seconds] | type[Reads] | type[Sweeps]] = {

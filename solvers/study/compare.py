@@ -90,7 +90,7 @@ class Kind:
     bench: Callable[[int, str], Any]
     row: type[StoredRow]
     record: type[StoredRecord]
-    marks: Mapping[str, Any] = field(default_factory=dict)
+    marks: Mapping[str, Any] = field(default_factory=dict[str, Any])
     loading_limit: float | None = None
     paired: bool = False
 

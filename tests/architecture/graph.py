@@ -425,7 +425,7 @@ def _anys_of_function(function: Function, name: str) -> Iterator[str]:
     for argument in _arguments(function):
         if argument.arg not in UNTYPED and _is_any(argument.annotation):
             yield f"{name}({argument.arg})"
-    if _is_any(function.returns):
+    if _is_any(function.returns) and function.name.removeprefix("get_") not in UNTYPED:
         yield f"{name} -> Any"
 
 

@@ -7,7 +7,7 @@ numbers are the same without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,7 @@ def _nothing_around(*_: Any, **__: Any) -> Iterator[None]:
 
 
 @contextmanager
-def derivable() -> Iterator[None]:
+def derivable() -> Generator[None]:
     """Make all torch modules differentiable within the context; restored on exit.
 
     The switches are global to the process: do not enter from several threads at once.

@@ -10,7 +10,7 @@ holds it: every call of a torch function that takes it is recorded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -256,7 +256,7 @@ def _summed(layer: Weight, uses: Sequence[tuple[Use, Tensor, Tensor]]) -> Tensor
 
 
 @contextmanager
-def differentiating(model: nn.Module, layers: Weights) -> Iterator[list[Tensor]]:
+def differentiating(model: nn.Module, layers: Weights) -> Generator[list[Tensor]]:
     """Set evaluation mode and gradients for the targeted weights only within the context.
 
     Sharded weights get no gradients; see `gradients_by_weight`.

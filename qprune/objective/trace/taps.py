@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ class Enough(Exception):  # noqa: N818 - ends a pass, no error
 
 
 @contextmanager
-def tapped(matrices: Sequence[Weight], see: See) -> Iterator[None]:
+def tapped(matrices: Sequence[Weight], see: See) -> Generator[None]:
     """While this lasts, ``see`` is called before each use of one of ``matrices``."""
     handles = [
         matrix.module.register_forward_pre_hook(_hook(matrix, see))
@@ -66,7 +66,7 @@ class _LinearCalls(TorchFunctionMode):
 
 
 @contextmanager
-def _one_expert_at_a_time(experts: Sequence[Weight]) -> Iterator[None]:
+def _one_expert_at_a_time(experts: Sequence[Weight]) -> Generator[None]:
     """Transformers may fuse all experts into one product; their plain loop shows each alone."""
     name = "_experts_implementation"
     configs = {id(c): c for m in experts if (c := getattr(m.module, "config", None)) is not None}

@@ -90,7 +90,7 @@ class TorchAnnealing(TimedSampler):
         return solution
 
     def sample_problems(
-        self, problems: Sequence[QuadraticProblem], **options: Any
+        self, problems: Sequence[QuadraticProblem], **options: object
     ) -> list[Solution]:
         """Solve problems of equal size in one batch, all with counts or all without.
 

@@ -1,3 +1,4 @@
+# pyright: standard
 """A sweep of heat-bath swaps as one GPU kernel: a replica's state stays in registers.
 
 The same move as `solvers.search.batched.moves.Swaps`, at the cost of the two matrix rows it reads.

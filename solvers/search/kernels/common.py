@@ -1,3 +1,4 @@
+# pyright: standard
 """The common part of all inner loops: numba settings, random numbers, access to a matrix.
 
 Every kernel works in place on plain arrays, releases the GIL and carries its own random state.

@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops on the factor U of Q = U'U: the m numbers U x are kept instead of n fields.
 
 A proposal costs a pass over m numbers instead of one look-up, an accepted move a pass over m

@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops of single flips, for problems without counts.
 
 The names of the arguments are those of `solvers.search.kernels.common`.

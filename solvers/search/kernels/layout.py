@@ -107,13 +107,13 @@ class Layout:
         quadratic = self.problem.quadratic
         return quadratic if self.order is None else quadratic.restrict(self.order)
 
-    def sorted(self, states: NDArray) -> NDArray:
+    def sorted(self, states: NDArray[Any]) -> NDArray[Any]:
         """``states`` (..., n) with columns in the kernels' order, a new array."""
         if self.order is None:
             return states.copy()
         return np.ascontiguousarray(states[..., self.order])
 
-    def unsorted(self, states: NDArray) -> NDArray:
+    def unsorted(self, states: NDArray[Any]) -> NDArray[Any]:
         """The inverse of `sorted`."""
         if self.order is None:
             return states

@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops of swap moves: a variable at 1 and one at 0 of the same group change places.
 
 The names of the arguments are those of `solvers.search.kernels.common`. All but `swap_metropolis`

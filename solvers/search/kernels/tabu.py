@@ -1,3 +1,4 @@
+# pyright: standard
 """Inner loops of tabu search: the best move that is not tabu, whether E falls or rises.
 
 The names of the arguments are those of `solvers.search.kernels.common`; besides them

@@ -81,7 +81,7 @@ def _gap_line(axes: Axes, mine: pd.DataFrame, look: Look) -> object:
     if len(curves) >= FEWEST_FOR_BAND:
         ordered = np.sort(curves, axis=0)
         low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.75))
-        band = {"color": look.color, "alpha": 0.13, "linewidth": 0}
+        band: dict[str, Any] = {"color": look.color, "alpha": 0.13, "linewidth": 0}
         axes.fill_between(grid[seen], _shown(low[seen]), _shown(high[seen]), **band)
     marks: dict[str, Any] = {"markevery": 12}
     (line,) = axes.plot(grid[seen], _shown(middle[seen]), **look.line, **marks)
@@ -177,11 +177,11 @@ def _tts_line(axes: Axes, mine: pd.DataFrame, look: Look, top: float, shift: flo
     high = mine.tts_high.fillna(mine.tts).to_numpy(float)
     high = np.where(np.isfinite(high), high, top)
     (line,) = axes.plot(x, np.where(reached, y, np.nan), **look.line)
-    band = {"color": look.color, "linewidth": 0}
+    band: dict[str, Any] = {"color": look.color, "linewidth": 0}
     axes.fill_between(x, low, high, where=reached.tolist(), alpha=0.12, **band)
     known = y[reached]
     spread = np.maximum([known - low[reached], high[reached] - known], 0)
-    bars = {"fmt": "none", "ecolor": look.color, "elinewidth": 0.9, "capsize": 1.8}
+    bars: dict[str, Any] = {"fmt": "none", "ecolor": look.color, "elinewidth": 0.9, "capsize": 1.8}
     axes.errorbar(x[reached], known, yerr=spread, **bars)
     axes.plot(x[~reached], np.full((~reached).sum(), top), **look.point, fillstyle="none")
     return line
@@ -266,10 +266,10 @@ def _fill(axes: Axes, place: tuple[int, ...], value: float, *, dark: bool) -> No
     """The text of one cell; hatching where there is no answer."""
     i, j = place
     if np.isfinite(value):
-        text = {"ha": "center", "va": "center", "fontsize": 6.8}
+        text: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.8}
         axes.text(j, i, _short(value), color="white" if dark else "black", **text)
         return
-    box = {"fill": False, "hatch": "////", "edgecolor": "#8c8c8c", "linewidth": 0}
+    box: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": "#8c8c8c", "linewidth": 0}
     axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **box))
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,7 +22,7 @@ from solvers.host.secrets import redacted
 from solvers.study.compare import read_study
 
 if TYPE_CHECKING:
-    from solvers.study.report.sections import Findings, Section
+    from solvers.study.report.sections import Drawing, Findings, Section
 
 #: Packages needed for a report, but not for a study.
 PACKAGES = ("pandas", "scikit_posthocs", "tabulate", "matplotlib")
@@ -100,7 +100,7 @@ def settings_shown(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
+        return ", ".join(f"{name} {item}" for name, item in cast(Mapping[str, Any], value).items())
     return str(value)
 
 
@@ -178,7 +178,11 @@ def page(
     from solvers.study.report.style import as_svg
 
     made = environment("solvers.study")
-    made.filters["svg"] = lambda drawing: Markup(as_svg(drawing.figure, drawing.name))
+
+    def svg(drawing: Drawing) -> Markup:
+        return Markup(as_svg(drawing.figure, drawing.name))
+
+    made.filters["svg"] = svg
     return made.get_template("study.html.j2").render(
         title=title, sections=sections, settings=settings, cards=cards
     )

@@ -53,7 +53,7 @@ class Findings:
 
     rows: pd.DataFrame
     problems: pd.DataFrame
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     target: float = TARGET
 
     @cached_property

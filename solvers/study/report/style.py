@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ def looks_of(samplers: Iterable[str]) -> dict[str, Look]:
 
 
 @contextmanager
-def any_script() -> Iterator[None]:
+def any_script() -> Generator[None]:
     """Silence warnings that a font lacks a character; a PNG then shows a box."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
