@@ -15,14 +15,17 @@ from solvers.host.disk import bits_of
 from solvers.study import compare, read_instances
 from solvers.study.instances import BLOCKS
 
-QUICK = {"stages": 2, "rounds": 2, "sampler": "greedy", "augment": None, "block_size": 32}
+QUICK = {"sampler": "greedy", "augment": None}
+METHOD = {"stages": 2, "rounds": 2, "block_size": 32}
 
 
 def prune(**options):
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
     inputs = torch.randn(240, 10, generator=torch.Generator().manual_seed(5))
-    return qprune.prune(model, inputs, **(QUICK | {"sparsity": 0.6} | options))
+    own = METHOD | {name: options.pop(name) for name in ("num_blocks", "rounds") if name in options}
+    method = qprune.Networkwise(**own)
+    return qprune.prune(model, inputs, **(QUICK | {"sparsity": 0.6, "method": method} | options))
 
 
 def lines_of(folder):

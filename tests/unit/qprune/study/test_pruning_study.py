@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import qprune
+from qprune import Networkwise
 from qprune.cli.compare import SettingsTrial
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.settings import make_settings
@@ -37,7 +39,8 @@ from solvers.study.storage import ROWS, STUDY
 
 #: The module that starts the worker; the package has a function of its name.
 RUNNER = importlib.import_module("solvers.study.compare")
-QUICK = {"sparsity": 0.6, "stages": 2, "rounds": 1, "final_rounds": 2, "block_size": 24}
+METHOD = Networkwise(stages=2, rounds=1, final_rounds=2, block_size=24)
+QUICK = {"sparsity": 0.6, "method": METHOD}
 
 
 def trial(**options):
@@ -209,7 +212,7 @@ def test_a_damaged_row_is_named(here, tmp_path):
     ("change", "difference"),
     [
         ({"options": {"sparsity": 0.7}}, "pruned to 60 %', not 'clouds pruned to 70 %'"),
-        ({"options": {"block_size": 32}}, "block_size is 24, not 32"),
+        ({"options": {"method": replace(METHOD, block_size=32)}}, "block_size=24"),
         ({"samplers": ["greedy", "sa"]}, "samplers"),
         ({"budgets": ["2reads"]}, "amount is 1.0, not 2.0"),
         ({"seed": 1}, "seed is 0, not 1"),
@@ -263,7 +266,7 @@ def test_impossible_studies_are_refused_before_any_work(tmp_path, monkeypatch):
 def test_options_that_are_the_study_s_or_nobody_s_are_refused():
     with pytest.raises(ImpossibleRequestError, match="seed is the study's to choose"):
         trial(seed=3)
-    with pytest.raises(ImpossibleRequestError, match="no option 'stagse'; it has: accept_share"):
+    with pytest.raises(ImpossibleRequestError, match="no option 'stagse'; it has: augment"):
         trial(stagse=3)
     given = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "max_seconds": 9}
     with pytest.raises(ImpossibleRequestError, match="max_seconds"):
