@@ -42,7 +42,7 @@ def restricted(
 
     Example:
         >>> problem = QuadraticProblem([1.0, 2.0], [[0.0, 3.0], [3.0, 0.0]], counts=1)
-        >>> part = restricted(problem, [1, 0], [1])
+        >>> part = restricted(problem, np.array([1, 0]), np.array([1]))
         >>> part.linear.tolist(), part.offset, part.counts.tolist()
         ([5.0], 1.0, [0])
     """
