@@ -168,7 +168,7 @@ def test_json_that_is_not_strict_is_refused(text):
 
 
 def test_numbers_that_strict_json_has_not_are_replaced():
-    value = {"a": np.float64("nan"), "b": (np.int8(1), np.arange(2)), 3: 2**70}
+    value = {"a": np.float64("nan"), "b": (np.int8(1), np.arange(2)), 3: 2**70, "c": np.inf}
     assert read_json(strict_json(value)) == {
         "a": None,
         "b": [1, [0, 1]],
