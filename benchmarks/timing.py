@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def cpu_seconds(call: Callable[[], T]) -> tuple[float, T]:
-    """What one call takes, and its answer."""
+    """CPU seconds of one call, and its result."""
     begun = time.process_time()
     answer = call()
     return time.process_time() - begun, answer

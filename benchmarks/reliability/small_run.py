@@ -14,7 +14,7 @@ from qprune.record.checkpoint import Checkpoints
 
 
 def small_settings(scratch: Path, final_rounds: int) -> Settings:
-    """What is asked for; the dense weights are written into ``scratch``."""
+    """Settings of a small run; the dense weights are written into ``scratch``."""
     weights = scratch / "dense.safetensors"
     save_file(load_model("digits-mlp").state_dict(), weights)
     asked = {"model": "digits-mlp", "data": "digits", "sparsity": 0.9, "weights": weights}

@@ -1,4 +1,4 @@
-"""What one rank does for `benchmarks.scaling.measure`, which starts it."""
+"""The program of one rank for `benchmarks.scaling.measure`, which starts it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROUNDS = 2
 
 
 def launched(arguments: list[str], ranks: int) -> list[float]:
-    """What rank 0 of so many processes, one thread each, finds."""
+    """The result of rank 0 of so many processes, one thread each."""
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]

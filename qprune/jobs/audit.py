@@ -435,7 +435,7 @@ def _by_parameter(
 
 # Without these, there is nothing to compare.
 _GROUNDS: tuple[Claim, ...] = (_complete, _readable, _fitting)
-#: What the files say of each other.
+#: Claims about the files of a folder alone.
 CLAIMS: tuple[Claim, ...] = (
     exact_zeros,
     _kept_zeros,
@@ -444,5 +444,5 @@ CLAIMS: tuple[Claim, ...] = (
     exact_counts,
     journal,
 )
-#: What model and data say of the files.
+#: Claims about the files that take model and data.
 RECOMPUTED: tuple[Claim, ...] = (checksums, inputs, outcome, code)

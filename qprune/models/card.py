@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from rich.table import Table
 from torch import Tensor
 
 from qprune.errors import DISK, RunFolderError
@@ -191,23 +190,6 @@ class Card:
             ),
         ]
         return "\n".join(lines) + "\n"
-
-    def to_table(self) -> Table:
-        """Return the card as a table for a terminal."""
-        table = Table(
-            title=f"{100 * self.achieved_sparsity:.2f} % of targeted weights are zero, "
-            f"{100 * self.asked_sparsity:.2f} % asked"
-        )
-        for name in ("weight", "shape"):
-            table.add_column(name)
-        table.add_column("zero", justify="right")
-        for layer in self.layers:
-            shape = "x".join(map(str, layer.shape))
-            table.add_row(layer.name, shape, f"{100 * layer.sparsity:.2f} %")
-        if self.pruned is not None:
-            dense = f"{self.dense.shown} dense, " if self.dense else ""
-            table.caption = f"{self.pruned.named} {dense}{self.pruned.shown} pruned"
-        return table
 
     def _unused_lines(self) -> list[str]:
         if not self.unused:

@@ -134,11 +134,6 @@ class RunFolder(os.PathLike[str]):
         """Process CPU time of the run so far, over all its processes."""
         return self._before[1] + time.process_time() - self._began[1]
 
-    @property
-    def checkpoint_seconds(self) -> float:
-        """Wall time of checkpoints in this process."""
-        return 0.0 if self._checkpoints is None else self._checkpoints.spent
-
     def write_settings(self, yaml: str) -> None:
         """Write ``config.yaml``.
 

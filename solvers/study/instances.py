@@ -6,7 +6,7 @@ import csv
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -344,8 +344,3 @@ _GENERATORS: Mapping[str, tuple[Callable[..., QuadraticProblem], Mapping[str, in
     "uniform": (_uniform, {"n": 100, "count": -1, "seed": 0}),
     "ran": (_ran, {"n": 100, "r": 1, "count": -1, "seed": 0}),
 }
-
-
-def known_rows(known: Mapping[str, Known]) -> list[dict[str, Any]]:
-    """Best-known values as rows of the file that `read_known` reads."""
-    return [{"problem": name, **asdict(value)} for name, value in known.items()]
