@@ -86,14 +86,14 @@ def test_the_best_so_far_is_written(name, number, hard, tmp_path):
 def test_before_anything_is_found_there_is_a_line():
     code = """
 import os, signal, time
-import solvers.ask
+import solvers.ask.ask
 from qprune.cli.main import main
 class Busy:
     parameters = {}
     def sample_problem(self, *_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(9)
-solvers.ask.configured = lambda *_, **__: (Busy(), {})
+solvers.ask.ask.configured = lambda *_, **__: (Busy(), {})
 main()
 """
     golden = "tests/golden/problems/bqp-tiny.txt"
