@@ -243,8 +243,7 @@ def make_seeds(folder: Path) -> None:
     AnswerStore(folder / "kept").keep("0", answer)
     _write_block(folder / "kept")
     given: dict[str, Sequence[bytes]] = {
-        "settings": [settings.to_yaml().encode()],
-        "language settings": [language.to_yaml().encode()],
+        "settings": [settings.to_yaml().encode(), language.to_yaml().encode()],
         "run settings": [settings.to_yaml().encode()],
         "journal": [(stopped / "steps.jsonl").read_bytes()],
         "page": [(stopped / "steps.jsonl").read_bytes()],
@@ -334,9 +333,9 @@ def _make_checkpoints(folder: Path) -> None:
         torch.nn.Linear(6, 4),
         torch.randn(40, 6, generator=torch.Generator().manual_seed(0)),
         sparsity=0.5,
-        stages=2,
+        method=qprune.Networkwise(stages=2),
         output_dir=folder,
-        should_stop=stop_after(12),
+        limits=qprune.Limits(should_stop=stop_after(12)),
     )
     Checkpoints.offer = offer
 

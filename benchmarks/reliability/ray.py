@@ -69,7 +69,7 @@ def blocks_of(workload: Workload, number: int, size: int) -> list[Any]:
             seen.append(list(items))
             return map(function, seen[-1])
 
-    options = dict(workload.options) | {"block_size": size, "num_blocks": 8, "stages": 2}
+    options = workload.changed(block_size=size, num_blocks=8, stages=2).options
     dense = tensors_of(workload.model)
     qprune.prune(workload.model, workload.data, **options, executor=Noting())
     workload.model.load_state_dict(dense)
@@ -169,7 +169,7 @@ def masks(ray: RayExecutor, workload: Workload, out: Console) -> int:
         outcomes = []
         for executor in (threads, ray, killing):
             workload.model.load_state_dict(dense)
-            options = dict(workload.options) | {"num_blocks": 8}
+            options = workload.changed(num_blocks=8).options
             pruned = qprune.prune(workload.model, workload.data, **options, executor=executor)
             outcomes.append(tensors_of(pruned.model) | pruned.mask)
     first = outcomes[0]

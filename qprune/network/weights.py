@@ -197,7 +197,7 @@ class Weights(Sequence[Weight]):
                     tensor = weight.part(weight.parameter)
                     tensor[positions] = values[where].to(tensor)
 
-    def split(self, vector: Shaped[Tensor, " N"]) -> tuple[Tensor, ...]:
+    def split(self, vector: Shaped[Tensor, " N *rest"]) -> tuple[Tensor, ...]:
         """Return one view per layer of a vector over all weights."""
         return vector.split([layer.size for layer in self])
 

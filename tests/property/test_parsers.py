@@ -17,7 +17,7 @@ from solvers.formats.table import FORMATS
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{FileWarning.__module__}.FileWarning")
 
-NAMES = ["settings", "language settings", "run settings", "journal", "scores", "report"]
+NAMES = ["settings", "run settings", "journal", "scores", "report"]
 NAMES += ["run mask", "mask"]
 NAMES += ["fingerprint", "checkpoint", "facts", "answer", "study", "rows", "blocks", "known"]
 NAMES += ["problem", "problem txt", "problem gset"]
