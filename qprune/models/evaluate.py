@@ -23,6 +23,7 @@ from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteErr
 from qprune.models.card import Perplexity
 from qprune.models.pretrained import checked_length, optional
 from qprune.models.text import encode, read_text, refuse_unknown_ids
+from qprune.network.layouts import evaluation_mode
 from qprune.objective.loss_names import as_loss
 from qprune.objective.losses import DenseOutputs, Labels, Loss
 from qprune.objective.samples import counted_samples, loss_for
@@ -69,12 +70,10 @@ def score(
             f"cannot score a network on {len(inputs)} inputs with {len(labels)} labels; "
             "pass one label for each input, and at least one"
         )
-    was_training = model.training
-    model.eval()
     asked = as_loss(loss)
     measure: Loss = Labels(asked.kind) if isinstance(asked, DenseOutputs) else asked
     total, right, told = 0.0, 0, 0
-    try:
+    with evaluation_mode(model):
         measure = loss_for(measure, model, Calibration(inputs, labels))
         data = counted_samples(Calibration(inputs, labels), measure)
         assert data.labels is not None
@@ -85,8 +84,6 @@ def score(
             correct = measure.right(outputs, target) if isinstance(measure, Labels) else None
             if correct is not None:
                 right, told = right + int(correct.sum()), told + len(correct)
-    finally:
-        model.train(was_training)
     return Score(accuracy=right / told if told else None, loss=total / len(data))
 
 
@@ -109,7 +106,7 @@ def perplexity(model: nn.Module, windows: Tensor) -> float:
     of them are predicted.
 
     Args:
-        model: causal language model; its device and mode are unchanged.
+        model: causal language model, run in evaluation mode; device and mode stay as they were.
         windows: token ids, shape (windows, T).
 
     Raises:
@@ -125,14 +122,14 @@ def negative_log_likelihoods(
 ) -> list[float]:
     """Return sums over each window's predicted tokens, or its ``last`` ones, in nats."""
     device = next(model.parameters()).device
+    # float32 or better: half precision loses the tail of a large vocabulary.
+    dtype = torch.promote_types(model_dtype(model), torch.float32)
     sums: list[float] = []
     size = 1
     while len(sums) < len(windows):
         batch = windows[len(sums) : len(sums) + size].to(device)
-        # float32 or better: half precision loses the tail of a large vocabulary.
-        logits = (
-            model(batch).logits[:, :-1].to(torch.promote_types(model_dtype(model), torch.float32))
-        )
+        with evaluation_mode(model):
+            logits = model(batch).logits[:, :-1].to(dtype)
         size = max(1, _LOGITS // logits[0].numel())
         losses = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
         if not torch.isfinite(losses).all():

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from qprune.network.layouts import evaluation_mode
 from qprune.network.weights import Weights
 
 
@@ -66,16 +67,12 @@ def restored_on_error(model: nn.Module, weights: Weights) -> Generator[Dense]:
     dense = Dense.of(weights)
     # Buffers that the state dict leaves out change, too.
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield dense
-    except BaseException:
-        dense.put_back()
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        raise
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model):
+        try:
+            yield dense
+        except BaseException:
+            dense.put_back()
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            raise

@@ -7,7 +7,8 @@ first dimension is then taken as outputs, the others as inputs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,6 +114,21 @@ _TABLE: tuple[tuple[type[nn.Module], str, Callable[[nn.Module], Kind]], ...] = (
 )
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Generator[None]:
+    """Evaluation mode within the context; afterwards every module has its own mode again.
+
+    In training mode a spectral norm updates its buffers whenever its weight is read.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def kind_of(module: nn.Module, name: str) -> Kind:
     """Return the kind of the tensor ``name`` that ``module`` itself holds."""
     for known, pattern, kind in _TABLE:
@@ -164,16 +180,13 @@ def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | 
 def _made_with(module: nn.Module, weight: str, source: nn.Parameter, zero: Tensor) -> Tensor:
     """Return the weight that ``module`` computes from a source with zeros at ``zero``."""
     before = source.detach().clone()
-    modes = [(inner, inner.training) for inner in module.modules()]
-    try:
-        module.eval()  # In training mode a spectral norm updates its buffers.
-        source.masked_fill_(zero, 0)
-        return _computed(module, weight).detach().clone()
-    finally:
-        source.copy_(before)
-        _computed(module, weight)
-        for inner, mode in modes:
-            inner.training = mode
+    with evaluation_mode(module):
+        try:
+            source.masked_fill_(zero, 0)
+            return _computed(module, weight).detach().clone()
+        finally:
+            source.copy_(before)
+            _computed(module, weight)
 
 
 def _computed(module: nn.Module, weight: str) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from qprune.distributed.sharding import is_sharded, whole, write_elements, write_rows
 from qprune.errors import ImpossibleRequestError, NonFiniteError, UnsupportedLayerError
 from qprune.network.admission import refuse_wrapped
-from qprune.network.layouts import OUTPUTS_FIRST, Kind, kind_of, source_kind
+from qprune.network.layouts import OUTPUTS_FIRST, Kind, evaluation_mode, kind_of, source_kind
 from qprune.network.patterns import Pattern, Place, as_patterns, match, refuse_unmatched
 from qprune.results import Coverage, LeftDense
 
@@ -312,7 +312,8 @@ other vectors (26)
     unwanted = as_patterns(ignore, "ignore")
     refuse_unmatched(model, wanted or (), "targets")
     refuse_unmatched(model, unwanted, "ignore")
-    candidates = _candidates(model)
+    with evaluation_mode(model):
+        candidates = _candidates(model)
     for pattern in wanted or ():
         if not any(_selects(pattern, candidate) for candidate in candidates):
             _refuse_useless(model, pattern)

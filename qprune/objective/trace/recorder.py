@@ -24,6 +24,7 @@ from qprune.data.inputs import AnyInputs, called, mapped, tensors_of, token_mask
 from qprune.distributed.ranks import ALONE, Parts, Ranks, is_lost
 from qprune.distributed.workers import PerThread
 from qprune.errors import CalibrationError, NonFiniteError, QpruneError
+from qprune.network.layouts import evaluation_mode
 from qprune.network.weights import Weight, Weights
 from qprune.objective.losses import Loss
 from qprune.objective.trace.derivable import derivable
@@ -264,23 +265,19 @@ def differentiating(model: nn.Module, layers: Weights) -> Generator[list[Tensor]
     weights = layers.parameters
     wanted = set() if layers.sharded else {id(weight) for weight in weights}
     before = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(m, m.training) for m in model.modules()]
     sparse = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
     for parameter, _ in before:
         # Integer tensors cannot require gradients; setting the flag would raise.
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(id(parameter) in wanted)
-    model.eval()
     for module in sparse:
         module.sparse = False  # Sparse gradients can be neither indexed nor summed here.
     try:
-        with derivable():
+        with evaluation_mode(model), derivable():
             yield weights
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
         for module in sparse:
             module.sparse = True
 

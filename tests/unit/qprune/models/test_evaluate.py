@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from qprune.errors import CalibrationError, ImpossibleRequestError
-from qprune.models.evaluate import evaluate_perplexity, evaluate_tasks, names_of
+from qprune.models.evaluate import evaluate_perplexity, evaluate_tasks, names_of, perplexity
 from qprune.models.text import encode, read_text
 
 pytest.importorskip("transformers")
@@ -153,3 +153,14 @@ def test_lm_eval_itself_scores_a_task_of_ones_own(model, tokenizer, choices, tmp
     assert found["tiny_choices"]["acc,none"] == pytest.approx(right / 12)
     with pytest.raises(ImpossibleRequestError, match="no task 'no_such_task'"):
         evaluate_tasks(model, tokenizer, ["no_such_task"], task_folder=tmp_path)
+
+
+def test_dropout_is_off_and_on_again():
+    model = tiny.llama(context=32)
+    windows = torch.arange(8).view(2, 4)
+    there = perplexity(model, windows)
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, _, output: torch.dropout(output, 0.5, module.training)
+    )
+    assert perplexity(model.train(), windows) == there
+    assert all(module.training for module in model.modules())

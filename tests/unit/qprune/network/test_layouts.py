@@ -9,6 +9,7 @@ from torch import nn
 import qprune
 from qprune import Objective
 from qprune.errors import ImpossibleRequestError, LeftDenseWarning
+from qprune.models.evaluate import score
 from qprune.network.groups import NofM, PerRow
 from qprune.network.layouts import InputsFirst, OutputsFirst, layout_of
 from qprune.network.weights import find_weights
@@ -194,3 +195,22 @@ def test_switches_of_torch_are_put_back():
         raise KeyError
     assert torch.backends.mha.get_fastpath_enabled() == fused
     assert checkpoint.CheckpointFunction is kind
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        find_weights,
+        lambda model: score(model, torch.randn(4, 5), torch.tensor([0, 1, 2, 0])),
+    ],
+    ids=["found", "scored"],
+)
+def test_a_look_at_a_network_in_training_changes_nothing(use):
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 6))
+    model = nn.Sequential(normed, nn.Dropout(), nn.Linear(6, 3)).train()
+    model[1].eval()  # Frozen by its owner.
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    use(model)
+    assert [part.training for part in model.modules()][-2:] == [False, True]
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
