@@ -66,7 +66,7 @@ def refuse_other_shardings(name: str, weight: Tensor, num_ranks: int) -> None:
     if mesh.size() != num_ranks:
         raise ImpossibleRequestError(
             f"the weight of {name!r} is spread over {mesh.size()} processes, and the run has "
-            f"{num_ranks}; pass ranks=qprune.distributed.ranks.DataParallel()"
+            f"{num_ranks}; pass ranks=qprune.DataParallel()"
         )
 
 

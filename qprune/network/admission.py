@@ -47,7 +47,7 @@ def refuse_wrapped(model: nn.Module) -> None:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise ImpossibleRequestError(
                 f"{where} wrapped in {kind}; pass model.module, and for several processes "
-                "ranks=qprune.distributed.ranks.DataParallel()"
+                "ranks=qprune.DataParallel()"
             )
         if kind == "OptimizedModule":
             raise ImpossibleRequestError(

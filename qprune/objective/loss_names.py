@@ -88,7 +88,7 @@ def _complete(loss: Any) -> Loss:
     missing = [name for name in _METHODS if not hasattr(loss, name)]
     if missing:
         raise ImpossibleRequestError(
-            f"{type(loss).__name__} is no qprune.objective.losses.Loss: it has no {missing[0]}"
+            f"{type(loss).__name__} is no qprune.Loss: it has no {missing[0]}"
         )
     return cast(Loss, loss)
 

@@ -8,6 +8,7 @@ are the `__init__` files that Python runs on the way to a module.
 """
 
 import ast
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,7 +96,8 @@ class Sources:
         for path in (p for package in PACKAGES for p in (self.root / package).rglob("*.py")):
             name = ".".join(path.relative_to(self.root).with_suffix("").parts)
             name = name.removesuffix(".__init__")
-            found[name] = Module(name, path, path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8") + _lazy_imports(name, path)
+            found[name] = Module(name, path, text)
         return dict(sorted(found.items()))
 
     @cached_property
@@ -351,12 +353,17 @@ class Sources:
         return None
 
 
+def _lazy_imports(package: str, init: Path) -> str:
+    """The imports that an `__init__` file leaves to the stub beside it, by absolute names."""
+    stub = init.with_suffix(".pyi")
+    text = stub.read_text(encoding="utf-8") if stub.exists() else ""
+    return re.sub(r"^from \.", f"from {package}.", text, flags=re.MULTILINE)
+
+
 def exported(package: Module) -> list[str]:
-    """The names in its `__all__`."""
-    for node in package.tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return ast.literal_eval(node.value)
-    return []
+    """The names that it imports as themselves: ``from ... import A as A``."""
+    imported = (node for node in package.tree.body if isinstance(node, ast.ImportFrom))
+    return sorted(a.name for node in imported for a in node.names if a.name == a.asname)
 
 
 def _asks_for_pruning(taken: set[str]) -> bool:

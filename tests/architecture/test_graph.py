@@ -210,7 +210,8 @@ def test_parameters_and_fields_declare_and_calls_do_not(sources):
 def test_public_anys_are_found_through_what_is_exported(sources):
     made = sources(
         {
-            "qprune/__init__.py": "from qprune.x import f, C\n__all__ = ['C', 'f']",
+            "qprune/__init__.py": "",
+            "qprune/__init__.pyi": "from .x import C as C, f as f",
             "qprune/x/__init__.py": "from qprune.x.a import C, f, hidden",
             "qprune/x/a.py": "def f(model: Any, loss: 'str | Any') -> Any: ...\n"
             "def hidden(a: Any): ...\n"
