@@ -107,7 +107,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 _TRAINING_SEED = 0
 
 
-def load_model(spec: str, weights: Path | None = None) -> nn.Module:
+def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
     """Return the network that ``spec`` names, in evaluation mode.
 
     Args:
@@ -135,7 +135,7 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
             "package.module:factory"
         )
     if weights is not None:
-        _load_weights(model, weights)
+        _load_weights(model, Path(weights))
     return model.eval()
 
 

@@ -35,12 +35,15 @@ class AnswerStore:
     """Store of sampler answers, one file each, named by the digest of the question.
 
     Attributes:
-        folder: made with the first answer.
+        folder: a path, as text too; made with the first answer.
         disk: writes the files.
     """
 
     folder: Path
     disk: Disk = Disk()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
 
     def find(self, key: str, problem: QuadraticProblem) -> Answer | None:
         """Return the answer stored under ``key``; None if missing or not fitting ``problem``."""

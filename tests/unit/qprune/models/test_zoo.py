@@ -183,6 +183,15 @@ def test_an_npz_of_other_images_is_refused(tmp_path):
         load_data(f"mnist:{path}")
 
 
+def test_a_path_may_be_text(tmp_path):
+    path, made = tmp_path / "weights.safetensors", MLP((784, 40, 20, 10), bias=False)
+    save_file(made.state_dict(), path)
+    loaded = load_model("mlpnet", str(path))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), made.parameters(), strict=True)
+    )
+
+
 def test_weights_must_be_the_models(tmp_path):
     path = tmp_path / "weights.safetensors"
     state = MLP((784, 40, 20, 10), bias=False).state_dict()

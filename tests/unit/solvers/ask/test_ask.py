@@ -353,7 +353,7 @@ def test_paid_samplers_are_asked_again_by_themselves():
 def test_what_is_paid_for_is_asked_once(tmp_path):
     sampler = Paid([], every=1000)
     first = asked(sampler, AnswerStore(tmp_path / "answers"))(problem_of(), PRESENT, 7)
-    again = asked(sampler, AnswerStore(tmp_path / "answers"))(problem_of(), PRESENT, 7)
+    again = asked(sampler, AnswerStore(f"{tmp_path}/answers"))(problem_of(), PRESENT, 7)
     assert sampler.calls == 1
     assert len(first.states) > 1
     assert np.array_equal(first.states, again.states)
