@@ -1,4 +1,4 @@
-"""What the ranks of `test_ranks.py` run: `torchrun rank_programs.py NAME ... FOLDER`."""
+"""Programs that the ranks of `test_ranks.py` run: `torchrun rank_programs.py NAME ... FOLDER`."""
 
 import os
 import sys

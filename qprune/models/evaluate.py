@@ -126,19 +126,20 @@ def negative_log_likelihoods(
     dtype = torch.promote_types(model_dtype(model), torch.float32)
     sums: list[float] = []
     size = 1
-    while len(sums) < len(windows):
-        batch = windows[len(sums) : len(sums) + size].to(device)
-        with evaluation_mode(model):
+    with evaluation_mode(model):
+        while len(sums) < len(windows):
+            batch = windows[len(sums) : len(sums) + size].to(device)
             logits = model(batch).logits[:, :-1].to(dtype)
-        size = max(1, _LOGITS // logits[0].numel())
-        losses = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-        if not torch.isfinite(losses).all():
-            raise NonFiniteError(
-                f"the logits of window {len(sums)} or one of the next {len(batch) - 1} are NaN or "
-                f"Inf{_first_broken(model, batch)}; the model is broken, or its dtype too narrow"
-            )
-        losses = losses.view(len(batch), -1)
-        sums += losses[:, -(last or losses.shape[1]) :].double().sum(1).tolist()
+            size = max(1, _LOGITS // logits[0].numel())
+            losses = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+            if not torch.isfinite(losses).all():
+                raise NonFiniteError(
+                    f"the logits of window {len(sums)} or one of the next {len(batch) - 1} are "
+                    f"NaN or Inf{_first_broken(model, batch)}; the model is broken, or its dtype "
+                    "too narrow"
+                )
+            losses = losses.view(len(batch), -1)
+            sums += losses[:, -(last or losses.shape[1]) :].double().sum(1).tolist()
     return sums
 
 
@@ -276,15 +277,16 @@ def evaluate_tasks(
     wrapper: Any = HFLM  # Its type does not match its signature.
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     try:
-        found = lm_eval.simple_evaluate(
-            model=wrapper(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=list(tasks),
-            num_fewshot=0,
-            limit=limit,
-            task_manager=manager,
-            log_samples=False,
-            **dict.fromkeys(seeds, seed),
-        )
+        with evaluation_mode(model):
+            found = lm_eval.simple_evaluate(
+                model=wrapper(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=list(tasks),
+                num_fewshot=0,
+                limit=limit,
+                task_manager=manager,
+                log_samples=False,
+                **dict.fromkeys(seeds, seed),
+            )
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         raise ImpossibleRequestError(

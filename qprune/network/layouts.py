@@ -149,7 +149,7 @@ def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | 
     vector in the shape of a matrix, such as the lengths of a weight_norm.
 
     Args:
-        module: module whose attribute ``weight`` is computed.
+        module: module whose attribute ``weight`` is computed, in evaluation mode.
         weight: the attribute's name.
         source: name of the parameter that it is computed from.
     """
@@ -180,13 +180,12 @@ def source_kind(module: nn.Module, weight: str, source: nn.Parameter) -> Kind | 
 def _made_with(module: nn.Module, weight: str, source: nn.Parameter, zero: Tensor) -> Tensor:
     """Return the weight that ``module`` computes from a source with zeros at ``zero``."""
     before = source.detach().clone()
-    with evaluation_mode(module):
-        try:
-            source.masked_fill_(zero, 0)
-            return _computed(module, weight).detach().clone()
-        finally:
-            source.copy_(before)
-            _computed(module, weight)
+    try:
+        source.masked_fill_(zero, 0)
+        return _computed(module, weight).detach().clone()
+    finally:
+        source.copy_(before)
+        _computed(module, weight)
 
 
 def _computed(module: nn.Module, weight: str) -> Tensor:

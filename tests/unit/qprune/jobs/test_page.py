@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from html_pages import Page
 
 from qprune.jobs import plots
 from qprune.jobs.page import number, percent, render_html, seconds
@@ -55,28 +55,6 @@ REPORT = Report(
     final=Score(0.93, 0.2),
 )
 POINTS = (ScorePoint(0, Score(0.3, 2.5)), ScorePoint(5, Score(0.93, 0.2)))
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.outside, self.words, self.open = [], [], [], []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        for name, value in attributes:
-            fetched = name in ("src", "srcset", "data") or (
-                name.endswith("href") and not (value or "").startswith("#")
-            )
-            if fetched or "url(h" in (value or ""):
-                self.outside.append((tag, name, value))
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def test_the_page_shows_everything_and_fetches_nothing():

@@ -1,11 +1,11 @@
 """The report of a study: complete, self-contained, and drawn the same way everywhere."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from html_pages import Page
 from matplotlib.colors import to_hex
 from synthetic_study import BEST, SAMPLERS, failed, problems, row, study_rows
 
@@ -17,28 +17,6 @@ from solvers.study.report.style import COLORS, as_svg, looks_of
 from solvers.study.report.tables import Table, number, percent, probability, seconds
 
 FINDINGS = Findings(study_rows(2), problems(), {"seed": 7, "machine": "an abacus"})
-
-
-class Page(HTMLParser):
-    """Collects tags, what is fetched, and text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.outside, self.words = [], [], []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        for name, value in attributes:
-            fetched = name in ("src", "srcset", "data") or (
-                name.endswith("href") and not (value or "").startswith("#")
-            )
-            if fetched or "url(h" in (value or ""):
-                self.outside.append((tag, name, value))
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def page_of(findings):
