@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qprune.errors import ImpossibleRequestError, UnsupportedLayerError
-from solvers.host.legible import legible
+from solvers.host.legible import has_lone_surrogate, legible
 
 
 def refuse_unstorable(model: nn.Module) -> None:
@@ -17,7 +17,7 @@ def refuse_unstorable(model: nn.Module) -> None:
         ImpossibleRequestError: one has a lone surrogate, or is reserved by safetensors.
     """
     for name in model.state_dict():
-        if name == "__metadata__" or any("\ud800" <= c <= "\udfff" for c in name):
+        if name == "__metadata__" or has_lone_surrogate(name):
             raise ImpossibleRequestError(
                 f"the tensor {legible(name, 200)} has a name that cannot be written to a file of "
                 "weights; give it another name, or prune without an output folder"

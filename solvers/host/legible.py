@@ -25,6 +25,16 @@ def legible(text: object, longest: int | None = None) -> str:
     return _cut(shown, longest)
 
 
+def has_lone_surrogate(text: str) -> bool:
+    r"""True for text that no encoding can hold, as from a file name of other bytes than UTF-8.
+
+    Example:
+        >>> has_lone_surrogate("\udc80"), has_lone_surrogate("na\u00efve")
+        (True, False)
+    """
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def in_figure(text: object, longest: int = _IN_FIGURES) -> str:
     r"""`legible` text that Matplotlib shows as it is: no dollar begins a formula.
 

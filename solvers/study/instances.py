@@ -19,6 +19,7 @@ from solvers.errors import StudyError
 from solvers.formats.contents import stem
 from solvers.formats.files import read_problem, with_counts
 from solvers.host.disk import read_json
+from solvers.host.legible import has_lone_surrogate, legible
 from solvers.host.machine import require_memory
 from solvers.host.ranges import Count, Number, Pair, checked, quoted
 from solvers.problem.problem import QuadraticProblem
@@ -244,6 +245,10 @@ def checked_instances(instances: Iterable[Instance]) -> tuple[Instance, ...]:
     for one in found:
         if names.count(one.name) > 1:
             raise StudyError(f"two problems are called {one.name!r}; give each a name of its own")
+        if has_lone_surrogate(one.name):
+            raise StudyError(
+                f"the name of problem {legible(one.name, 60)} is no UTF-8 text; rename it"
+            )
         if one.problem.num_variables == 0:
             raise StudyError(f"problem {one.name!r} is empty: it has no variables")
     return found

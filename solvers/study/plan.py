@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from solvers.errors import MissingPackageError, SamplerFailedError, StudyError
-from solvers.host.legible import legible
+from solvers.host.legible import has_lone_surrogate, legible
 from solvers.host.ranges import MAX_SECONDS, MAX_SEED, Repeats, Seed, Threads, checked
 from solvers.host.ranges import Seconds as Limit
 from solvers.study.bench import SamplerSetting, foreign_child, question
@@ -192,7 +192,7 @@ def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
     """Settings with labels of their own.
 
     Raises:
-        StudyError: there are none, two have one label, or a label holds a NUL.
+        StudyError: there are none, two have one label, or a label holds a NUL or a lone surrogate.
     """
     settings = tuple(as_setting(sampler) for sampler in samplers)
     if not settings:
@@ -202,6 +202,9 @@ def checked_settings(samplers: Iterable[Any]) -> tuple[SamplerSetting, ...]:
         if "\0" in label:
             # NUL separates the words that a seed is made of, and pandas cuts text there.
             raise StudyError(f"the label {legible(label, 60)} holds a NUL; leave it out")
+        if has_lone_surrogate(label):
+            # Tables of a study are text, which pyarrow, where it is installed, holds as UTF-8.
+            raise StudyError(f"the label {legible(label, 60)} is no UTF-8 text; give it another")
         if labels.count(label) > 1:
             raise StudyError(
                 f"two samplers have the label {label!r}; give one another, as in other={label}"
