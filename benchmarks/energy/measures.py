@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -109,7 +110,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Rank | None:
     first, second = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if first.size < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    found = stats.spearmanr(first, second)
+    found: Any = stats.spearmanr(first, second)
     return Rank(float(found.statistic), float(found.pvalue), int(first.size))
 
 

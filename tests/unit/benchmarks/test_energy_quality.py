@@ -163,7 +163,7 @@ def test_a_cut_line_is_taken_away_and_the_rest_goes_on(tmp_path):
 def test_no_run_is_planned_twice_and_every_seed_has_rows_of_its_own(name):
     runs = list(SETTINGS[name].runs(name))
     assert len(set(runs)) == len(runs)
-    assert SETTINGS[name].seeds * SETTINGS[name].layers.rows <= 256
+    assert SETTINGS[name].layers.row_seeds * SETTINGS[name].layers.rows <= 256
     assert {run.sampler for run in runs} == set(SAMPLERS)
 
 
