@@ -112,7 +112,8 @@ def _legend(figure: Figure, found: Sequence[Point], conditions: Sequence[Conditi
         Line2D([], [], color=_COLORS[i % len(_COLORS)], linewidth=5, label=_short_title(one))
         for i, one in enumerate(conditions)
     ]
-    figure.legend(handles=[*shades, *shapes], loc="outside lower center", ncols=4)
+    columns = 4 if max(len(_short_title(one)) for one in conditions) < 8 else 3
+    figure.legend(handles=[*shades, *shapes], loc="outside lower center", ncols=columns)
 
 
 def _short_title(condition: Condition) -> str:
