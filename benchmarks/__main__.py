@@ -61,6 +61,8 @@ JOBS = (
         "--only tour knapsack glass --limits 0.1s", "--limits 0.1s 1s 10s", needs=("qubo",)),
     Job("end-to-end", "benchmarks.end_to_end_study --data {data} --output {out}/end_to_end",
         "--only mlpnet --repeats 1", needs=NETWORKS),
+    Job("energy-quality", "benchmarks.energy_quality --data {data} --output {out}/energy_quality",
+        "--short", needs=(*LLAMA, *NETWORKS[:2])),
     Job("language", "benchmarks.language --model {data}/tinyllama-wikitext2 "
         "--data wikitext2:{data}/wikitext2 --output {out}/language.jsonl",
         "--short --methods wanda sparsegpt qprune --sparsities 0.5 2:4 --seeds 0", needs=LLAMA),

@@ -25,6 +25,11 @@ SMALLER = {
         "sparsities, shown = [0.5, 0.8], 0.8\ndistilled = 8\n"
     ),
     "qubo_to_qpu": "n, reads, factors, many_reads = 10, 20, factors[::4], [1, 10]\n",
+    "what_a_sample_is_worth": (
+        "expansion |= {'block_size': 256, 'samples_per_step': 1200}\n"
+        "in_stages |= {'stages': 2, 'block_size': 128}\n"
+        "spoilt, seeds = 12, [0, 1]\n"
+    ),
     "own_sampler": "run |= {'stages': 2, 'final_rounds': 1, 'num_blocks': 2}\n",
 }
 #: The tests' own policy; the last line is the kernel's own warning, when it is shut down.
@@ -137,6 +142,16 @@ def test_own_sampler_is_checked_listed_and_used(monkeypatch, tmp_path):
     assert re.search(r"MeanField fails .*\noptimal_when_small", shown)
     assert re.search(r"^mean-field +counts: False", shown, re.MULTILINE)
     assert "90.0% of the weights are zero" in shown
+
+
+def test_what_a_sample_is_worth_ranks_answers_by_their_loss(monkeypatch, tmp_path):
+    shown = _run("what_a_sample_is_worth", monkeypatch, tmp_path)
+    rank = float(re.search(r"promise and outcome: (-?[0-9.]+)", shown)[1])
+    assert rank > 0.85
+    promised = dict(re.findall(r"^(\w+) +promises +(-?[0-9.]+) nats", shown, re.MULTILINE))
+    assert float(promised["relax"]) <= float(promised["greedy"]) < 0 < float(promised["random"])
+    ends = {name: float(x) for name, x in re.findall(r"^(\w+) .*ends at ([0-9.]+)", shown, re.M)}
+    assert ends["relax"] < ends["random"]
 
 
 def test_own_sampler_takes_under_twenty_lines():

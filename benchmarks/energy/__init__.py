@@ -1,0 +1,1 @@
+"""Is a better sample a better network? Energies of many samplers, and what they cost in quality."""
