@@ -29,6 +29,28 @@ class BlockCurvature(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """What some of the samples say of an expansion.
+
+    Attributes:
+        gradient: of the mean loss over them, shape (N,).
+        rows: theirs in the factor of every block.
+        half: 0 or 1; no sample of one half was made from one of the other.
+        given: True if they were given, False if made from given ones.
+    """
+
+    gradient: Float[Tensor, " N"]
+    rows: slice
+    half: int
+    given: bool
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return self.rows.stop - self.rows.start
+
+
+@dataclass(frozen=True, eq=False)
 class Expansion:
     """Second-order expansion of the mean loss at the model's current weights.
 
@@ -38,6 +60,7 @@ class Expansion:
         diagonal: of the curvature, shape (N,).
         curvature: source of blocks of the curvature.
         damping: added to every diagonal entry, for directions that the samples miss.
+        parts: the samples in halves; none where the curvature is not a sum over samples.
     """
 
     loss: float
@@ -45,10 +68,25 @@ class Expansion:
     diagonal: Float[Tensor, " N"]
     curvature: BlockCurvature
     damping: float = 0.0
+    parts: tuple[Part, ...] = ()
 
     def damped(self, damping: float) -> Expansion:
         """With ``damping`` times the mean diagonal added to every diagonal entry."""
         return replace(self, damping=damping * float(self.diagonal.mean()))
+
+    def half(self, number: int) -> Expansion:
+        """With the gradient of one half of the samples; curvature and loss are those of all."""
+        parts = [part for part in self.parts if part.half == number]
+        total = sum(part.size for part in parts)
+        gradient = torch.zeros_like(self.gradient)
+        for part in parts:
+            gradient.add_(part.gradient, alpha=part.size / total)
+        return replace(self, gradient=gradient, parts=())
+
+    @property
+    def halves(self) -> bool:
+        """True if there are two halves."""
+        return {part.half for part in self.parts} == {0, 1}
 
 
 class Curvature(Protocol):

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +23,9 @@ from qprune.distributed.ranks import Parts
 from qprune.distributed.workers import PerThread
 from qprune.errors import CalibrationError
 from qprune.network.weights import Weights
-from qprune.objective.curvature import Expansion
+from qprune.objective.curvature import BlockCurvature, Expansion, Part
 from qprune.objective.losses import Loss
-from qprune.objective.samples import Objective
+from qprune.objective.samples import Objective, SamplePart
 from qprune.objective.trace.autograd import trace_of
 from qprune.objective.trace.preflight import examined
 from qprune.objective.trace.recorder import (
@@ -63,7 +64,18 @@ class PerSampleFisher(ABC):
 
     def expand(self, objective: Objective, generator: torch.Generator) -> Expansion:
         """See `Curvature.expand`."""
-        return _expand(objective, self.losses(objective.loss, generator))
+        if not objective.weights.examined:
+            weights = examined(objective.model, objective.weights, objective.samples.inputs)
+            objective = replace(objective, weights=weights)
+        found = [
+            _expand(
+                replace(objective, samples=objective.samples.take(part.indices)),
+                self.losses(objective.loss, generator),
+                KEEP_FLOATS // len(objective.parts),
+            )
+            for part in objective.parts
+        ]
+        return _joined(objective.parts, found)
 
 
 @dataclass(frozen=True)
@@ -172,10 +184,66 @@ class _FisherBlocks:
         ]
 
 
-def _expand(objective: Objective, curvature_losses: Callable[[], SampleLosses]) -> Expansion:
+@dataclass(frozen=True, eq=False)
+class _JoinedBlocks:
+    """Blocks of the Fisher matrix from those of disjoint sets of samples.
+
+    Attributes:
+        shares: share of the samples in each set.
+        parts: its Fisher matrix.
+    """
+
+    shares: Sequence[float]
+    parts: Sequence[BlockCurvature]
+
+    def diagonal(self) -> Tensor:
+        return _weighted(self.shares, [part.diagonal() for part in self.parts])
+
+    def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
+        found = zip(*(part.blocks(chosen) for part in self.parts), strict=True)
+        return [
+            LowRank(
+                np.concatenate(
+                    [
+                        part.factor * share**0.5
+                        for part, share in zip(block, self.shares, strict=True)
+                        if isinstance(part, LowRank)
+                    ]
+                )
+            )
+            for block in found
+        ]
+
+
+def _joined(parts: Sequence[SamplePart], found: Sequence[Expansion]) -> Expansion:
+    """The expansion over all samples from those over disjoint sets of them."""
+    sizes = [len(part.indices) for part in parts]
+    shares = [size / sum(sizes) for size in sizes]
+    curvature = _JoinedBlocks(shares, [expansion.curvature for expansion in found])
+    ends = list(accumulate(sizes))
+    return Expansion(
+        loss=sum(share * expansion.loss for share, expansion in zip(shares, found, strict=True)),
+        gradient=_weighted(shares, [expansion.gradient for expansion in found]),
+        diagonal=curvature.diagonal(),
+        curvature=curvature,
+        parts=tuple(
+            Part(expansion.gradient, slice(end - size, end), part.half, part.given)
+            for part, expansion, size, end in zip(parts, found, sizes, ends, strict=True)
+        ),
+    )
+
+
+def _weighted(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    total = vectors[0] * shares[0]
+    for share, vector in zip(shares[1:], vectors[1:], strict=True):
+        total.add_(vector, alpha=share)
+    return total
+
+
+def _expand(
+    objective: Objective, curvature_losses: Callable[[], SampleLosses], keep_floats: int
+) -> Expansion:
     model, layers, samples = objective.model, objective.weights, objective.samples
-    if not layers.examined:
-        layers = examined(model, layers, samples.inputs)
     batches = list(samples.batches(objective.batch_size))
     gradient = torch.zeros(layers.size, device=layers.device, dtype=layers.dtype)
     squares = torch.zeros_like(gradient)
@@ -193,7 +261,7 @@ def _expand(objective: Objective, curvature_losses: Callable[[], SampleLosses]) 
     def one(number: int, _: Samples) -> tuple[tuple[Trace | None, float], Parts]:
         trace, batch_loss, parts = first().batch(number)
         floats[number] = trace.num_floats
-        kept = trace if sum(floats) <= KEEP_FLOATS else None
+        kept = trace if sum(floats) <= keep_floats else None
         return (kept, batch_loss), chain(parts, trace.squares(layers))
 
     totals = [*layers.split(gradient), *layers.split(squares)]
@@ -208,7 +276,7 @@ def _expand(objective: Objective, curvature_losses: Callable[[], SampleLosses]) 
 
     traces = {number: trace for number, (trace, _) in kept.items() if trace is not None}
     # Every rank must take part in a pass of a sharded model.
-    again = ranks.any(sum(floats) > KEEP_FLOATS)
+    again = ranks.any(sum(floats) > keep_floats)
     blocks = _FisherBlocks(
         layers, samples, batches, recompute if again else lambda: traces.__getitem__, squares
     )

@@ -40,7 +40,7 @@ from qprune.objective.trace.recorder import (
 from qprune.results import Fault
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int64
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,25 @@ _PROBED = 4
 _LOOKED_THROUGH = 32
 
 
+# With fewer given samples halves say nothing.
+_FEWEST_HALVED = 16
+
+
+@dataclass(frozen=True, eq=False)
+class SamplePart:
+    """Some of the samples of an objective.
+
+    Attributes:
+        indices: of the samples, ascending, shape (k,).
+        half: 0 or 1.
+        given: True if they were given, False if made from given ones.
+    """
+
+    indices: Int64[Tensor, " k"]
+    half: int
+    given: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """The mean loss of a model over samples, as a function of its targeted weights.
@@ -73,7 +92,8 @@ class Objective:
         samples: inputs, and what the loss compares their outputs with.
         loss: of one sample, nats.
         batch_size: samples in one pass.
-        given: how many of the samples, from the first on, were given and not made from others.
+        given: how many of all samples, from the first on, were given and not made from others.
+        numbers: of the samples among all of them, shape (m,); None = these are all.
     """
 
     model: nn.Module
@@ -82,11 +102,31 @@ class Objective:
     loss: Loss
     batch_size: int
     given: int = 0
+    numbers: Int64[Tensor, " m"] | None = None
 
     @property
     def given_inputs(self) -> AnyInputs:
         """The inputs that were given, none of those that were made from others."""
         return self.samples.inputs[: self.given]
+
+    @cached_property
+    def parts(self) -> tuple[SamplePart, ...]:
+        """Two halves, each in what was given and what was made from it; one part if too few.
+
+        A sample is in the half of the one that it was made from, so that nothing in one half is
+        known to the other.
+        """
+        numbers = torch.arange(len(self.samples)) if self.numbers is None else self.numbers
+        if self.given < _FEWEST_HALVED:
+            return (SamplePart(torch.arange(len(numbers)), 0, True),)
+        order = torch.randperm(self.given, generator=torch.Generator().manual_seed(0))
+        half, given = order[numbers % self.given] % 2, numbers < self.given
+        parts = (
+            SamplePart(torch.nonzero((half == side) & (given == kind))[:, 0], side, kind)
+            for side in (0, 1)
+            for kind in (True, False)
+        )
+        return tuple(part for part in parts if len(part.indices))
 
     def value(self) -> float:
         """Mean loss at the model's current weights, nats; NaN where the network is broken."""
@@ -96,8 +136,8 @@ class Objective:
         """The same over ``number`` samples drawn without replacement; all where there are fewer."""
         if len(self.samples) <= number:
             return self
-        chosen = torch.randperm(len(self.samples), generator=generator)[:number]
-        return replace(self, samples=self.samples.take(chosen.sort().values))
+        chosen = torch.randperm(len(self.samples), generator=generator)[:number].sort().values
+        return replace(self, samples=self.samples.take(chosen), numbers=chosen)
 
     def refitted(self, values_move: bool) -> Objective:
         """With the loss fitted to the current outputs, where it has something to fit.

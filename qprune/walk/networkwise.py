@@ -24,12 +24,13 @@ from qprune.network.groups import named, prune_lowest
 from qprune.network.patterns import Pattern
 from qprune.network.weights import Weights, find_weights
 from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
-from qprune.objective.curvature import Curvature, Expansion
+from qprune.objective.curvature import Curvature, Expansion, Part
 from qprune.objective.fisher import PerSampleFisher
 from qprune.objective.samples import Objective, Prepared
 from qprune.results import BlockRecord
 from qprune.steps.accept import Proposal, accept
 from qprune.steps.compensate import Compensate, Compensation
+from qprune.steps.crossfit import Factors, Trial, View, factors
 from qprune.steps.formulate import Block, Terms, formulate, repriced, with_terms
 from qprune.steps.select import SELECTORS, Boundary, Offer, Select
 from qprune.steps.solve import Question, SolvedBlock, answers
@@ -39,7 +40,7 @@ from qprune.walk.network_cost import network_cost
 from qprune.walk.run import Run
 from qprune.walk.schedule import Action, Schedule, gone_back
 from qprune.walk.state import FullState, Progress, State
-from solvers import Ask
+from solvers import Ask, LowRank
 from solvers.host.ranges import MAX_STEPS, FurtherSteps, Number, Pair, Steps, checked
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class Networkwise:
         final_rounds: expansions at the last stage; None = 5 x rounds.
         samples_per_step: at most this many samples per expansion; None = 2400, or 400.
         damping: added to the curvature's diagonal, as a multiple of its mean.
+        corrected: whether a block's model is corrected for the optimism of its own minimum
+            (`qprune.steps.crossfit`).
         accept_share: share of the samples on which steps are judged, and never fitted.
 
     Raises:
@@ -100,6 +103,7 @@ class Networkwise:
     final_rounds: int | None = None
     samples_per_step: int | None = None
     damping: float = 0.1
+    corrected: bool = True
     accept_share: float = 0.2
     uses_loss = True
     on_host = True
@@ -166,6 +170,7 @@ class Networkwise:
             final_rounds=usual if self.final_rounds is None else self.final_rounds,
             samples_per_step=self.samples_per_step or effort.samples_per_step,
             damping=self.damping,
+            corrected=self.corrected,
             accept_share=self.accept_share,
         )
         method.refuse_endless()
@@ -376,9 +381,11 @@ class Improve:
         with step.phase("curvature"):
             expansion = method.expanded(objective, run)
         with step.phase("select"):
-            keep_values = values_if_kept(state, expansion, run)
-            chosen = self._selected(run, state, expansion, keep_values)
-        proposals = proposed(run, state, expansion, keep_values, chosen, method.terms, step)
+            offer = self._offered(run, state, expansion)
+            views = (0, 1) if expansion.halves and method.corrected else ()
+            trials = [self._offered(run, state, expansion.half(number)) for number in views]
+        proposals = proposed(run, state, expansion, offer, trials, method.terms, step)
+        chosen = offer.chosen
         state = self._rested(state, chosen)
         trial = _Trial(run, step, self, state, objective, expansion.loss)
         with step.phase("accept"):
@@ -401,16 +408,17 @@ class Improve:
         """Number of the round in the run, for rests."""
         return self.stage * (self.method.rounds + 1) + self.number
 
-    def _selected(
-        self, run: Run, state: FullState, expansion: Expansion, keep_values: Tensor
-    ) -> list[Tensor]:
+    def _offered(self, run: Run, state: FullState, expansion: Expansion) -> Chosen:
+        """The blocks that an expansion chooses."""
+        keep_values = values_if_kept(state, expansion, run)
         # Pruning takes a value away, restoring brings one back.
         move = keep_values * (1 - 2 * state.mask.to(keep_values))
         curvature = expansion.diagonal + expansion.damping
         cost = move * (expansion.gradient + 0.5 * curvature * move)
         resting = state.resting > self._clock
         offer = Offer(run.weights, run.groups, state.mask, cost, resting, run.generator)
-        return self.method.select.blocks(offer, self.method.block_size, self.method.num_blocks)
+        blocks = self.method.select.blocks(offer, self.method.block_size, self.method.num_blocks)
+        return Chosen(blocks, keep_values, expansion)
 
     def _rested(self, state: FullState, chosen: Sequence[Tensor]) -> FullState:
         """The state in which all that is offered now rests in the next rounds."""
@@ -485,26 +493,79 @@ def values_if_kept(state: FullState, expansion: Expansion, run: Run) -> Tensor:
     return torch.where(state.mask, state.values, alone.nan_to_num().clamp(-limit, limit))
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Blocks, and the expansion that chose them.
+
+    Attributes:
+        chosen: flat indices of each block.
+        keep_values: every weight's value if kept, shape (N,).
+        expansion: over all samples, or with the gradient of a half.
+    """
+
+    chosen: list[Tensor]
+    keep_values: Tensor
+    expansion: Expansion
+
+
 def proposed(
     run: Run,
     state: FullState,
     expansion: Expansion,
-    keep_values: Tensor,
-    chosen: Sequence[Tensor],
+    offer: Chosen,
+    trials: Sequence[Chosen],
     terms: Terms | None,
     step: Attempt,
 ) -> list[Proposal]:
-    """The chosen blocks and their problems."""
+    """The chosen blocks and their problems, corrected by what the halves say of each other."""
+    offers = (offer, *trials)
+    together = [indices for one in offers for indices in one.chosen]
     with step.phase("curvature"):
-        curvatures = expansion.curvature.blocks(chosen) if chosen else []
-    proposals: list[Proposal] = []
-    for indices, curvature in zip(chosen, curvatures, strict=True):
-        with step.phase("formulate"):
-            block = _block(run, state, expansion, keep_values, indices)
-            model = formulate(block, curvature, ridge=expansion.damping / 2)
-            problem = with_terms(model, block, terms) if terms else model
-            proposals.append(Proposal(block, model, problem))
+        curvatures = iter(expansion.curvature.blocks(together) if together else [])
+    ridge, proposals = expansion.damping / 2, []
+    with step.phase("formulate"):
+        blocks = [
+            [
+                (_block(run, state, one.expansion, one.keep_values, indices), next(curvatures))
+                for indices in one.chosen
+            ]
+            for one in offers
+        ]
+        own = [
+            trial_of(expansion, half, block, curvature)
+            for half, pairs in enumerate(blocks[1:])
+            for block, curvature in pairs
+            if isinstance(curvature, LowRank)
+        ]
+        scale = factors(own, ridge) if own else Factors()
+        for block, curvature in blocks[0]:
+            corrected = replace(block, gradient=block.gradient * scale.gradient)
+            scaled = curvature.scaled(scale.curvature)
+            scaled = scaled.compact() if isinstance(scaled, LowRank) else scaled
+            model = formulate(corrected, scaled, ridge=ridge * scale.damping)
+            problem = with_terms(model, corrected, terms) if terms else model
+            proposals.append(Proposal(corrected, model, problem))
     return proposals
+
+
+def trial_of(expansion: Expansion, half: int, block: Block, curvature: LowRank) -> Trial:
+    """A block that one half has chosen, as both halves see it."""
+    indices = torch.from_numpy(block.indices)
+
+    def view(parts: Sequence[Part], compact: bool = False) -> View:
+        size = sum(part.size for part in parts)
+        gradient = sum(part.gradient[indices].double() * (part.size / size) for part in parts)
+        rows = np.concatenate([curvature.factor[part.rows] for part in parts])
+        total = len(curvature.factor)
+        assert isinstance(gradient, Tensor)
+        seen = LowRank(rows * (total / size) ** 0.5)
+        return View(gradient.numpy(), seen.compact() if compact else seen)
+
+    own = [part for part in expansion.parts if part.half == half]
+    other = [part for part in expansion.parts if part.half != half]
+    given = [part for part in expansion.parts if part.given]
+    all_given = len(given) == len(expansion.parts) or not given
+    return Trial(block, view(own, compact=True), view(other), None if all_given else view(given))
 
 
 def _block(

@@ -130,6 +130,10 @@ class Dense:
     def dense(self) -> Float64[Floats, "n n"]:
         return self.matrix
 
+    def scaled(self, factor: float) -> Dense:
+        """The matrix times a ``factor``."""
+        return Dense.trusted(self.matrix * factor)
+
     def restrict(self, indices: Integer[NDArray[np.integer], " k"]) -> Dense:
         return Dense.trusted(self.matrix[np.ix_(indices, indices)])
 
@@ -183,6 +187,14 @@ class LowRank:
 
     def dense(self) -> Float64[Floats, "n n"]:
         return self.factor.T @ self.factor
+
+    def scaled(self, factor: float) -> LowRank:
+        """The matrix times a ``factor`` of at least 0."""
+        return LowRank(self.factor * factor**0.5)
+
+    def compact(self) -> Dense | LowRank:
+        """Itself, or multiplied out where that is smaller."""
+        return Dense.trusted(self.dense()) if self.rank > self.size else self
 
     def restrict(self, indices: Integer[NDArray[np.integer], " k"]) -> LowRank:
         return LowRank(self.factor[:, indices])
