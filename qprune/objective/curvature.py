@@ -75,18 +75,24 @@ class Expansion:
         return replace(self, damping=damping * float(self.diagonal.mean()))
 
     def half(self, number: int) -> Expansion:
-        """With the gradient of one half of the samples; curvature and loss are those of all."""
-        parts = [part for part in self.parts if part.half == number]
-        total = sum(part.size for part in parts)
-        gradient = torch.zeros_like(self.gradient)
-        for part in parts:
-            gradient.add_(part.gradient, alpha=part.size / total)
-        return replace(self, gradient=gradient, parts=())
+        """As one half of the samples sees it; the diagonal and the loss are those of all."""
+        parts = tuple(part for part in self.parts if part.half == number)
+        return replace(self, gradient=mean_gradient(parts), parts=parts)
 
     @property
     def halves(self) -> bool:
         """True if there are two halves."""
         return {part.half for part in self.parts} == {0, 1}
+
+
+def mean_gradient(parts: Sequence[Part], indices: Tensor | None = None) -> Tensor:
+    """The gradient of the mean loss over the samples of all ``parts``; at some ``indices`` only."""
+    total = sum(part.size for part in parts)
+    picked = [part.gradient if indices is None else part.gradient[indices] for part in parts]
+    mean = picked[0] * (parts[0].size / total)
+    for part, gradient in zip(parts[1:], picked[1:], strict=True):
+        mean.add_(gradient, alpha=part.size / total)
+    return mean
 
 
 class Curvature(Protocol):

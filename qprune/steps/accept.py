@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from qprune.steps.formulate import Block
 from solvers import Answer, Fault, QuadraticProblem
 
@@ -57,12 +61,25 @@ class Trust:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A block, its model of the loss, the problem (the user's terms added), and an answer."""
+    """A block, its model of the loss, and an answer.
+
+    Attributes:
+        block: the weights that are decided.
+        model: of the loss.
+        problem: the model, with the user's terms.
+        answer: of a sampler; None until there is one.
+        plain: the model without its correction; None where it is not corrected.
+        around: indices of kept weights that move along, shape (r,).
+        response: their moves by those of the block, shape (r, n).
+    """
 
     block: Block
     model: QuadraticProblem
     problem: QuadraticProblem
     answer: Answer | None = None
+    plain: QuadraticProblem | None = None
+    around: Tensor | None = None
+    response: NDArray[np.float64] | None = None
 
     @property
     def flips(self) -> int:
@@ -78,6 +95,13 @@ class Proposal:
     def predicted(self) -> float:
         """Change of the loss that the answer promises, nats."""
         return 0.0 if self.answer is None else self.model.energy(self.answer.sample)
+
+    @property
+    def uncorrected(self) -> float:
+        """Change of the loss that the model without its correction promises, nats."""
+        if self.answer is None or self.plain is None:
+            return self.predicted
+        return self.plain.energy(self.answer.sample)
 
     @property
     def extra(self) -> float:

@@ -2,17 +2,18 @@
 
 The minimum of an estimated function lies where the estimate errs downwards: the promised gain is
 larger than the real one, the more so the more variables and the fewer samples there are. So the
-samples come in halves. Each half chooses blocks, minimises its own model, and the other half,
-which has seen none of that, says what gradient and curvature are along the move d found:
+samples come in halves. Each half chooses blocks and minimises its own model, and the other half,
+which has seen none of that, says what that move d is worth (cross-fitting, Chernozhukov et al.,
+arXiv 1608.00060, section 1). It decides on two things. The first is the ridge: that with the
+largest gain on the other half. The second are two factors of what is left,
 
     gradient:   s = (g_other . d) / (g_own . d)       curvature:   k = (d.H_other d) / (d.H_own d)
 
-(cross-fitting, Chernozhukov et al., arXiv 1608.00060, section 1). All samples are twice as many
-as a half, and such errors fall with their number, so half of each deviation from 1 is taken; s
-is at most 1 and k at least 1. Where samples were made from given ones, a second factor is the
-ratio of the given samples' value to that of all: the model is then of the loss on samples as they
-come. The corrected model s g.d + k/2 d.H d stays quadratic, and its energy
-is what the sampler minimises.
+All samples are twice as many as a half, and such errors fall with their number, so half of each
+deviation from 1 is taken; s is at most 1 and k at least 1. Where samples were made from given
+ones, a second factor is the ratio of the given samples' value to that of all: the model is then
+of the loss on samples as they come. The corrected model s g.d + k/2 d.H d stays quadratic, and
+its energy is what the sampler minimises.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qprune.steps.anticipate import Anticipated, anticipated
 from qprune.steps.formulate import Block, formulate
-from solvers import Dense, LowRank, Relax
+from solvers import LowRank, QuadraticProblem, Relax
 
-# Rounds of minimising with the factors found so far.
-_ROUNDS = 2
+#: Ridges that are tried, as multiples of the expansion's damping.
+RIDGES = (0.3, 1.0, 3.0)
 # Share of a half's deviation that is left with twice as many samples.
 _LEFT = 0.5
 # Limits of the factors for gradient and curvature, and of those to the given samples.
@@ -39,33 +41,37 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Factors:
-    """Factors of a model's gradient and curvature; 1 changes nothing.
+    """Corrections of a model; the default changes nothing.
 
     Attributes:
-        gradient, curvature: corrections for optimism, and to the given samples.
-        damping: correction of the damping, which no half has chosen.
+        gradient, curvature: factors for optimism, and to the given samples.
+        damping: factor of the ridge to the given samples.
+        ridge: as a multiple of the expansion's damping.
     """
 
     gradient: float = 1.0
     curvature: float = 1.0
     damping: float = 1.0
+    ridge: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Gradient and curvature of a block as some samples give them.
+    """Gradient and curvature of a block and of the weights that move along, as samples give them.
 
     Attributes:
-        gradient: shape (n,).
-        curvature: of size n.
+        gradient: shape (n + r,), the block first.
+        factor: F, the curvature is F'F, shape (m, n + r).
     """
 
     gradient: Floats
-    curvature: Dense | LowRank
+    factor: Floats
 
-    def along(self, move: Floats) -> NDArray[np.float64]:
-        """(g . d, d . H d)."""
-        return np.array([self.gradient @ move, 2 * self.curvature.values(move[None])[0]])
+    def left(self, size: int, ridge: float) -> Anticipated:
+        """What is left for the block of ``size`` weights when the others move along."""
+        if len(self.gradient) == size:
+            return Anticipated(self.gradient, LowRank(self.factor).compact(), None)
+        return anticipated(self.gradient, self.factor, size, ridge)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +79,7 @@ class Trial:
     """A block that one half has chosen.
 
     Attributes:
-        block: its gradient is the half's own.
+        block: its gradient does not matter.
         own, other: views of the two halves.
         given: view of the given samples of both halves; None where all samples are given.
     """
@@ -83,35 +89,82 @@ class Trial:
     other: View
     given: View | None
 
+    def seen(self, ridge: float) -> Seen:
+        """With the others moving along at a ``ridge``."""
+        size = len(self.block.indices)
+        return Seen(
+            self.block,
+            self.own.left(size, ridge),
+            self.other.left(size, ridge),
+            self.given.left(size, ridge) if self.given else None,
+        )
 
-def factors(trials: Sequence[Trial], ridge: float) -> Factors:
-    """The factors that the halves find for each other.
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A `Trial` with what is left for the block alone."""
+
+    block: Block
+    own: Anticipated
+    other: Anticipated
+    given: Anticipated | None
+
+    def minimum(self, found: Factors, damping: float) -> Floats:
+        """The best move of the half's own corrected model."""
+        model, block = modelled(self.block, self.own, found, damping)
+        start = block.pruned[None]
+        answer = Relax().sample_problem(model, initial_states=start, seed=0)
+        return np.where(answer.sample == 0, block.keep_value, 0.0) - block.current
+
+
+def modelled(
+    block: Block, left: Anticipated, found: Factors, damping: float
+) -> tuple[QuadraticProblem, Block]:
+    """The corrected problem of a block, and the block with its gradient.
+
+    Args:
+        block: its gradient does not matter.
+        left: gradient and curvature.
+        found: the corrections.
+        damping: of the expansion.
+    """
+    block = replace(block, gradient=left.gradient * found.gradient)
+    ridge = damping * found.ridge * found.damping
+    return formulate(block, left.curvature.scaled(found.curvature), ridge=ridge / 2), block
+
+
+def factors(trials: Sequence[Trial], damping: float) -> Factors:
+    """The corrections that the halves find for each other.
 
     Args:
         trials: of both halves.
-        ridge: as in `qprune.steps.formulate.formulate`.
+        damping: of the expansion.
     """
-    found = Factors()
-    for _ in range(_ROUNDS):
-        own, other, given = np.zeros((3, 2))
-        for trial in trials:
-            move = _minimum(trial, found, ridge)
-            seen = trial.own.along(move), trial.other.along(move)
-            own, other = own + seen[0], other + seen[1]
-            given = given + (trial.given.along(move) if trial.given else sum(seen) / 2)
-        if not (own * (own + other)).all():
-            return found
-        optimism = np.clip(1 - (1 - other / own) * _LEFT, _LEAST, _MOST)
-        natural = np.clip(2 * given / (own + other), _LEAST_GIVEN, _MOST_GIVEN)
-        gradient, curvature = (optimism * natural).tolist()
-        found = Factors(gradient, curvature, float(natural[1]))
-    return found
+    best, found = np.inf, Factors()
+    seen: list[Seen] = []
+    moves: list[Floats] = []
+    for ridge in RIDGES:
+        tried = Factors(ridge=ridge)
+        views = [trial.seen(ridge * damping) for trial in trials]
+        made = [view.minimum(tried, damping) for view in views]
+        unseen = sum(
+            view.other.along(move) @ (1.0, 0.5) for view, move in zip(views, made, strict=True)
+        )
+        if unseen < best:
+            best, found, seen, moves = float(unseen), tried, views, made
+    found = _fitted(seen, moves, found)
+    return _fitted(seen, [view.minimum(found, damping) for view in seen], found)
 
 
-def _minimum(trial: Trial, found: Factors, ridge: float) -> Floats:
-    """The best move of a half's own corrected model."""
-    block = replace(trial.block, gradient=trial.own.gradient * found.gradient)
-    curvature = trial.own.curvature.scaled(found.curvature)
-    problem = formulate(block, curvature, ridge=ridge * found.damping)
-    answer = Relax().sample_problem(problem, initial_states=block.pruned[None], seed=0)
-    return np.where(answer.sample == 0, block.keep_value, 0.0) - block.current
+def _fitted(seen: Sequence[Seen], moves: Sequence[Floats], found: Factors) -> Factors:
+    own, other, given = np.zeros((3, 2))
+    for view, move in zip(seen, moves, strict=True):
+        both = view.own.along(move), view.other.along(move)
+        own, other = own + both[0], other + both[1]
+        given = given + (view.given.along(move) if view.given else sum(both) / 2)
+    if not (own * (own + other)).all():
+        return found
+    optimism = np.clip(1 - (1 - other / own) * _LEFT, _LEAST, _MOST)
+    natural = np.clip(2 * given / (own + other), _LEAST_GIVEN, _MOST_GIVEN)
+    gradient, curvature = (optimism * natural).tolist()
+    return replace(found, gradient=gradient, curvature=curvature, damping=float(natural[1]))

@@ -127,8 +127,11 @@ def _rested(cost: Float[Tensor, " k"], resting: Bool[Tensor, " k"]) -> Float[Ten
     """Return the cost, with resting weights after all others."""
     if not resting.any():
         return cost
-    low, high = cost.aminmax()
-    return cost.add(resting, alpha=1.0 + 2.0 * float(high - low))
+    finite = cost[cost.isfinite()]
+    if not len(finite):
+        return cost
+    low, high = finite.aminmax()
+    return torch.where(resting, cost + (1.0 + 2.0 * float(high - low)), cost)
 
 
 def _shortlist(offer: Offer, limit: int) -> Int64[Tensor, " k"]:

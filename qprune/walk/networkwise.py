@@ -24,15 +24,15 @@ from qprune.network.groups import named, prune_lowest
 from qprune.network.patterns import Pattern
 from qprune.network.weights import Weights, find_weights
 from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
-from qprune.objective.curvature import Curvature, Expansion, Part
+from qprune.objective.curvature import Curvature, Expansion
 from qprune.objective.fisher import PerSampleFisher
 from qprune.objective.samples import Objective, Prepared
 from qprune.results import BlockRecord
 from qprune.steps.accept import Proposal, accept
 from qprune.steps.compensate import Compensate, Compensation
-from qprune.steps.crossfit import Factors, Trial, View, factors
-from qprune.steps.formulate import Block, Terms, formulate, repriced, with_terms
-from qprune.steps.select import SELECTORS, Boundary, Offer, Select
+from qprune.steps.formulate import Terms, repriced
+from qprune.steps.propose import Present, Propose
+from qprune.steps.select import SELECTORS, Boundary, Select
 from qprune.steps.solve import Question, SolvedBlock, answers
 from qprune.steps.start import STARTS, DiagonalFisher, Start
 from qprune.walk.journal import Attempt, Limits
@@ -40,7 +40,7 @@ from qprune.walk.network_cost import network_cost
 from qprune.walk.run import Run
 from qprune.walk.schedule import Action, Schedule, gone_back
 from qprune.walk.state import FullState, Progress, State
-from solvers import Ask, LowRank
+from solvers import Ask
 from solvers.host.ranges import MAX_STEPS, FurtherSteps, Number, Pair, Steps, checked
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Networkwise:
         damping: added to the curvature's diagonal, as a multiple of its mean.
         corrected: whether a block's model is corrected for the optimism of its own minimum
             (`qprune.steps.crossfit`).
+        anticipates: whether a block's model lets the kept weights around it move along
+            (`qprune.steps.anticipate`), where kept weights move at all.
         accept_share: share of the samples on which steps are judged, and never fitted.
 
     Raises:
@@ -104,6 +106,7 @@ class Networkwise:
     samples_per_step: int | None = None
     damping: float = 0.1
     corrected: bool = True
+    anticipates: bool = True
     accept_share: float = 0.2
     uses_loss = True
     on_host = True
@@ -171,6 +174,7 @@ class Networkwise:
             samples_per_step=self.samples_per_step or effort.samples_per_step,
             damping=self.damping,
             corrected=self.corrected,
+            anticipates=self.anticipates,
             accept_share=self.accept_share,
         )
         method.refuse_endless()
@@ -306,6 +310,17 @@ class CompleteNetworkwise(Networkwise):
                 )
         return expansion.damped(self.damping)
 
+    def propose(self, run: Run) -> Propose:
+        """How blocks are chosen and modelled."""
+        return Propose(
+            select=self.select,
+            block_size=self.block_size,
+            num_blocks=self.num_blocks,
+            terms=self.terms,
+            corrected=self.corrected,
+            anticipates=self.anticipates and run.compensate is not None,
+        )
+
     def _scores(
         self, objective: Objective, expansion: Expansion, values: Tensor, random: torch.Generator
     ) -> Tensor:
@@ -380,18 +395,16 @@ class Improve:
         objective = method.drawn(run).refitted(run.compensate is not None)
         with step.phase("curvature"):
             expansion = method.expanded(objective, run)
-        with step.phase("select"):
-            offer = self._offered(run, state, expansion)
-            views = (0, 1) if expansion.halves and method.corrected else ()
-            trials = [self._offered(run, state, expansion.half(number)) for number in views]
-        proposals = proposed(run, state, expansion, offer, trials, method.terms, step)
-        chosen = offer.chosen
-        state = self._rested(state, chosen)
+        with step.phase("formulate"):
+            proposals = method.propose(run).proposals(self._present(run, state), expansion)
+        state = self._rested(state, [torch.from_numpy(p.block.indices) for p in proposals])
         trial = _Trial(run, step, self, state, objective, expansion.loss)
         with step.phase("accept"):
             present = trial.judged.value()
         trust, taken = accept(trial, proposals, state.trust, present)
         moved = replace(carried_out(state, taken) if taken else state, trust=trust)
+        if taken and trial.settles:
+            return replace(moved, values=run.weights.read())
         if not taken or run.compensate is None or run.compensate.at_end:
             return moved
         try:
@@ -408,17 +421,18 @@ class Improve:
         """Number of the round in the run, for rests."""
         return self.stage * (self.method.rounds + 1) + self.number
 
-    def _offered(self, run: Run, state: FullState, expansion: Expansion) -> Chosen:
-        """The blocks that an expansion chooses."""
-        keep_values = values_if_kept(state, expansion, run)
-        # Pruning takes a value away, restoring brings one back.
-        move = keep_values * (1 - 2 * state.mask.to(keep_values))
-        curvature = expansion.diagonal + expansion.damping
-        cost = move * (expansion.gradient + 0.5 * curvature * move)
-        resting = state.resting > self._clock
-        offer = Offer(run.weights, run.groups, state.mask, cost, resting, run.generator)
-        blocks = self.method.select.blocks(offer, self.method.block_size, self.method.num_blocks)
-        return Chosen(blocks, keep_values, expansion)
+    def _present(self, run: Run, state: FullState) -> Present:
+        """The weights as they are."""
+        return Present(
+            weights=run.weights,
+            groups=run.groups,
+            mask=state.mask,
+            values=state.values,
+            dense=run.dense.values,
+            resting=state.resting > self._clock,
+            moving=run.compensate is not None,
+            random=run.generator,
+        )
 
     def _rested(self, state: FullState, chosen: Sequence[Tensor]) -> FullState:
         """The state in which all that is offered now rests in the next rounds."""
@@ -478,112 +492,6 @@ def compensated(run: Run, state: FullState, stage: int, method: CompleteNetworkw
     return moved
 
 
-def values_if_kept(state: FullState, expansion: Expansion, run: Run) -> Tensor:
-    """Every weight's value if kept: as it is, or what a pruned one would come back with.
-
-    That is the original value, or with compensation the minimum of the loss along the weight
-    alone, -g / (H_ii + damping), no larger than the original.
-    """
-    dense = run.dense.values
-    if run.compensate is None:
-        return dense
-    limit = dense.abs()
-    # Where nothing is known of a weight, 0 / 0, nothing is proposed for it.
-    alone = -expansion.gradient / (expansion.diagonal + expansion.damping)
-    return torch.where(state.mask, state.values, alone.nan_to_num().clamp(-limit, limit))
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Blocks, and the expansion that chose them.
-
-    Attributes:
-        chosen: flat indices of each block.
-        keep_values: every weight's value if kept, shape (N,).
-        expansion: over all samples, or with the gradient of a half.
-    """
-
-    chosen: list[Tensor]
-    keep_values: Tensor
-    expansion: Expansion
-
-
-def proposed(
-    run: Run,
-    state: FullState,
-    expansion: Expansion,
-    offer: Chosen,
-    trials: Sequence[Chosen],
-    terms: Terms | None,
-    step: Attempt,
-) -> list[Proposal]:
-    """The chosen blocks and their problems, corrected by what the halves say of each other."""
-    offers = (offer, *trials)
-    together = [indices for one in offers for indices in one.chosen]
-    with step.phase("curvature"):
-        curvatures = iter(expansion.curvature.blocks(together) if together else [])
-    ridge, proposals = expansion.damping / 2, []
-    with step.phase("formulate"):
-        blocks = [
-            [
-                (_block(run, state, one.expansion, one.keep_values, indices), next(curvatures))
-                for indices in one.chosen
-            ]
-            for one in offers
-        ]
-        own = [
-            trial_of(expansion, half, block, curvature)
-            for half, pairs in enumerate(blocks[1:])
-            for block, curvature in pairs
-            if isinstance(curvature, LowRank)
-        ]
-        scale = factors(own, ridge) if own else Factors()
-        for block, curvature in blocks[0]:
-            corrected = replace(block, gradient=block.gradient * scale.gradient)
-            scaled = curvature.scaled(scale.curvature)
-            scaled = scaled.compact() if isinstance(scaled, LowRank) else scaled
-            model = formulate(corrected, scaled, ridge=ridge * scale.damping)
-            problem = with_terms(model, corrected, terms) if terms else model
-            proposals.append(Proposal(corrected, model, problem))
-    return proposals
-
-
-def trial_of(expansion: Expansion, half: int, block: Block, curvature: LowRank) -> Trial:
-    """A block that one half has chosen, as both halves see it."""
-    indices = torch.from_numpy(block.indices)
-
-    def view(parts: Sequence[Part], compact: bool = False) -> View:
-        size = sum(part.size for part in parts)
-        gradient = sum(part.gradient[indices].double() * (part.size / size) for part in parts)
-        rows = np.concatenate([curvature.factor[part.rows] for part in parts])
-        total = len(curvature.factor)
-        assert isinstance(gradient, Tensor)
-        seen = LowRank(rows * (total / size) ** 0.5)
-        return View(gradient.numpy(), seen.compact() if compact else seen)
-
-    own = [part for part in expansion.parts if part.half == half]
-    other = [part for part in expansion.parts if part.half != half]
-    given = [part for part in expansion.parts if part.given]
-    all_given = len(given) == len(expansion.parts) or not given
-    return Trial(block, view(own, compact=True), view(other), None if all_given else view(given))
-
-
-def _block(
-    run: Run, state: FullState, expansion: Expansion, keep_values: Tensor, indices: Tensor
-) -> Block:
-    pruned = (~state.mask[indices]).numpy()
-    _, groups = np.unique(run.groups.of(indices).numpy(), return_inverse=True)
-    return Block(
-        indices=indices.numpy(),
-        current=state.values[indices].double().numpy(),
-        keep_value=keep_values[indices].double().numpy(),
-        pruned=pruned.astype(np.int8),
-        gradient=expansion.gradient[indices].double().numpy(),
-        groups=groups.astype(np.int64),
-        counts=np.bincount(groups, weights=pruned).astype(np.int64),
-    )
-
-
 def carried_out(state: FullState, proposals: Sequence[Proposal]) -> FullState:
     """The state with every proposal's answer carried out; only what was changed rests."""
     values, mask, resting = state.values.clone(), state.mask.clone(), state.resting.clone()
@@ -593,6 +501,9 @@ def carried_out(state: FullState, proposals: Sequence[Proposal]) -> FullState:
         indices = torch.from_numpy(block.indices)
         values[indices] = torch.from_numpy(np.where(kept, block.keep_value, 0.0)).to(values)
         mask[indices] = torch.from_numpy(kept)
+        if proposal.response is not None and proposal.around is not None:
+            moved = proposal.response @ (np.where(kept, block.keep_value, 0.0) - block.current)
+            values[proposal.around] += torch.from_numpy(moved).to(values)
         resting[indices[torch.from_numpy(kept == block.pruned.astype(bool))]] = 0
     return replace(state, values=values, mask=mask, resting=resting)
 
@@ -618,16 +529,31 @@ class _Trial:
         return replace(self.run.judge, loss=self.objective.loss)
 
     def judge(self, proposals: Sequence[Proposal]) -> float:
+        state = carried_out(self.state, proposals)
         with self.step.phase("accept"):
-            self._write(carried_out(self.state, proposals), proposals)
+            self._write(state, proposals)
+        if self.settles:
+            compensated(self.run, state, self.action.stage, self.action.method)
+        with self.step.phase("accept"):
             return self.judged.value()
 
+    @property
+    def settles(self) -> bool:
+        """True if proposals are judged after kept weights have moved."""
+        compensate = self.run.compensate
+        return self.action.method.anticipates and compensate is not None and not compensate.at_end
+
     def undo(self, proposals: Sequence[Proposal]) -> None:
-        self._write(self.state, proposals)
+        if self.settles:
+            self.run.weights.write(self.state.values)
+        else:
+            self._write(self.state, proposals)
 
     def _write(self, state: FullState, proposals: Sequence[Proposal]) -> None:
         for proposal in proposals:
             indices = torch.from_numpy(proposal.block.indices)
+            if proposal.around is not None:
+                indices = torch.cat([indices, proposal.around]).sort().values
             self.run.weights.write_at(indices, state.values[indices])
 
     def solve(self, proposals: Sequence[Proposal], price: float) -> list[Proposal]:

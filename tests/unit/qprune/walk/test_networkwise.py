@@ -15,7 +15,7 @@ import qprune
 from qprune.objective.curvature import Expansion
 from qprune.steps.accept import Proposal
 from qprune.steps.formulate import Block
-from qprune.walk.networkwise import carried_out, values_if_kept
+from qprune.walk.networkwise import carried_out
 from qprune.walk.state import State
 from solvers import Dense
 
@@ -153,40 +153,6 @@ def test_weights_that_were_changed_do_not_rest():
     others = np.setdiff1d(np.arange(SIZE), indices)
     assert torch.equal(done.values[others], state.values[others])
     assert torch.equal(state.mask, mask), "the state before is still there to go back to"
-
-
-def test_restored_values_are_no_larger_than_the_originals():
-    run = run_of(layer(), compensate=qprune.Compensation())
-    dense = run.dense.values
-    mask = torch.arange(SIZE) < 6
-    state = replace(
-        State.dense(run.weights).full(run.weights), mask=mask, values=3.0 * dense * mask
-    )
-    gradient = torch.zeros(SIZE)
-    diagonal = torch.ones(SIZE)
-    gradient[6], gradient[7], gradient[8] = 1e6, -1e6, -0.25 * dense[8].abs()
-    gradient[9], diagonal[9] = 0.0, -0.5  # 0 / 0: nothing is known of it.
-    diagonal[10], gradient[10] = -0.5, 1.0  # 1 / 0
-    gradient[0] = 1e6
-    expansion = Expansion(1.0, gradient, diagonal, Matrix(torch.diag(diagonal)), damping=0.5)
-    kept = values_if_kept(state, expansion, run)
-    assert torch.equal(kept[mask], state.values[mask])
-    limit = dense.abs()
-    assert (kept.abs() <= limit)[~mask].all()
-    assert kept[6] == -limit[6]
-    assert kept[7] == limit[7]
-    # In between, the minimum of the loss along the weight: -g / (H + damping).
-    torch.testing.assert_close(kept[8], 0.25 * limit[8] / 1.5)
-    assert kept[9] == 0
-    assert kept[10] == -limit[10]
-    assert kept[11] == 0
-
-
-def test_without_compensation_weights_come_back_as_they_were():
-    run = run_of(layer())
-    state = State.dense(run.weights).full(run.weights)
-    expansion = Expansion(1.0, torch.full((SIZE,), 1e6), torch.ones(SIZE), Matrix(torch.eye(SIZE)))
-    assert torch.equal(values_if_kept(state, expansion, run), run.dense.values)
 
 
 def test_stages_are_cubic():

@@ -1,0 +1,102 @@
+"""Corrections that two halves of the samples find for each other, on problems with a known truth."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qprune.steps.crossfit import Factors, Trial, View, factors, modelled
+from qprune.steps.formulate import Block
+from solvers import Relax
+
+SIZE, DAMPING = 60, 0.05
+
+
+def block(seed=0):
+    """Half of the weights are pruned."""
+    random = np.random.default_rng(seed)
+    pruned = (np.arange(SIZE) % 2).astype(np.int8)
+    values = random.normal(size=SIZE)
+    return Block(
+        indices=np.arange(SIZE),
+        current=values * (pruned == 0),
+        keep_value=values,
+        pruned=pruned,
+        gradient=np.zeros(SIZE),
+        groups=np.zeros(SIZE, np.int64),
+        counts=np.array([SIZE // 2]),
+    )
+
+
+def view(samples, seed, noise=1.0):
+    """A sampled view of a loss with the gradient 0.1 and the curvature 1/2 I."""
+    random = np.random.default_rng(seed)
+    error = noise * random.normal(size=SIZE) / samples**0.5
+    return View(0.1 + error, random.normal(size=(samples, SIZE)) / (2 * samples) ** 0.5)
+
+
+def trials(samples, noise=1.0, given=None):
+    first, second = view(samples, 1, noise), view(samples, 2, noise)
+    return [Trial(block(), first, second, given), Trial(block(), second, first, given)]
+
+
+def true_change(move):
+    return 0.1 * move.sum() + 0.25 * move @ move
+
+
+def test_halves_that_agree_correct_nothing():
+    same = view(4000, 1, noise=0.0)
+    found = factors([Trial(block(), same, same, None)] * 2, DAMPING)
+    assert (found.gradient, found.curvature, found.damping) == (1.0, 1.0, 1.0)
+
+
+def test_few_samples_promise_less():
+    few, many = factors(trials(30), DAMPING), factors(trials(3000), DAMPING)
+    assert few.gradient < 0.9 < many.gradient <= 1.0
+    assert few.curvature > many.curvature >= 1.0
+
+
+@pytest.mark.parametrize("samples", [40, 150])
+def test_the_corrected_promise_is_nearer_the_truth(samples):
+    found = factors(trials(samples), DAMPING)
+    both = [view(samples, seed) for seed in (1, 2)]
+    joined = View(
+        (both[0].gradient + both[1].gradient) / 2,
+        np.concatenate([one.factor for one in both]) / 2**0.5,
+    )
+    left = joined.left(SIZE, 0.0)
+    missed = []
+    for used in (Factors(), found):
+        model, made = modelled(block(), left, used, DAMPING)
+        answer = Relax().sample_problem(model, seed=0)
+        move = np.where(answer.sample == 0, made.keep_value, 0.0) - made.current
+        missed.append(abs(true_change(move) - model.energy(answer.sample)))
+    assert missed[1] < 0.5 * missed[0]
+
+
+def test_samples_as_given_count_where_others_were_made():
+    same = view(4000, 1, noise=0.0)
+    twice = View(2 * same.gradient, same.factor * 1.5**0.5)
+    found = factors([Trial(block(), same, same, twice)] * 2, DAMPING)
+    assert found.gradient == pytest.approx(2.0)
+    assert found.curvature == found.damping == pytest.approx(1.5)
+
+
+def test_factors_stay_within_limits():
+    wild = view(4000, 1, noise=0.0)
+    against = replace(wild, gradient=-9 * wild.gradient, factor=9 * wild.factor)
+    found = factors([Trial(block(), wild, against, None)] * 2, DAMPING)
+    assert found.gradient == pytest.approx(0.05)
+    assert found.curvature == pytest.approx(4.0)
+
+
+def test_the_energy_is_that_of_the_corrected_model():
+    left = view(50, 1).left(SIZE, 0.0)
+    found = Factors(gradient=0.5, curvature=2.0, damping=0.8, ridge=3.0)
+    model, made = modelled(block(), left, found, DAMPING)
+    sample = np.roll(made.pruned, 1)
+    move = np.where(sample == 0, made.keep_value, 0.0) - made.current
+    slope, curved = left.along(move)
+    ridge = 0.5 * DAMPING * 3.0 * 0.8 * move @ move
+    assert model.energy(sample) == pytest.approx(0.5 * slope + curved + ridge)
+    assert model.energy(made.pruned) == pytest.approx(0, abs=1e-12)
