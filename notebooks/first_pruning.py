@@ -154,7 +154,7 @@ def show_prediction(axes):
     told = [s for run in pruned["qprune"].values() for s in run.report.steps if s.predicted]
     taken = np.array([step.accepted for step in told])
     predicted = 1000 * np.array([step.predicted for step in told])
-    real = 1000 * np.array([step.real for step in told])
+    real = 1000 * np.array([step.at_once for step in told])
     low = min(predicted.min(), real.min())
     axes.plot([low, 0], [low, 0], color="#555555", linestyle="--", label="as predicted")
     axes.axhline(0, color="#555555", linewidth=0.8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
@@ -102,6 +104,10 @@ class Step:
         accepted: True if the proposal was taken.
         predicted: predicted change of the loss, nats; None without a prediction.
         real: measured change of the loss on the acceptance split, nats.
+        at_once: the part of it that came before kept weights moved, which `predicted` foretells;
+            None without a prediction.
+        uncorrected: prediction of the model without its correction for optimism
+            (`qprune.steps.crossfit`), nats; None without a prediction.
         loss: loss on the acceptance split after the step, nats.
         fit_loss: loss on the fitting split before the step, nats.
         flips: number of decisions changed.
@@ -130,6 +136,8 @@ class Step:
     cpu_seconds: float = 0.0
     faults: tuple[Fault, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
+    at_once: float | None = None
+    uncorrected: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that `json.dumps` takes."""
@@ -295,6 +303,57 @@ def in_seconds(number: float) -> str:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """How far predictions came true on samples that nothing was fitted to.
+
+    Attributes:
+        steps: number of predictions of a gain, taken or not.
+        ratio: median of real by predicted change of the loss, before kept weights moved.
+        uncorrected: the same for the same answers, with the change that the models without their
+            correction for optimism predict.
+        correlation: Pearson's, of real and predicted change; None where it is undefined.
+    """
+
+    steps: int
+    ratio: float
+    uncorrected: float
+    correlation: float | None
+
+    def __str__(self) -> str:
+        """In words."""
+        before = f", {self.uncorrected:.2f} without correction"
+        return (
+            f"{self.ratio:.2f} of the predicted change came true (median of {self.steps} "
+            f"predictions{'' if self.uncorrected == self.ratio else before})"
+        )
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> Promise | None:
+        """That of a run's steps; None where nothing was predicted.
+
+        Example:
+            >>> print(Promise.of([]))
+            None
+        """
+        told = [
+            (step.predicted, step.at_once, step.uncorrected or step.predicted)
+            for step in steps
+            if step.predicted is not None and step.predicted < 0
+            if step.at_once is not None and math.isfinite(step.at_once)
+        ]
+        if not told:
+            return None
+        predicted, real, without = zip(*told, strict=True)
+        varies = len(set(predicted)) > 1 and len(set(real)) > 1
+        return cls(
+            steps=len(told),
+            ratio=statistics.median(map(operator.truediv, real, predicted)),
+            uncorrected=statistics.median(map(operator.truediv, real, without)),
+            correlation=statistics.correlation(predicted, real) if varies else None,
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """Report of a run.
 
@@ -340,6 +399,11 @@ class Report:
     def num_accepted(self) -> int:
         """Number of accepted steps."""
         return sum(step.accepted for step in self.steps)
+
+    @property
+    def promise(self) -> Promise | None:
+        """How far predictions came true; None where nothing was predicted."""
+        return Promise.of(self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that `json.dumps` takes."""

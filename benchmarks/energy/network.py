@@ -162,7 +162,7 @@ def promises(steps: Sequence[Step]) -> dict[str, Any]:
             asked.setdefault((step.stage, step.round), step)
     return {
         "predicted": short([step.predicted or 0.0 for step in asked.values()]),
-        "real": short([step.real for step in asked.values()]),
+        "real": short([step.at_once or 0.0 for step in asked.values()]),
         "taken": [int(step.accepted) for step in asked.values()],
         "flips": sum(step.flips for step in steps if step.kind == "blocks"),
     }

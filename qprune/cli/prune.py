@@ -19,7 +19,6 @@ from qprune.cli.terminal import say, terminal
 from qprune.distributed.ranks import joined
 from qprune.errors import ImpossibleRequestError
 from qprune.jobs.settings import Settings, make_settings, trusted
-from qprune.results import Step
 
 if TYPE_CHECKING:
     from qprune.jobs.job import Outcome
@@ -154,20 +153,19 @@ def _caption(outcome: Outcome, *, scored: bool) -> Iterator[str]:
             yield f"{outcome.figure} {figure}{accuracy} {name}"
     steps = [step for step in report.steps if step.kind != "block"]
     if steps:
-        yield f"{sum(step.accepted for step in steps)} of {len(steps)} steps taken{_gain(steps)}"
+        yield f"{sum(step.accepted for step in steps)} of {len(steps)} steps taken{_gain(report)}"
     yield f"{report.cpu_seconds:.1f} s of CPU time"
     yield f"at most {report.peak_memory / 1e9:.2f} GB of memory"
     yield f"seed {report.seed}"
     yield report.stopped
 
 
-def _gain(steps: list[Step]) -> str:
-    """Return the change of the loss on samples held back, real and predicted, in words."""
-    taken = [step for step in steps if step.accepted and step.kind != "start"]
+def _gain(report: Report) -> str:
+    """Return the change of the loss on samples held back, and how it was predicted, in words."""
+    taken = [step for step in report.steps if step.accepted and step.kind != "start"]
     if not taken:
         return ""
-    foretold = [step.predicted for step in taken if step.predicted is not None]
-    said = f" ({sum(foretold):+.3g} predicted of block moves)" if foretold else ""
+    said = f"; {report.promise}" if report.promise else ""
     return f", loss on samples held back {sum(step.real for step in taken):+.3g}{said}"
 
 

@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qprune.jobs import plots
-from qprune.models.evaluate import correlation
-from qprune.results import BlockRecord, Report, Score, ScorePoint, Step, in_bytes, in_seconds
+from qprune.results import (
+    BlockRecord,
+    Promise,
+    Report,
+    Score,
+    ScorePoint,
+    Step,
+    in_bytes,
+    in_seconds,
+)
 from solvers.study.report.page import environment
 
 NOTHING, TIMES = "\u2013", "\u00d7"
@@ -149,16 +157,28 @@ def _layer_figures(report: Report) -> Iterator[Figure]:
 
 def _summary(report: Report) -> dict[str, str]:
     """Return key figures of the steps."""
-    told = [s for s in report.steps if s.predicted is not None]
-    agreement = correlation([s.predicted or 0.0 for s in told], [s.real for s in told])
     blocks = [block for step in report.steps for block in step.blocks]
-    return _cost(report) | {
-        "blocks solved": f"{len(blocks):,}",
-        "variables in all": f"{sum(block.num_variables for block in blocks):,}",
-        "largest block": f"{max((block.num_variables for block in blocks), default=0):,}",
-        "samplers": ", ".join(sorted({block.sampler for block in blocks})) or NOTHING,
-        "decisions changed": f"{sum(step.flips for step in report.steps if step.accepted):,}",
-        "correlation of predicted and real change": number(agreement),
+    return (
+        _cost(report)
+        | {
+            "blocks solved": f"{len(blocks):,}",
+            "variables in all": f"{sum(block.num_variables for block in blocks):,}",
+            "largest block": f"{max((block.num_variables for block in blocks), default=0):,}",
+            "samplers": ", ".join(sorted({block.sampler for block in blocks})) or NOTHING,
+            "decisions changed": f"{sum(step.flips for step in report.steps if step.accepted):,}",
+        }
+        | _promise(report.promise)
+    )
+
+
+def _promise(promise: Promise | None) -> dict[str, str]:
+    """Return how far predictions came true."""
+    if promise is None:
+        return {}
+    return {
+        "real / predicted change, median": number(promise.ratio),
+        "the same without correction": number(promise.uncorrected),
+        "correlation of predicted and real change": number(promise.correlation),
     }
 
 

@@ -85,9 +85,9 @@ def prediction_scatter(steps: Sequence[Step]) -> str:
     """Plot predicted against real change of the loss, with the diagonal."""
     with rc_context(ON_PAGE):
         axes = _axes()
-        told = [s for s in steps if s.predicted is not None and np.isfinite(s.real)]
+        told = [s for s in steps if s.at_once is not None and np.isfinite(s.at_once)]
         x = np.array([step.predicted for step in told], float)
-        y = np.array([step.real for step in told], float)
+        y = np.array([step.at_once for step in told], float)
         taken = np.array([step.accepted for step in told], bool)
         sizes = np.abs(np.concatenate([x, y]))
         scale = float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 1.0

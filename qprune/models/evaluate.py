@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -85,14 +83,6 @@ def score(
             if correct is not None:
                 right, told = right + int(correct.sum()), told + len(correct)
     return Score(accuracy=right / told if told else None, loss=total / len(data))
-
-
-def correlation(predicted: ArrayLike, real: ArrayLike) -> float | None:
-    """Return Pearson's correlation of two series; None where it is undefined."""
-    x, y = np.asarray(predicted, float), np.asarray(real, float)
-    if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 # Largest number of logits at once; it limits the windows of a batch.

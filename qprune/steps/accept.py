@@ -111,6 +111,19 @@ class Proposal:
         return self.problem.energy(self.answer.sample) - self.predicted
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What proposals do to the loss, nats, on samples that nothing was fitted to.
+
+    Attributes:
+        at_once: change when they are carried out: what the models foretell.
+        settled: change once kept weights have moved too: what decides. `at_once` if they do not.
+    """
+
+    at_once: float
+    settled: float
+
+
 class Trial(Protocol):
     """The model that proposals are tried on."""
 
@@ -123,8 +136,8 @@ class Trial(Protocol):
         """The proposals with answers at a ``price`` in nats per changed decision."""
         ...
 
-    def judge(self, proposals: Sequence[Proposal]) -> float:
-        """The loss with the proposals carried out, nats; the model holds them afterwards."""
+    def judge(self, proposals: Sequence[Proposal], present: float) -> Verdict:
+        """What they do to a loss of ``present`` nats; the model holds them afterwards."""
         ...
 
     def undo(self, proposals: Sequence[Proposal]) -> None:
@@ -132,10 +145,18 @@ class Trial(Protocol):
         ...
 
     def note(
-        self, proposals: Sequence[Proposal], accepted: bool, real: float, loss: float, price: float
+        self,
+        proposals: Sequence[Proposal],
+        accepted: bool,
+        verdict: Verdict,
+        loss: float,
+        price: float,
     ) -> None:
-        """Add a step to the journal."""
+        """Add a step to the journal, ``loss`` being the one afterwards."""
         ...
+
+
+_NOTHING = Verdict(0.0, 0.0)
 
 
 def accept(
@@ -152,17 +173,16 @@ def accept(
     solved = trial.solve(proposals, trust.price)
     trying = sorted((p for p in solved if p.flips), key=lambda p: p.predicted)
     if not trying:
-        trial.note(solved, False, 0.0, present, trust.price)
+        trial.note(solved, False, _NOTHING, present, trust.price)
         return trust.lowered(), []
     for attempt in range(1, ATTEMPTS + 1):
         predicted, flips = sum(p.predicted for p in trying), sum(p.flips for p in trying)
-        judged = trial.judge(trying)
-        real = judged - present
-        if real + sum(p.extra for p in trying) < 0:
-            trial.note(trying, True, real, judged, trust.price)
-            return trust.taken(predicted, real, flips), trying
+        verdict = trial.judge(trying, present)
+        if verdict.settled + sum(p.extra for p in trying) < 0:
+            trial.note(trying, True, verdict, present + verdict.settled, trust.price)
+            return trust.taken(predicted, verdict.at_once, flips), trying
         trial.undo(trying)
-        trial.note(trying, False, real, present, trust.price)
+        trial.note(trying, False, verdict, present, trust.price)
         if trial.exhausted:
             break
         if len(trying) > 1:
@@ -176,6 +196,6 @@ def accept(
         if not trying:
             # A step of its own, where there are faults to tell: none may follow.
             if any(p.faults for p in solved):
-                trial.note(solved, False, 0.0, present, trust.price)
+                trial.note(solved, False, _NOTHING, present, trust.price)
             break
     return trust, []

@@ -123,7 +123,7 @@ class _Moving:
         rows, size = factor.shape
         product = factor.T @ factor if size <= rows else factor @ factor.T
         product.flat[:: len(product) + 1] += ridge
-        return cls(factor, ridge, np.linalg.cholesky(product))
+        return cls(factor, ridge, np.asarray(np.linalg.cholesky(product), np.float64))
 
     @property
     def _by_weights(self) -> bool:

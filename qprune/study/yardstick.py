@@ -162,7 +162,7 @@ def outcome(pruned: Pruned, yardstick: Yardstick) -> dict[str, Any]:
         "accepted": len(taken),
         "accepted_share": len(taken) / len(asked) if asked else None,
         "predicted": _total(taken, lambda step: step.predicted or 0.0),
-        "real": _total(taken, lambda step: step.real),
+        "real": _total(taken, _at_once),
         "flips": int(sum(step.flips for step in taken)),
         "blocks": len(yardstick.energies),
         "energy_mean": _mean(yardstick.energies),
@@ -175,7 +175,7 @@ def outcome(pruned: Pruned, yardstick: Yardstick) -> dict[str, Any]:
         "cpu_seconds": report.cpu_seconds - yardstick.spent,
         "seconds": report.seconds,
         "trace": [
-            [step.stage, step.round, int(step.accepted), step.predicted, step.real, step.loss]
+            [step.stage, step.round, int(step.accepted), step.predicted, _at_once(step), step.loss]
             for step in asked
         ],
     }
@@ -184,6 +184,11 @@ def outcome(pruned: Pruned, yardstick: Yardstick) -> dict[str, Any]:
 def _scores(name: str, score: Score | None) -> dict[str, float | None]:
     found = None if score is None else score.accuracy
     return {f"{name}_accuracy": found, f"{name}_loss": None if score is None else score.loss}
+
+
+def _at_once(step: Step) -> float:
+    """The change that was predicted: before kept weights moved."""
+    return step.real if step.at_once is None else step.at_once
 
 
 def _total(steps: Sequence[Step], of: Callable[[Step], float]) -> float:

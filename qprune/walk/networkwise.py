@@ -27,8 +27,8 @@ from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, Sketche
 from qprune.objective.curvature import Curvature, Expansion
 from qprune.objective.fisher import PerSampleFisher
 from qprune.objective.samples import Objective, Prepared
-from qprune.results import BlockRecord
-from qprune.steps.accept import Proposal, accept
+from qprune.results import BlockRecord, Fault
+from qprune.steps.accept import Proposal, Verdict, accept
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.formulate import Terms, repriced
 from qprune.steps.propose import Present, Propose
@@ -402,15 +402,17 @@ class Improve:
         with step.phase("accept"):
             present = trial.judged.value()
         trust, taken = accept(trial, proposals, state.trust, present)
-        moved = replace(carried_out(state, taken) if taken else state, trust=trust)
-        if taken and trial.settles:
-            return replace(moved, values=run.weights.read())
-        if not taken or run.compensate is None or run.compensate.at_end:
-            return moved
+        if not taken:
+            return replace(state, trust=trust)
+        after = replace(carried_out(state, taken), trust=trust)
+        if trial.settles:
+            return replace(after, values=run.weights.read())
+        if not trial.compensates:
+            return after
         try:
-            return compensated(run, moved, self.stage, method)
+            return compensated(run, after, self.stage, method)
         except NonFiniteError as error:
-            return gone_back(run, moved, state, error, self.stage, self.number)
+            return gone_back(run, after, state, error, self.stage, self.number)
 
     def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
         """Back to before the last action that changed something."""
@@ -460,36 +462,60 @@ class Settle:
         return gone_back(run, progress.state, progress.before, error, self.stage, self.number)
 
 
-def compensated(run: Run, state: FullState, stage: int, method: CompleteNetworkwise) -> FullState:
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """What a compensation did.
+
+    Attributes:
+        state: the one that the model holds.
+        real: change of the loss on the samples that judge, nats.
+        loss: the loss there afterwards, nats.
+        fit_loss: the loss on fitted samples before, nats.
+    """
+
+    state: FullState
+    real: float
+    loss: float
+    fit_loss: float
+
+
+def moved(run: Run, state: FullState, method: CompleteNetworkwise) -> Moved:
     """Move the kept weights by the best of the candidate moves, if one lowers the loss."""
-    if run.compensate is None or run.journal.exhausted:
-        return state
-    step = run.journal.begin("compensate", stage)
+    assert run.compensate is not None
     number = run.compensate.num_samples or method.samples_per_step
     objective = run.objective.drawn(number, run.generator).refitted(True)
     judge = replace(run.judge, loss=objective.loss)
     fit_loss = replace(objective, samples=objective.samples.spread(_NOTED)).value()
     present = judge.value()
     best, values = present, state.values
+    for move in run.compensate.moves(objective, state.mask, run.generator):
+        run.weights.write(state.values + move)
+        judged = judge.value()
+        if judged < best:
+            best, values = judged, state.values + move
+        if run.journal.exhausted:
+            break
+    run.weights.write(values)
+    state = state if values is state.values else replace(state, values=values)
+    return Moved(state, best - present, best, fit_loss)
+
+
+def compensated(run: Run, state: FullState, stage: int, method: CompleteNetworkwise) -> FullState:
+    """The state with its kept weights moved, and noted."""
+    if run.compensate is None or run.journal.exhausted:
+        return state
+    step = run.journal.begin("compensate", stage)
     with step.phase("compensate"):
-        for move in run.compensate.moves(objective, state.mask, run.generator):
-            run.weights.write(state.values + move)
-            judged = judge.value()
-            if judged < best:
-                best, values = judged, state.values + move
-            if run.journal.exhausted:
-                break
-        run.weights.write(values)
-    moved = state if values is state.values else replace(state, values=values)
+        done = moved(run, state, method)
     step.note(
-        sparsity=run.sparsity(moved),
-        price=moved.trust.price,
-        accepted=moved is not state,
-        real=best - present,
-        loss=best,
-        fit_loss=fit_loss,
+        sparsity=run.sparsity(done.state),
+        price=done.state.trust.price,
+        accepted=done.state is not state,
+        real=done.real,
+        loss=done.loss,
+        fit_loss=done.fit_loss,
     )
-    return moved
+    return done.state
 
 
 def carried_out(state: FullState, proposals: Sequence[Proposal]) -> FullState:
@@ -528,24 +554,36 @@ class _Trial:
         """The objective that judges, with the loss as it is fitted to this round."""
         return replace(self.run.judge, loss=self.objective.loss)
 
-    def judge(self, proposals: Sequence[Proposal]) -> float:
-        state = carried_out(self.state, proposals)
-        with self.step.phase("accept"):
-            self._write(state, proposals)
-        if self.settles:
-            compensated(self.run, state, self.action.stage, self.action.method)
-        with self.step.phase("accept"):
-            return self.judged.value()
+    @property
+    def compensates(self) -> bool:
+        """True if kept weights move between blocks."""
+        compensate = self.run.compensate
+        return compensate is not None and not compensate.at_end
 
     @property
     def settles(self) -> bool:
         """True if proposals are judged after kept weights have moved."""
-        compensate = self.run.compensate
-        return self.action.method.anticipates and compensate is not None and not compensate.at_end
+        return self.action.method.anticipates and self.compensates
+
+    def judge(self, proposals: Sequence[Proposal], present: float) -> Verdict:
+        state = carried_out(self.state, proposals)
+        with self.step.phase("accept"):
+            self._write(state, proposals)
+            at_once = self.judged.value() - present
+        if not self.settles or self.exhausted:
+            return Verdict(at_once, at_once)
+        try:
+            with self.step.phase("compensate"):
+                moved(self.run, state, self.action.method)
+        except NonFiniteError as error:
+            self.run.journal.fault(Fault("not finite", str(error), "the blocks were refused"))
+            return Verdict(at_once, math.inf)
+        with self.step.phase("accept"):
+            return Verdict(at_once, self.judged.value() - present)
 
     def undo(self, proposals: Sequence[Proposal]) -> None:
         if self.settles:
-            self.run.weights.write(self.state.values)
+            self.run.put_back(self.state)
         else:
             self._write(self.state, proposals)
 
@@ -602,14 +640,21 @@ class _Trial:
                 observe(block)
 
     def note(
-        self, proposals: Sequence[Proposal], accepted: bool, real: float, loss: float, price: float
+        self,
+        proposals: Sequence[Proposal],
+        accepted: bool,
+        verdict: Verdict,
+        loss: float,
+        price: float,
     ) -> None:
         self.step.note(
             sparsity=self.run.sparsity(self.state),
             price=price,
             accepted=accepted,
             predicted=sum(p.predicted for p in proposals),
-            real=real,
+            uncorrected=sum(p.uncorrected for p in proposals),
+            at_once=verdict.at_once,
+            real=verdict.settled,
             loss=loss,
             fit_loss=self.fit_loss,
             flips=sum(p.flips for p in proposals) if accepted else 0,

@@ -13,7 +13,7 @@ from torch import nn
 from qprune.distributed.workers import limited_threads
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.models.datasets import NORMALIZATIONS, DataSet, load_data
-from qprune.models.evaluate import correlation, score
+from qprune.models.evaluate import score
 from qprune.models.zoo import MLP, ResNet20, load_model
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
@@ -107,12 +107,6 @@ def test_scores_are_of_the_kind_of_the_outputs():
 def test_score_refuses_labels_that_do_not_match():
     with pytest.raises(CalibrationError, match="3 inputs with 2 labels"):
         score(nn.Identity(), torch.zeros(3, 2), torch.zeros(2, dtype=torch.long))
-
-
-def test_correlation_is_pearsons_where_it_exists():
-    assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
-    assert correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert correlation([1, 1], [1, 2]) is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qprune.steps.accept import ATTEMPTS, Proposal, Trust, accept
+from qprune.steps.accept import ATTEMPTS, Proposal, Trust, Verdict, accept
 from qprune.steps.formulate import Block
 from solvers import Dense, QuadraticProblem
 
@@ -41,12 +41,13 @@ class Trial:
     Args:
         wins: proposals' numbers -> change of the loss.
         sample: what the sampler answers, by attempt.
+        at_once: change before kept weights have moved; None = none move.
     """
 
     exhausted = False
 
-    def __init__(self, wins=lambda tried: 1.0, sample=lambda attempt: SWAPPED):
-        self.wins, self.sample = wins, sample
+    def __init__(self, wins=lambda tried: 1.0, sample=lambda attempt: SWAPPED, at_once=None):
+        self.wins, self.sample, self.at_once = wins, sample, at_once
         self.prices, self.tried, self.undone, self.notes = [], [], [], []
 
     def solve(self, proposals, price):
@@ -54,15 +55,16 @@ class Trial:
         self.prices.append(price)
         return [replace(p, answer=answer) for p in proposals]
 
-    def judge(self, proposals):
+    def judge(self, proposals, present):
         self.tried.append(numbers(proposals))
-        return 5.0 + self.wins(self.tried[-1])
+        settled = self.wins(self.tried[-1])
+        return Verdict(settled if self.at_once is None else self.at_once, settled)
 
     def undo(self, proposals):
         self.undone.append(numbers(proposals))
 
-    def note(self, proposals, accepted, real, loss, price):
-        self.notes.append((numbers(proposals), accepted, real, loss, price))
+    def note(self, proposals, accepted, verdict, loss, price):
+        self.notes.append((numbers(proposals), accepted, verdict.settled, loss, price))
 
 
 def test_of_several_the_better_half_is_tried_next():
@@ -124,6 +126,19 @@ def test_the_price_follows_what_came_of_the_promise(real, price):
     trust, taken = accept(trial, [proposal(0, 4.0)], Trust(price=1.0), 5.0)
     assert numbers(taken) == [0]
     assert trust.price == price
+
+
+@pytest.mark.parametrize(
+    ("settled", "at_once", "accepted"), [(-0.5, 1.0, True), (0.5, -4.0, False)]
+)
+def test_what_is_left_once_kept_weights_have_moved_decides(settled, at_once, accepted):
+    trial = Trial(lambda tried: settled, at_once=at_once)
+    trial.exhausted = True
+    trust, taken = accept(trial, [proposal(0, 4.0)], Trust(), 5.0)
+    assert bool(taken) is accepted
+    # The price follows the model's own promise, of the change at once.
+    if accepted:
+        assert trust.price == pytest.approx(0.1 * 4.0 / 2)
 
 
 @pytest.mark.parametrize(("extra", "accepted"), [(0.4, True), (0.6, False)])

@@ -1,4 +1,4 @@
-"""Corrections that two halves of the samples find for each other, on problems with a known truth."""
+"""Corrections that two halves of the samples find for each other; the truth is known."""
 
 from dataclasses import replace
 
