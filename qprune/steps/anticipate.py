@@ -19,7 +19,7 @@ for removing a kept weight, and likewise for restoring a pruned one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,12 @@ class Anticipated:
     def along(self, move: Floats) -> Floats:
         """(g . d, d . H d) for a move d (n,) of the block."""
         return np.array([self.gradient @ move, 2 * self.curvature.values(move[None])[0]])
+
+    def compact(self) -> Anticipated:
+        """With the curvature multiplied out where that is smaller."""
+        if isinstance(self.curvature, Dense):
+            return self
+        return replace(self, curvature=self.curvature.compact())
 
 
 def anticipated(gradient: Floats, factor: Floats, size: int, ridge: float) -> Anticipated:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ class View:
     def left(self, size: int, ridge: float) -> Anticipated:
         """What is left for the block of ``size`` weights when the others move along."""
         if len(self.gradient) == size:
-            return Anticipated(self.gradient, LowRank(self.factor).compact(), None)
+            return Anticipated(self.gradient, LowRank(self.factor), None)
         return anticipated(self.gradient, self.factor, size, ridge)
 
 
@@ -91,10 +92,20 @@ class Trial:
 
     def seen(self, ridge: float) -> Seen:
         """With the others moving along at a ``ridge``."""
+        if len(self.own.gradient) == len(self.block.indices):
+            return self._alone
+        return self._seen(ridge)
+
+    @cached_property
+    def _alone(self) -> Seen:
+        # Nothing moves along: no ridge changes anything.
+        return self._seen(1.0)
+
+    def _seen(self, ridge: float) -> Seen:
         size = len(self.block.indices)
         return Seen(
             self.block,
-            self.own.left(size, ridge),
+            self.own.left(size, ridge).compact(),
             self.other.left(size, ridge),
             self.given.left(size, ridge) if self.given else None,
         )
@@ -113,7 +124,7 @@ class Seen:
         """The best move of the half's own corrected model."""
         model, block = modelled(self.block, self.own, found, damping)
         start = block.pruned[None]
-        answer = Relax().sample_problem(model, initial_states=start, seed=0)
+        answer = Relax().sample_problem(model, initial_states=start, num_sweeps=0, seed=0)
         return np.where(answer.sample == 0, block.keep_value, 0.0) - block.current
 
 

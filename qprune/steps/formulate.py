@@ -80,7 +80,7 @@ def formulate(
     quadratic = (
         LowRank(curvature.factor * v)
         if isinstance(curvature, LowRank)
-        else Dense(curvature.matrix * np.outer(v, v))
+        else Dense.trusted(curvature.matrix * np.outer(v, v))
     )
     return QuadraticProblem(
         linear,
