@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -112,21 +113,37 @@ class Objective:
 
     def gradient(self) -> Float[Tensor, " N"]:
         """Gradient at the model's current weights by all targeted weights, shape (N,)."""
-        weights = self.weights
-        total = torch.zeros(weights.size, device=weights.device, dtype=weights.dtype)
-        own = PerThread(lambda: self.samples.ranks.own((self.model, weights)))
+        with self.differentiable() as gradient:
+            return gradient(self.samples)
 
-        def one(_: int, batch: Samples) -> tuple[None, Parts]:
-            model, weights = own()
-            with differentiating(model, weights) as tensors:
-                with recorder_if_needed(weights) as recorder:
-                    outputs = forward(model, batch.inputs)
-                losses = self.loss.per_sample(outputs, batch.targets)
-                return None, gradients_by_weight(losses, tensors, recorder, again=False)
+    @contextmanager
+    def differentiable(self) -> Generator[Callable[[Samples], Tensor]]:
+        """The function samples -> gradient (N,) of their mean loss, for many calls in a row.
 
-        batches = list(self.samples.batches(self.batch_size))
-        self.samples.ranks.accumulate(one, batches, weights.split(total))
-        return total / len(self.samples)
+        The model is made ready once; its weights may be changed between the calls.
+        """
+        home = self.weights
+
+        def gradient(samples: Samples) -> Tensor:
+            total = torch.zeros(home.size, device=home.device, dtype=home.dtype)
+            # A thread's copy of the model holds the weights of this call.
+            own = PerThread(lambda: samples.ranks.own((self.model, home)))
+
+            def one(_: int, batch: Samples) -> tuple[None, Parts]:
+                model, weights = own()
+                ready = nullcontext(home.parameters)
+                with ready if weights is home else differentiating(model, weights) as tensors:
+                    with recorder_if_needed(weights) as recorder:
+                        outputs = forward(model, batch.inputs)
+                    losses = self.loss.per_sample(outputs, batch.targets)
+                    return None, gradients_by_weight(losses, tensors, recorder, again=False)
+
+            batches = list(samples.batches(self.batch_size))
+            samples.ranks.accumulate(one, batches, home.split(total))
+            return total / len(samples)
+
+        with differentiating(self.model, home):
+            yield gradient
 
     def require_finite(self) -> None:
         """Refuse NaN or Inf at the current weights.

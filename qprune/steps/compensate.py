@@ -82,6 +82,10 @@ class Compensate(Protocol):
         """Return a copy with the defaults of ``effort`` for all that is None."""
         ...
 
+    def at(self, stage: int, stages: int) -> Compensate:
+        """Return a copy for the call after the first pass of one of ``stages``, from 0 on."""
+        ...
+
     def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Compensate | None:
         """Return a copy with the derivatives that the network has; None if they do not suffice.
 
@@ -102,7 +106,8 @@ class Compensate(Protocol):
     ) -> Iterator[Tensor]:
         """Yield candidate moves of all targeted weights, shape (N,), zero where pruned.
 
-        The caller may write other weights into the model before it asks for the next one.
+        The caller may write other weights into the model before it asks for the next one. Running
+        statistics of BatchNorm that belong to a move are in the model when it is yielded.
         """
         ...
 
@@ -231,6 +236,10 @@ class Compensation:
                 return replace(self, derivatives=derivatives)
             logger.info("compensation cannot take %s here: %s", derivatives.name, reason)
         return None
+
+    def at(self, stage: int, stages: int) -> Compensation:
+        """Return self: every call is alike."""
+        return self
 
     @property
     def at_end(self) -> bool:

@@ -11,85 +11,127 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from qprune.cost import Effort
+from qprune.cost import THOROUGH, Effort
 from qprune.data.inputs import AnyInputs
-from qprune.errors import ImpossibleRequestError
+from qprune.errors import ImpossibleRequestError, QpruneError
+from qprune.network.layouts import evaluation_mode
+from qprune.network.statistics import by_batch, norms_of, take_again
 from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
-from qprune.objective.trace.recorder import differentiating, forward
+from qprune.objective.trace.recorder import Samples, differentiating, forward
 from qprune.steps.compensate import Compensate, Compensation, MoveCost
 
-# Number of parts of a batch, the same for any number of threads.
 logger = logging.getLogger(__name__)
 
+# Number of parts of a batch, the same for any number of threads.
 _PARTS = 8
+# Fewer samples than this have no mean and variance of use to BatchNorm.
+_NORMALISED = 16
+# Samples of its running statistics, and those of one pass.
+_COUNTED, _COUNTED_AT_ONCE = 1024, 128
 
 
 @dataclass(frozen=True)
 class Distillation:
     """Compensation by distillation; an implementation of `qprune.steps.compensate.Compensate`.
 
+    After the first pass of every stage but the last, the rate stays at its peak; after the last
+    one it falls along half a cosine over a longer call, so that a run has one schedule. Where
+    BatchNorm keeps running statistics, passes are normalised by their own, and running ones are
+    taken again before a candidate is judged.
+
     Args:
-        steps: optimiser steps in one call.
-        samples_per_step: samples of one optimiser step.
+        steps: optimiser steps in one call; None = by the network's size (`qprune.cost`).
+        samples_per_step: samples of one optimiser step; None = by the network's size.
         rate: peak length of a step, as a share of the root mean square of a layer's kept
             weights, so that one number suits models of any size.
-        warmup: share of the steps over which the rate rises; then it falls along half a cosine.
+        warmup: share of the steps over which the rate rises.
         candidates: number of candidates offered in one call.
         final_steps: further calls after the last block.
         at_end: no calls before them.
+        last: steps after the first pass of the last stage, as a multiple of those of all stages.
+        falls: whether the rate falls to zero within a call.
         observe: progress callback: (optimiser steps done, steps in one call).
 
     Raises:
         ImpossibleRequestError: a number is out of range.
 
     Example:
-        >>> Distillation(steps=100, samples_per_step=8).num_samples
-        800
+        >>> Distillation(steps=100, samples_per_step=8).at(stage=4, stages=5).steps
+        750
     """
 
-    steps: int = 128
-    samples_per_step: int = 8
-    rate: float = 0.01
+    steps: int | None = None
+    samples_per_step: int | None = None
+    rate: float = 0.02
     warmup: float = 0.05
     candidates: int = 4
     final_steps: int = 0
     at_end: bool = False
+    last: float = 1.5
+    falls: bool = True
     observe: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("steps", "samples_per_step", "candidates"):
             value = getattr(self, name)
+            if value is None and name != "candidates":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ImpossibleRequestError(
                     f"{name} of Distillation must be a whole number of at least 1, not {value!r}"
                 )
-        if not 0 < self.rate < math.inf:
-            raise ImpossibleRequestError(f"rate must be positive, not {self.rate!r}")
+        for name in ("rate", "last"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ImpossibleRequestError(
+                    f"{name} must be positive, not {getattr(self, name)!r}"
+                )
 
     @property
     def num_samples(self) -> int:
         """Number of samples that one call uses; a smaller set is used repeatedly."""
-        return self.steps * self.samples_per_step
+        steps, samples_per_step = self._sizes
+        return steps * samples_per_step
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """(steps, samples of one); those of a small network where nothing is known of it."""
+        return self.steps or THOROUGH.moves, self.samples_per_step or THOROUGH.samples_per_move
 
     def completed(self, effort: Effort) -> Distillation:
-        """Return self: no field has a default that depends on effort."""
-        return self
+        """Return a copy with the defaults of ``effort`` for all that is None."""
+        return replace(
+            self,
+            steps=self.steps or effort.moves,
+            samples_per_step=self.samples_per_step or effort.samples_per_move,
+        )
+
+    def at(self, stage: int, stages: int) -> Distillation:
+        """See `Compensate.at`: one schedule over all stages."""
+        if stages == 1:
+            return self
+        if stage < stages - 1:
+            return replace(self, falls=False, candidates=1)
+        return replace(self, steps=max(1, round(self.last * stages * self._sizes[0])))
 
     def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Distillation:
         """Return self: a gradient is all that distillation needs."""
         return self
 
     def cost(self, drawn: int) -> MoveCost:
-        """See `Compensate.cost`: the optimiser's two moments, gradients, the beginning."""
-        return MoveCost(self.num_samples, self.samples_per_step, self.candidates, 40)
+        """See `Compensate.cost`: values, moments, rates, gradients, the beginning."""
+        return MoveCost(self.num_samples, self._sizes[1], self.candidates, 40)
 
     def probe(self, objective: Objective) -> object:
         """See `Compensate.probe`: one backward pass."""
@@ -103,64 +145,138 @@ class Distillation:
     ) -> Iterator[Tensor]:
         """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
         layers, samples = objective.weights, objective.samples
+        steps, samples_per_step = self._sizes
+        passes = _Passes.of(objective, samples_per_step)
+        order = _visits(len(samples), samples_per_step, generator)
         began = layers.read()
-        marks = {self.steps * (number + 1) // self.candidates for number in range(self.candidates)}
-        order = _visits(len(samples), self.samples_per_step, generator)
-        masks = layers.split(kept)
-        # Small steps would be lost to rounding in half precision: they are taken in float32.
-        masters = [_master(layer.parameter) for layer in layers]
-        groups = [
-            {"params": [master], "lr": self.rate * _size(part, mask)}
-            for master, part, mask in zip(masters, layers.split(began), masks, strict=True)
-        ]
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
-        for step in range(1, self.steps + 1):
-            some = replace(
-                objective,
-                samples=samples.take(next(order)),
-                batch_size=_parts_of(objective.batch_size),
-            )
-            gradient = some.gradient()
-            for master, part in zip(masters, layers.split(gradient), strict=True):
-                master.grad = part.view_as(master).to(master)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            with torch.no_grad():
-                pairs = zip(masters, layers.parameters, masks, strict=True)
-                for master, weight, mask in pairs:
-                    weight.copy_(master.mul_(mask.view_as(master)))
-            if self.observe is not None:
-                self.observe(step, self.steps)
-            if step in marks:
-                values = layers.read()
-                yield values - began
-                layers.write(values)
+        adam = _Adam.at(began, layers, kept, self.rate)
+        marks = [steps * number // self.candidates for number in range(self.candidates + 1)]
+        for first, last in pairwise(marks):
+            with passes.gradients() as gradient:
+                for step in range(first, last):
+                    adam.step(gradient(next(order)), self._share(step, steps))
+                    layers.write(adam.values)
+                    if self.observe is not None:
+                        self.observe(step + 1, steps)
+            if first < last:
+                passes.take_statistics_again()
+                yield adam.values.to(began) - began
+                layers.write(adam.values)
 
-    def _share(self, step: int) -> float:
-        """Return the share of the peak rate at ``step``, counted from 0."""
-        rise = max(1, round(self.warmup * self.steps))
+    def _share(self, step: int, steps: int) -> float:
+        """Return the share of the peak rate at ``step`` of ``steps``, counted from 0."""
+        rise = max(1, round(self.warmup * steps))
         if step < rise:
             return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
+        if not self.falls:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _master(weight: Tensor) -> Tensor:
-    """Return the weight itself, or a float32 copy of one in half precision."""
-    if weight.dtype.itemsize >= 4:
-        return weight
-    return weight.detach().float().requires_grad_()
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """How the samples of a step are passed: in equal parts, so that threads and ranks share them.
+
+    Attributes:
+        objective: with the size of a part.
+        by_batch: whether BatchNorm takes the statistics of a part.
+        channels_last: whether images are passed with their channels last in memory.
+    """
+
+    objective: Objective
+    by_batch: bool
+    channels_last: bool
+
+    @classmethod
+    def of(cls, objective: Objective, samples_per_step: int) -> _Passes:
+        """Suited to the network; the same for any number of threads."""
+        size = max(1, objective.batch_size // _PARTS)
+        number = min(samples_per_step, len(objective.samples))
+        by_batch = bool(norms_of(objective.model)) and number >= _NORMALISED
+        if by_batch:
+            size = max(size, min(objective.batch_size, 2 * _NORMALISED))
+            size = math.ceil(number / max(1, number // size))
+        return cls(replace(objective, batch_size=size), by_batch, _takes_channels_last(objective))
+
+    @contextmanager
+    def gradients(self) -> Generator[Callable[[Tensor], Tensor]]:
+        """The function indices of samples -> gradient (N,)."""
+        samples, model = self.objective.samples, self.objective.model
+        with self.objective.differentiable() as gradient:
+            with by_batch(model) if self.by_batch else nullcontext():
+                yield lambda indices: gradient(self._laid_out(samples.take(indices)))
+
+    def take_statistics_again(self) -> None:
+        """Take BatchNorm's running statistics at the model's weights, where they are not used."""
+        if not self.by_batch:
+            return
+        model, inputs = self.objective.model, self.objective.samples.spread(_COUNTED).inputs
+        parts = len(inputs) // min(len(inputs), _COUNTED_AT_ONCE)
+        batches = [inputs[indices] for indices in torch.arange(len(inputs)).chunk(parts)]
+        with evaluation_mode(model):
+            take_again(model, partial(forward, model), batches)
+
+    def _laid_out(self, samples: Samples) -> Samples:
+        if not self.channels_last:
+            return samples
+        inputs = cast(Tensor, samples.inputs).contiguous(memory_format=torch.channels_last)
+        return replace(samples, inputs=inputs)
 
 
-def _parts_of(batch_size: int) -> int:
-    """Return the samples passed at once; fewer than a batch, so that threads and ranks share it."""
-    return max(1, batch_size // _PARTS)
+def _takes_channels_last(objective: Objective) -> bool:
+    """True if the network gives the same for images with their channels last in memory.
+
+    Convolutions are faster so; but a network that takes views of its activations may refuse them.
+    """
+    inputs, model = objective.samples.inputs[:2], objective.model
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] == 1:
+        return False
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            expected = forward(model, inputs)
+            found = forward(model, inputs.contiguous(memory_format=torch.channels_last))
+    except (QpruneError, RuntimeError):
+        return False
+    return torch.allclose(expected, found, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def _size(weights: Tensor, kept: Tensor) -> float:
+@dataclass(eq=False)
+class _Adam:
+    """Adam (arXiv 1412.6980) over the vector of all targeted weights; pruned ones stay zero.
+
+    Small steps would be lost to rounding in half precision: they are taken in float32.
+    """
+
+    values: Tensor
+    rates: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: int = 0
+    decay: tuple[float, float] = (0.9, 0.95)
+
+    @classmethod
+    def at(cls, values: Tensor, layers: Weights, kept: Tensor, rate: float) -> _Adam:
+        """At ``values`` (N,), to move by ``rate`` times the size of a layer's kept weights."""
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        pairs = zip(layers.split(values), layers.split(kept), strict=True)
+        rates = torch.cat([rate * _size(part, mask) * mask.to(part) for part, mask in pairs])
+        return cls(values.clone(), rates, torch.zeros_like(values), torch.zeros_like(values))
+
+    def step(self, gradient: Tensor, share: float) -> None:
+        """One step along ``gradient`` (N,), at a share of the rates."""
+        self.steps += 1
+        first, second = self.decay
+        gradient = gradient.to(self.values)
+        self.mean.lerp_(gradient, 1 - first)
+        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        length = (self.square / (1 - second**self.steps)).sqrt_().add_(1e-8)
+        move = (self.mean / length).mul_(self.rates)
+        self.values.sub_(move, alpha=share / (1 - first**self.steps))
+
+
+def _size(weights: Tensor, kept: Tensor) -> Tensor:
     """Return the root mean square of the kept weights."""
-    return float((weights.square().sum() / kept.sum().clamp(min=1)).sqrt())
+    return (weights.square().sum() / kept.sum().clamp(min=1)).sqrt()
 
 
 def _visits(number: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from qprune.distributed.sharding import refuse_other_shardings
 from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.network.groups import named, prune_lowest
 from qprune.network.patterns import Pattern
+from qprune.network.statistics import statistics_of
 from qprune.network.weights import Weights, find_weights
 from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.objective.curvature import Curvature, Expansion
@@ -309,6 +310,8 @@ class CompleteNetworkwise(Networkwise):
 
     def pruned(self, run: Run, state: FullState, stage: int, step: Attempt) -> FullState:
         """The state pruned to a stage's counts by the start, and noted; always taken."""
+        if state.statistics is None:
+            state = replace(state, statistics=statistics_of(run.objective.model))
         objective = self.drawn(run).refitted(run.compensate is not None)
         judge = replace(run.judge, loss=objective.loss)
         before = judge.value()
@@ -431,6 +434,8 @@ class Settle:
     required = False
 
     def __call__(self, run: Run, state: State) -> State:
+        if run.compensate is not None:
+            run = replace(run, compensate=run.compensate.at(self.stage, self.method.stages))
         return compensated(run, state.full(run.weights), self.stage, self.method)
 
     def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
@@ -448,17 +453,18 @@ def compensated(run: Run, state: FullState, stage: int, method: CompleteNetworkw
     judge = replace(run.judge, loss=objective.loss)
     fit_loss = replace(objective, samples=objective.samples.spread(_NOTED)).value()
     present = judge.value()
-    best, values = present, state.values
+    best, moved = present, state
     with step.phase("compensate"):
         for move in run.compensate.moves(objective, state.mask, run.generator):
+            statistics = statistics_of(run.objective.model)
             run.weights.write(state.values + move)
             judged = judge.value()
             if judged < best:
-                best, values = judged, state.values + move
+                best = judged
+                moved = replace(state, values=state.values + move, statistics=statistics)
             if run.journal.exhausted:
                 break
-        run.weights.write(values)
-    moved = state if values is state.values else replace(state, values=values)
+        run.put_back(moved)
     step.note(
         sparsity=run.sparsity(moved),
         price=moved.trust.price,
