@@ -27,6 +27,9 @@ from qprune.data.inputs import AnyInputs, Inputs
 from qprune.data.outputs import draw_classes
 from qprune.errors import CalibrationError, ImpossibleRequestError
 
+# Images on which mirroring is tried, and the loss that it may cause, as a share of that of others.
+_MIRRORED, _LITTLE = 128, 0.05
+
 
 class Augmentation(Protocol):
     """Protocol of an augmentation: makes more samples from given ones.
@@ -143,14 +146,24 @@ class ShiftImages:
         return padded.movedim(1, -1)[sample, rows[:, :, None], cols[:, None, :]].movedim(-1, 1)
 
 
-def natural(inputs: AnyInputs) -> Augmentation | None:
+def natural(inputs: AnyInputs, felt: Callable[[Tensor, Tensor], float]) -> Augmentation | None:
     """Return the default augmentation of ``inputs``: shifts, blends, or None.
 
     None for tokens, and for inputs of several tensors, which need not match after a change.
+    Images are mirrored too where the dense network hardly minds: far less than to be shown others
+    in their place.
+
+    Args:
+        inputs: the samples.
+        felt: (changed samples, samples) -> the loss of the dense network's outputs on changed
+            samples against those on the samples.
     """
     if isinstance(inputs, Inputs) or not inputs.is_floating_point():
         return None
-    return ShiftImages() if inputs.ndim == 4 else Mixup()
+    if inputs.ndim != 4:
+        return Mixup()
+    some = inputs[torch.arange(min(_MIRRORED, len(inputs))) * len(inputs) // _MIRRORED]
+    return ShiftImages(mirror=felt(some.flip(-1), some) <= _LITTLE * felt(some.roll(1, 0), some))
 
 
 def check_copies(copies: int) -> None:

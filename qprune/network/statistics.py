@@ -29,15 +29,21 @@ def norms_of(model: nn.Module) -> list[_BatchNorm]:
     return [norm for norm in norms if norm.num_batches_tracked is not None]
 
 
+def affine_of(model: nn.Module) -> list[nn.Parameter]:
+    """Scales and shifts of those modules, a scale before its shift."""
+    pairs = [(norm.weight, norm.bias) for norm in norms_of(model) if norm.affine]
+    return [tensor for pair in pairs for tensor in pair]
+
+
 def statistics_of(model: nn.Module) -> Tensor | None:
-    """All running means and variances as one new vector; None where there are none."""
+    """All running means and variances, scales and shifts as one new vector; None without any."""
     tensors = _tensors(model)
-    return torch.cat([tensor.flatten().cpu() for tensor in tensors]) if tensors else None
+    return torch.cat([tensor.detach().flatten().cpu() for tensor in tensors]) if tensors else None
 
 
 @torch.no_grad()
 def write_statistics(model: nn.Module, values: Tensor) -> None:
-    """Set all running means and variances from a vector of `statistics_of`."""
+    """Set all of them from a vector of `statistics_of`."""
     tensors = _tensors(model)
     for tensor, part in zip(tensors, values.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
@@ -86,6 +92,5 @@ def _count(norm: _BatchNorm) -> Tensor:
 def _tensors(model: nn.Module) -> list[Tensor]:
     found: list[Tensor] = []
     for norm in norms_of(model):
-        assert norm.running_mean is not None and norm.running_var is not None
-        found += [norm.running_mean, norm.running_var]
-    return found
+        found += [tensor for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
+    return [*found, *affine_of(model)]

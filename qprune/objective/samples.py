@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from qprune.distributed.sharding import is_sharded
 from qprune.distributed.workers import PerThread, workers_for
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.network.weights import Weights
-from qprune.objective.losses import Loss
+from qprune.objective.losses import DenseOutputs, Loss
 from qprune.objective.trace.autograd import ByAutograd
 from qprune.objective.trace.preflight import examined, reached, state_coverage
 from qprune.objective.trace.recorder import (
@@ -117,32 +117,44 @@ class Objective:
             return gradient(self.samples)
 
     @contextmanager
-    def differentiable(self) -> Generator[Callable[[Samples], Tensor]]:
+    def differentiable(
+        self, others: Sequence[nn.Parameter] = (), precision: torch.dtype | None = None
+    ) -> Generator[Callable[[Samples], Tensor]]:
         """The function samples -> gradient (N,) of their mean loss, for many calls in a row.
 
         The model is made ready once; its weights may be changed between the calls.
+
+        Args:
+            others: parameters that are not targeted; their gradients follow those of the weights.
+            precision: of the passes, by torch's autocast; None = as the model is.
         """
-        home = self.weights
+        home, sizes = self.weights, [tensor.numel() for tensor in others]
 
         def gradient(samples: Samples) -> Tensor:
-            total = torch.zeros(home.size, device=home.device, dtype=home.dtype)
-            # A thread's copy of the model holds the weights of this call.
-            own = PerThread(lambda: samples.ranks.own((self.model, home)))
+            size = home.size + sum(sizes)
+            total = torch.zeros(size, device=home.device, dtype=home.dtype)
+            # A thread's copy of the model has the modes, the flags and the weights of this call.
+            own = PerThread(lambda: samples.ranks.own((self.model, home, others)))
 
             def one(_: int, batch: Samples) -> tuple[None, Parts]:
-                model, weights = own()
-                ready = nullcontext(home.parameters)
-                with ready if weights is home else differentiating(model, weights) as tensors:
-                    with recorder_if_needed(weights) as recorder:
-                        outputs = forward(model, batch.inputs)
-                    losses = self.loss.per_sample(outputs, batch.targets)
-                    return None, gradients_by_weight(losses, tensors, recorder, again=False)
+                model, weights, beside = own()
+                cast = torch.autocast(home.device.type, precision, enabled=precision is not None)
+                with cast, recorder_if_needed(weights) as recorder:
+                    outputs = forward(model, batch.inputs)
+                losses = self.loss.per_sample(
+                    outputs if precision is None else outputs.float(), batch.targets
+                )
+                tensors = [*weights.parameters, *beside]
+                return None, gradients_by_weight(losses, tensors, recorder, again=False)
 
             batches = list(samples.batches(self.batch_size))
-            samples.ranks.accumulate(one, batches, home.split(total))
+            totals = [*home.split(total[: home.size]), *total[home.size :].split(sizes)]
+            samples.ranks.accumulate(one, batches, totals if sizes else home.split(total))
             return total / len(samples)
 
         with differentiating(self.model, home):
+            for tensor in others:
+                tensor.requires_grad_()
             yield gradient
 
     def require_finite(self) -> None:
@@ -296,7 +308,7 @@ def prepared(
         loss=loss,
         fit=fit,
         held_out=held_out,
-        augment=augmentation_for(augment, loss, fit),
+        augment=augmentation_for(augment, loss, fit, partial(_felt, model, loss)),
         sample=sample,
         batch_size=batch_size or max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, sample.floats))),
         ranks=ranks,
@@ -496,10 +508,23 @@ def samples_of(
     return Samples(inputs, labels, network.ranks)
 
 
+def _felt(model: nn.Module, loss: Loss, changed: Tensor, inputs: Tensor) -> float:
+    """Mean loss of the outputs on ``changed`` against those on ``inputs``."""
+    if loss.needs_labels:
+        loss = DenseOutputs(kind=getattr(loss, "kind", None))
+    found, expected = (outputs_of(model, x, _LOOKED_AT_TOGETHER) for x in (changed, inputs))
+    return float(loss.per_sample(found, expected).mean())
+
+
 def augmentation_for(
-    augment: Augmentation | str | None, loss: Loss, fit: Calibration
+    augment: Augmentation | str | None,
+    loss: Loss,
+    fit: Calibration,
+    felt: Callable[[Tensor, Tensor], float],
 ) -> Augmentation | None:
     """The augmentation that was asked for, or that suits the data by itself.
+
+    For ``felt`` see `qprune.data.augment.natural`.
 
     Raises:
         ImpossibleRequestError: no such augmentation, or one that does not fit the loss.
@@ -509,7 +534,7 @@ def augmentation_for(
             raise ImpossibleRequestError(
                 f"augment must be 'auto', None or an object such as Mixup(), not {augment!r}"
             )
-        augment = natural(fit.inputs)
+        augment = natural(fit.inputs, felt)
         suits = augment is None or augment.keeps_labels or not loss.needs_labels
         return augment if suits else None
     if augment is not None and loss.needs_labels and not augment.keeps_labels:

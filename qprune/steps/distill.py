@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -25,7 +25,7 @@ from qprune.cost import THOROUGH, Effort
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError, QpruneError
 from qprune.network.layouts import evaluation_mode
-from qprune.network.statistics import by_batch, norms_of, take_again
+from qprune.network.statistics import affine_of, by_batch, norms_of, take_again
 from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 _PARTS = 8
 # Fewer samples than this have no mean and variance of use to BatchNorm.
 _NORMALISED = 16
+# Largest side of a matrix that is turned, and steps between two turns.
+_TURNED, _TURNS = 1024, 20
+# Of the rate of weights, for BatchNorm's scales and shifts.
+_BESIDE = 0.2
 # Samples of its running statistics, and those of one pass.
 _COUNTED, _COUNTED_AT_ONCE = 1024, 128
 
@@ -62,6 +66,8 @@ class Distillation:
         at_end: no calls before them.
         last: steps after the first pass of the last stage, as a multiple of those of all stages.
         falls: whether the rate falls to zero within a call.
+        precision: of the passes, such as ``torch.bfloat16``, where the processor has it about
+            twice as fast; weights stay in float32. None = as the model is.
         observe: progress callback: (optimiser steps done, steps in one call).
 
     Raises:
@@ -81,6 +87,7 @@ class Distillation:
     at_end: bool = False
     last: float = 1.5
     falls: bool = True
+    precision: torch.dtype | None = None
     observe: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -146,22 +153,22 @@ class Distillation:
         """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
         layers, samples = objective.weights, objective.samples
         steps, samples_per_step = self._sizes
-        passes = _Passes.of(objective, samples_per_step)
+        passes = _Passes.of(objective, samples_per_step, self.precision)
         order = _visits(len(samples), samples_per_step, generator)
         began = layers.read()
-        adam = _Adam.at(began, layers, kept, self.rate)
+        adam = _Adam.at(began, layers, kept, passes.others, self.rate)
         marks = [steps * number // self.candidates for number in range(self.candidates + 1)]
         for first, last in pairwise(marks):
             with passes.gradients() as gradient:
                 for step in range(first, last):
                     adam.step(gradient(next(order)), self._share(step, steps))
-                    layers.write(adam.values)
+                    passes.write(adam.values)
                     if self.observe is not None:
                         self.observe(step + 1, steps)
             if first < last:
                 passes.take_statistics_again()
-                yield adam.values.to(began) - began
-                layers.write(adam.values)
+                yield adam.values[: layers.size].to(began) - began
+                passes.write(adam.values)
 
     def _share(self, step: int, steps: int) -> float:
         """Return the share of the peak rate at ``step`` of ``steps``, counted from 0."""
@@ -181,14 +188,20 @@ class _Passes:
         objective: with the size of a part.
         by_batch: whether BatchNorm takes the statistics of a part.
         channels_last: whether images are passed with their channels last in memory.
+        others: BatchNorm's scales and shifts, which move too.
+        precision: see `Distillation`.
     """
 
     objective: Objective
     by_batch: bool
     channels_last: bool
+    others: Sequence[nn.Parameter]
+    precision: torch.dtype | None
 
     @classmethod
-    def of(cls, objective: Objective, samples_per_step: int) -> _Passes:
+    def of(
+        cls, objective: Objective, samples_per_step: int, precision: torch.dtype | None
+    ) -> _Passes:
         """Suited to the network; the same for any number of threads."""
         size = max(1, objective.batch_size // _PARTS)
         number = min(samples_per_step, len(objective.samples))
@@ -196,15 +209,32 @@ class _Passes:
         if by_batch:
             size = max(size, min(objective.batch_size, 2 * _NORMALISED))
             size = math.ceil(number / max(1, number // size))
-        return cls(replace(objective, batch_size=size), by_batch, _takes_channels_last(objective))
+        return cls(
+            objective=replace(objective, batch_size=size),
+            by_batch=by_batch,
+            channels_last=_takes_channels_last(objective),
+            others=affine_of(objective.model) if by_batch else (),
+            precision=precision,
+        )
 
     @contextmanager
     def gradients(self) -> Generator[Callable[[Tensor], Tensor]]:
-        """The function indices of samples -> gradient (N,)."""
+        """The function indices of samples -> gradient by weights and others."""
         samples, model = self.objective.samples, self.objective.model
-        with self.objective.differentiable() as gradient:
-            with by_batch(model) if self.by_batch else nullcontext():
-                yield lambda indices: gradient(self._laid_out(samples.take(indices)))
+        ready = self.objective.differentiable(self.others, self.precision)
+        with ready as gradient, ExitStack() as stack:
+            if self.by_batch:
+                stack.enter_context(by_batch(model))
+            yield lambda indices: gradient(self._laid_out(samples.take(indices)))
+
+    @torch.no_grad()
+    def write(self, values: Tensor) -> None:
+        """Set the weights and the others from one vector."""
+        weights = self.objective.weights
+        weights.write(values[: weights.size])
+        parts = values[weights.size :].split([tensor.numel() for tensor in self.others])
+        for tensor, part in zip(self.others, parts if self.others else (), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def take_statistics_again(self) -> None:
         """Take BatchNorm's running statistics at the model's weights, where they are not used."""
@@ -244,34 +274,120 @@ def _takes_channels_last(objective: Objective) -> bool:
 class _Adam:
     """Adam (arXiv 1412.6980) over the vector of all targeted weights; pruned ones stay zero.
 
-    Small steps would be lost to rounding in half precision: they are taken in float32.
+    Small steps would be lost to rounding in half precision: they are taken in float32. For
+    convolutions the second moments are those along the axes of the gradient's own Kronecker
+    factors (SOAP, Vyas et al., arXiv 2409.11321).
+
+    Attributes:
+        values: the weights, then what moves beside them, shape (M,).
+        rates: largest step of each, zero where pruned.
+        mean, square: first moments, and second ones along the axes.
+        axes: of some weights, with their part of the vector.
     """
 
     values: Tensor
     rates: Tensor
     mean: Tensor
     square: Tensor
+    axes: list[tuple[slice, _Axes]]
     steps: int = 0
     decay: tuple[float, float] = (0.9, 0.95)
 
     @classmethod
-    def at(cls, values: Tensor, layers: Weights, kept: Tensor, rate: float) -> _Adam:
-        """At ``values`` (N,), to move by ``rate`` times the size of a layer's kept weights."""
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        pairs = zip(layers.split(values), layers.split(kept), strict=True)
-        rates = torch.cat([rate * _size(part, mask) * mask.to(part) for part, mask in pairs])
-        return cls(values.clone(), rates, torch.zeros_like(values), torch.zeros_like(values))
+    def at(
+        cls, began: Tensor, layers: Weights, kept: Tensor, others: Sequence[Tensor], rate: float
+    ) -> _Adam:
+        """At ``began`` (N,) and ``others``, to move by ``rate`` times the size of kept weights."""
+        began = began.to(torch.promote_types(began.dtype, torch.float32))
+        pairs = zip(layers.split(began), layers.split(kept), strict=True)
+        rates = [rate * _size(part, mask) * mask.to(part) for part, mask in pairs]
+        beside = [tensor.detach().flatten().to(began) for tensor in others]
+        # Few numbers, in which all samples have a part.
+        rates += [
+            _BESIDE * rate * _size(part, torch.ones_like(part)).expand_as(part) for part in beside
+        ]
+        values = torch.cat([began, *beside])
+        axes = [
+            (slice(layer.offset, layer.end), _Axes.of(layer.shape[0], layer.size))
+            for layer in layers
+            if len(layer.shape) > 2
+        ]
+        zero = torch.zeros_like(values)
+        return cls(values, torch.cat(rates), zero, zero.clone(), axes)
 
     def step(self, gradient: Tensor, share: float) -> None:
-        """One step along ``gradient`` (N,), at a share of the rates."""
-        self.steps += 1
+        """One step along ``gradient`` (M,), at a share of the rates."""
         first, second = self.decay
-        gradient = gradient.to(self.values)
+        # What is not finite moves nothing: the judge is going to see it.
+        gradient = torch.where(self.rates > 0, gradient.to(self.values), 0.0).nan_to_num(0, 0, 0)
         self.mean.lerp_(gradient, 1 - first)
-        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        for part, axes in self.axes:
+            axes.turn(gradient[part], self.steps)
+        self.steps += 1
+        turned = self._along(gradient, _Axes.onto)
+        self.square.mul_(second).addcmul_(turned, turned, value=1 - second)
         length = (self.square / (1 - second**self.steps)).sqrt_().add_(1e-8)
-        move = (self.mean / length).mul_(self.rates)
-        self.values.sub_(move, alpha=share / (1 - first**self.steps))
+        move = self._along(self._along(self.mean, _Axes.onto) / length, _Axes.back)
+        self.values.addcmul_(move, self.rates, value=-share / (1 - first**self.steps))
+
+    def _along(self, vector: Tensor, turn: Callable[[_Axes, Tensor], Tensor]) -> Tensor:
+        """The vector with some parts in other coordinates."""
+        if not self.axes:
+            return vector
+        turned = vector.clone()
+        for part, axes in self.axes:
+            turned[part] = turn(axes, vector[part])
+        return turned
+
+
+@dataclass(eq=False)
+class _Axes:
+    """Axes of a matrix' gradients: eigenvectors of the means of G G' and of G' G.
+
+    A side of more than `_TURNED` keeps its own axes: their eigenvectors would cost too much.
+
+    Attributes:
+        sides: per turned side its number, the mean, and the eigenvectors.
+        rows: of the matrix.
+    """
+
+    sides: dict[int, tuple[Tensor, Tensor]]
+    rows: int
+
+    @classmethod
+    def of(cls, rows: int, size: int) -> _Axes:
+        """Those of a matrix with this number of rows and entries, not known yet."""
+        lengths = {0: rows, 1: size // rows}
+        found = {
+            side: (torch.zeros(length, length), torch.eye(length))
+            for side, length in lengths.items()
+            if length <= _TURNED
+        }
+        return cls(found, rows)
+
+    def turn(self, gradient: Tensor, step: int) -> None:
+        """Take up another gradient; now and then turn the axes by a step of the power method."""
+        matrix = gradient.view(self.rows, -1)
+        for side, (mean, vectors) in self.sides.items():
+            mean.lerp_(matrix @ matrix.T if side == 0 else matrix.T @ matrix, 0.05 if step else 1.0)
+            if step == 0:
+                vectors.copy_(torch.linalg.eigh(mean)[1])
+            elif step % _TURNS == 0:
+                vectors.copy_(torch.linalg.qr(mean @ vectors)[0])
+
+    def onto(self, vector: Tensor) -> Tensor:
+        """In coordinates along the axes."""
+        matrix = vector.view(self.rows, -1)
+        for side, (_, vectors) in self.sides.items():
+            matrix = vectors.T @ matrix if side == 0 else matrix @ vectors
+        return matrix.flatten()
+
+    def back(self, vector: Tensor) -> Tensor:
+        """From coordinates along the axes."""
+        matrix = vector.view(self.rows, -1)
+        for side, (_, vectors) in self.sides.items():
+            matrix = vectors @ matrix if side == 0 else matrix @ vectors.T
+        return matrix.flatten()
 
 
 def _size(weights: Tensor, kept: Tensor) -> Tensor:
