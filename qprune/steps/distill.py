@@ -25,11 +25,18 @@ from qprune.cost import THOROUGH, Effort
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError, QpruneError
 from qprune.network.layouts import evaluation_mode
-from qprune.network.statistics import affine_of, by_batch, norms_of, take_again
+from qprune.network.statistics import (
+    affine_of,
+    by_batch,
+    norms_of,
+    statistics_of,
+    take_again,
+    write_statistics,
+)
 from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
-from qprune.objective.trace.recorder import Samples, differentiating, forward
+from qprune.objective.trace.recorder import Samples, differentiating, forward, outputs_of
 from qprune.steps.compensate import Compensate, Compensation, MoveCost
 
 logger = logging.getLogger(__name__)
@@ -42,6 +49,8 @@ _NORMALISED = 16
 _TURNED, _TURNS = 1024, 20
 # Of the rate of weights, for BatchNorm's scales and shifts.
 _BESIDE = 0.2
+# Change of the dense outputs by new statistics, as a share of their spread, that does no harm.
+_ALIKE = 0.05
 # Samples of its running statistics, and those of one pass.
 _COUNTED, _COUNTED_AT_ONCE = 1024, 128
 
@@ -51,9 +60,9 @@ class Distillation:
     """Compensation by distillation; an implementation of `qprune.steps.compensate.Compensate`.
 
     After the first pass of every stage but the last, the rate stays at its peak; after the last
-    one it falls along half a cosine over a longer call, so that a run has one schedule. Where
-    BatchNorm keeps running statistics, passes are normalised by their own, and running ones are
-    taken again before a candidate is judged.
+    one it falls along half a cosine over a longer call, so that a run has one schedule. Passes are
+    normalised by the statistics of their own batch where BatchNorm keeps running ones; those are
+    taken again before a candidate is judged, and scales and shifts move too.
 
     Args:
         steps: optimiser steps in one call; None = by the network's size (`qprune.cost`).
@@ -66,6 +75,8 @@ class Distillation:
         at_end: no calls before them.
         last: steps after the first pass of the last stage, as a multiple of those of all stages.
         falls: whether the rate falls to zero within a call.
+        by_batch: whether that is done to BatchNorm; None = where the dense network hardly minds
+            that the running statistics are taken again on the calibration samples.
         precision: of the passes, such as ``torch.bfloat16``, where the processor has it about
             twice as fast; weights stay in float32. None = as the model is.
         observe: progress callback: (optimiser steps done, steps in one call).
@@ -87,6 +98,7 @@ class Distillation:
     at_end: bool = False
     last: float = 1.5
     falls: bool = True
+    by_batch: bool | None = None
     precision: torch.dtype | None = None
     observe: Callable[[int, int], None] | None = field(default=None, repr=False)
 
@@ -133,8 +145,23 @@ class Distillation:
         return replace(self, steps=max(1, round(self.last * stages * self._sizes[0])))
 
     def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Distillation:
-        """Return self: a gradient is all that distillation needs."""
-        return self
+        """Return a copy that knows whether BatchNorm's statistics may follow the batches."""
+        known = statistics_of(model)
+        if self.by_batch is not None or known is None or layers.sharded:
+            return replace(self, by_batch=self.by_batch or False)
+        some = inputs[:_COUNTED]
+        expected = outputs_of(model, some, _COUNTED_AT_ONCE)
+        _retake(model, some)
+        found = outputs_of(model, some, _COUNTED_AT_ONCE)
+        write_statistics(model, known)
+        change, spread = (
+            float((one - expected).double().square().mean()) for one in (found, expected.roll(1, 0))
+        )
+        logger.info(
+            "BatchNorm's statistics of the samples change outputs by %.1e of their spread",
+            change / spread if spread else 0.0,
+        )
+        return replace(self, by_batch=change <= _ALIKE * spread)
 
     def cost(self, drawn: int) -> MoveCost:
         """See `Compensate.cost`: values, moments, rates, gradients, the beginning."""
@@ -153,7 +180,7 @@ class Distillation:
         """Candidate moves of all targeted weights, shape (N,), zero where pruned."""
         layers, samples = objective.weights, objective.samples
         steps, samples_per_step = self._sizes
-        passes = _Passes.of(objective, samples_per_step, self.precision)
+        passes = _Passes.of(objective, samples_per_step, self)
         order = _visits(len(samples), samples_per_step, generator)
         began = layers.read()
         adam = _Adam.at(began, layers, kept, passes.others, self.rate)
@@ -199,13 +226,11 @@ class _Passes:
     precision: torch.dtype | None
 
     @classmethod
-    def of(
-        cls, objective: Objective, samples_per_step: int, precision: torch.dtype | None
-    ) -> _Passes:
+    def of(cls, objective: Objective, samples_per_step: int, asked: Distillation) -> _Passes:
         """Suited to the network; the same for any number of threads."""
         size = max(1, objective.batch_size // _PARTS)
         number = min(samples_per_step, len(objective.samples))
-        by_batch = bool(norms_of(objective.model)) and number >= _NORMALISED
+        by_batch = bool(asked.by_batch and norms_of(objective.model)) and number >= _NORMALISED
         if by_batch:
             size = max(size, min(objective.batch_size, 2 * _NORMALISED))
             size = math.ceil(number / max(1, number // size))
@@ -214,7 +239,7 @@ class _Passes:
             by_batch=by_batch,
             channels_last=_takes_channels_last(objective),
             others=affine_of(objective.model) if by_batch else (),
-            precision=precision,
+            precision=asked.precision,
         )
 
     @contextmanager
@@ -238,19 +263,22 @@ class _Passes:
 
     def take_statistics_again(self) -> None:
         """Take BatchNorm's running statistics at the model's weights, where they are not used."""
-        if not self.by_batch:
-            return
-        model, inputs = self.objective.model, self.objective.samples.spread(_COUNTED).inputs
-        parts = len(inputs) // min(len(inputs), _COUNTED_AT_ONCE)
-        batches = [inputs[indices] for indices in torch.arange(len(inputs)).chunk(parts)]
-        with evaluation_mode(model):
-            take_again(model, partial(forward, model), batches)
+        if self.by_batch:
+            _retake(self.objective.model, self.objective.samples.spread(_COUNTED).inputs)
 
     def _laid_out(self, samples: Samples) -> Samples:
         if not self.channels_last:
             return samples
         inputs = cast(Tensor, samples.inputs).contiguous(memory_format=torch.channels_last)
         return replace(samples, inputs=inputs)
+
+
+def _retake(model: nn.Module, inputs: AnyInputs) -> None:
+    """Take BatchNorm's running statistics again on ``inputs``, in equal batches."""
+    parts = max(1, len(inputs) // _COUNTED_AT_ONCE)
+    batches = [inputs[indices] for indices in torch.arange(len(inputs)).chunk(parts)]
+    with evaluation_mode(model):
+        take_again(model, partial(forward, model), batches)
 
 
 def _takes_channels_last(objective: Objective) -> bool:
@@ -302,10 +330,10 @@ class _Adam:
         pairs = zip(layers.split(began), layers.split(kept), strict=True)
         rates = [rate * _size(part, mask) * mask.to(part) for part, mask in pairs]
         beside = [tensor.detach().flatten().to(began) for tensor in others]
-        # Few numbers, in which all samples have a part.
-        rates += [
-            _BESIDE * rate * _size(part, torch.ones_like(part)).expand_as(part) for part in beside
-        ]
+        # Few numbers, in which all samples have a part. Shifts may be zero: they follow scales.
+        for scale in beside[::2]:
+            length = _BESIDE * rate * _size(scale, torch.ones_like(scale))
+            rates += [length.expand_as(scale)] * 2
         values = torch.cat([began, *beside])
         axes = [
             (slice(layer.offset, layer.end), _Axes.of(layer.shape[0], layer.size))

@@ -111,7 +111,7 @@ def test_along_its_own_axes_a_turned_problem_is_solved_as_the_straight_one():
 def test_statistics_belong_to_the_candidate_and_improve_it():
     made, kept = pruned()
     before, dense = made.value(), statistics_of(made.model)
-    strategy = Distillation(steps=40, samples_per_step=32, rate=0.05, candidates=2)
+    strategy = Distillation(80, 32, candidates=2, by_batch=True)
     values, losses, known = made.weights.read(), [], []
     for move in strategy.moves(made, kept, torch.Generator().manual_seed(0)):
         known.append(statistics_of(made.model))
@@ -123,10 +123,21 @@ def test_statistics_belong_to_the_candidate_and_improve_it():
     assert not made.model.norm.training
 
 
+def test_it_follows_the_batches_only_where_their_statistics_are_the_networks_own():
+    made, _ = pruned()
+    model, inputs = made.model, made.samples.inputs
+    layers, known = made.weights, statistics_of(model)
+    assert Distillation().suited(model, layers, inputs).by_batch
+    assert torch.equal(statistics_of(model), known)
+    assert not Distillation().suited(model, layers, 5 + 3 * inputs).by_batch
+    assert not Distillation(by_batch=False).suited(model, layers, inputs).by_batch
+    assert Distillation(by_batch=True).suited(model, layers, 5 + 3 * inputs).by_batch
+
+
 def test_few_samples_leave_the_statistics_alone():
     made, kept = pruned()
     dense = statistics_of(made.model)
-    strategy = Distillation(steps=3, samples_per_step=8, candidates=1)
+    strategy = Distillation(3, 8, candidates=1, by_batch=True)
     assert len(list(strategy.moves(made, kept, torch.Generator().manual_seed(0)))) == 1
     assert torch.equal(statistics_of(made.model), dense)
 
@@ -137,7 +148,7 @@ def test_threads_give_the_same_bytes():
         made, kept = pruned()
         if ranks is not None:
             made = replace(made, samples=replace(made.samples, ranks=ranks))
-        strategy = Distillation(steps=6, samples_per_step=64, candidates=1)
+        strategy = Distillation(6, 64, candidates=1, by_batch=True)
         with limited_threads(1):
             moves = list(strategy.moves(made, kept, torch.Generator().manual_seed(0)))
         found.append((moves[-1], statistics_of(made.model)))
