@@ -49,6 +49,9 @@ _NORMALISED = 16
 _TURNED, _TURNS = 1024, 20
 # Of the rate of weights, for BatchNorm's scales and shifts.
 _BESIDE = 0.2
+# Share of the peak rate to which it falls between two stages: at the peak a network is too restless
+# to be judged, at zero much of what the next call needs is lost.
+_BETWEEN = 0.25
 # Change of the dense outputs by new statistics, as a share of their spread, that does no harm.
 _ALIKE = 0.05
 # Samples of its running statistics, and those of one pass.
@@ -59,10 +62,10 @@ _COUNTED, _COUNTED_AT_ONCE = 1024, 128
 class Distillation:
     """Compensation by distillation; an implementation of `qprune.steps.compensate.Compensate`.
 
-    After the first pass of every stage but the last, the rate stays at its peak; after the last
-    one it falls along half a cosine over a longer call, so that a run has one schedule. Passes are
-    normalised by the statistics of their own batch where BatchNorm keeps running ones; those are
-    taken again before a candidate is judged, and scales and shifts move too.
+    The rate falls along half a cosine: to a quarter after the first pass of every stage but the
+    last, and to zero after that one, over a longer call. Passes are normalised by the statistics
+    of their own batch where BatchNorm keeps running ones; those are taken again before a candidate
+    is judged, and scales and shifts move too.
 
     Args:
         steps: optimiser steps in one call; None = by the network's size (`qprune.cost`).
@@ -74,7 +77,7 @@ class Distillation:
         final_steps: further calls after the last block.
         at_end: no calls before them.
         last: steps after the first pass of the last stage, as a multiple of those of all stages.
-        falls: whether the rate falls to zero within a call.
+        falls: whether the rate falls to zero within a call, not to a quarter.
         by_batch: whether that is done to BatchNorm; None = where the dense network hardly minds
             that the running statistics are taken again on the calibration samples.
         precision: of the passes, such as ``torch.bfloat16``, where the processor has it about
@@ -202,9 +205,9 @@ class Distillation:
         rise = max(1, round(self.warmup * steps))
         if step < rise:
             return (step + 1) / rise
-        if not self.falls:
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        least = 0.0 if self.falls else _BETWEEN
+        fallen = 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        return least + (1 - least) * fallen
 
 
 @dataclass(frozen=True, eq=False)
