@@ -53,7 +53,7 @@ _BESIDE = 0.2
 # to be judged, at zero much of what the next call needs is lost.
 _BETWEEN = 0.25
 # Change of the dense outputs by new statistics, as a share of their spread, that does no harm.
-_ALIKE = 0.05
+_ALIKE = 0.2
 # Samples of its running statistics, and those of one pass.
 _COUNTED, _COUNTED_AT_ONCE = 1024, 128
 
