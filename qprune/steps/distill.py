@@ -212,7 +212,7 @@ class Distillation:
 
 @dataclass(frozen=True, eq=False)
 class _Passes:
-    """How the samples of a step are passed: in equal parts, so that threads and ranks share them.
+    """Passes over the samples of a step: in equal parts, so that threads and ranks share them.
 
     Attributes:
         objective: with the size of a part.
