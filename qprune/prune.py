@@ -27,7 +27,6 @@ from qprune.errors import ImpossibleRequestError, QpruneError
 from qprune.models.save import save_model
 from qprune.network.admission import refuse_unstorable, refuse_wrapped
 from qprune.network.groups import Budget, NofM, groups_of, state_zeros
-from qprune.network.guards import restored_on_error
 from qprune.network.patterns import Pattern
 from qprune.network.weights import Weight
 from qprune.objective.loss_names import as_loss
@@ -45,6 +44,7 @@ from qprune.record.folder import RunFolder, opened, saving
 from qprune.results import Estimate, LayerRecord, Observer, Report, Score
 from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.distill import compensation_for
+from qprune.steps.guards import restored_on_error
 from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal, Limits
 from qprune.walk.networkwise import Networkwise
