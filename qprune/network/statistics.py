@@ -19,20 +19,40 @@ T = TypeVar("T")
 
 
 def norms_of(model: nn.Module) -> list[_BatchNorm]:
-    """The modules of ``model`` that keep a running mean and variance.
+    """The modules of ``model`` that keep a running mean and variance, each once.
+
+    Not those that share theirs with other processes, where there are some: these would wait.
 
     Example:
         >>> norms_of(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)))
         [BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [norm for norm in norms if norm.num_batches_tracked is not None]
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return [
+        norm
+        for norm in norms
+        if None not in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        and not (shared and isinstance(norm, nn.SyncBatchNorm))
+    ]
 
 
 def affine_of(model: nn.Module) -> list[nn.Parameter]:
-    """Scales and shifts of those modules, a scale before its shift."""
-    pairs = [(norm.weight, norm.bias) for norm in norms_of(model) if norm.affine]
-    return [tensor for pair in pairs for tensor in pair]
+    """Scales and shifts of those modules, a scale before its shift; none without the other."""
+    pairs = [(norm.weight, norm.bias) for norm in norms_of(model)]
+    return [tensor for pair in pairs if None not in pair for tensor in pair]
+
+
+def free_affine_of(model: nn.Module) -> list[nn.Parameter]:
+    """Those of them that are not frozen: in pairs of which both require gradients.
+
+    All of them where nothing in the model does, as it is loaded to be looked at only.
+    """
+    tensors = affine_of(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return tensors
+    pairs = zip(tensors[::2], tensors[1::2], strict=True)
+    return [tensor for pair in pairs if all(t.requires_grad for t in pair) for tensor in pair]
 
 
 def statistics_of(model: nn.Module) -> Tensor | None:

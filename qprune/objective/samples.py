@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qprune.data.augment import Augmentation, natural
+from qprune.data.augment import Augmentation
 from qprune.data.calibration import Calibration
+from qprune.data.images import SuitedImages, natural
 from qprune.data.inputs import AnyInputs, Inputs, called, mapped
 from qprune.data.outputs import Real
 from qprune.distributed.ranks import ALONE, Parts, Ranks
@@ -97,8 +98,9 @@ class Objective:
         """The same over ``number`` samples drawn without replacement; all where there are fewer."""
         if len(self.samples) <= number:
             return self
-        chosen = torch.randperm(len(self.samples), generator=generator)[:number]
-        return replace(self, samples=self.samples.take(chosen.sort().values))
+        chosen = torch.randperm(len(self.samples), generator=generator)[:number].sort().values
+        given = int((chosen < self.given).sum())
+        return replace(self, samples=self.samples.take(chosen), given=given)
 
     def refitted(self, values_move: bool) -> Objective:
         """With the loss fitted to the current outputs, where it has something to fit.
@@ -524,19 +526,23 @@ def augmentation_for(
 ) -> Augmentation | None:
     """The augmentation that was asked for, or that suits the data by itself.
 
-    For ``felt`` see `qprune.data.augment.natural`.
+    For ``felt`` see `qprune.data.images.SuitedImages.chosen`.
 
     Raises:
         ImpossibleRequestError: no such augmentation, or one that does not fit the loss.
+        CalibrationError: the inputs are no images, where those are to be changed.
     """
     if isinstance(augment, str):
         if augment != "auto":
             raise ImpossibleRequestError(
                 f"augment must be 'auto', None or an object such as Mixup(), not {augment!r}"
             )
-        augment = natural(fit.inputs, felt)
-        suits = augment is None or augment.keeps_labels or not loss.needs_labels
-        return augment if suits else None
+        augment = natural(fit.inputs)
+        if augment is not None and loss.needs_labels and not augment.keeps_labels:
+            augment = None
+    if isinstance(augment, SuitedImages) and isinstance(fit.inputs, Tensor):
+        augment = augment.chosen(fit.inputs, felt, blends=not loss.needs_labels)
+    logger.info("augmentation: %s", augment)
     if augment is not None and loss.needs_labels and not augment.keeps_labels:
         raise ImpossibleRequestError(
             f"samples of {type(augment).__name__} have no labels; use loss=DenseOutputs(), "

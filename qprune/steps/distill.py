@@ -26,8 +26,8 @@ from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError, QpruneError
 from qprune.network.layouts import evaluation_mode
 from qprune.network.statistics import (
-    affine_of,
     by_batch,
+    free_affine_of,
     norms_of,
     statistics_of,
     take_again,
@@ -37,7 +37,7 @@ from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
 from qprune.objective.trace.recorder import Samples, differentiating, forward, outputs_of
-from qprune.steps.compensate import Compensate, Compensation, MoveCost
+from qprune.steps.compensate import Compensate, Compensation, MoveCost, as_compensate
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,6 @@ _NORMALISED = 16
 _TURNED, _TURNS = 1024, 20
 # Of the rate of weights, for BatchNorm's scales and shifts.
 _BESIDE = 0.2
-# Share of the peak rate to which it falls between two stages: at the peak a network is too restless
-# to be judged, at zero much of what the next call needs is lost.
-_BETWEEN = 0.25
 # Change of the dense outputs by new statistics, as a share of their spread, that does no harm.
 _ALIKE = 0.2
 # Samples of its running statistics, and those of one pass.
@@ -62,10 +59,10 @@ _COUNTED, _COUNTED_AT_ONCE = 1024, 128
 class Distillation:
     """Compensation by distillation; an implementation of `qprune.steps.compensate.Compensate`.
 
-    The rate falls along half a cosine: to a quarter after the first pass of every stage but the
-    last, and to zero after that one, over a longer call. Passes are normalised by the statistics
-    of their own batch where BatchNorm keeps running ones; those are taken again before a candidate
-    is judged, and scales and shifts move too.
+    The rate stays at its peak after the first pass of every stage but the last, and falls along
+    half a cosine to zero after that one, over a longer call. Passes are normalised by the
+    statistics of their own batch where BatchNorm keeps running ones; those are taken again before a
+    candidate is judged, and scales and shifts move too, but for frozen ones.
 
     Args:
         steps: optimiser steps in one call; None = by the network's size (`qprune.cost`).
@@ -77,7 +74,8 @@ class Distillation:
         final_steps: further calls after the last block.
         at_end: no calls before them.
         last: steps after the first pass of the last stage, as a multiple of those of all stages.
-        falls: whether the rate falls to zero within a call, not to a quarter.
+        end: share of the peak rate at which a call ends.
+        between: the same after the first pass of every stage but the last; one = it stays.
         by_batch: whether that is done to BatchNorm; None = where the dense network hardly minds
             that the running statistics are taken again on the calibration samples.
         precision: of the passes, such as ``torch.bfloat16``, where the processor has it about
@@ -100,7 +98,8 @@ class Distillation:
     final_steps: int = 0
     at_end: bool = False
     last: float = 1.5
-    falls: bool = True
+    end: float = 0.0
+    between: float = 1.0
     by_batch: bool | None = None
     precision: torch.dtype | None = None
     observe: Callable[[int, int], None] | None = field(default=None, repr=False)
@@ -119,6 +118,16 @@ class Distillation:
                 raise ImpossibleRequestError(
                     f"{name} must be positive, not {getattr(self, name)!r}"
                 )
+        for name in ("warmup", "end", "between"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ImpossibleRequestError(
+                    f"{name} of Distillation is a share, from 0 to 1, not {getattr(self, name)!r}"
+                )
+        if self.precision not in (None, torch.bfloat16, torch.float16):
+            raise ImpossibleRequestError(
+                "precision of Distillation must be torch.bfloat16, torch.float16 or None, not "
+                f"{self.precision!r}"
+            )
 
     @property
     def num_samples(self) -> int:
@@ -144,15 +153,14 @@ class Distillation:
         if stages == 1:
             return self
         if stage < stages - 1:
-            return replace(self, falls=False, candidates=1)
+            return replace(self, end=self.between, candidates=1)
         return replace(self, steps=max(1, round(self.last * stages * self._sizes[0])))
 
     def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Distillation:
         """Return a copy that knows whether BatchNorm's statistics may follow the batches."""
-        known = statistics_of(model)
-        if self.by_batch is not None or known is None or layers.sharded:
+        known, some = statistics_of(model), inputs[:_COUNTED]
+        if self.by_batch is not None or known is None or len(some) < _NORMALISED or layers.sharded:
             return replace(self, by_batch=self.by_batch or False)
-        some = inputs[:_COUNTED]
         expected = outputs_of(model, some, _COUNTED_AT_ONCE)
         _retake(model, some)
         found = outputs_of(model, some, _COUNTED_AT_ONCE)
@@ -205,9 +213,8 @@ class Distillation:
         rise = max(1, round(self.warmup * steps))
         if step < rise:
             return (step + 1) / rise
-        least = 0.0 if self.falls else _BETWEEN
         fallen = 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-        return least + (1 - least) * fallen
+        return self.end + (1 - self.end) * fallen
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +248,7 @@ class _Passes:
             objective=replace(objective, batch_size=size),
             by_batch=by_batch,
             channels_last=_takes_channels_last(objective),
-            others=affine_of(objective.model) if by_batch else (),
+            others=free_affine_of(objective.model) if by_batch else (),
             precision=asked.precision,
         )
 
@@ -267,7 +274,9 @@ class _Passes:
     def take_statistics_again(self) -> None:
         """Take BatchNorm's running statistics at the model's weights, where they are not used."""
         if self.by_batch:
-            _retake(self.objective.model, self.objective.samples.spread(_COUNTED).inputs)
+            given = self.objective.given_inputs
+            few = len(given) < _COUNTED_AT_ONCE
+            _retake(self.objective.model, self.objective.samples.inputs if few else given)
 
     def _laid_out(self, samples: Samples) -> Samples:
         if not self.channels_last:
@@ -277,7 +286,9 @@ class _Passes:
 
 
 def _retake(model: nn.Module, inputs: AnyInputs) -> None:
-    """Take BatchNorm's running statistics again on ``inputs``, in equal batches."""
+    """Take BatchNorm's running statistics again on some of ``inputs``, in equal batches."""
+    number = min(len(inputs), _COUNTED)
+    inputs = inputs[torch.arange(number) * len(inputs) // number]
     parts = max(1, len(inputs) // _COUNTED_AT_ONCE)
     batches = [inputs[indices] for indices in torch.arange(len(inputs)).chunk(parts)]
     with evaluation_mode(model):
@@ -339,7 +350,10 @@ class _Adam:
             rates += [length.expand_as(scale)] * 2
         values = torch.cat([began, *beside])
         axes = [
-            (slice(layer.offset, layer.end), _Axes.of(layer.shape[0], layer.size))
+            (
+                slice(layer.offset, layer.end),
+                _Axes.of(layer.shape[0], values[layer.offset : layer.end]),
+            )
             for layer in layers
             if len(layer.shape) > 2
         ]
@@ -386,11 +400,11 @@ class _Axes:
     rows: int
 
     @classmethod
-    def of(cls, rows: int, size: int) -> _Axes:
-        """Those of a matrix with this number of rows and entries, not known yet."""
-        lengths = {0: rows, 1: size // rows}
+    def of(cls, rows: int, like: Tensor) -> _Axes:
+        """Those of a matrix with this number of rows and the entries of ``like``, not known yet."""
+        lengths = {0: rows, 1: len(like) // rows}
         found = {
-            side: (torch.zeros(length, length), torch.eye(length))
+            side: (like.new_zeros(length, length), torch.eye(length).to(like))
             for side, length in lengths.items()
             if length <= _TURNED
         }
@@ -400,7 +414,10 @@ class _Axes:
         """Take up another gradient; now and then turn the axes by a step of the power method."""
         matrix = gradient.view(self.rows, -1)
         for side, (mean, vectors) in self.sides.items():
-            mean.lerp_(matrix @ matrix.T if side == 0 else matrix.T @ matrix, 0.05 if step else 1.0)
+            product = matrix @ matrix.T if side == 0 else matrix.T @ matrix
+            if not torch.isfinite(product).all():
+                continue
+            mean.lerp_(product, 0.05 if step else 1.0)
             if step == 0:
                 vectors.copy_(torch.linalg.eigh(mean)[1])
             elif step % _TURNS == 0:
@@ -450,14 +467,14 @@ def compensation_for(
     """
     if not asked:
         return None
-    wanted = Compensation() if asked is True else asked
+    wanted = Compensation() if asked is True else as_compensate(asked)
     if isinstance(wanted, Compensation) and not getattr(loss, "curved", True):
         logger.warning(
             "the loss %s has no second derivative, so that second-order steps cannot move kept "
             "weights: moving them by Distillation()",
             loss,
         )
-        return Distillation()
+        return Distillation().suited(model, weights, inputs)
     suited = wanted.suited(model, weights, inputs)
     if suited is None:
         logger.warning(
@@ -465,5 +482,5 @@ def compensation_for(
             "%s: moving them by Distillation()",
             type(wanted).__name__,
         )
-        return Distillation()
+        return Distillation().suited(model, weights, inputs)
     return suited

@@ -425,7 +425,12 @@ class Improve:
 
 @dataclass(frozen=True)
 class Settle:
-    """The kept weights move once more: after a first pass, or after the last block."""
+    """The kept weights move once more: after a first pass, or after the last block.
+
+    Attributes:
+        method, stage, number: of the call.
+        ends_when_idle: whether it follows the last block.
+    """
 
     method: CompleteNetworkwise
     stage: int
@@ -434,7 +439,7 @@ class Settle:
     required = False
 
     def __call__(self, run: Run, state: State) -> State:
-        if run.compensate is not None:
+        if run.compensate is not None and not self.ends_when_idle:
             run = replace(run, compensate=run.compensate.at(self.stage, self.method.stages))
         return compensated(run, state.full(run.weights), self.stage, self.method)
 

@@ -50,8 +50,8 @@ def pruned(view=False):
     return made, kept
 
 
-def test_the_rate_falls_to_a_quarter_between_stages_and_to_zero_after_the_last():
-    whole = Distillation(steps=20, samples_per_step=8, candidates=3)
+def test_the_rate_falls_to_a_share_between_stages_and_to_zero_after_the_last():
+    whole = Distillation(steps=20, samples_per_step=8, candidates=3, between=0.25)
     early, last = whole.at(0, 4), whole.at(3, 4)
     assert (early.steps, early.candidates, last.steps, last.candidates) == (20, 1, 120, 3)
     assert early._share(0, 20) == early._share(1, 20) == 1.0
