@@ -174,3 +174,12 @@ def test_half_precision_passes_end_near_those_in_full():
         assert move.dtype == torch.float32
         ends.append(made.value())
     assert ends[1] == pytest.approx(ends[0], rel=0.2)
+
+
+def test_what_is_drawn_knows_how_many_samples_were_given():
+    made = replace(objective(Pooled().eval()), given=16)
+    drawn = made.drawn(40, torch.Generator().manual_seed(0))
+    assert 0 < drawn.given < 16
+    held = {tuple(sample.flatten().tolist()) for sample in made.given_inputs}
+    inside = [tuple(sample.flatten().tolist()) in held for sample in drawn.samples.inputs]
+    assert inside == [True] * drawn.given + [False] * (40 - drawn.given)
