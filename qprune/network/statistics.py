@@ -24,8 +24,8 @@ def norms_of(model: nn.Module) -> list[_BatchNorm]:
     Not those that share theirs with other processes, where there are some: these would wait.
 
     Example:
-        >>> norms_of(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)))
-        [BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
+        >>> len(norms_of(nn.Sequential(nn.BatchNorm1d(3), nn.GroupNorm(1, 3))))
+        1
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     shared = torch.distributed.is_available() and torch.distributed.is_initialized()
