@@ -70,6 +70,8 @@ JOBS = (
         "--output {out}/real_networks.jsonl", "--quick --sparsities 0.8", needs=("wikitext2",)),
     Job("pruning", "benchmarks.pruning --data {data} --output {out}/pruning.jsonl",
         "--only mask fitted --sparsity 0.95 --seeds 0", needs=NETWORKS),
+    Job("distillation", "benchmarks.distillation --data {data} --output {out}/distillation.jsonl",
+        "--only augment --networks mlpnet --sparsities 0.98 --seeds 0", needs=NETWORKS[:2]),
     Job("convex", "benchmarks.solvers_convex --data {data}/qubo",
         "--instances digits-n64 digits-n256-N1024 --reads 2 --time-limit 2", needs=("qubo",)),
     Job("local", "benchmarks.solvers_local --data {data}/qubo",

@@ -8,10 +8,16 @@ from .data.augment import (
 from .data.augment import (
     OwnText as OwnText,
 )
-from .data.augment import (
+from .data.calibration import Calibration as Calibration
+from .data.images import (
     ShiftImages as ShiftImages,
 )
-from .data.calibration import Calibration as Calibration
+from .data.images import (
+    SuitedImages as SuitedImages,
+)
+from .data.images import (
+    WarpImages as WarpImages,
+)
 from .data.inputs import Call as Call
 from .distributed.ranks import DataParallel as DataParallel
 from .distributed.ranks import Ranks as Ranks

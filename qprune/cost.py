@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -258,6 +258,8 @@ class Effort:
         samples_per_step: samples of one expansion.
         iterations: those of conjugate gradients at which compensation tries a step.
         curvature_share: share of the samples that compensation uses for the curvature.
+        moves: steps of distillation after the first pass of a stage.
+        samples_per_move: samples of one of them.
     """
 
     stages: int
@@ -266,16 +268,27 @@ class Effort:
     samples_per_step: int
     iterations: tuple[int, ...]
     curvature_share: float
+    moves: int
+    samples_per_move: int
 
 
-THOROUGH = Effort(20, 4, 20, 2400, (2, 4, 8, 16, 32), 1.0)
-FRUGAL = Effort(10, 1, 5, 400, (2, 4), 0.5)
+THOROUGH = Effort(20, 4, 20, 2400, (2, 4, 8, 16, 32), 1.0, 160, 128)
+FRUGAL = Effort(10, 1, 5, 400, (2, 4), 0.5, 160, 64)
 
 # Multiplications per sample from which a network counts as large: a pass over 2,400 samples
 # then takes about a second on one core.
 _LARGE = 4_000_000
+# Multiplications of all first-order passes of a stage: together with a last call of 1.5 times
+# as many as all stages take, some minutes of one core.
+_PASSED = 8e11
+# From so many on, a sample counts as a sequence of many tokens: a few make a step.
+_SEQUENCE = 500_000_000
 
 
 def effort_for(multiplications: int) -> Effort:
     """Return the defaults for a network with this number of multiplications per sample."""
-    return THOROUGH if multiplications < _LARGE else FRUGAL
+    effort = THOROUGH if multiplications < _LARGE else FRUGAL
+    samples = 8 if multiplications >= _SEQUENCE else effort.samples_per_move
+    # Forward and twice as much backward.
+    affordable = round(_PASSED / (3 * max(1, multiplications) * samples))
+    return replace(effort, moves=max(16, min(effort.moves, affordable)), samples_per_move=samples)

@@ -27,7 +27,6 @@ from qprune.errors import ImpossibleRequestError, QpruneError
 from qprune.models.save import save_model
 from qprune.network.admission import refuse_unstorable, refuse_wrapped
 from qprune.network.groups import Budget, NofM, groups_of, state_zeros
-from qprune.network.guards import restored_on_error
 from qprune.network.patterns import Pattern
 from qprune.network.weights import Weight
 from qprune.objective.loss_names import as_loss
@@ -43,8 +42,9 @@ from qprune.record.fingerprint import (
 )
 from qprune.record.folder import RunFolder, opened, saving
 from qprune.results import Estimate, LayerRecord, Observer, Report, Score
-from qprune.steps.compensate import Compensate, Compensation
+from qprune.steps.compensate import Compensate, Compensation, as_compensate
 from qprune.steps.distill import compensation_for
+from qprune.steps.guards import restored_on_error
 from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal, Limits
 from qprune.walk.networkwise import Networkwise
@@ -162,8 +162,9 @@ def prune(
             `PerSample` for one of your own. Where the loss leaves the kind of the outputs open, it
             is recognised (`qprune.objective.recognise`), logged, and in the report.
         augment: makes more samples to fit on (`qprune.data.augment`); "auto", with `DenseOutputs`,
-            shifts images (m, c, h, w), blends other numbers, and leaves tokens alone (see `OwnText`
-            for these).
+            shifts images (m, c, h, w), and mirrors them where the dense network bears it (see
+            `SuitedImages` for more), blends other numbers, and leaves tokens alone (see `OwnText`
+            for these). The report's settings say what was used.
         batch_size: samples per forward pass; None = by the size of the activations.
         seed: of all random choices; one seed, one mask.
         forward: (model, batch) -> outputs, for batches that the model does not take as they
@@ -242,7 +243,7 @@ def prune(
             generator=generator,
             seed=seed,
         )
-        settings = _settings(complete, ready.loss, moves, limits, asked | {"method": method})
+        settings = _settings(complete, ready, moves, limits, asked | {"method": method})
         begun = _begun(run, data, settings, folder, output_dir or resume_from)
         schedule = stack.enter_context(closing(complete.schedule(run)))  # Every action to come.
 
@@ -344,18 +345,22 @@ def _executor(given: Any, sampler: Any, threads: int, ranks: Ranks) -> Generator
 def _moves(method: Method, ready: Prepared, asked: bool | Compensate) -> Compensate | None:
     """The compensation, tried on the model where the method reads its loss."""
     if not method.uses_loss:
-        return Compensation() if asked is True else asked or None
+        return Compensation() if asked is True else as_compensate(asked) if asked else None
     return compensation_for(asked, ready.model, ready.weights, ready.fit.inputs, ready.loss)
 
 
 def _settings(
-    method: Method, loss: Loss, moves: Compensate | None, limits: Limits, asked: Mapping[str, Any]
+    method: Method,
+    ready: Prepared,
+    moves: Compensate | None,
+    limits: Limits,
+    asked: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that decides a run, as JSON has it; each field of a method by its name."""
     named = dict(asked)
     for one in _each(method):
         named |= {f.name: getattr(one, f.name) for f in fields(cast(Any, one)) if f.repr}
-    named |= {"compensate": moves or False, "loss": loss}
+    named |= {"compensate": moves or False, "loss": ready.loss, "augment": ready.augment}
     named |= {n: getattr(limits, n) for n in ("max_seconds", "max_steps", "max_memory")}
     told = {name: _plain(value) for name, value in named.items()}
     return told | {"method": [type(one).__name__ for one in _each(asked["method"])]}

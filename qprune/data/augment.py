@@ -1,8 +1,9 @@
 """Augmentation: more samples to fit on, made from given ones, with the dense network's outputs.
 
 With few calibration samples the second-order step fits their noise. A dense network can be asked
-about any input, so that blends and shifted copies of the samples pin it down further, and no
-labels are invented. The acceptance split is never augmented.
+about any input, so that blends and changed copies of the samples pin it down further, and no
+labels are invented. Images are changed in `qprune.data.images`. The acceptance split is never
+augmented.
 
 Augmentation by text that the dense language model writes itself.
 
@@ -21,9 +22,7 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from qprune.data.inputs import AnyInputs, Inputs
 from qprune.data.outputs import draw_classes
 from qprune.errors import CalibrationError, ImpossibleRequestError
 
@@ -51,6 +50,7 @@ class Mixup:
     Args:
         copies: blends made per sample.
         strength: largest share of the second sample.
+        of: changes both samples before; its first copy of each is taken. None = as they are.
 
     Raises:
         ImpossibleRequestError: ``copies`` is negative or ``strength`` not in (0, 1].
@@ -64,6 +64,7 @@ class Mixup:
     keeps_labels: ClassVar[bool] = False
     copies: int = 8
     strength: float = 0.5
+    of: Augmentation | None = None
 
     def __post_init__(self) -> None:
         check_copies(self.copies)
@@ -74,83 +75,12 @@ class Mixup:
         size = len(inputs)
         blends = [inputs[:0]]
         for _ in range(self.copies):
+            mixed = inputs if self.of is None else self.of(inputs, generator)[:size]
             partner = torch.randperm(size, generator=generator)
             share = self.strength * torch.rand(size, generator=generator)
             share = share.view(-1, *[1] * (inputs.ndim - 1)).to(inputs)
-            blends.append(torch.lerp(inputs, inputs[partner], share))
+            blends.append(torch.lerp(mixed, mixed[partner], share))
         return torch.cat(blends)
-
-
-@dataclass(frozen=True)
-class ShiftImages:
-    """Images shifted by a few pixels each way, edges repeated; half of them mirrored on request.
-
-    Args:
-        pixels: largest shift along height and along width.
-        mirror: whether half of the copies are flipped left to right.
-        shape: (channels, height, width) of flattened images; None for inputs (m, c, h, w).
-        copies: shifted images made per sample.
-
-    Raises:
-        ImpossibleRequestError: ``pixels`` or ``copies`` is negative.
-
-    Example:
-        >>> shift = ShiftImages(copies=2, shape=(1, 8, 8))
-        >>> shift(torch.zeros(4, 64), torch.Generator().manual_seed(0)).shape
-        torch.Size([8, 64])
-    """
-
-    keeps_labels: ClassVar[bool] = True
-    pixels: int = 2
-    mirror: bool = False
-    shape: tuple[int, int, int] | None = None
-    copies: int = 8
-
-    def __post_init__(self) -> None:
-        check_copies(self.copies)
-        if self.pixels < 0:
-            raise ImpossibleRequestError(f"pixels must be at least 0, not {self.pixels!r}")
-
-    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return shifted copies; see `Augmentation`.
-
-        Raises:
-            CalibrationError: the inputs are no images of that shape.
-        """
-        shape = self.shape or tuple(inputs.shape[1:])
-        if len(shape) != 3 or inputs[0].numel() != shape[0] * shape[1] * shape[2]:
-            raise CalibrationError(
-                f"inputs of shape {tuple(inputs.shape[1:])} are no images (channels, height, "
-                "width); give ShiftImages their shape, or use Mixup"
-            )
-        images = inputs.view(-1, *shape)
-        copies = [self._moved(images, generator) for _ in range(self.copies)]
-        return torch.cat([inputs[:0], *(copy.view_as(inputs) for copy in copies)])
-
-    def _moved(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        number, _, height, width = images.shape
-        edge = self.pixels
-        padded = functional.pad(images, (edge,) * 4, mode="replicate")
-        down, right = (
-            torch.randint(2 * edge + 1, (number, 1), generator=generator) for _ in range(2)
-        )
-        rows = down + torch.arange(height)
-        cols = right + torch.arange(width)
-        if self.mirror:
-            flip = torch.rand(number, 1, generator=generator) < 0.5
-            cols = torch.where(flip, cols.flip(1), cols)
-        sample = torch.arange(number)[:, None, None]
-        return padded.movedim(1, -1)[sample, rows[:, :, None], cols[:, None, :]].movedim(-1, 1)
-
-
-def natural(inputs: AnyInputs) -> Augmentation | None:
-    """Return the default augmentation of ``inputs``: shifts, blends, or None.
-
-    None for tokens, and for inputs of several tensors, which need not match after a change.
-    """
-    if isinstance(inputs, Inputs) or not inputs.is_floating_point():
-        return None
-    return ShiftImages() if inputs.ndim == 4 else Mixup()
 
 
 def check_copies(copies: int) -> None:

@@ -138,7 +138,7 @@ class Settings(BaseModel):
         json_schema_extra={"option": "--compensate/--mask-only"},
     )
     augment: bool = Field(
-        True, description="whether to fit on shifted or blended copies of the samples too"
+        True, description="whether to fit on changed or blended copies of the samples too"
     )
     samples_per_step: Number | None = Field(
         None, description="samples in one expansion (2400; 400 for a large network)"

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from qprune.data.augment import Augmentation, ShiftImages
+from qprune.data.augment import Augmentation
 from qprune.data.calibration import Calibration
+from qprune.data.images import ShiftImages
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.models.evaluate import score
 from qprune.models.factories import call_factory

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qprune.data.augment import Augmentation, natural
+from qprune.data.augment import Augmentation
 from qprune.data.calibration import Calibration
+from qprune.data.images import SuitedImages, natural
 from qprune.data.inputs import AnyInputs, Inputs, called, mapped
 from qprune.data.outputs import Real
 from qprune.distributed.ranks import ALONE, Parts, Ranks
@@ -21,7 +23,7 @@ from qprune.distributed.sharding import is_sharded
 from qprune.distributed.workers import PerThread, workers_for
 from qprune.errors import CalibrationError, ImpossibleRequestError
 from qprune.network.weights import Weights
-from qprune.objective.losses import Loss
+from qprune.objective.losses import DenseOutputs, Loss
 from qprune.objective.trace.autograd import ByAutograd
 from qprune.objective.trace.preflight import examined, reached, state_coverage
 from qprune.objective.trace.recorder import (
@@ -107,14 +109,15 @@ class Objective:
     @property
     def given_inputs(self) -> AnyInputs:
         """The inputs that were given, none of those that were made from others."""
-        return self.samples.inputs[: self.given]
+        number = self.given if self.numbers is None else int((self.numbers < self.given).sum())
+        return self.samples.inputs[:number]
 
     @cached_property
     def parts(self) -> tuple[SamplePart, ...]:
         """Two halves, each in what was given and what was made from it; one part if too few.
 
         A sample is in the half of the one that it was made from, so that nothing in one half is
-        known to the other.
+        known to the other, but for the lesser share of a blend.
         """
         numbers = torch.arange(len(self.samples)) if self.numbers is None else self.numbers
         if self.given < _FEWEST_HALVED:
@@ -137,7 +140,8 @@ class Objective:
         if len(self.samples) <= number:
             return self
         chosen = torch.randperm(len(self.samples), generator=generator)[:number].sort().values
-        return replace(self, samples=self.samples.take(chosen), numbers=chosen)
+        numbers = chosen if self.numbers is None else self.numbers[chosen]
+        return replace(self, samples=self.samples.take(chosen), numbers=numbers)
 
     def refitted(self, values_move: bool) -> Objective:
         """With the loss fitted to the current outputs, where it has something to fit.
@@ -152,21 +156,49 @@ class Objective:
 
     def gradient(self) -> Float[Tensor, " N"]:
         """Gradient at the model's current weights by all targeted weights, shape (N,)."""
-        weights = self.weights
-        total = torch.zeros(weights.size, device=weights.device, dtype=weights.dtype)
-        own = PerThread(lambda: self.samples.ranks.own((self.model, weights)))
+        with self.differentiable() as gradient:
+            return gradient(self.samples)
 
-        def one(_: int, batch: Samples) -> tuple[None, Parts]:
-            model, weights = own()
-            with differentiating(model, weights) as tensors:
-                with recorder_if_needed(weights) as recorder:
+    @contextmanager
+    def differentiable(
+        self, others: Sequence[nn.Parameter] = (), precision: torch.dtype | None = None
+    ) -> Generator[Callable[[Samples], Tensor]]:
+        """The function samples -> gradient (N,) of their mean loss, for many calls in a row.
+
+        The model is made ready once; its weights may be changed between the calls.
+
+        Args:
+            others: parameters that are not targeted; their gradients follow those of the weights.
+            precision: of the passes, by torch's autocast; None = as the model is.
+        """
+        home, sizes = self.weights, [tensor.numel() for tensor in others]
+
+        def gradient(samples: Samples) -> Tensor:
+            size = home.size + sum(sizes)
+            total = torch.zeros(size, device=home.device, dtype=home.dtype)
+            # A thread's copy of the model has the modes, the flags and the weights of this call.
+            own = PerThread(lambda: samples.ranks.own((self.model, home, others)))
+
+            def one(_: int, batch: Samples) -> tuple[None, Parts]:
+                model, weights, beside = own()
+                cast = torch.autocast(home.device.type, precision, enabled=precision is not None)
+                with cast, recorder_if_needed(weights) as recorder:
                     outputs = forward(model, batch.inputs)
-                losses = self.loss.per_sample(outputs, batch.targets)
+                losses = self.loss.per_sample(
+                    outputs if precision is None else outputs.float(), batch.targets
+                )
+                tensors = [*weights.parameters, *beside]
                 return None, gradients_by_weight(losses, tensors, recorder, again=False)
 
-        batches = list(self.samples.batches(self.batch_size))
-        self.samples.ranks.accumulate(one, batches, weights.split(total))
-        return total / len(self.samples)
+            batches = list(samples.batches(self.batch_size))
+            totals = [*home.split(total[: home.size]), *total[home.size :].split(sizes)]
+            samples.ranks.accumulate(one, batches, totals if sizes else home.split(total))
+            return total / len(samples)
+
+        with differentiating(self.model, home):
+            for tensor in others:
+                tensor.requires_grad_()
+            yield gradient
 
     def require_finite(self) -> None:
         """Refuse NaN or Inf at the current weights.
@@ -319,7 +351,7 @@ def prepared(
         loss=loss,
         fit=fit,
         held_out=held_out,
-        augment=augmentation_for(augment, loss, fit),
+        augment=augmentation_for(augment, loss, fit, partial(_felt, model, loss)),
         sample=sample,
         batch_size=batch_size or max(1, min(_MAX_BATCH, _BATCH_FLOATS // max(1, sample.floats))),
         ranks=ranks,
@@ -519,13 +551,27 @@ def samples_of(
     return Samples(inputs, labels, network.ranks)
 
 
+def _felt(model: nn.Module, loss: Loss, changed: Tensor, inputs: Tensor) -> float:
+    """Mean loss of the outputs on ``changed`` against those on ``inputs``."""
+    if loss.needs_labels:
+        loss = DenseOutputs(kind=getattr(loss, "kind", None))
+    found, expected = (outputs_of(model, x, _LOOKED_AT_TOGETHER) for x in (changed, inputs))
+    return float(loss.per_sample(found, expected).mean())
+
+
 def augmentation_for(
-    augment: Augmentation | str | None, loss: Loss, fit: Calibration
+    augment: Augmentation | str | None,
+    loss: Loss,
+    fit: Calibration,
+    felt: Callable[[Tensor, Tensor], float],
 ) -> Augmentation | None:
     """The augmentation that was asked for, or that suits the data by itself.
 
+    For ``felt`` see `qprune.data.images.SuitedImages.chosen`.
+
     Raises:
         ImpossibleRequestError: no such augmentation, or one that does not fit the loss.
+        CalibrationError: the inputs are no images, where those are to be changed.
     """
     if isinstance(augment, str):
         if augment != "auto":
@@ -533,8 +579,11 @@ def augmentation_for(
                 f"augment must be 'auto', None or an object such as Mixup(), not {augment!r}"
             )
         augment = natural(fit.inputs)
-        suits = augment is None or augment.keeps_labels or not loss.needs_labels
-        return augment if suits else None
+        if augment is not None and loss.needs_labels and not augment.keeps_labels:
+            augment = None
+    if isinstance(augment, SuitedImages) and isinstance(fit.inputs, Tensor):
+        augment = augment.chosen(fit.inputs, felt, blends=not loss.needs_labels)
+    logger.info("augmentation: %s", augment)
     if augment is not None and loss.needs_labels and not augment.keeps_labels:
         raise ImpossibleRequestError(
             f"samples of {type(augment).__name__} have no labels; use loss=DenseOutputs(), "

@@ -242,7 +242,7 @@ class Checkpoints:
 def _packed(name: str, state: State, known: State | None = None) -> dict[str, Tensor]:
     """The tensors of ``state`` that are not the very ones of ``known``."""
     packed: dict[str, Tensor] = {}
-    for part in ("values", "resting"):
+    for part in ("values", "resting", "statistics"):
         tensor = getattr(state, part)
         if tensor is not None and (known is None or tensor is not getattr(known, part)):
             packed[f"{name}.{part}"] = tensor.cpu().contiguous()
@@ -259,7 +259,7 @@ def _unpacked(
     values, resting = tensors.get(f"{name}.values"), tensors.get(f"{name}.resting")
     if values is None or resting is None:
         return State(mask, trusted)
-    return FullState(mask, trusted, values, resting)
+    return FullState(mask, trusted, values, resting, tensors.get(f"{name}.statistics"))
 
 
 def _size(snapshot: Snapshot) -> int:

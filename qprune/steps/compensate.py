@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from qprune.cost import THOROUGH, Effort
 from qprune.data.inputs import AnyInputs
 from qprune.distributed.ranks import Parts
 from qprune.distributed.sharding import Tangents
+from qprune.errors import ImpossibleRequestError
 from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
@@ -82,6 +83,10 @@ class Compensate(Protocol):
         """Return a copy with the defaults of ``effort`` for all that is None."""
         ...
 
+    def at(self, stage: int, stages: int) -> Compensate:
+        """Return a copy for the call after the first pass of one of ``stages``, from 0 on."""
+        ...
+
     def suited(self, model: nn.Module, layers: Weights, inputs: AnyInputs) -> Compensate | None:
         """Return a copy with the derivatives that the network has; None if they do not suffice.
 
@@ -102,9 +107,32 @@ class Compensate(Protocol):
     ) -> Iterator[Tensor]:
         """Yield candidate moves of all targeted weights, shape (N,), zero where pruned.
 
-        The caller may write other weights into the model before it asks for the next one.
+        The caller may write other weights into the model before it asks for the next one. Running
+        statistics of BatchNorm that belong to a move are in the model when it is yielded.
         """
         ...
+
+
+_PARTS = (
+    *("final_steps", "at_end", "num_samples", "completed", "at", "suited", "cost", "probe"),
+    "moves",
+)
+
+
+def as_compensate(value: Any) -> Compensate:
+    """Return ``value``, a strategy.
+
+    Raises:
+        ImpossibleRequestError: it is none; names the first part that it lacks.
+    """
+    missing = [name for name in _PARTS if not hasattr(value, name)]
+    if missing or isinstance(value, type):
+        lack = f"it has no {missing[0]}" if missing else "it is a class; pass an object of it"
+        shown = value.__name__ if isinstance(value, type) else type(value).__name__
+        raise ImpossibleRequestError(
+            f"compensate must be True, False or a qprune.Compensate, and {shown} is none: {lack}"
+        )
+    return cast(Compensate, value)
 
 
 Parameters = tuple[Tensor, ...]
@@ -231,6 +259,10 @@ class Compensation:
                 return replace(self, derivatives=derivatives)
             logger.info("compensation cannot take %s here: %s", derivatives.name, reason)
         return None
+
+    def at(self, stage: int, stages: int) -> Compensation:
+        """Return self: every call is alike."""
+        return self
 
     @property
     def at_end(self) -> bool:

@@ -320,12 +320,14 @@ def load_of(
     gauges = _Gauges.of(method, prepared, compensate)
     move, fit, loss, augment = compensate, prepared.fit, prepared.loss, prepared.augment
     rounds = (method.stages - 1) * method.rounds + method.final_rounds
-    moves = method.stages + rounds + move.final_steps if move else 0
+    calls = _calls(move, method.stages, rounds) if move else []
+    moves = len(calls)
     steps = method.stages + rounds + moves
     share = min(1.0, (limits.max_steps or steps) / max(1, steps))
     copies = getattr(augment, "copies", 0 if augment is None else 8)
     drawn = min(method.samples_per_step, len(fit) * (1 + copies))
-    moving = move.cost(drawn) if move else MoveCost(0.0, 0, 0, 0)
+    costs = [call.cost(drawn) for call in calls] or [MoveCost(0.0, 0, 0, 0)]
+    moving = costs[-1]
     return Load(
         weights=prepared.weights.size,
         model_bytes=sum(t.nbytes for t in prepared.model.state_dict().values()),
@@ -342,8 +344,8 @@ def load_of(
         starts=method.stages,
         rounds=round(rounds * share),
         moves=round(moves * share),
-        judged_moves=moving.candidates,
-        moved=moving.samples,
+        judged_moves=round(sum(cost.candidates for cost in costs) / len(costs)),
+        moved=sum(cost.samples for cost in costs) / len(costs),
         moved_batch=moving.at_once,
         vectors=moving.bytes_per_weight,
         fits=loss.fits(values_move=move is not None),
@@ -357,6 +359,14 @@ def load_of(
         written=_written(prepared),
         threads=getattr(prepared.ranks, "number", 1),
     )
+
+
+def _calls(move: Compensate, stages: int, rounds: int) -> list[Compensate]:
+    """The compensation in every call of a run."""
+    after = [move] * move.final_steps
+    if move.at_end:
+        return after
+    return [*(move.at(stage, stages) for stage in range(stages)), *[move] * rounds, *after]
 
 
 @dataclass(frozen=True, eq=False)

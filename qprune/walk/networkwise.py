@@ -22,6 +22,7 @@ from qprune.distributed.sharding import refuse_other_shardings
 from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.network.groups import named, prune_lowest
 from qprune.network.patterns import Pattern
+from qprune.network.statistics import statistics_of
 from qprune.network.weights import Weights, find_weights
 from qprune.objective import CURVATURES, EmpiricalFisher, SampledFisher, SketchedFisher
 from qprune.objective.curvature import Curvature, Expansion
@@ -329,6 +330,8 @@ class CompleteNetworkwise(Networkwise):
 
     def pruned(self, run: Run, state: FullState, stage: int, step: Attempt) -> FullState:
         """The state pruned to a stage's counts by the start, and noted; always taken."""
+        if state.statistics is None:
+            state = replace(state, statistics=statistics_of(run.objective.model))
         objective = self.drawn(run).refitted(run.compensate is not None)
         judge = replace(run.judge, loss=objective.loss)
         before = judge.value()
@@ -406,7 +409,8 @@ class Improve:
             return replace(state, trust=trust)
         after = replace(carried_out(state, taken), trust=trust)
         if trial.settles:
-            return replace(after, values=run.weights.read())
+            model = run.objective.model
+            return replace(after, values=run.weights.read(), statistics=statistics_of(model))
         if not trial.compensates:
             return after
         try:
@@ -446,7 +450,12 @@ class Improve:
 
 @dataclass(frozen=True)
 class Settle:
-    """The kept weights move once more: after a first pass, or after the last block."""
+    """The kept weights move once more: after a first pass, or after the last block.
+
+    Attributes:
+        method, stage, number: of the call.
+        ends_when_idle: whether it follows the last block.
+    """
 
     method: CompleteNetworkwise
     stage: int
@@ -455,6 +464,8 @@ class Settle:
     required = False
 
     def __call__(self, run: Run, state: State) -> State:
+        if run.compensate is not None and not self.ends_when_idle:
+            run = replace(run, compensate=run.compensate.at(self.stage, self.method.stages))
         return compensated(run, state.full(run.weights), self.stage, self.method)
 
     def undone(self, run: Run, progress: Progress, error: NonFiniteError) -> State:
@@ -487,17 +498,18 @@ def moved(run: Run, state: FullState, method: CompleteNetworkwise) -> Moved:
     judge = replace(run.judge, loss=objective.loss)
     fit_loss = replace(objective, samples=objective.samples.spread(_NOTED)).value()
     present = judge.value()
-    best, values = present, state.values
+    best, after = present, state
     for move in run.compensate.moves(objective, state.mask, run.generator):
+        statistics = statistics_of(run.objective.model)
         run.weights.write(state.values + move)
         judged = judge.value()
         if judged < best:
-            best, values = judged, state.values + move
+            best = judged
+            after = replace(state, values=state.values + move, statistics=statistics)
         if run.journal.exhausted:
             break
-    run.weights.write(values)
-    state = state if values is state.values else replace(state, values=values)
-    return Moved(state, best - present, best, fit_loss)
+    run.put_back(after)
+    return Moved(after, best - present, best, fit_loss)
 
 
 def compensated(run: Run, state: FullState, stage: int, method: CompleteNetworkwise) -> FullState:

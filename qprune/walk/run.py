@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import torch
 
 from qprune.network.groups import Groups
-from qprune.network.guards import Dense
+from qprune.network.statistics import write_statistics
 from qprune.network.weights import Weights
 from qprune.objective.samples import Objective
 from qprune.steps.compensate import Compensate
+from qprune.steps.guards import Dense
 from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal
 from qprune.walk.state import State
@@ -77,6 +78,8 @@ class Run:
         Where the model alone held them, the weights that the state has not pruned get their dense
         values again.
         """
+        if state.statistics is not None:
+            write_statistics(self.objective.model, state.statistics)
         if state.values is not None:
             self.weights.write(state.values)
             return

@@ -202,7 +202,7 @@ def gone_back(
     if int(before.mask.sum()) != int(state.mask.sum()):
         raise error
     logger.warning("%s: going back by one step", error)
-    run.weights.write(before.values)
+    run.put_back(before)
     # The move that led here promised well and was believed: believe less.
     restored = replace(before, trust=state.trust.raised(0.0, 1))
     run.journal.fault(Fault("not finite", str(error), "the last change was undone"))

@@ -22,12 +22,15 @@ class State:
             until an action across the network asks.
         resting: number of the first round in which a weight is offered again, shape (N,), int32;
             None until a round of blocks asks.
+        statistics: running means and variances of BatchNorm
+            (`qprune.network.statistics.statistics_of`); None while they are the dense network's.
     """
 
     mask: Tensor
     trust: Trust = field(default_factory=Trust)
     values: Tensor | None = None
     resting: Tensor | None = None
+    statistics: Tensor | None = None
 
     @classmethod
     def dense(cls, weights: Weights) -> State:
@@ -43,7 +46,7 @@ class State:
         resting = self.resting
         if resting is None:
             resting = torch.zeros(weights.size, dtype=torch.int32)
-        return FullState(self.mask, self.trust, self.held(weights), resting)
+        return FullState(self.mask, self.trust, self.held(weights), resting, self.statistics)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from small_networks import mlp
 import qprune
 from qprune import Limits
 from qprune.errors import DISK, RunFolderError
+from qprune.network.statistics import take_again
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.record.folder import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
 from qprune.steps.compensate import Compensation
@@ -76,6 +77,39 @@ def test_killed_at_a_step_it_ends_as_if_never_killed(tmp_path, whole, every_step
         assert same(pruned.mask, again.mask)
         assert [s.kind for s in again.report.steps] == [s.kind for s in pruned.report.steps]
         assert len((folder / STEPS).read_text().splitlines()) == number
+
+
+def normalised():
+    model = mlp()
+    model.insert(1, torch.nn.BatchNorm1d(12))
+    model = model.eval()
+    take_again(model, model, [INPUTS])
+    return model
+
+
+def test_statistics_of_batch_norm_are_resumed_and_put_back(tmp_path, every_step):
+    options = RUN | {"compensate": qprune.Distillation(20, 32), "augment": None}
+    options |= {"method": qprune.Networkwise(stages=3, rounds=0, final_rounds=0)}
+    model = normalised()
+    dense = weights_of(model)
+    qprune.prune(model, INPUTS, **options)
+    for at in (1, 2, 4):
+
+        def observe(step, at=at):
+            if step.index == at:
+                raise KilledError
+
+        folder, again = tmp_path / str(at), normalised()
+        with pytest.raises(KilledError):
+            qprune.prune(again, INPUTS, **options, output_dir=folder, observe=observe)
+        assert same(dense, weights_of(again))
+        qprune.prune(again, INPUTS, **options, resume_from=folder)
+        assert same(weights_of(model), weights_of(again)), f"killed at step {at}"
+    moved = {
+        name for name, value in model.state_dict().items() if not same({0: dense[name]}, {0: value})
+    }
+    assert {"1.running_mean", "1.running_var", "1.weight", "1.bias"} < moved
+    assert not moved & {"0.bias", "3.bias", "1.num_batches_tracked"}
 
 
 def test_killed_again_and_again(tmp_path, whole, every_step):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qprune.network.layouts import evaluation_mode
+from qprune.network.statistics import affine_of
 from qprune.network.weights import Weights
 
 
@@ -59,20 +60,21 @@ class Dense:
 
 @contextmanager
 def restored_on_error(model: nn.Module, weights: Weights) -> Generator[Dense]:
-    """Evaluation mode within the context; on any error weights and buffers are put back.
+    """Evaluation mode within the context; on any error everything that a run changes is put back.
 
     Yields:
         The copy of the targeted weights.
     """
     dense = Dense.of(weights)
     # Buffers that the state dict leaves out change, too.
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    beside = [*model.buffers(), *affine_of(model)]
+    copies = [(tensor, tensor.detach().clone()) for tensor in beside]
     with evaluation_mode(model):
         try:
             yield dense
         except BaseException:
             dense.put_back()
             with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for tensor, before in copies:
+                    tensor.copy_(before)
             raise
