@@ -79,7 +79,7 @@ def test_samples_as_given_count_where_others_were_made():
     twice = View(2 * same.gradient, same.factor * 1.5**0.5)
     found = factors([Trial(block(), same, same, twice)] * 2, DAMPING)
     assert found.gradient == pytest.approx(2.0)
-    assert found.curvature == found.damping == pytest.approx(1.5)
+    assert (found.curvature, found.damping) == pytest.approx((1.5, 1.5))
 
 
 def test_factors_stay_within_limits():
