@@ -24,6 +24,7 @@ from qprune.errors import NonFiniteError
 from qprune.network.groups import named
 from qprune.steps.solve import answer
 from solvers import Ask
+from solvers.rows.coupled import solve_coupled
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array, as_host, refit
 from solvers.rows.search import solve_rows
@@ -84,16 +85,16 @@ class Moments:
         exact_in_tf32 = x.is_cuda and x.dtype in _EXACT_IN_TF32
         x = _flat(x)
         with _tensor_cores(exact_in_tf32):
-            product = x.T @ x
-        if self._ranks.any(not bool(torch.isfinite(product.diagonal()).all())):
+            gram = product(x, x)
+        if self._ranks.any(not bool(torch.isfinite(gram.diagonal()).all())):
             raise NonFiniteError(
                 f"the inputs of layer {self.name!r} hold NaN or Inf, or overflow; look at the "
                 "layers before it, or load the model in a wider dtype"
             )
-        parts = [product]
+        parts = [gram]
         if self.cross is not None:
             with _tensor_cores(exact_in_tf32):
-                parts.append(torch.zeros_like(product) if dense is None else _flat(dense).T @ x)
+                parts.append(torch.zeros_like(gram) if dense is None else product(_flat(dense), x))
         self._sums.add(parts, self._ranks.size)
         self.tokens += len(x)
 
@@ -101,6 +102,16 @@ class Moments:
         """Finish the sums, after all ranks have added their tokens."""
         self._sums.close()
         self.tokens = self._ranks.total(self.tokens)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """X' Y of (tokens, n) and (tokens, m), in their dtype.
+
+    On a host numpy's library is taken: torch's may be half as fast on processors of other makers.
+    """
+    if x.device.type != "cpu":
+        return x.T @ y
+    return torch.from_numpy(x.detach().numpy().T @ y.detach().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +176,7 @@ class RowMethod(Protocol):
         by_group: collect inputs again after each group of matrices with the same input.
         damping: added to the diagonal of A = X X', as a share of its mean.
         work: numbers that it holds at its worst: per pair of inputs, and per weight of the matrix.
+        couples: it takes `RowProblem.felt` into account; others get problems without.
     """
 
     @property
@@ -175,6 +187,8 @@ class RowMethod(Protocol):
     def damping(self) -> float: ...
     @property
     def work(self) -> tuple[float, float]: ...
+    @property
+    def couples(self) -> bool: ...
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         """Choose the mask and, when compensating, the values."""
@@ -209,6 +223,7 @@ class OneShot:
     start: str
     dense_targets = False
     by_group = False
+    couples = False
     damping = 0.0
 
     def __post_init__(self) -> None:
@@ -231,6 +246,9 @@ _SEARCH = (6.0, 15.0)
 class Reconstruct:
     """Local search from a start: swaps within rows, trades between rows and refits.
 
+    Coupled rows (`RowProblem.felt`) get the start's mask and their best values on it, or swaps over
+    the whole matrix where values stay: the coupling is worth far more than swaps within rows.
+
     With `dense_targets`, and inputs collected again by group, the error is that of the outputs
     against the dense network's for the same tokens, so that a layer compensates for the
     pruning of the layers before it.
@@ -252,9 +270,14 @@ class Reconstruct:
     # Not in repr: a run may be resumed with another number.
     num_threads: int = field(default=1, repr=False, compare=False)
     work = _SEARCH
+    couples = True
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         start = self.start(problem)
+        if problem.felt is not None:
+            values = start.values if compensate else problem.targets
+            found = solve_coupled(problem, mask=start.mask, values=values, compensate=compensate)
+            return Solved(found.mask, found.values)
         solution = solve_rows(
             problem,
             mask=start.mask,
@@ -290,6 +313,7 @@ class SampledRows:
     damping: float = 0.01
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
     work = _SEARCH
+    couples = False
 
     def __post_init__(self) -> None:
         self._ask()  # Wrong options are refused before a block's passes.
