@@ -24,10 +24,9 @@ from qprune.errors import NonFiniteError
 from qprune.network.groups import named
 from qprune.steps.solve import answer
 from solvers import Ask
-from solvers.rows.coupled import solve_coupled
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array, as_host, refit
-from solvers.rows.search import solve_rows
+from solvers.rows.search import solve_coupled, solve_rows
 from solvers.rows.starts import Start, admm, magnitude, obs_sweep, wanda
 
 # Types whose significands have no more bits than TF32's.
@@ -48,6 +47,9 @@ def _tensor_cores(use: bool) -> Generator[None]:
 class Moments:
     """Sums X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
 
+    Of a matrix that adds to a residual stream also R X', R what the stream lacks there
+    (`qprune.steps.residuals`).
+
     Products are taken in float32 or better, whatever the model's dtype, and summed in float64
     (float32 on a device). A device multiplies float16 or bfloat16 inputs on its tensor
     cores: TF32 holds such numbers exactly, and sums in float32.
@@ -58,6 +60,7 @@ class Moments:
         device: device of the sums.
         with_dense: True if dense inputs are given too.
         ranks: processes, each of which adds its own tokens, all at the same time.
+        adding: rows of the matrix, if what the stream lacks is given too.
     """
 
     def __init__(
@@ -67,17 +70,25 @@ class Moments:
         device: torch.device,
         with_dense: bool,
         ranks: Ranks = ALONE,
+        adding: int = 0,
     ) -> None:
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         self.name = name
         self.tokens = 0
         self.gram = torch.zeros(inputs, inputs, dtype=dtype, device=device)
         self.cross = torch.zeros_like(self.gram) if with_dense else None
+        self.lack = torch.zeros(adding, inputs, dtype=dtype, device=device) if adding else None
         self._ranks = ranks
-        self._sums = ranks.summing([t for t in (self.gram, self.cross) if t is not None])
+        sums = (self.gram, self.cross, self.lack)
+        self._sums = ranks.summing([t for t in sums if t is not None])
 
-    def add(self, x: Tensor, dense: Tensor | None = None) -> None:
-        """Add inputs (..., inputs) of some tokens, and the dense network's for the same ones.
+    def add(self, x: Tensor, dense: Tensor | None = None, lack: Tensor | None = None) -> None:
+        """Add inputs (..., inputs) of some tokens, and for the same ones the dense network's.
+
+        Args:
+            x: inputs.
+            dense: the dense network's.
+            lack: what the stream lacks, shape (..., rows).
 
         Raises:
             NonFiniteError: NaN or Inf among them.
@@ -95,6 +106,9 @@ class Moments:
         if self.cross is not None:
             with _tensor_cores(exact_in_tf32):
                 parts.append(torch.zeros_like(gram) if dense is None else product(_flat(dense), x))
+        if self.lack is not None:
+            assert lack is not None
+            parts.append(product(_flat(lack), x))
         self._sums.add(parts, self._ranks.size)
         self.tokens += len(x)
 
@@ -111,7 +125,8 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     """
     if x.device.type != "cpu":
         return x.T @ y
-    return torch.from_numpy(x.detach().numpy().T @ y.detach().numpy())
+    with np.errstate(all="ignore"):  # Infinite sums are found by the caller.
+        return torch.from_numpy(x.detach().numpy().T @ y.detach().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +145,10 @@ class Quadratic:
 def quadratic(
     moments: Moments, weights: Tensor, damping: float, dense_share: float = 1.0
 ) -> Quadratic:
-    """Return |W X - W0 X0|^2 + ridge |W - W0|^2 around its unconstrained optimum.
+    """Return |W X - W0 X0 - R|^2 + ridge |W - W0|^2 around its unconstrained optimum.
 
-    With C = X0 X' the optimum is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs
+    With C = X0 X' and R what a residual stream lacks (else 0), the optimum is
+    (W0 (C + ridge) + R X') (A + ridge)^-1; it is W0 itself where the inputs
     are the dense network's own (or C is not known), as SparseGPT and ALPS take them.
 
     Args:
@@ -152,7 +168,10 @@ def quadratic(
         cross.diagonal().add_(shift)
         factor, failed = torch.linalg.cholesky_ex(gram)
         if not int(failed):
-            targets = torch.cholesky_solve(cross.T @ targets.T, factor).T
+            wanted = targets @ cross
+            if moments.lack is not None:
+                wanted = wanted + dense_share * moments.lack
+            targets = torch.cholesky_solve(wanted.T, factor).T
     return Quadratic(gram, targets.contiguous())
 
 

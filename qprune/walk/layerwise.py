@@ -151,14 +151,16 @@ class Layerwise:
             keep_dense=self.row_method.dense_targets,
             ranks=run.objective.samples.ranks.serial,
         )
-        felt = (self.shares and self.shares.felt(model, run.weights, inputs, run.seed)) or []
-        counts = counts_by_weight(run, self.shares, felt)
+        shares, moving = self.shares, bool(self.compensate)
+        felt = shares.felt(model, run.weights, inputs, run.seed) if shares else []
+        counts = counts_by_weight(run, shares, felt, moving=moving)
+        # The errors that held values leave are too large for the loss' second order.
+        coupled = self.row_method.couples and moving and shares
+        together = [one.coupling(shares.coupling) for one in felt] if coupled else []
         usual = run.objective.batch_size
         size = self.batch_size or usual
-        together = [one.coupling(self.shares.coupling) if self.shares else None for one in felt]
-        coupled = together if self.row_method.couples else []
         actions = [
-            PruneBlock(self, i, streams, counts, coupled, size, usual) for i in streams.indices
+            PruneBlock(self, i, streams, counts, together, size, usual) for i in streams.indices
         ]
         return Schedule(actions, streams.close)
 
@@ -171,7 +173,8 @@ class Layerwise:
         executor: Any,
     ) -> Needs:
         """See `qprune.walk.schedule.Method`."""
-        return layer_cost(self.row_method, prepared, find_blocks(prepared.model), self.offload)
+        blocks = find_blocks(prepared.model)
+        return layer_cost(self.row_method, prepared, blocks, self.offload, self.shares)
 
     def first_pass(self, run: Run) -> State | None:
         """None: it would have to do all of its work twice."""
@@ -265,13 +268,16 @@ class PruneBlock:
         raise error
 
 
-def counts_by_weight(run: Run, shares: Sensitivity | None, felt: Sequence[Felt]) -> list[Counts]:
+def counts_by_weight(
+    run: Run, shares: Sensitivity | None, felt: Sequence[Felt], *, moving: bool
+) -> list[Counts]:
     """The exact counts of every weight; they add up to the run's.
 
     Args:
         run: its groups may fix them.
         shares: how the model's count is shared among the layers, where they do not.
         felt: what the loss feels of every weight, where ``shares`` are given.
+        moving: kept values move.
     """
     weights, groups = run.weights, run.groups
     found = [groups.of_weight(number) for number in range(len(weights))]
@@ -282,7 +288,7 @@ def counts_by_weight(run: Run, shares: Sensitivity | None, felt: Sequence[Felt])
     sparsity = groups.total / weights.size
     wanted = dict.fromkeys((weight.name for weight in weights), sparsity)
     if shares is not None:
-        wanted = shares.shares(weights, felt, sparsity, run.seed)
+        wanted = shares.shares(weights, felt, sparsity, run.seed, moving=moving)
     numbers = torch.tensor(list(wanted.values()), dtype=torch.float64) * sizes
     # The threshold hits the count up to ties and sampling; the rest is scaled away.
     numbers *= groups.total / float(numbers.sum())

@@ -1,4 +1,4 @@
-"""What the loss at the network's end feels of every matrix: weights of its outputs, layer budgets.
+"""Curvature of the loss as every matrix feels it: weights of its outputs, and layer budgets.
 
 One backward pass of the Gauss-Newton sketch over some samples gives every matrix' curvature as a
 Kronecker product (K-FAC, Martens and Grosse 2015, arXiv 1503.05671): G = E[delta delta'] of the
@@ -10,8 +10,8 @@ derivatives by its outputs, A = E[x x'] of its inputs.
   which one more weight is worth the same everywhere, within a band around the common one. (Budgets
   that differ by layer: OWL, Yin et al. 2023, arXiv 2310.05175.)
 
-Where a matrix is too large for that, budgets come from one threshold on the scores of all weights,
-1/2 w^2 G_oo A_ii, which ignore that other values can make up for a weight.
+Where values stay, or a matrix is too large for that, budgets come from one threshold on the scores
+of all weights, 1/2 w^2 G_oo A_ii, which ignore that other values can make up for a weight.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from qprune.objective.trace.functions import LinearCall
 from qprune.objective.trace.recorder import Recorder, differentiating, forward
 from qprune.steps.reconstruct import product
 from solvers.rows.counts import Counts
-from solvers.rows.coupled import refit_coupled
 from solvers.rows.problem import RowProblem
+from solvers.rows.search import refit_coupled
 from solvers.rows.starts import admm
 
 # Largest number of a layer's weights that are scored.
@@ -130,13 +130,23 @@ class Sensitivity:
         return [summed.felt() for summed in sums]
 
     def shares(
-        self, layers: Weights, felt: Sequence[Felt], sparsity: float, seed: int
+        self, layers: Weights, felt: Sequence[Felt], sparsity: float, seed: int, *, moving: bool
     ) -> dict[str, float]:
-        """Return the sparsity of every layer by module name; overall close to ``sparsity``."""
+        """Return the sparsity of every layer by module name; overall close to ``sparsity``.
+
+        Args:
+            layers: the layers.
+            felt: their curvature.
+            sparsity: of all of them.
+            seed: decides which weights are scored.
+            moving: kept values move, so that they make up for others.
+        """
+        if not self.band:
+            return {layer.name: sparsity for layer in layers}
         density = 1 - sparsity
         low, high = (1 - self.band) * density, min(1.0, (1 + self.band) * density)
         sizes = [layer.size for layer in layers]
-        if all(one.whole for one in felt):
+        if moving and all(one.whole for one in felt):
             pairs = zip(layers, felt, strict=True)
             curves = [_curve(layer, one, self.coupling, density) for layer, one in pairs]
             found = _at_one_price(curves, sizes, density, low, high)

@@ -18,6 +18,7 @@ from qprune.network.transformer import Call, Entry, Named, Store, enter, stacks_
 from qprune.network.weights import Weight, Weights
 from qprune.objective.trace.taps import Enough, tapped
 from qprune.steps.reconstruct import Moments
+from qprune.steps.residuals import Stream, streams_of, zeroed
 
 # Tokens that pass through a block at once.
 _BATCH_TOKENS = 4096
@@ -100,8 +101,30 @@ class Passage:
                 break
         return Order(groups, inputs, outputs)
 
+    def streams(self, order: Order, hidden: Store) -> Mapping[str, Stream]:
+        """The residual streams that matrices of the dense block add to; see `streams_of`.
+
+        Args:
+            order: with inputs and outputs, else there are none.
+            hidden: the block's inputs, batch by batch.
+        """
+        if order.outputs is None or not len(order.outputs):
+            return {}
+        return streams_of(
+            lambda index: self._call(index, hidden),
+            order.groups,
+            order.inputs,
+            hidden,
+            order.outputs,
+            self.device,
+        )
+
     def moments(
-        self, hidden: Store, group: Sequence[Weight], inputs: Mapping[str, Store]
+        self,
+        hidden: Store,
+        group: Sequence[Weight],
+        inputs: Mapping[str, Store],
+        stream: Stream | None = None,
     ) -> dict[str, Moments]:
         """Moments of every weight in ``group``, by name, from the block as it is now.
 
@@ -111,10 +134,14 @@ class Passage:
             hidden: the block's inputs, batch by batch.
             group: matrices.
             inputs: inputs of some of them in the dense network.
+            stream: that the only matrix of the group adds to.
 
         Raises:
             NonFiniteError: NaN or Inf in an input; names the layer.
         """
+        if stream is not None:
+            (weight,) = group
+            return {weight.name: self._with_stream(hidden, weight, inputs[weight.name], stream)}
         result: dict[str, Moments] = {}
         wanted = {weight.name for weight in group}
         routed = any(weight.routed for weight in group)
@@ -146,6 +173,27 @@ class Passage:
             moments.close()
         return {m.name: result.get(m.name) or self._empty(m, False) for m in group}
 
+    def _with_stream(self, hidden: Store, weight: Weight, inputs: Store, stream: Stream) -> Moments:
+        moments = Moments(
+            weight.name, weight.inputs, self.device, True, self.ranks, adding=weight.rows
+        )
+        seen: list[Tensor] = []
+
+        def see(_: Weight, x: Tensor) -> None:
+            seen.append(x)
+            if not stream.at_end:
+                raise Enough
+
+        for index in range(len(self.calls)):
+            seen.clear()
+            now = hidden.get(index, self.device)
+            with suppress(Enough), tapped([weight], see), zeroed(weight):
+                now = self.calls[index].of(self.block, now)
+            lack = stream.dense(index) - now
+            moments.add(seen[0], inputs.get(index, self.device), lack)
+        moments.close()
+        return moments
+
     def forward(self, hidden: Store) -> Store:
         """Return the outputs of the present block."""
         outputs = self.new_store()
@@ -168,15 +216,18 @@ class BlockPass:
         passage: passes through it.
         order: the dense block's weights in order of use.
         current: the pruned network's inputs to it, batch by batch.
+        streams: that some of its matrices add to, by their names.
     """
 
     passage: Passage
     order: Order
     current: Store
+    streams: Mapping[str, Stream]
 
     def moments(self, group: Sequence[Weight]) -> dict[str, Moments]:
         """Second moments of the inputs of every weight in ``group``, by name."""
-        found = self.passage.moments(self.current, group, self.order.inputs)
+        stream = self.streams.get(group[0].name) if len(group) == 1 else None
+        found = self.passage.moments(self.current, group, self.order.inputs, stream)
         for weight in group:
             self.order.inputs.pop(weight.name, None)  # Their place is needed.
         return found
@@ -279,7 +330,7 @@ class Streams:
         self._place = None  # Should something go wrong, they are made again.
         with self._on_device(index, place) as passage:
             order = passage.order(place.dense, self._keep_dense)
-            yield BlockPass(passage, order, place.current)
+            yield BlockPass(passage, order, place.current, passage.streams(order, place.dense))
             if index != self._walked(stack)[-1]:
                 current = passage.forward(place.current)
                 dense = order.outputs or current

@@ -39,7 +39,7 @@ class RowProblem:
         targets: w0, shape (rows, inputs).
         counts: of the weights kept.
         felt: G, shape (rows, rows), positive semidefinite; None = rows on their own, G = I.
-            `solvers.rows.coupled` solves such problems; those who go row by row do not.
+            `solvers.rows.search` solves such problems; those who go row by row do not.
 
     Raises:
         InvalidProblemError: shapes disagree, an entry is not finite, A or G is not symmetric or

@@ -1,0 +1,120 @@
+"""What the loss feels of a matrix, the budgets that follow, and what they are worth."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import tiny_language
+import tiny_models
+
+import qprune
+from qprune.errors import ImpossibleRequestError
+from qprune.network.transformer import block_weights
+from qprune.objective.losses import DenseOutputs
+from qprune.walk.sensitivity import Sensitivity, _at_one_price
+
+LOSS = DenseOutputs(fit_scale=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_language.llama()
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return torch.randint(1, 28, (24, 16), generator=torch.Generator().manual_seed(0))
+
+
+def test_curvature_foresees_the_loss_of_a_small_change(model, windows):
+    """1/2 tr(G E A E') is the divergence, to second order, for errors of random directions."""
+    weights = block_weights(model)
+    ratios = []
+    for number in (3, 6):
+        felt = Sensitivity(num_samples=24, loss=LOSS).felt(model, weights, windows, 0)[number]
+        weight = weights[number]
+        noise = torch.randn(weight.rows, weight.inputs, generator=torch.Generator().manual_seed(1))
+        change = 0.02 * float(weight.read().std()) * noise
+        changed = copy.deepcopy(model)
+        changed.get_parameter(weight.parameter_name).data += change
+        with torch.no_grad():
+            real = LOSS.per_sample(changed(windows).logits, model(windows).logits).mean()
+        error = change.double()
+        foreseen = 0.5 * ((felt.outputs / 24) @ error @ felt.inputs * error).sum()
+        ratios.append(float(foreseen / real))
+    assert all(0.5 < ratio < 2.0 for ratio in ratios), ratios
+
+
+def test_large_matrices_are_seen_by_their_diagonals(model, windows):
+    weights = block_weights(model)
+    whole, diagonal = (
+        Sensitivity(num_samples=4, loss=LOSS, largest=largest).felt(model, weights, windows, 0)
+        for largest in (2048, 16)
+    )
+    for full, part in zip(whole, diagonal, strict=True):
+        torch.testing.assert_close(part.outputs, full.outputs.diagonal(), rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(part.inputs, full.inputs.diagonal(), rtol=1e-5, atol=1e-12)
+        assert part.coupling(0.9) is None
+        mixed = full.coupling(0.9)
+        assert float(mixed.diagonal().mean()) == pytest.approx(1.0)
+        assert float(torch.linalg.eigvalsh(mixed).min()) >= 0.1 - 1e-6
+
+
+def test_a_weight_is_worth_the_same_everywhere():
+    """Of errors exp(a - b d), d the density, at one price between the edges of the band."""
+    curves, sizes = [(0.0, 5.0), (1.0, 5.0), (0.0, 6.0), (-9.0, 2.0)], [100, 100, 300, 100]
+    found = [1 - share for share in _at_one_price(curves, sizes, 0.5, 0.1, 0.9)]
+    assert sum(d * n for d, n in zip(found, sizes, strict=True)) == pytest.approx(0.5 * sum(sizes))
+    assert found[3] == pytest.approx(0.1)
+    worth = [
+        b * math.exp(a - b * d) / n
+        for (a, b), n, d in zip(curves[:3], sizes, found, strict=False)
+        if 0.1 < d < 0.899
+    ]
+    assert len(worth) >= 2
+    assert max(worth) == pytest.approx(min(worth), rel=1e-3)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+@pytest.mark.parametrize("band", [0.0, 0.6])
+def test_shares_add_up_and_stay_in_the_band(model, windows, moving, band):
+    weights = block_weights(model)
+    budgets = Sensitivity(band=band, num_samples=8, loss=LOSS)
+    felt = budgets.felt(model, weights, windows, 0)
+    shares = budgets.shares(weights, felt, 0.7, 0, moving=moving)
+    kept = sum((1 - shares[weight.name]) * weight.size for weight in weights)
+    assert kept == pytest.approx(0.3 * weights.size, rel=0.01)
+    assert all(0.3 * (1 - band) - 1e-6 <= 1 - s <= 0.3 * (1 + band) + 1e-6 for s in shares.values())
+    assert band == 0.0 or len({round(share, 3) for share in shares.values()}) > 3
+
+
+def test_feeling_the_loss_leaves_less_of_it(model, windows):
+    """Same counts in every layer, only weights of outputs differ; judged on other sequences."""
+    unseen = torch.randint(1, 28, (24, 16), generator=torch.Generator().manual_seed(9))
+    lost = {}
+    for coupling in (0.0, 0.9):
+        pruned = copy.deepcopy(model)
+        shares = Sensitivity(band=0.0, num_samples=24, loss=LOSS, coupling=coupling)
+        qprune.prune(pruned, windows, sparsity=0.7, method=qprune.Layerwise(shares=shares))
+        with torch.no_grad():
+            dense = model(unseen).logits
+            lost[coupling] = float(LOSS.per_sample(pruned(unseen).logits, dense).mean())
+    assert lost[0.9] < 0.9 * lost[0.0]
+
+
+@pytest.mark.parametrize("rows", ["wanda", "sparsegpt"])
+def test_methods_that_go_row_by_row_get_the_budgets_alone(rows):
+    model = tiny_models.make("llama")
+    method = qprune.Layerwise(rows, shares=Sensitivity(num_samples=4))
+    report = qprune.prune(model, tiny_models.samples(model), sparsity=0.5, method=method).report
+    assert report.achieved_sparsity == 0.5
+    assert len({layer.sparsity for layer in report.layers}) > 2
+
+
+def test_a_coupling_that_makes_no_sense():
+    with pytest.raises(ImpossibleRequestError, match="coupling must lie"):
+        Sensitivity(coupling=1.5)
