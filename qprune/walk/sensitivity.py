@@ -53,10 +53,12 @@ class Felt:
     Attributes:
         outputs: G, summed over tokens, shape (rows, rows); its diagonal alone where it is large.
         inputs: A, mean over tokens, shape (inputs, inputs); or its diagonal.
+        tokens: that were seen; 0 for what no product shows, as experts that run fused.
     """
 
     outputs: Tensor
     inputs: Tensor
+    tokens: int
 
     @property
     def whole(self) -> bool:
@@ -122,10 +124,10 @@ class Sensitivity:
                 sketch = self.loss.sketched(outputs, generator)
                 deltas = torch.autograd.grad(sketch.sum(), recorder.outputs(), allow_unused=True)
                 trace = recorder.trace(deltas, len(sample))
-            seen: dict[int, Tensor] = {}
+            seen: dict[tuple[int, ...], Tensor] = {}
             for calls, summed in zip(trace.calls, sums, strict=True):
                 for call in calls:
-                    assert isinstance(call, LinearCall)  # The only kind in decoder blocks.
+                    assert isinstance(call, LinearCall)  # Blocks' targets are matrices.
                     summed.add(call, seen)
         return [summed.felt() for summed in sums]
 
@@ -134,6 +136,8 @@ class Sensitivity:
     ) -> dict[str, float]:
         """Return the sparsity of every layer by module name; overall close to ``sparsity``.
 
+        A layer of which nothing was seen gets just that.
+
         Args:
             layers: the layers.
             felt: their curvature.
@@ -141,21 +145,21 @@ class Sensitivity:
             seed: decides which weights are scored.
             moving: kept values move, so that they make up for others.
         """
-        if not self.band:
-            return {layer.name: sparsity for layer in layers}
+        common = {layer.name: sparsity for layer in layers}
+        pairs = [(layer, one) for layer, one in zip(layers, felt, strict=True) if one.tokens]
+        if not self.band or not pairs:
+            return common
         density = 1 - sparsity
         low, high = (1 - self.band) * density, min(1.0, (1 + self.band) * density)
-        sizes = [layer.size for layer in layers]
-        if moving and all(one.whole for one in felt):
-            pairs = zip(layers, felt, strict=True)
+        sizes = [layer.size for layer, _ in pairs]
+        if moving and all(one.whole for _, one in pairs):
             curves = [_curve(layer, one, self.coupling, density) for layer, one in pairs]
             found = _at_one_price(curves, sizes, density, low, high)
         else:
             generator = torch.Generator().manual_seed(seed)
-            pairs = zip(layers, felt, strict=True)
             scores = [_scores(layer, one, generator) for layer, one in pairs]
             found = _at_one_threshold(scores, sizes, sparsity, 1 - high, 1 - low)
-        return {layer.name: share for layer, share in zip(layers, found, strict=True)}
+        return common | {layer.name: share for (layer, _), share in zip(pairs, found, strict=True)}
 
 
 class _Sums:
@@ -168,10 +172,10 @@ class _Sums:
         self._outputs, self._inputs = (torch.zeros(s, dtype=torch.float64) for s in shapes)
         self._tokens = 0
 
-    def add(self, call: LinearCall, seen: dict[int, Tensor]) -> None:
+    def add(self, call: LinearCall, seen: dict[tuple[int, ...], Tensor]) -> None:
         """Add one call; ``seen`` holds products of inputs that matrices share."""
-        deltas, inputs = call.deltas.flatten(0, -2), call.inputs.flatten(0, -2)
-        key = call.inputs.data_ptr()
+        deltas, inputs = call.felt.flatten(0, -2), call.taken.flatten(0, -2)
+        key = (self._inputs.ndim, inputs.data_ptr(), *inputs.shape, *inputs.stride())
         if key not in seen:
             seen[key] = self._moments(inputs)
         self._outputs += self._moments(deltas).to(self._outputs)
@@ -180,7 +184,7 @@ class _Sums:
 
     def felt(self) -> Felt:
         """The result."""
-        return Felt(self._outputs, self._inputs / max(1, self._tokens))
+        return Felt(self._outputs, self._inputs / max(1, self._tokens), self._tokens)
 
     def _moments(self, x: Tensor) -> Tensor:
         if self._inputs.ndim == 2:

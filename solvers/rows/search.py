@@ -227,6 +227,7 @@ def _swapped(
 ) -> tuple[Array, int, int]:
     """``mask`` after swaps of held ``weights``; how many swaps, in how many rounds."""
     felt, gram = problem.felt, problem.gram
+    assert felt is not None
     half = 0.5 * weights**2 * (felt.diagonal()[:, None] * gram.diagonal())
     change = weights * mask - problem.targets
     field = felt @ change @ gram

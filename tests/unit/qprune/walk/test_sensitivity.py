@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("transformers")
 
@@ -77,6 +78,91 @@ def test_a_weight_is_worth_the_same_everywhere():
     ]
     assert len(worth) >= 2
     assert max(worth) == pytest.approx(min(worth), rel=1e-3)
+
+
+def as_felt(dense, samples, weight):
+    """G and A of one matrix of the loss' gradient, token by token, by hooks and by formula."""
+    model, inputs, outputs = copy.deepcopy(dense), [], []
+
+    def see(_, args, output):
+        inputs.append(args[0])
+        outputs.append(output)
+
+    model.get_submodule(weight.name).register_forward_hook(see)
+    generator, g = torch.Generator().manual_seed(0), 0.0
+    for sample in samples.split(1):
+        sketch = LOSS.sketched(model(sample).logits, generator)
+        (delta,) = torch.autograd.grad(sketch.sum(), outputs[-1])
+        g = g + delta.flatten(0, -2).T.double() @ delta.flatten(0, -2).double()
+    x = torch.cat([one.detach().flatten(0, -2) for one in inputs]).double()
+    return g, x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "vit", "opt"])
+def test_curvature_is_that_of_outputs_and_inputs_however_a_weight_is_stored(name):
+    model = tiny_models.make(name)
+    samples, weights = tiny_models.samples(model, 3), block_weights(model)
+    felt = Sensitivity(num_samples=3, loss=LOSS).felt(model, weights, samples, 0)
+    for weight, one in zip(weights, felt, strict=True):
+        g, a = as_felt(model, samples, weight)
+        assert g.shape == (weight.rows, weight.rows)
+        torch.testing.assert_close(one.outputs, g, rtol=1e-4, atol=1e-4 * float(g.abs().max()))
+        torch.testing.assert_close(one.inputs, a, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
+        assert one.tokens == 3 * (samples.shape[1] if samples.ndim == 2 else 5)
+
+
+class Again(nn.Module):
+    """Another use of a module that stands elsewhere."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.use = module.forward
+
+    def forward(self, x):
+        return self.use(x)
+
+
+def test_a_matrix_used_twice_in_a_pass_counts_both_uses():
+    model = tiny_models.make("llama")
+    block = model.model.layers[1]
+    block.mlp = nn.Sequential(block.mlp, Again(block.mlp))
+    weights = block_weights(model)
+    felt = Sensitivity(num_samples=2, loss=LOSS).felt(
+        model, weights, tiny_models.samples(model, 2), 0
+    )
+    tokens = {weight.name: one.tokens for weight, one in zip(weights, felt, strict=True)}
+    of_mlp = {name: number for name, number in tokens.items() if "1.mlp" in name}
+    assert set(of_mlp.values()) == {2 * tokens["model.layers.0.mlp.up_proj"]}
+    assert len(of_mlp) == 3
+
+
+def test_matrices_of_one_input_may_be_seen_whole_and_by_diagonals():
+    """Queries have 32 rows, keys and values 16, of the same input."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny_models.llama(head_dim=16, num_key_value_heads=1).eval()
+    weights = block_weights(model, "re:.*(q|k|v)_proj")
+    budgets = [Sensitivity(num_samples=3, loss=LOSS, largest=n) for n in (2048, 16)]
+    every, some = (b.felt(model, weights, tiny_models.samples(model, 3), 0) for b in budgets)
+    for weight, whole, one in zip(weights, every, some, strict=True):
+        assert one.whole == ("q_proj" not in weight.name)
+        for found, full in ((one.outputs, whole.outputs), (one.inputs, whole.inputs)):
+            expected = full if one.whole else full.diagonal()
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_experts_of_which_nothing_is_seen_get_the_common_sparsity(moving):
+    model = tiny_models.make("mixtral")
+    weights = block_weights(model)
+    budgets = Sensitivity(num_samples=4, loss=LOSS)
+    felt = budgets.felt(model, weights, tiny_models.samples(model), 0)
+    shares = budgets.shares(weights, felt, 0.7, 0, moving=moving)
+    unseen = {w.name for w, one in zip(weights, felt, strict=True) if not one.tokens}
+    assert unseen == {weight.name for weight in weights if weight.routed}
+    assert all((shares[weight.name] == 0.7) is (weight.name in unseen) for weight in weights)
+    kept = sum((1 - shares[weight.name]) * weight.size for weight in weights)
+    assert kept == pytest.approx(0.3 * weights.size, rel=0.01)
 
 
 @pytest.mark.parametrize("moving", [True, False])
