@@ -47,7 +47,7 @@ def _tensor_cores(use: bool) -> Generator[None]:
 class Moments:
     """Sums X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
 
-    Of a matrix that adds to a residual stream also R X', R what the stream lacks there
+    Of a matrix that adds to a residual stream it is Y X' instead, Y what the matrix should add
     (`qprune.steps.residuals`).
 
     Products are taken in float32 or better, whatever the model's dtype, and summed in float64
@@ -60,7 +60,7 @@ class Moments:
         device: device of the sums.
         with_dense: True if dense inputs are given too.
         ranks: processes, each of which adds its own tokens, all at the same time.
-        adding: rows of the matrix, if what the stream lacks is given too.
+        adding: rows of the matrix, if what it should add is given; 0 = it is not.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class Moments:
         self.tokens = 0
         self.gram = torch.zeros(inputs, inputs, dtype=dtype, device=device)
         self.cross = torch.zeros_like(self.gram) if with_dense else None
-        self.lack = torch.zeros(adding, inputs, dtype=dtype, device=device) if adding else None
+        self.wanted = torch.zeros(adding, inputs, dtype=dtype, device=device) if adding else None
         self._ranks = ranks
-        sums = (self.gram, self.cross, self.lack)
+        sums = (self.gram, self.cross, self.wanted)
         self._sums = ranks.summing([t for t in sums if t is not None])
 
-    def add(self, x: Tensor, dense: Tensor | None = None, lack: Tensor | None = None) -> None:
+    def add(self, x: Tensor, dense: Tensor | None = None, wanted: Tensor | None = None) -> None:
         """Add inputs (..., inputs) of some tokens, and for the same ones the dense network's.
 
         Args:
             x: inputs.
             dense: the dense network's.
-            lack: what the stream lacks, shape (..., rows).
+            wanted: what the matrix should add to a residual stream, shape (..., rows).
 
         Raises:
             NonFiniteError: NaN or Inf among them.
@@ -106,9 +106,9 @@ class Moments:
         if self.cross is not None:
             with _tensor_cores(exact_in_tf32):
                 parts.append(torch.zeros_like(gram) if dense is None else product(_flat(dense), x))
-        if self.lack is not None:
-            assert lack is not None
-            parts.append(product(_flat(lack), x))
+        if self.wanted is not None:
+            assert wanted is not None
+            parts.append(product(_flat(wanted), x))
         self._sums.add(parts, self._ranks.size)
         self.tokens += len(x)
 
@@ -145,17 +145,17 @@ class Quadratic:
 def quadratic(
     moments: Moments, weights: Tensor, damping: float, dense_share: float = 1.0
 ) -> Quadratic:
-    """Return |W X - W0 X0 - R|^2 + ridge |W - W0|^2 around its unconstrained optimum.
+    """Return |W X - Y|^2 + ridge |W - W0|^2 around its unconstrained optimum, Y = W0 X0.
 
-    With C = X0 X' and R what a residual stream lacks (else 0), the optimum is
-    (W0 (C + ridge) + R X') (A + ridge)^-1; it is W0 itself where the inputs
-    are the dense network's own (or C is not known), as SparseGPT and ALPS take them.
+    With C = X0 X' that is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs are the
+    dense network's own (or C is not known), as SparseGPT and ALPS take them. Of a matrix that adds
+    to a residual stream Y is what it should add.
 
     Args:
         moments: moments of the inputs.
         weights: W0, shape (rows, inputs).
         damping: the ridge, as a share of the mean of A's diagonal.
-        dense_share: position of the optimum between W0 (0) and the one for X0 (1).
+        dense_share: position of the optimum between W0 (0) and the one for Y (1).
     """
     gram = 0.5 * (moments.gram + moments.gram.T)
     ridge = damping * gram.diagonal().mean()
@@ -163,14 +163,13 @@ def quadratic(
     shift = torch.where(ridge > 0, ridge, torch.ones_like(ridge)) if not moments.tokens else ridge
     gram.diagonal().add_(shift)
     targets = weights.to(gram)
-    if moments.cross is not None and moments.tokens:
-        cross = torch.lerp(moments.gram, moments.cross, dense_share)
-        cross.diagonal().add_(shift)
+    wanted = moments.wanted
+    if wanted is None and moments.cross is not None:
+        wanted = targets @ moments.cross
+    if wanted is not None and moments.tokens:
+        wanted = torch.lerp(targets @ moments.gram, wanted, dense_share) + shift * targets
         factor, failed = torch.linalg.cholesky_ex(gram)
         if not int(failed):
-            wanted = targets @ cross
-            if moments.lack is not None:
-                wanted = wanted + dense_share * moments.lack
             targets = torch.cholesky_solve(wanted.T, factor).T
     return Quadratic(gram, targets.contiguous())
 

@@ -1,9 +1,9 @@
-"""The matrices of a block that add to its residual stream, and what the stream lacks there.
+"""The matrices of a block that add to its residual stream, and what each of them should add.
 
 What such a matrix writes is added to what the stream holds already, which pruning before it has
-changed, too. So it can make up for more than its own inputs' error: its outputs are fitted to those
-of the dense matrix plus what the stream lacks, W0 X0 + (R0 - R) with R the stream without them.
-Whether a matrix is one is seen from a batch, so that no architecture has to be known.
+changed, too. So it can make up for more than its own inputs' error: its outputs are fitted to what
+brings the stream to where it was in the dense network, W0 X0 + R0 - R with R the stream without
+them. Whether a matrix is one is seen from a batch, so that no architecture has to be known.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from qprune.network.transformer import Store
 from qprune.network.weights import Weight
@@ -21,16 +22,39 @@ from qprune.network.weights import Weight
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """The residual stream where a matrix adds to it, without what it adds.
+    """The residual stream where a matrix adds to it.
 
     Attributes:
-        dense: in the dense network, of a batch.
-        at_end: in the pruned one it is the block's output while the matrix is zero; else it is the
-            block's input.
+        dense: the dense network's behind the matrix, without its bias, of a batch.
+        at_end: the pruned one's in front of the matrix is the block's output while the matrix is
+            zero, and ``dense`` has the bias as well; else it is the block's input.
+        exact: that and the matrix' product add up to the block's output, to the bit.
     """
 
     dense: Callable[[int], Tensor]
     at_end: bool
+    exact: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Remainder:
+    """A block's outputs but for the product of its last matrix: they need no other pass.
+
+    Attributes:
+        weight: the matrix.
+        without: the outputs while it was zero, batch by batch.
+        inputs: of the matrix.
+    """
+
+    weight: Weight
+    without: Store
+    inputs: Store
+
+    def output(self, index: int, device: torch.device) -> Tensor:
+        """The block's output for a batch, with the matrix as it is now."""
+        without = self.without.get(index, device)
+        product = functional.linear(self.inputs.get(index, device), self.weight.read())
+        return without + product.view_as(without)
 
 
 def streams_of(
@@ -60,20 +84,23 @@ def streams_of(
         weight = group[0]
         if len(group) > 1 or weight.name not in inputs or weight.rows != rest.shape[-1]:
             continue
-        added = inputs[weight.name].get(0, device) @ weight.read().T
+        added = functional.linear(inputs[weight.name].get(0, device), weight.read())
         if added.numel() != rest.numel():
             continue
-        without = rest - added.view_as(rest)
+        added = added.view_as(rest)
+        without = rest - added
         if found:
             shift = (without - first).flatten(0, -2)
             if _close(shift, shift[:1].expand_as(shift), rest):
-                found[weight.name] = Stream(lambda index: hidden.get(index, device), False)
+                found[weight.name] = _inner(weight, inputs[weight.name], hidden, device)
                 break
             continue
         with zeroed(weight):
-            if not _close(run(0), without, rest):
-                break
-        found[weight.name] = _last(weight, inputs[weight.name], outputs, device)
+            alone = run(0)
+        if not _close(alone, without, rest):
+            break
+        exact = isinstance(weight.module, nn.Linear) and torch.equal(alone + added, rest)
+        found[weight.name] = Stream(lambda index: outputs.get(index, device), True, exact)
         rest = without
     return found
 
@@ -89,14 +116,14 @@ def zeroed(weight: Weight) -> Generator[None]:
         weight.write(values)
 
 
-def _last(weight: Weight, inputs: Store, outputs: Store, device: torch.device) -> Stream:
+def _inner(weight: Weight, inputs: Store, hidden: Store, device: torch.device) -> Stream:
     values = weight.read()
 
     def dense(index: int) -> Tensor:
-        whole = outputs.get(index, device)
-        return whole - (inputs.get(index, device) @ values.T).view_as(whole)
+        before = hidden.get(index, device)
+        return before + functional.linear(inputs.get(index, device), values).view_as(before)
 
-    return Stream(dense, True)
+    return Stream(dense, False)
 
 
 def _close(one: Tensor, other: Tensor, like: Tensor) -> bool:

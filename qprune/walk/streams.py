@@ -18,7 +18,7 @@ from qprune.network.transformer import Call, Entry, Named, Store, enter, stacks_
 from qprune.network.weights import Weight, Weights
 from qprune.objective.trace.taps import Enough, tapped
 from qprune.steps.reconstruct import Moments
-from qprune.steps.residuals import Stream, streams_of, zeroed
+from qprune.steps.residuals import Remainder, Stream, streams_of, zeroed
 
 # Tokens that pass through a block at once.
 _BATCH_TOKENS = 4096
@@ -63,6 +63,7 @@ class Passage:
     ) -> None:
         self.block, self.calls, self.inside = block, calls, inside
         self.device, self.new_store, self.ranks = device, new_store, ranks
+        self._rest: Remainder | None = None
 
     def order(self, hidden: Store, keep_inputs: bool) -> Order:
         """Run the block to record the order of use and, on request, every input.
@@ -101,16 +102,16 @@ class Passage:
                 break
         return Order(groups, inputs, outputs)
 
-    def streams(self, order: Order, hidden: Store) -> Mapping[str, Stream]:
+    def streams(self, order: Order, hidden: Store) -> dict[str, Stream]:
         """The residual streams that matrices of the dense block add to; see `streams_of`.
 
         Args:
-            order: with inputs and outputs, else there are none.
+            order: with inputs and outputs, else there are none; loses inputs that none needs.
             hidden: the block's inputs, batch by batch.
         """
         if order.outputs is None or not len(order.outputs):
             return {}
-        return streams_of(
+        found = streams_of(
             lambda index: self._call(index, hidden),
             order.groups,
             order.inputs,
@@ -118,6 +119,9 @@ class Passage:
             order.outputs,
             self.device,
         )
+        for name in found:
+            del order.inputs[name]  # `Stream.dense` has what it needs of them.
+        return found
 
     def moments(
         self,
@@ -141,7 +145,7 @@ class Passage:
         """
         if stream is not None:
             (weight,) = group
-            return {weight.name: self._with_stream(hidden, weight, inputs[weight.name], stream)}
+            return {weight.name: self._with_stream(hidden, weight, stream)}
         result: dict[str, Moments] = {}
         wanted = {weight.name for weight in group}
         routed = any(weight.routed for weight in group)
@@ -173,10 +177,11 @@ class Passage:
             moments.close()
         return {m.name: result.get(m.name) or self._empty(m, False) for m in group}
 
-    def _with_stream(self, hidden: Store, weight: Weight, inputs: Store, stream: Stream) -> Moments:
+    def _with_stream(self, hidden: Store, weight: Weight, stream: Stream) -> Moments:
         moments = Moments(
-            weight.name, weight.inputs, self.device, True, self.ranks, adding=weight.rows
+            weight.name, weight.inputs, self.device, False, self.ranks, adding=weight.rows
         )
+        rest = Remainder(weight, self.new_store(), self.new_store())
         seen: list[Tensor] = []
 
         def see(_: Weight, x: Tensor) -> None:
@@ -189,10 +194,23 @@ class Passage:
             now = hidden.get(index, self.device)
             with suppress(Enough), tapped([weight], see), zeroed(weight):
                 now = self.calls[index].of(self.block, now)
-            lack = stream.dense(index) - now
-            moments.add(seen[0], inputs.get(index, self.device), lack)
+            moments.add(seen[0], wanted=stream.dense(index) - now)
+            if stream.exact:
+                rest.without.append(now)
+                rest.inputs.append(seen[0])
         moments.close()
+        self._rest = rest if stream.exact else None
         return moments
+
+    def outputs(self, hidden: Store) -> Store:
+        """The outputs of the present block, behind which nothing changes any more."""
+        rest, self._rest = self._rest, None
+        if rest is None:
+            return self.forward(hidden)
+        outputs = self.new_store()
+        for index in range(len(self.calls)):
+            outputs.append(rest.output(index, self.device))
+        return outputs
 
     def forward(self, hidden: Store) -> Store:
         """Return the outputs of the present block."""
@@ -222,14 +240,14 @@ class BlockPass:
     passage: Passage
     order: Order
     current: Store
-    streams: Mapping[str, Stream]
+    streams: dict[str, Stream]
 
     def moments(self, group: Sequence[Weight]) -> dict[str, Moments]:
         """Second moments of the inputs of every weight in ``group``, by name."""
-        stream = self.streams.get(group[0].name) if len(group) == 1 else None
+        stream = self.streams.pop(group[0].name, None) if len(group) == 1 else None
         found = self.passage.moments(self.current, group, self.order.inputs, stream)
         for weight in group:
-            self.order.inputs.pop(weight.name, None)  # Their place is needed.
+            self.order.inputs.pop(weight.name, None)  # Their place is needed, as the stream's.
         return found
 
 
@@ -332,7 +350,7 @@ class Streams:
             order = passage.order(place.dense, self._keep_dense)
             yield BlockPass(passage, order, place.current, passage.streams(order, place.dense))
             if index != self._walked(stack)[-1]:
-                current = passage.forward(place.current)
+                current = passage.outputs(place.current)
                 dense = order.outputs or current
                 place = _Position(place.entry, place.index + 1, batch_size, dense, current)
                 self._place = place
