@@ -6,19 +6,20 @@ derivatives by its outputs, A = E[x x'] of its inputs.
 
 - Its outputs' error is weighed by G: 1/2 tr(G E A E') is what the loss rises by, to second order.
 - How fast that error falls with the density is measured, at two densities by a few rounds of ADMM,
-  values moved. Between them its logarithm is taken to be linear, and each layer gets the density at
-  which one more weight is worth the same everywhere, within a band around the common one. (Budgets
-  that differ by layer: OWL, Yin et al. 2023, arXiv 2310.05175.)
+  with values moved if the run moves them, else held. Between them its logarithm is taken to be
+  linear, and each layer gets the density at which one more weight is worth the same everywhere,
+  within a band around the common one. (Budgets that differ by layer: OWL, Yin et al. 2023, arXiv
+  2310.05175.)
 
-Where values stay, or a matrix is too large for that, budgets come from one threshold on the scores
-of all weights, 1/2 w^2 G_oo A_ii, which ignore that other values can make up for a weight.
+Where a matrix is too large for that, budgets come from one threshold on the scores of all weights,
+1/2 w^2 G_oo A_ii, in a narrower band.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from qprune.objective.trace.recorder import Recorder, differentiating, forward
 from qprune.steps.reconstruct import product
 from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
+from solvers.rows.refit import Array
 from solvers.rows.search import refit_coupled
 from solvers.rows.starts import admm
 
@@ -44,6 +46,9 @@ _LOSS = DenseOutputs()
 _AROUND = 0.35
 _ROUNDS, _REFITS = 6, 15
 _DAMPING = 0.01
+# Scores are no errors: they foresee neither what other weights make up for nor how errors of
+# several add up. Further than this from the common density they are not trusted.
+_BAND_OF_SCORES = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +89,8 @@ class Sensitivity:
     """Weights of outputs, and layer budgets, from one backward pass over some samples.
 
     Args:
-        band: a layer's density lies within (1 - band, 1 + band) times the network's; 0 = the same
-            for all.
+        band: a layer's density lies within (1 - band, 1 + band) times the network's, 0.25 at most
+            where matrices are seen by diagonals; 0 = the same for all.
         num_samples: number of calibration samples used.
         loss: loss of the run.
         coupling: share of the measured G in the weight of a matrix' output errors, for row methods
@@ -143,23 +148,29 @@ class Sensitivity:
             felt: their curvature.
             sparsity: of all of them.
             seed: decides which weights are scored.
-            moving: kept values move, so that they make up for others.
+            moving: kept values move, so that they make up for others: errors are then far smaller,
+                and other layers the ones that need weights.
         """
         common = {layer.name: sparsity for layer in layers}
         pairs = [(layer, one) for layer, one in zip(layers, felt, strict=True) if one.tokens]
         if not self.band or not pairs:
             return common
         density = 1 - sparsity
-        low, high = (1 - self.band) * density, min(1.0, (1 + self.band) * density)
         sizes = [layer.size for layer, _ in pairs]
-        if moving and all(one.whole for _, one in pairs):
-            curves = [_curve(layer, one, self.coupling, density) for layer, one in pairs]
-            found = _at_one_price(curves, sizes, density, low, high)
+        if all(one.whole for _, one in pairs):
+            curves = [_curve(layer, one, self.coupling, density, moving) for layer, one in pairs]
+            found = _at_one_price(curves, sizes, density, *_within(self.band, density))
         else:
             generator = torch.Generator().manual_seed(seed)
             scores = [_scores(layer, one, generator) for layer, one in pairs]
+            low, high = _within(min(self.band, _BAND_OF_SCORES), density)
             found = _at_one_threshold(scores, sizes, sparsity, 1 - high, 1 - low)
         return common | {layer.name: share for (layer, _), share in zip(pairs, found, strict=True)}
+
+
+def _within(band: float, density: float) -> tuple[float, float]:
+    """The least and the largest density of a layer."""
+    return (1 - band) * density, min(1.0, (1 + band) * density)
 
 
 class _Sums:
@@ -192,7 +203,9 @@ class _Sums:
         return x.double().square().sum(0)
 
 
-def _curve(layer: Weight, felt: Felt, coupling: float, density: float) -> tuple[float, float]:
+def _curve(
+    layer: Weight, felt: Felt, coupling: float, density: float, moving: bool
+) -> tuple[float, float]:
     """(a, b) of the error a layer leaves at a density d, exp(a - b d)."""
     gram, size = felt.inputs.clone(), felt.outputs.diagonal().mean()
     gram.diagonal().add_(_DAMPING * gram.diagonal().mean())
@@ -205,12 +218,19 @@ def _curve(layer: Weight, felt: Felt, coupling: float, density: float) -> tuple[
         counts = Counts(round(place * layer.size))
         weights = layer.read().double()
         problem = RowProblem(gram.numpy(), weights.numpy(), counts, together.numpy())
-        start = admm(problem, damping=0.0, max_iterations=_ROUNDS)
-        values = refit_coupled(problem, start.mask, start.values, max_iterations=_REFITS)
-        error = float(size) * float(problem.objectives(values).sum())
+        error = float(size) * float(problem.objectives(_pruned(problem, moving)).sum())
         logarithms.append(math.log(max(error, 1e-300)))
     slope = max(1e-6, (logarithms[0] - logarithms[1]) / (places[1] - places[0]))
     return logarithms[0] + slope * places[0], slope
+
+
+def _pruned(problem: RowProblem, moving: bool) -> Array:
+    """The matrix after a few rounds of what the run does to it."""
+    if not moving:
+        alone = replace(problem, felt=None)
+        return problem.targets * admm(alone, damping=0.0, max_iterations=_ROUNDS).mask
+    start = admm(problem, damping=0.0, max_iterations=_ROUNDS)
+    return refit_coupled(problem, start.mask, start.values, max_iterations=_REFITS)
 
 
 def _at_one_price(

@@ -16,7 +16,7 @@ import qprune
 from qprune.errors import ImpossibleRequestError
 from qprune.network.transformer import block_weights
 from qprune.objective.losses import DenseOutputs
-from qprune.walk.sensitivity import Sensitivity, _at_one_price
+from qprune.walk.sensitivity import Sensitivity, _at_one_price, _curve
 
 LOSS = DenseOutputs(fit_scale=False)
 
@@ -166,16 +166,33 @@ def test_experts_of_which_nothing_is_seen_get_the_common_sparsity(moving):
 
 
 @pytest.mark.parametrize("moving", [True, False])
-@pytest.mark.parametrize("band", [0.0, 0.6])
-def test_shares_add_up_and_stay_in_the_band(model, windows, moving, band):
+@pytest.mark.parametrize(
+    ("asked", "largest", "band"), [(0.0, 99, 0.0), (0.6, 99, 0.6), (0.6, 16, 0.25)]
+)
+def test_shares_add_up_and_stay_in_the_band(model, windows, moving, asked, largest, band):
+    """By scores, where matrices are seen by diagonals, it is narrower."""
     weights = block_weights(model)
-    budgets = Sensitivity(band=band, num_samples=8, loss=LOSS)
+    budgets = Sensitivity(band=asked, num_samples=8, loss=LOSS, largest=largest)
     felt = budgets.felt(model, weights, windows, 0)
     shares = budgets.shares(weights, felt, 0.7, 0, moving=moving)
     kept = sum((1 - shares[weight.name]) * weight.size for weight in weights)
     assert kept == pytest.approx(0.3 * weights.size, rel=0.01)
     assert all(0.3 * (1 - band) - 1e-6 <= 1 - s <= 0.3 * (1 + band) + 1e-6 for s in shares.values())
     assert band == 0.0 or len({round(share, 3) for share in shares.values()}) > 3
+
+
+def test_budgets_are_those_of_values_as_the_run_leaves_them(model, windows):
+    """Between two densities, errors with values moved, or held, as they are when pruned so."""
+    weights = block_weights(model)
+    felt = Sensitivity(num_samples=8, loss=LOSS).felt(model, weights, windows, 0)
+    for number in (1, 5):
+        weight, one = weights[number], felt[number]
+        errors = {}
+        for moving in (True, False):
+            level, slope = _curve(weight, one, 0.9, 0.3, moving)
+            errors[moving] = [math.exp(level - slope * density) for density in (0.2, 0.4)]
+            assert errors[moving][1] < errors[moving][0]
+        assert all(moved < held for moved, held in zip(*errors.values(), strict=True))
 
 
 def test_feeling_the_loss_leaves_less_of_it(model, windows):
