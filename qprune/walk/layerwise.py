@@ -154,8 +154,7 @@ class Layerwise:
         shares, moving = self.shares, bool(self.compensate)
         felt = shares.felt(model, run.weights, inputs, run.seed) if shares else []
         counts = counts_by_weight(run, shares, felt, moving=moving)
-        # The errors that held values leave are too large for the loss' second order.
-        coupling = shares.coupling if shares and moving and self.row_method.couples else 0.0
+        coupling = shares.coupling if shares and self.row_method.couples else 0.0
         together = [one.coupling(coupling) for one in felt]
         usual = run.objective.batch_size
         size = self.batch_size or usual

@@ -45,6 +45,8 @@ _LOSS = DenseOutputs()
 # rounds rank the matrices as well as many.
 _AROUND = 0.35
 _ROUNDS, _REFITS = 6, 15
+# Rows of a matrix that stand for all of them there, evenly spaced.
+_ROWS = 128
 _DAMPING = 0.01
 # Scores are no errors: they foresee neither what other weights make up for nor how errors of
 # several add up. Further than this from the common density they are not trusted.
@@ -207,18 +209,22 @@ def _curve(
     layer: Weight, felt: Felt, coupling: float, density: float, moving: bool
 ) -> tuple[float, float]:
     """(a, b) of the error a layer leaves at a density d, exp(a - b d)."""
-    gram, size = felt.inputs.clone(), felt.outputs.diagonal().mean()
+    gram, size = felt.inputs.clone(), float(felt.outputs.diagonal().mean())
     gram.diagonal().add_(_DAMPING * gram.diagonal().mean())
+    number = min(layer.rows, _ROWS)
+    rows = torch.arange(number) * layer.rows // number
     together = felt.coupling(coupling)
     if together is None:
         together = torch.eye(layer.rows, dtype=torch.float64)
+    together, weights = together[rows][:, rows], layer.read().cpu()[rows].double()
     places = (1 - _AROUND) * density, min((1 + _AROUND) * density, (1 + density) / 2)
     logarithms: list[float] = []
     for place in places:
-        counts = Counts(round(place * layer.size))
-        weights = layer.read().double()
+        counts = Counts(round(place * weights.numel()))
         problem = RowProblem(gram.numpy(), weights.numpy(), counts, together.numpy())
-        error = float(size) * float(problem.objectives(_pruned(problem, moving)).sum())
+        error = (
+            size * layer.rows / number * float(problem.objectives(_pruned(problem, moving)).sum())
+        )
         logarithms.append(math.log(max(error, 1e-300)))
     slope = max(1e-6, (logarithms[0] - logarithms[1]) / (places[1] - places[0]))
     return logarithms[0] + slope * places[0], slope
@@ -264,7 +270,7 @@ def _scores(layer: Weight, felt: Felt, generator: torch.Generator) -> Tensor:
     outputs, inputs = (
         part if part.ndim == 1 else part.diagonal() for part in (felt.outputs, felt.inputs)
     )
-    worth = (layer.read().double().square() * outputs[:, None] * inputs).flatten()
+    worth = (layer.read().cpu().double().square() * outputs[:, None] * inputs).flatten()
     if len(worth) > _SCORED:
         worth = worth[torch.randint(len(worth), (_SCORED,), generator=generator)]
     return worth.clamp(min=1e-300).log().sort().values

@@ -29,6 +29,8 @@ EXACT_INPUTS = 1024
 _MOST_CHANGED = 0.02
 # Residual, as a share of the energy of all weights pruned, at which values are the best ones.
 _CONVERGED = 1e-6
+# Smallest gain of a round of swaps, as a share of the objective.
+_ROUNDING = 1e-6
 
 
 def solve_rows(
@@ -225,23 +227,27 @@ def refit_coupled(
 def _swapped(
     problem: RowProblem, mask: Array, weights: Array, max_rounds: int
 ) -> tuple[Array, int, int]:
-    """``mask`` after swaps of held ``weights``; how many swaps, in how many rounds."""
-    felt, gram = problem.felt, problem.gram
-    assert felt is not None
+    """``mask`` after swaps of held ``weights``; how many swaps, in how many rounds.
+
+    In float32: what it cannot tell from rounding is no gain.
+    """
+    felt, gram, targets, weights = (
+        as_like(array, problem.gram, "float32")
+        for array in (problem.felt, problem.gram, problem.targets, weights)
+    )
     half = 0.5 * weights**2 * (felt.diagonal()[:, None] * gram.diagonal())
-    change = weights * mask - problem.targets
+    change = weights * mask - targets
     field = felt @ change @ gram
     least, made = 0.5 * float((field * change).sum()), 0
     most = number = max(1, int(_MOST_CHANGED * int(mask.sum())))
     for round_ in range(max_rounds):
-        signed = weights * field
-        swapped, swaps = _best_swaps(problem.counts, mask, half, signed, number)
+        swapped, swaps = _best_swaps(problem.counts, mask, half, weights * field, number)
         if not swaps:
             return mask, made, round_
-        change = weights * swapped - problem.targets
+        change = weights * swapped - targets
         trial = felt @ change @ gram
         now = 0.5 * float((trial * change).sum())
-        if now < least:
+        if now < least * (1.0 - _ROUNDING):
             mask, field, least, made = swapped, trial, now, made + swaps
             number = min(most, number + number // 3 + 1)
         elif swaps == 1:

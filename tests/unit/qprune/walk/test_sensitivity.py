@@ -195,18 +195,20 @@ def test_budgets_are_those_of_values_as_the_run_leaves_them(model, windows):
         assert all(moved < held for moved, held in zip(*errors.values(), strict=True))
 
 
-def test_feeling_the_loss_leaves_less_of_it(model, windows):
+@pytest.mark.parametrize(("compensate", "share"), [(None, 0.9), (False, 0.95)])
+def test_feeling_the_loss_leaves_less_of_it(model, windows, compensate, share):
     """Same counts in every layer, only weights of outputs differ; judged on other sequences."""
     unseen = torch.randint(1, 28, (24, 16), generator=torch.Generator().manual_seed(9))
     lost = {}
     for coupling in (0.0, 0.9):
         pruned = copy.deepcopy(model)
         shares = Sensitivity(band=0.0, num_samples=24, loss=LOSS, coupling=coupling)
-        qprune.prune(pruned, windows, sparsity=0.7, method=qprune.Layerwise(shares=shares))
+        method = qprune.Layerwise(shares=shares, compensate=compensate)
+        qprune.prune(pruned, windows, sparsity=0.7, method=method)
         with torch.no_grad():
             dense = model(unseen).logits
             lost[coupling] = float(LOSS.per_sample(pruned(unseen).logits, dense).mean())
-    assert lost[0.9] < 0.9 * lost[0.0]
+    assert lost[0.9] < share * lost[0.0], lost
 
 
 @pytest.mark.parametrize("rows", ["wanda", "sparsegpt"])
