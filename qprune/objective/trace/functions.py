@@ -87,7 +87,7 @@ class LinearCall:
 
     @property
     def taken(self) -> Tensor:
-        """What went in, shape (m, tokens, inputs)."""
+        """Inputs of the product, shape (m, tokens, inputs)."""
         return self.inputs
 
     @property
