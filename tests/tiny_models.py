@@ -14,7 +14,7 @@ _SIZES = {
 }
 
 
-def _llama(**changes):
+def llama(**changes):
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SIZES | changes))
 
 
@@ -71,8 +71,8 @@ def _deit():
 
 
 MODELS = {
-    "llama": _llama,
-    "llama-grouped-query": lambda: _llama(num_attention_heads=4, num_key_value_heads=2),
+    "llama": llama,
+    "llama-grouped-query": lambda: llama(num_attention_heads=4, num_key_value_heads=2),
     "qwen2": _qwen,
     "gemma3": _gemma,
     "opt": _opt,

@@ -26,7 +26,7 @@ from qprune.steps.solve import answer
 from solvers import Ask
 from solvers.rows.problem import RowProblem
 from solvers.rows.refit import Array, as_host, refit
-from solvers.rows.search import solve_rows
+from solvers.rows.search import solve_coupled, solve_rows
 from solvers.rows.starts import Start, admm, magnitude, obs_sweep, wanda
 
 # Types whose significands have no more bits than TF32's.
@@ -47,6 +47,9 @@ def _tensor_cores(use: bool) -> Generator[None]:
 class Moments:
     """Sums X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
 
+    Of a matrix that adds to a residual stream it is Y X' instead, Y what the matrix should add
+    (`qprune.steps.residuals`).
+
     Products are taken in float32 or better, whatever the model's dtype, and summed in float64
     (float32 on a device). A device multiplies float16 or bfloat16 inputs on its tensor
     cores: TF32 holds such numbers exactly, and sums in float32.
@@ -57,6 +60,7 @@ class Moments:
         device: device of the sums.
         with_dense: True if dense inputs are given too.
         ranks: processes, each of which adds its own tokens, all at the same time.
+        adding: rows of the matrix, if what it should add is given; 0 = it is not.
     """
 
     def __init__(
@@ -66,17 +70,25 @@ class Moments:
         device: torch.device,
         with_dense: bool,
         ranks: Ranks = ALONE,
+        adding: int = 0,
     ) -> None:
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         self.name = name
         self.tokens = 0
         self.gram = torch.zeros(inputs, inputs, dtype=dtype, device=device)
         self.cross = torch.zeros_like(self.gram) if with_dense else None
+        self.wanted = torch.zeros(adding, inputs, dtype=dtype, device=device) if adding else None
         self._ranks = ranks
-        self._sums = ranks.summing([t for t in (self.gram, self.cross) if t is not None])
+        sums = (self.gram, self.cross, self.wanted)
+        self._sums = ranks.summing([t for t in sums if t is not None])
 
-    def add(self, x: Tensor, dense: Tensor | None = None) -> None:
-        """Add inputs (..., inputs) of some tokens, and the dense network's for the same ones.
+    def add(self, x: Tensor, dense: Tensor | None = None, wanted: Tensor | None = None) -> None:
+        """Add inputs (..., inputs) of some tokens, and for the same ones the dense network's.
+
+        Args:
+            x: inputs.
+            dense: the dense network's.
+            wanted: what the matrix should add to a residual stream, shape (..., rows).
 
         Raises:
             NonFiniteError: NaN or Inf among them.
@@ -84,16 +96,19 @@ class Moments:
         exact_in_tf32 = x.is_cuda and x.dtype in _EXACT_IN_TF32
         x = _flat(x)
         with _tensor_cores(exact_in_tf32):
-            product = x.T @ x
-        if self._ranks.any(not bool(torch.isfinite(product.diagonal()).all())):
+            gram = product(x, x)
+        if self._ranks.any(not bool(torch.isfinite(gram.diagonal()).all())):
             raise NonFiniteError(
                 f"the inputs of layer {self.name!r} hold NaN or Inf, or overflow; look at the "
                 "layers before it, or load the model in a wider dtype"
             )
-        parts = [product]
+        parts = [gram]
         if self.cross is not None:
             with _tensor_cores(exact_in_tf32):
-                parts.append(torch.zeros_like(product) if dense is None else _flat(dense).T @ x)
+                parts.append(torch.zeros_like(gram) if dense is None else product(_flat(dense), x))
+        if self.wanted is not None:
+            assert wanted is not None
+            parts.append(product(_flat(wanted), x))
         self._sums.add(parts, self._ranks.size)
         self.tokens += len(x)
 
@@ -101,6 +116,17 @@ class Moments:
         """Finish the sums, after all ranks have added their tokens."""
         self._sums.close()
         self.tokens = self._ranks.total(self.tokens)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """X' Y of (tokens, n) and (tokens, m), in their dtype.
+
+    On a host numpy's library is taken: torch's may be half as fast on processors of other makers.
+    """
+    if x.device.type != "cpu":
+        return x.T @ y
+    with np.errstate(all="ignore"):  # Infinite sums are found by the caller.
+        return torch.from_numpy(x.detach().numpy().T @ y.detach().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +145,17 @@ class Quadratic:
 def quadratic(
     moments: Moments, weights: Tensor, damping: float, dense_share: float = 1.0
 ) -> Quadratic:
-    """Return |W X - W0 X0|^2 + ridge |W - W0|^2 around its unconstrained optimum.
+    """Return |W X - Y|^2 + ridge |W - W0|^2 around its unconstrained optimum, Y = W0 X0.
 
-    With C = X0 X' the optimum is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs
-    are the dense network's own (or C is not known), as SparseGPT and ALPS take them.
+    With C = X0 X' that is W0 (C + ridge) (A + ridge)^-1; it is W0 itself where the inputs are the
+    dense network's own (or C is not known), as SparseGPT and ALPS take them. Of a matrix that adds
+    to a residual stream Y is what it should add.
 
     Args:
         moments: moments of the inputs.
         weights: W0, shape (rows, inputs).
         damping: the ridge, as a share of the mean of A's diagonal.
-        dense_share: position of the optimum between W0 (0) and the one for X0 (1).
+        dense_share: position of the optimum between W0 (0) and the one for Y (1).
     """
     gram = 0.5 * (moments.gram + moments.gram.T)
     ridge = damping * gram.diagonal().mean()
@@ -136,12 +163,14 @@ def quadratic(
     shift = torch.where(ridge > 0, ridge, torch.ones_like(ridge)) if not moments.tokens else ridge
     gram.diagonal().add_(shift)
     targets = weights.to(gram)
-    if moments.cross is not None and moments.tokens:
-        cross = torch.lerp(moments.gram, moments.cross, dense_share)
-        cross.diagonal().add_(shift)
+    wanted = moments.wanted
+    if wanted is None and moments.cross is not None:
+        wanted = targets @ moments.cross
+    if wanted is not None and moments.tokens:
+        wanted = torch.lerp(targets @ moments.gram, wanted, dense_share) + shift * targets
         factor, failed = torch.linalg.cholesky_ex(gram)
         if not int(failed):
-            targets = torch.cholesky_solve(cross.T @ targets.T, factor).T
+            targets = torch.cholesky_solve(wanted.T, factor).T
     return Quadratic(gram, targets.contiguous())
 
 
@@ -165,6 +194,7 @@ class RowMethod(Protocol):
         by_group: collect inputs again after each group of matrices with the same input.
         damping: added to the diagonal of A = X X', as a share of its mean.
         work: numbers that it holds at its worst: per pair of inputs, and per weight of the matrix.
+        couples: it takes `RowProblem.felt` into account; others get problems without.
     """
 
     @property
@@ -175,6 +205,8 @@ class RowMethod(Protocol):
     def damping(self) -> float: ...
     @property
     def work(self) -> tuple[float, float]: ...
+    @property
+    def couples(self) -> bool: ...
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         """Choose the mask and, when compensating, the values."""
@@ -209,6 +241,7 @@ class OneShot:
     start: str
     dense_targets = False
     by_group = False
+    couples = False
     damping = 0.0
 
     def __post_init__(self) -> None:
@@ -231,6 +264,9 @@ _SEARCH = (6.0, 15.0)
 class Reconstruct:
     """Local search from a start: swaps within rows, trades between rows and refits.
 
+    Coupled rows (`RowProblem.felt`) get the start's mask and their best values on it, or swaps over
+    the whole matrix where values stay: the coupling is worth far more than swaps within rows.
+
     With `dense_targets`, and inputs collected again by group, the error is that of the outputs
     against the dense network's for the same tokens, so that a layer compensates for the
     pruning of the layers before it.
@@ -252,9 +288,14 @@ class Reconstruct:
     # Not in repr: a run may be resumed with another number.
     num_threads: int = field(default=1, repr=False, compare=False)
     work = _SEARCH
+    couples = True
 
     def solve(self, problem: RowProblem, *, compensate: bool, seed: int) -> Solved:
         start = self.start(problem)
+        if problem.felt is not None:
+            values = start.values if compensate else problem.targets
+            found = solve_coupled(problem, mask=start.mask, values=values, compensate=compensate)
+            return Solved(found.mask, found.values)
         solution = solve_rows(
             problem,
             mask=start.mask,
@@ -290,6 +331,7 @@ class SampledRows:
     damping: float = 0.01
     start: Callable[[RowProblem], Start] = field(default=partial(admm, damping=0.0))
     work = _SEARCH
+    couples = False
 
     def __post_init__(self) -> None:
         self._ask()  # Wrong options are refused before a block's passes.

@@ -24,6 +24,7 @@ from qprune.objective.trace.recorder import forward
 from qprune.objective.trace.taps import tapped
 from qprune.results import Part
 from qprune.steps.reconstruct import RowMethod
+from qprune.walk.sensitivity import Sensitivity
 from qprune.walk.streams import batch_of
 from solvers.rows.counts import Counts
 from solvers.rows.problem import RowProblem
@@ -48,6 +49,7 @@ def layerwise_needs(
     on_host: bool = True,
     seconds_per_product: float = 0.0,
     solve: float = 0.0,
+    shares: Sensitivity | None = None,
 ) -> Phase:
     """Memory and time.
 
@@ -60,7 +62,11 @@ def layerwise_needs(
         on_host: whether blocks run and are solved on the host.
         seconds_per_product: of one multiplication in a matrix product.
         solve: seconds of the method on a small problem, `gauge_method`.
+        shares: what is measured of the loss before.
     """
+    coupled = method.couples and shares is not None and bool(shares.coupling)
+    every = [m for block in by_block for group in block for m in group]
+    solving = solve * sum(_cost(m, coupled) for m in every)
     batch = batch_of(inputs)
     blocks = [block for block in by_block if any(block)]
     return Phase(
@@ -68,7 +74,8 @@ def layerwise_needs(
         (
             Part("original weights and masks, for the way back", _undo(blocks), _FEWER_TARGETS),
             *(_activations(blocks, inputs, method) if _in_memory(offload, on_host) else ()),
-            *(_arrays(blocks, method) if on_host else ()),
+            *(_arrays(blocks, method, coupled) if on_host else ()),
+            *(_felt(every, shares) if shares else ()),
             Part("a batch's activations", forwards.num_bytes(batch) if on_host else 0.0),
         ),
         (
@@ -78,8 +85,29 @@ def layerwise_needs(
                 "statistics of inputs",
                 seconds_per_product * _products(blocks, _num_tokens(inputs), method),
             ),
-            Part("solving matrices", solve * sum(_cost(m) for b in blocks for g in b for m in g)),
+            Part("solving matrices", solving),
+            *(_feeling(inputs, forwards, solving, shares) if shares else ()),
         ),
+    )
+
+
+def _felt(matrices: Sequence[Weight], shares: Sensitivity) -> tuple[Part, ...]:
+    def numbers(matrix: Weight) -> int:
+        power = 2 if max(matrix.rows, matrix.inputs) <= shares.largest else 1
+        return matrix.rows**power + matrix.inputs**power
+
+    # The sums, and G again as it is used.
+    return (Part("what the loss feels", 8.0 * 2 * sum(map(numbers, matrices)), _FEWER_TARGETS),)
+
+
+def _feeling(
+    inputs: AnyInputs, forwards: Pass, solving: float, shares: Sensitivity
+) -> tuple[Part, ...]:
+    samples = min(len(inputs), shares.num_samples)
+    # A backward pass is two forward ones. Two short solutions take about half as long as a whole.
+    return (
+        Part("what the loss feels", 3.0 * forwards.seconds(samples, 1)),
+        *((Part("trade-offs of layers", 0.5 * solving),) if shares.band else ()),
     )
 
 
@@ -115,13 +143,17 @@ def _activations(
     return (Part("activations of all samples", float(each * widths), _OFFLOAD),)
 
 
-def _arrays(blocks: Sequence[Sequence[Sequence[Weight]]], method: RowMethod) -> tuple[Part, ...]:
+def _arrays(
+    blocks: Sequence[Sequence[Sequence[Weight]]], method: RowMethod, coupled: bool
+) -> tuple[Part, ...]:
     def moments(groups: Sequence[Sequence[Weight]]) -> float:
         return 8.0 * (2 if method.dense_targets else 1) * sum(g[0].inputs ** 2 for g in groups)
 
     together = [[g] for block in blocks for g in block] if method.by_group else blocks
     matrices = [matrix for block in blocks for group in block for matrix in group]
-    work = max(work_of(method, m.rows, m.inputs) for m in matrices)
+    # Of coupled rows also G, its scaled copy, eigenvectors, and what finding them takes.
+    pairs = 8.0 * 4 if coupled else 0.0
+    work = max(work_of(method, m.rows, m.inputs) + pairs * m.rows**2 for m in matrices)
     return (
         Part("statistics of a block's inputs", max(moments(groups) for groups in together)),
         Part("solving the largest matrix", work, _FEWER_TARGETS),
@@ -150,9 +182,12 @@ def _products(
     return (2.0 if method.dense_targets else 1.0) * tokens * sum(m.inputs**2 for m in groups)
 
 
-def _cost(matrix: Weight) -> float:
-    """Cost of a matrix, in small problems: rows times inputs squared."""
-    return matrix.rows / _ROWS * (matrix.inputs / _INPUTS) ** 2
+def _cost(matrix: Weight, coupled: bool) -> float:
+    """Cost of a matrix, in small problems: rows times inputs squared; coupled, G too."""
+    rows, inputs = matrix.rows, matrix.inputs
+    if coupled:
+        return rows * inputs * (rows + inputs) / (_ROWS * _INPUTS * (_ROWS + _INPUTS))
+    return rows / _ROWS * (inputs / _INPUTS) ** 2
 
 
 def groups_of(
@@ -198,12 +233,13 @@ def gauge_forward(model: nn.Module, inputs: AnyInputs) -> Pass:
     return gauged(run, (max(1, large // 2), large))
 
 
-def gauge_method(method: RowMethod) -> float:
+def gauge_method(method: RowMethod, *, coupled: bool = False) -> float:
     """Seconds of the method on a small problem."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((_INPUTS, 2 * _INPUTS))
     targets = rng.standard_normal((_ROWS, _INPUTS))
-    problem = RowProblem(x @ x.T, targets, Counts(_ROWS * _INPUTS // 2))
+    felt = targets @ targets.T / _INPUTS if coupled else None
+    problem = RowProblem(x @ x.T, targets, Counts(_ROWS * _INPUTS // 2), felt)
     seconds: list[float] = []
     for _ in range(2):  # The first one loads kernels.
         began = time.perf_counter()
@@ -223,7 +259,11 @@ def gauge_products() -> float:
 
 
 def layer_cost(
-    rows: RowMethod, prepared: Prepared, blocks: Sequence[Named], offload: str | Path
+    rows: RowMethod,
+    prepared: Prepared,
+    blocks: Sequence[Named],
+    offload: str | Path,
+    shares: Sensitivity | None = None,
 ) -> Needs:
     """Memory and time of a run layer by layer, with what takes measuring measured.
 
@@ -232,6 +272,7 @@ def layer_cost(
         prepared: the model, its targeted weights, the samples.
         blocks: of the model.
         offload: where activations wait.
+        shares: what is measured of the loss before.
 
     Raises:
         QpruneError: the model and the samples are not fit for each other.
@@ -249,6 +290,7 @@ def layer_cost(
         offload=offload,
         on_host=next(model.parameters()).device.type == "cpu",
         seconds_per_product=gauge_products(),
-        solve=gauge_method(rows),
+        solve=gauge_method(rows, coupled=rows.couples and shares is not None),
+        shares=shares,
     )
     return Needs(phases=(phase,))

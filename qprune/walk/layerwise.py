@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from qprune.cost import Needs
 from qprune.data.calibration import plain
-from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError, NonFiniteError
 from qprune.network.groups import apportion, named
 from qprune.network.patterns import Pattern
@@ -36,7 +35,7 @@ from qprune.walk.journal import Attempt, Limits
 from qprune.walk.layer_cost import layer_cost
 from qprune.walk.run import Run
 from qprune.walk.schedule import Schedule
-from qprune.walk.sensitivity import Sensitivity
+from qprune.walk.sensitivity import Felt, Sensitivity
 from qprune.walk.state import Progress, State
 from qprune.walk.streams import BlockPass, Streams, batch_of
 from solvers import Ask
@@ -57,8 +56,10 @@ class Layerwise:
 
     Args:
         rows: how a matrix is pruned (`qprune.steps.reconstruct`), or a name in `ROWS`.
-        shares: how the count of the whole model is shared among the layers; None = the same share
-            in each. A budget or a mask structure that fixes every layer's count goes first.
+        shares: what the loss at the network's end feels of each matrix: it weighs the errors of
+            outputs, and shares the count of the whole model among the layers. A budget or a mask
+            structure that fixes every layer's count goes first. None = outputs count alike, and
+            every layer gets the same share.
         offload: where activations wait: "cpu"; "device", the faster the farther that is from the
             host, but most of its memory; or a folder for temporary files.
         device: where blocks run and are solved; None = where the model is.
@@ -150,10 +151,16 @@ class Layerwise:
             keep_dense=self.row_method.dense_targets,
             ranks=run.objective.samples.ranks.serial,
         )
-        counts = counts_by_weight(run, self.shares, inputs)
+        shares, moving = self.shares, bool(self.compensate)
+        felt = shares.felt(model, run.weights, inputs, run.seed) if shares else []
+        counts = counts_by_weight(run, shares, felt, moving=moving)
+        coupling = shares.coupling if shares and self.row_method.couples else 0.0
+        together = [one.coupling(coupling) for one in felt]
         usual = run.objective.batch_size
         size = self.batch_size or usual
-        actions = [PruneBlock(self, i, streams, counts, size, usual) for i in streams.indices]
+        actions = [
+            PruneBlock(self, i, streams, counts, together, size, usual) for i in streams.indices
+        ]
         return Schedule(actions, streams.close)
 
     def cost(
@@ -165,7 +172,8 @@ class Layerwise:
         executor: Any,
     ) -> Needs:
         """See `qprune.walk.schedule.Method`."""
-        return layer_cost(self.row_method, prepared, find_blocks(prepared.model), self.offload)
+        blocks = find_blocks(prepared.model)
+        return layer_cost(self.row_method, prepared, blocks, self.offload, self.shares)
 
     def first_pass(self, run: Run) -> State | None:
         """None: it would have to do all of its work twice."""
@@ -180,6 +188,7 @@ class PruneBlock:
     index: int
     streams: Streams
     counts: Sequence[Counts]
+    felt: Sequence[Tensor | None]
     batch_size: int
     usual_batch_size: int
     required = True
@@ -230,7 +239,9 @@ class PruneBlock:
         weights = weight.read()
         goal = quadratic(moments, weights, rows.damping, 1.0 if moving else _DENSE_SHARE_HELD)
         number = self.streams.number(weight)
-        problem = RowProblem(_array(goal.gram), _array(goal.targets), self.counts[number])
+        felt = self.felt[number] if self.felt and moments.tokens else None
+        together = None if felt is None else _array(felt.to(goal.gram))
+        problem = RowProblem(_array(goal.gram), _array(goal.targets), self.counts[number], together)
         method = rows if moments.tokens else OneShot("magnitude")
         solved = run.once(lambda: method.solve(problem, compensate=moving, seed=seed))
         kept = torch.as_tensor(solved.mask, device=weights.device)
@@ -256,13 +267,16 @@ class PruneBlock:
         raise error
 
 
-def counts_by_weight(run: Run, shares: Sensitivity | None, inputs: AnyInputs) -> list[Counts]:
+def counts_by_weight(
+    run: Run, shares: Sensitivity | None, felt: Sequence[Felt], *, moving: bool
+) -> list[Counts]:
     """The exact counts of every weight; they add up to the run's.
 
     Args:
         run: its groups may fix them.
         shares: how the model's count is shared among the layers, where they do not.
-        inputs: calibration samples.
+        felt: what the loss feels of every weight, where ``shares`` are given.
+        moving: kept values move.
     """
     weights, groups = run.weights, run.groups
     found = [groups.of_weight(number) for number in range(len(weights))]
@@ -273,7 +287,7 @@ def counts_by_weight(run: Run, shares: Sensitivity | None, inputs: AnyInputs) ->
     sparsity = groups.total / weights.size
     wanted = dict.fromkeys((weight.name for weight in weights), sparsity)
     if shares is not None:
-        wanted = shares.shares(run.objective.model, weights, inputs, sparsity, run.seed)
+        wanted = shares.shares(weights, felt, sparsity, run.seed, moving=moving)
     numbers = torch.tensor(list(wanted.values()), dtype=torch.float64) * sizes
     # The threshold hits the count up to ties and sampling; the rest is scaled away.
     numbers *= groups.total / float(numbers.sum())

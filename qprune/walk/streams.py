@@ -18,6 +18,7 @@ from qprune.network.weights import Weight, Weights
 from qprune.objective.trace.taps import Enough, tapped
 from qprune.steps.guards import Dense
 from qprune.steps.reconstruct import Moments
+from qprune.steps.residuals import Remainder, Stream, streams_of, zeroed
 
 # Tokens that pass through a block at once.
 _BATCH_TOKENS = 4096
@@ -62,6 +63,7 @@ class Passage:
     ) -> None:
         self.block, self.calls, self.inside = block, calls, inside
         self.device, self.new_store, self.ranks = device, new_store, ranks
+        self._rest: Remainder | None = None
 
     def order(self, hidden: Store, keep_inputs: bool) -> Order:
         """Run the block to record the order of use and, on request, every input.
@@ -100,8 +102,33 @@ class Passage:
                 break
         return Order(groups, inputs, outputs)
 
+    def streams(self, order: Order, hidden: Store) -> dict[str, Stream]:
+        """The residual streams that matrices of the dense block add to; see `streams_of`.
+
+        Args:
+            order: with inputs and outputs, else there are none; loses inputs that none needs.
+            hidden: the block's inputs, batch by batch.
+        """
+        if order.outputs is None or not len(order.outputs):
+            return {}
+        found = streams_of(
+            lambda index: self._call(index, hidden),
+            order.groups,
+            order.inputs,
+            hidden,
+            order.outputs,
+            self.device,
+        )
+        for name in found:
+            del order.inputs[name]  # `Stream.dense` has what it needs of them.
+        return found
+
     def moments(
-        self, hidden: Store, group: Sequence[Weight], inputs: Mapping[str, Store]
+        self,
+        hidden: Store,
+        group: Sequence[Weight],
+        inputs: Mapping[str, Store],
+        stream: Stream | None = None,
     ) -> dict[str, Moments]:
         """Moments of every weight in ``group``, by name, from the block as it is now.
 
@@ -111,10 +138,14 @@ class Passage:
             hidden: the block's inputs, batch by batch.
             group: matrices.
             inputs: inputs of some of them in the dense network.
+            stream: that the only matrix of the group adds to.
 
         Raises:
             NonFiniteError: NaN or Inf in an input; names the layer.
         """
+        if stream is not None:
+            (weight,) = group
+            return {weight.name: self._with_stream(hidden, weight, stream)}
         result: dict[str, Moments] = {}
         wanted = {weight.name for weight in group}
         routed = any(weight.routed for weight in group)
@@ -146,6 +177,41 @@ class Passage:
             moments.close()
         return {m.name: result.get(m.name) or self._empty(m, False) for m in group}
 
+    def _with_stream(self, hidden: Store, weight: Weight, stream: Stream) -> Moments:
+        moments = Moments(
+            weight.name, weight.inputs, self.device, False, self.ranks, adding=weight.rows
+        )
+        rest = Remainder(weight, self.new_store(), self.new_store())
+        seen: list[Tensor] = []
+
+        def see(_: Weight, x: Tensor) -> None:
+            seen.append(x)
+            if not stream.at_end:
+                raise Enough
+
+        for index in range(len(self.calls)):
+            seen.clear()
+            now = hidden.get(index, self.device)
+            with suppress(Enough), tapped([weight], see), zeroed(weight):
+                now = self.calls[index].of(self.block, now)
+            moments.add(seen[0], wanted=stream.dense(index) - now)
+            if stream.exact:
+                rest.without.append(now)
+                rest.inputs.append(seen[0])
+        moments.close()
+        self._rest = rest if stream.exact else None
+        return moments
+
+    def outputs(self, hidden: Store) -> Store:
+        """The outputs of the present block, behind which nothing changes any more."""
+        rest, self._rest = self._rest, None
+        if rest is None:
+            return self.forward(hidden)
+        outputs = self.new_store()
+        for index in range(len(self.calls)):
+            outputs.append(rest.output(index, self.device))
+        return outputs
+
     def forward(self, hidden: Store) -> Store:
         """Return the outputs of the present block."""
         outputs = self.new_store()
@@ -168,17 +234,20 @@ class BlockPass:
         passage: passes through it.
         order: the dense block's weights in order of use.
         current: the pruned network's inputs to it, batch by batch.
+        streams: that some of its matrices add to, by their names.
     """
 
     passage: Passage
     order: Order
     current: Store
+    streams: dict[str, Stream]
 
     def moments(self, group: Sequence[Weight]) -> dict[str, Moments]:
         """Second moments of the inputs of every weight in ``group``, by name."""
-        found = self.passage.moments(self.current, group, self.order.inputs)
+        stream = self.streams.pop(group[0].name, None) if len(group) == 1 else None
+        found = self.passage.moments(self.current, group, self.order.inputs, stream)
         for weight in group:
-            self.order.inputs.pop(weight.name, None)  # Their place is needed.
+            self.order.inputs.pop(weight.name, None)  # Their place is needed, as the stream's.
         return found
 
 
@@ -279,9 +348,9 @@ class Streams:
         self._place = None  # Should something go wrong, they are made again.
         with self._on_device(index, place) as passage:
             order = passage.order(place.dense, self._keep_dense)
-            yield BlockPass(passage, order, place.current)
+            yield BlockPass(passage, order, place.current, passage.streams(order, place.dense))
             if index != self._walked(stack)[-1]:
-                current = passage.forward(place.current)
+                current = passage.outputs(place.current)
                 dense = order.outputs or current
                 place = _Position(place.entry, place.index + 1, batch_size, dense, current)
                 self._place = place

@@ -3,6 +3,10 @@
 A linear layer with inputs X and weights W (one output a row) is asked to keep its outputs:
 sum over rows r of 1/2 |(w_r - w0_r) X|^2 = 1/2 (w_r - w0_r)' A (w_r - w0_r) with A = X X'. Every
 row is its own quadratic, all share A, and `Counts` say how many weights are kept where.
+Where a loss behind the layer feels some directions of its outputs more than others, rows are
+coupled by G = E[g g'], g the loss' derivative by the outputs: 1/2 tr(G (W - W0) A (W - W0)'). That
+is the loss' second order with the layer's curvature as a Kronecker product (Martens and Grosse
+2015, arXiv 1503.05671; for pruning van der Ouderaa et al. 2023, arXiv 2312.17244).
 `solvers.rows.starts` gives masks to start from, `solvers.rows.search.solve_rows` improves them.
 """
 
@@ -34,10 +38,12 @@ class RowProblem:
             on the host in float64, a torch tensor on its device in its dtype.
         targets: w0, shape (rows, inputs).
         counts: of the weights kept.
+        felt: G, shape (rows, rows), positive semidefinite; None = rows on their own, G = I.
+            `solvers.rows.search` solves such problems; those who go row by row do not.
 
     Raises:
-        InvalidProblemError: shapes disagree, an entry is not finite, A is not symmetric or has
-            a negative diagonal entry, or the counts do not fit.
+        InvalidProblemError: shapes disagree, an entry is not finite, A or G is not symmetric or
+            has a negative diagonal entry, or the counts do not fit.
 
     Example:
         >>> from solvers.rows.counts import Counts
@@ -50,12 +56,14 @@ class RowProblem:
     gram: Array
     targets: Array
     counts: Counts
+    felt: Array | None = None
 
     def __post_init__(self) -> None:
-        if not is_torch_array(self.gram):
-            object.__setattr__(self, "gram", np.ascontiguousarray(self.gram, dtype=np.float64))
-            object.__setattr__(self, "targets", np.ascontiguousarray(self.targets, np.float64))
-        _check_arrays(self.gram, self.targets)
+        names = ("gram", "targets") if self.felt is None else ("gram", "targets", "felt")
+        for name in () if is_torch_array(self.gram) else names:
+            array = np.ascontiguousarray(getattr(self, name), dtype=np.float64)
+            object.__setattr__(self, name, array)
+        _check_arrays(self.gram, self.targets, self.felt)
         self.counts.check(self.num_rows, self.num_inputs)
 
     @property
@@ -73,14 +81,25 @@ class RowProblem:
         import torch
 
         where, kind = torch.device(device), getattr(torch, dtype)
-        gram, targets = (torch.as_tensor(a).to(where, kind) for a in (self.gram, self.targets))
-        return RowProblem(gram, targets, self.counts)
+        arrays = (self.gram, self.targets, self.felt)
+        gram, targets, felt = (
+            None if array is None else torch.as_tensor(array).to(where, kind) for array in arrays
+        )
+        return RowProblem(gram, targets, self.counts, felt)
 
     def objectives(self, values: Float[Array, "rows inputs"]) -> Float64[Array, " rows"]:
-        """1/2 (w - w0)' A (w - w0) of every row of ``values``, in float64, shape (rows,)."""
-        return objectives(
-            *(as_like(a, self.gram, "float64") for a in (self.gram, self.targets, values))
+        """1/2 (w - w0)' A (w - w0) of every row of ``values``, in float64, shape (rows,).
+
+        Of coupled rows, the row's part of the sum: 1/2 e_r' (G E A)_r, E = W - W0.
+        """
+        gram, targets, own = (
+            as_like(a, self.gram, "float64") for a in (self.gram, self.targets, values)
         )
+        if self.felt is None:
+            return objectives(gram, targets, own)
+        change = own - targets
+        felt = as_like(self.felt, self.gram, "float64")
+        return 0.5 * ((felt @ (change @ gram)) * change).sum(-1)
 
     def checked_mask(self, mask: ArrayLike) -> Bool[Array, "rows inputs"]:
         """A copy of ``mask`` as booleans where the problem is.
@@ -181,27 +200,34 @@ class RowSolution:
         return float(self.objectives.sum())
 
 
-def _check_arrays(gram: Array, targets: Array) -> None:
+def _check_arrays(gram: Array, targets: Array, felt: Array | None) -> None:
     xp = array_namespace(gram)
-    if is_torch_array(gram) is not is_torch_array(targets):
-        raise InvalidProblemError("gram and targets must both be numpy arrays or both tensors")
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise InvalidProblemError(f"gram must be square, not of shape {tuple(gram.shape)}")
-    if targets.ndim != 2 or targets.shape[1] != gram.shape[0]:
+    given = {"gram": gram, "targets": targets} | ({} if felt is None else {"felt": felt})
+    if len({is_torch_array(array) for array in given.values()}) > 1:
+        raise InvalidProblemError(f"{', '.join(given)} must all be numpy arrays or all tensors")
+    for name in ("gram", "felt"):
+        shape = tuple(given[name].shape) if name in given else (0, 0)
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise InvalidProblemError(f"{name} must be square, not of shape {shape}")
+    rows = targets.shape[0] if felt is None else len(felt)
+    if tuple(targets.shape) != (rows, len(gram)):
         raise InvalidProblemError(
-            f"targets must have shape (rows, {gram.shape[0]}), not {tuple(targets.shape)}"
+            f"targets must have shape ({'rows' if felt is None else rows}, {len(gram)}), "
+            f"not {tuple(targets.shape)}"
         )
-    for name, array in (("gram", gram), ("targets", targets)):
+    for name, array in given.items():
         if not bool(xp.isfinite(array).all()):
             where = tuple(np.argwhere(~np.isfinite(as_host(array)))[0].tolist())
             raise InvalidProblemError(
                 f"{name} has a non-finite entry at {where}; check the layer's inputs and weights"
             )
-    if not len(gram):
-        return
-    largest = float(abs(gram).max())
-    if float(abs(gram - gram.T).max()) > 1e-5 * largest:
-        raise InvalidProblemError("gram is not symmetric; pass X @ X.T")
-    if float(gram.diagonal().min()) < 0:
-        where = int(gram.diagonal().argmin())
-        raise InvalidProblemError(f"gram has a negative diagonal entry at {where}; pass X @ X.T")
+        if name != "targets" and len(array):
+            _check_moments(name, array)
+
+
+def _check_moments(name: str, moments: Array) -> None:
+    if float(abs(moments - moments.T).max()) > 1e-5 * float(abs(moments).max()):
+        raise InvalidProblemError(f"{name} is not symmetric; pass X @ X.T")
+    if float(moments.diagonal().min()) < 0:
+        where = int(moments.diagonal().argmin())
+        raise InvalidProblemError(f"{name} has a negative diagonal entry at {where}; pass X @ X.T")

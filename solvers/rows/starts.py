@@ -93,10 +93,13 @@ def obs_sweep(problem: RowProblem, *, damping: float = 0.01, block: int = 128) -
 def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 300) -> Start:
     """The mask of an alternating direction method, as in ALPS (Meng et al. 2024, 2406.07831).
 
-    On inputs scaled to unit Gram diagonal, with penalty rho and dual V:
+    On inputs (and coupled rows) scaled to unit Gram diagonal, with penalty rho and dual V:
 
         W <- (A + rho I)^-1 (A W0 - V + rho D)    D <- keep the largest of W + V / rho
         V <- V + rho (W - D)
+
+    Of coupled rows A stands for the Kronecker product of G and A, of which eigenvectors of both
+    give the inverse; float32 is exact enough for their masks.
 
     rho starts at 0.1 and grows every third round by 1.3, 1.2 or 1.1, the faster the more
     the support still changes (at least 10 %, 0.5 %, any of the kept weights); it ends when the
@@ -113,22 +116,16 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
         >>> admm(problem).mask.tolist()
         [[False, True]]
     """
-    xp = array_namespace(problem.gram)
-    diagonal = problem.gram.diagonal()
-    diagonal = diagonal + damping * diagonal.mean() + 1e-30
-    scale = diagonal**0.5
-    scaled = problem.gram / (scale[:, None] * scale[None, :])
-    scaled = scaled + xp.diag(1.0 - scaled.diagonal())
-    damped = _damped_inverse(scaled)
-    targets = problem.targets * scale
-    pull = targets @ scaled
-    sparse, dual = targets, xp.zeros_like(targets)
-    mask = last = problem.counts.select(abs(targets))
+    scaled = _scaled(problem, damping)
+    damped = _damped_inverse(scaled.gram, scaled.felt)
+    targets, counts = scaled.targets, problem.counts
+    sparse, dual = targets, array_namespace(targets).zeros_like(targets)
+    mask = last = counts.select(abs(targets))
     kept = max(1, int(mask.sum()))
     rho = 0.1
     for iteration in range(1, max_iterations + 1):
-        values = damped(pull - dual + rho * sparse, rho)
-        mask = problem.counts.select(abs(values + dual / rho))
+        values = damped(scaled.pull - dual + rho * sparse, rho)
+        mask = counts.select(abs(values + dual / rho))
         sparse = (values + dual / rho) * mask
         dual = dual + rho * (values - sparse)
         if iteration % 3 == 0:
@@ -137,7 +134,38 @@ def admm(problem: RowProblem, *, damping: float = 0.01, max_iterations: int = 30
             if changed == 0:
                 break
             rho *= 1.3 if changed >= 0.1 * kept else 1.2 if changed >= 0.005 * kept else 1.1
-    return Start(mask, sparse / scale)
+    return Start(mask, as_like(sparse / scaled.scale, problem.targets))
+
+
+class _Scaled(NamedTuple):
+    """A problem whose Gram matrices have a diagonal of 1; its values are ``scale`` times W."""
+
+    gram: Array
+    felt: Array | None
+    targets: Array
+    pull: Array
+    scale: Array
+
+
+def _scaled(problem: RowProblem, damping: float) -> _Scaled:
+    felt = problem.felt
+    if felt is None:
+        gram, inputs = _unit(problem.gram, damping)
+        targets = problem.targets * inputs
+        return _Scaled(gram, None, targets, targets @ gram, inputs)
+    gram, inputs = _unit(as_like(problem.gram, problem.gram, "float32"), damping)
+    felt, rows = _unit(as_like(felt, felt, "float32"), 0.0)
+    scale = rows[:, None] * inputs
+    targets = as_like(problem.targets, gram) * scale
+    return _Scaled(gram, felt, targets, felt @ targets @ gram, scale)
+
+
+def _unit(moments: Array, damping: float) -> tuple[Array, Array]:
+    """Moments scaled to a diagonal of 1, and the roots of the diagonal before (damped)."""
+    diagonal = moments.diagonal()
+    scale = (diagonal + damping * diagonal.mean() + 1e-30) ** 0.5
+    scaled = moments / (scale[:, None] * scale[None, :])
+    return scaled + array_namespace(moments).diag(1.0 - scaled.diagonal()), scale
 
 
 def _original(problem: RowProblem, scores: Array) -> Start:
@@ -145,12 +173,14 @@ def _original(problem: RowProblem, scores: Array) -> Start:
     return Start(mask, problem.targets * mask)
 
 
-def _damped_inverse(gram: Array) -> Callable[[Array, float], Array]:
+def _damped_inverse(gram: Array, felt: Array | None) -> Callable[[Array, float], Array]:
     """(right, rho) -> right (A + rho I)^-1, rho the same for some calls in a row.
 
     On a host eigenvectors serve every rho. On a device they take as long as hundreds of inverses,
-    so that those are cheaper.
+    so that those are cheaper, but for coupled rows.
     """
+    if felt is not None:
+        return _kronecker_inverse(gram, felt)
     if not is_torch_array(gram):
         eigenvalues, basis = np.linalg.eigh(gram)
         return lambda right, rho: (right @ basis / (eigenvalues + rho)) @ basis.T
@@ -164,6 +194,14 @@ def _damped_inverse(gram: Array) -> Callable[[Array, float], Array]:
         return right @ inverses[rho]
 
     return times
+
+
+def _kronecker_inverse(gram: Array, felt: Array) -> Callable[[Array, float], Array]:
+    """(right, rho) -> the W of G W A + rho W = right."""
+    linalg = array_namespace(gram).linalg
+    (columns, basis), (rows, felt_basis) = linalg.eigh(gram), linalg.eigh(felt)
+    both = (rows[:, None] * columns).clip(0.0, None)
+    return lambda right, rho: felt_basis @ ((felt_basis.T @ right @ basis) / (both + rho)) @ basis.T
 
 
 def _shifted(gram: Array, shift: float) -> Array:

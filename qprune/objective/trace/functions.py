@@ -85,6 +85,16 @@ class LinearCall:
     def positions(self) -> int:
         return self.inputs.shape[1]
 
+    @property
+    def taken(self) -> Tensor:
+        """Inputs of the product, shape (m, tokens, inputs)."""
+        return self.inputs
+
+    @property
+    def felt(self) -> Tensor:
+        """Derivatives of the loss by what came out, shape (m, tokens, outputs)."""
+        return self.deltas
+
     def gradients(self) -> Tensor:
         return self.deltas.transpose(-1, -2) @ self.inputs
 
@@ -129,6 +139,14 @@ class TurnedCall(LinearCall):
     Its gradient is the transpose of a Linear's: the roles of inputs and deltas are exchanged, so
     ``inputs`` holds the derivatives by the results and ``deltas`` what went in.
     """
+
+    @property
+    def taken(self) -> Tensor:
+        return self.deltas
+
+    @property
+    def felt(self) -> Tensor:
+        return self.inputs
 
     def input_squares(self) -> Tensor:
         _, outputs = self.shape
