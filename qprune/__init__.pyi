@@ -23,6 +23,9 @@ from .distributed.ranks import DataParallel as DataParallel
 from .distributed.ranks import Ranks as Ranks
 from .models.datasets import load_data as load_data
 from .models.zoo import load_model as load_model
+from .moving.compensate import Compensate as Compensate
+from .moving.compensate import Compensation as Compensation
+from .moving.distill import Distillation as Distillation
 from .network.groups import (
     Budget as Budget,
 )
@@ -85,9 +88,6 @@ from .results import (
 from .results import (
     Step as Step,
 )
-from .steps.compensate import Compensate as Compensate
-from .steps.compensate import Compensation as Compensation
-from .steps.distill import Distillation as Distillation
 from .steps.reconstruct import (
     OneShot as OneShot,
 )

@@ -25,6 +25,9 @@ from qprune.distributed.sharding import whole
 from qprune.distributed.workers import checked_threads, limited_threads
 from qprune.errors import ImpossibleRequestError, QpruneError
 from qprune.models.save import save_model
+from qprune.moving.compensate import Compensate, Compensation, as_compensate
+from qprune.moving.distill import compensation_for
+from qprune.moving.guards import restored_on_error
 from qprune.network.admission import refuse_unstorable, refuse_wrapped
 from qprune.network.groups import Budget, NofM, groups_of, state_zeros
 from qprune.network.patterns import Pattern
@@ -42,9 +45,6 @@ from qprune.record.fingerprint import (
 )
 from qprune.record.folder import RunFolder, opened, saving
 from qprune.results import Estimate, LayerRecord, Observer, Report, Score
-from qprune.steps.compensate import Compensate, Compensation, as_compensate
-from qprune.steps.distill import compensation_for
-from qprune.steps.guards import restored_on_error
 from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal, Limits
 from qprune.walk.networkwise import Networkwise

@@ -304,7 +304,7 @@ def in_seconds(number: float) -> str:
 
 @dataclass(frozen=True)
 class Promise:
-    """How far predictions came true on samples that nothing was fitted to.
+    """The share of predictions that came true, on samples that nothing was fitted to.
 
     Attributes:
         steps: number of predictions of a gain, taken or not.
@@ -402,7 +402,7 @@ class Report:
 
     @property
     def promise(self) -> Promise | None:
-        """How far predictions came true; None where nothing was predicted."""
+        """The share of predictions that came true; None where nothing was predicted."""
         return Promise.of(self.steps)
 
     def to_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ MODULES = (
     "qprune.network.weights",
     "qprune.objective.curvature",
     "qprune.objective.samples",
-    "qprune.steps.compensate",
+    "qprune.moving.compensate",
     "qprune.steps.formulate",
     "qprune.steps.select",
     "qprune.steps.start",

@@ -14,7 +14,7 @@ from torch import nn
 import qprune
 from qprune.distributed.ranks import joined
 from qprune.distributed.sharding import whole
-from qprune.steps.compensate import Compensation
+from qprune.moving.compensate import Compensation
 
 METHOD = qprune.Networkwise(
     stages=2, rounds=1, final_rounds=2, num_blocks=2, block_size=128, samples_per_step=66
@@ -116,7 +116,7 @@ def taken(ranks, folder):
 
 def refused(ranks, folder):
     """What does not work on a sharded model is said before anything is touched."""
-    from qprune.steps.distill import Distillation
+    from qprune.moving.distill import Distillation
 
     pruned(sharded(images()), ranks, compensate=Distillation())
 

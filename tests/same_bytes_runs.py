@@ -43,7 +43,7 @@ HOMES = (
     "qprune.blocks",
     "qprune.steps.select",
     "qprune.distill",
-    "qprune.steps.distill",
+    "qprune.moving.distill",
     "qprune.layerwise",
     "qprune.layerwise.start",
     "qprune.layerwise.sensitivity",

@@ -2,12 +2,12 @@
 
 import torch
 
+from qprune.moving.guards import Dense
 from qprune.network.groups import Global
 from qprune.network.weights import find_weights
 from qprune.objective.losses import PerSample
 from qprune.objective.samples import Objective
 from qprune.objective.trace.recorder import Samples
-from qprune.steps.guards import Dense
 from qprune.walk.journal import Journal, Limits
 from qprune.walk.run import Run
 

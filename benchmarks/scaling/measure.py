@@ -28,6 +28,7 @@ from benchmarks.reliability.workloads import workloads
 from benchmarks.scaling.rank_program import EXCHANGED, RUNS, launched
 from benchmarks.step_cost import network
 from benchmarks.timing import cpu_seconds
+from qprune.moving.compensate import gauss_newton
 from qprune.network.groups import BUDGETS, prune_lowest
 from qprune.network.weights import Weights, find_weights
 from qprune.objective import SketchedFisher
@@ -36,7 +37,6 @@ from qprune.objective.samples import Objective, sample_size
 from qprune.objective.trace.recorder import Samples, outputs_of
 from qprune.record.checkpoint import Checkpoints, Snapshot
 from qprune.steps.accept import Trust
-from qprune.steps.compensate import gauss_newton
 from qprune.steps.formulate import Block, formulate
 from qprune.steps.select import Boundary, Offer
 from qprune.walk.state import FullState, Progress

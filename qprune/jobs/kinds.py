@@ -34,6 +34,7 @@ from qprune.models.pretrained import (
 )
 from qprune.models.save import save_model
 from qprune.models.zoo import load_model
+from qprune.moving.distill import Distillation
 from qprune.network.groups import Budget, Global, PerLayer, PerRow
 from qprune.network.layouts import Kind as WeightKind
 from qprune.network.layouts import layout_of
@@ -43,7 +44,6 @@ from qprune.objective.losses import Loss
 from qprune.prune import Pruned
 from qprune.record.folder import FILES, MODEL, RunFolder
 from qprune.results import LayerRecord, Report, Score
-from qprune.steps.distill import Distillation
 from qprune.steps.reconstruct import ROWS, RowMethod, SampledRows
 from qprune.walk.layerwise import Layerwise
 from qprune.walk.networkwise import Networkwise

@@ -30,7 +30,7 @@ class BlockCurvature(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What some of the samples say of an expansion.
+    """An expansion as some of the samples see it.
 
     Attributes:
         gradient: of the mean loss over them, shape (N,).

@@ -1,1 +1,1 @@
-"""The strategies: what one step of a run does."""
+"""The strategies: what one step of a run decides."""

@@ -113,7 +113,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What proposals do to the loss, nats, on samples that nothing was fitted to.
+    """Changes of the loss by proposals, nats, on samples that nothing was fitted to.
 
     Attributes:
         at_once: change when they are carried out: what the models foretell.
@@ -137,7 +137,7 @@ class Trial(Protocol):
         ...
 
     def judge(self, proposals: Sequence[Proposal], present: float) -> Verdict:
-        """What they do to a loss of ``present`` nats; the model holds them afterwards."""
+        """Their changes of a loss of ``present`` nats; the model holds them afterwards."""
         ...
 
     def undo(self, proposals: Sequence[Proposal]) -> None:

@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Anticipated:
-    """What is left of a model of the loss when the rest moves along.
+    """The model of the loss left for a block when the rest moves along.
 
     Attributes:
         gradient: of the block, shape (n,).
@@ -76,7 +76,7 @@ def anticipated(gradient: Floats, factor: Floats, size: int, ridge: float) -> An
 
 @dataclass(frozen=True, eq=False)
 class Worth:
-    """What one change alone is worth where all kept weights move along.
+    """The worth of each change alone where all kept weights move along.
 
     Attributes:
         cost: change of the loss by changing one decision, nats, shape (k,).

@@ -46,13 +46,13 @@ class Factors:
 
     Attributes:
         gradient, curvature: factors for optimism, and to the given samples.
-        damping: factor of the ridge to the given samples.
+        diagonal: factor of the ridge to the given samples.
         ridge: as a multiple of the expansion's damping.
     """
 
     gradient: float = 1.0
     curvature: float = 1.0
-    damping: float = 1.0
+    diagonal: float = 1.0
     ridge: float = 1.0
 
 
@@ -69,7 +69,7 @@ class View:
     factor: Floats
 
     def left(self, size: int, ridge: float) -> Anticipated:
-        """What is left for the block of ``size`` weights when the others move along."""
+        """The model left for the block of ``size`` weights when the others move along."""
         if len(self.gradient) == size:
             return Anticipated(self.gradient, LowRank(self.factor), None)
         return anticipated(self.gradient, self.factor, size, ridge)
@@ -120,16 +120,16 @@ class Seen:
     other: Anticipated
     given: Anticipated | None
 
-    def minimum(self, found: Factors, damping: float) -> Floats:
+    def minimum(self, found: Factors, ridge: float) -> Floats:
         """The best move of the half's own corrected model."""
-        model, block = modelled(self.block, self.own, found, damping)
+        model, block = modelled(self.block, self.own, found, ridge)
         start = block.pruned[None]
         answer = Relax().sample_problem(model, initial_states=start, num_sweeps=0, seed=0)
         return np.where(answer.sample == 0, block.keep_value, 0.0) - block.current
 
 
 def modelled(
-    block: Block, left: Anticipated, found: Factors, damping: float
+    block: Block, left: Anticipated, found: Factors, ridge: float
 ) -> tuple[QuadraticProblem, Block]:
     """The corrected problem of a block, and the block with its gradient.
 
@@ -137,34 +137,34 @@ def modelled(
         block: its gradient does not matter.
         left: gradient and curvature.
         found: the corrections.
-        damping: of the expansion.
+        ridge: that of the expansion.
     """
     block = replace(block, gradient=left.gradient * found.gradient)
-    ridge = damping * found.ridge * found.damping
+    ridge *= found.ridge * found.diagonal
     return formulate(block, left.curvature.scaled(found.curvature), ridge=ridge / 2), block
 
 
-def factors(trials: Sequence[Trial], damping: float) -> Factors:
+def factors(trials: Sequence[Trial], ridge: float) -> Factors:
     """The corrections that the halves find for each other.
 
     Args:
         trials: of both halves.
-        damping: of the expansion.
+        ridge: that of the expansion.
     """
     best, found = np.inf, Factors()
     seen: list[Seen] = []
     moves: list[Floats] = []
-    for ridge in RIDGES:
-        tried = Factors(ridge=ridge)
-        views = [trial.seen(ridge * damping) for trial in trials]
-        made = [view.minimum(tried, damping) for view in views]
+    for multiple in RIDGES:
+        tried = Factors(ridge=multiple)
+        views = [trial.seen(multiple * ridge) for trial in trials]
+        made = [view.minimum(tried, ridge) for view in views]
         unseen = sum(
             view.other.along(move) @ (1.0, 0.5) for view, move in zip(views, made, strict=True)
         )
         if unseen < best:
             best, found, seen, moves = float(unseen), tried, views, made
     found = _fitted(seen, moves, found)
-    return _fitted(seen, [view.minimum(found, damping) for view in seen], found)
+    return _fitted(seen, [view.minimum(found, ridge) for view in seen], found)
 
 
 def _fitted(seen: Sequence[Seen], moves: Sequence[Floats], found: Factors) -> Factors:
@@ -178,4 +178,4 @@ def _fitted(seen: Sequence[Seen], moves: Sequence[Floats], found: Factors) -> Fa
     optimism = np.clip(1 - (1 - other / own) * _LEFT, _LEAST, _MOST)
     natural = np.clip(2 * given / (own + other), _LEAST_GIVEN, _MOST_GIVEN)
     gradient, curvature = (optimism * natural).tolist()
-    return replace(found, gradient=gradient, curvature=curvature, damping=float(natural[1]))
+    return replace(found, gradient=gradient, curvature=curvature, diagonal=float(natural[1]))

@@ -111,7 +111,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Propose:
-    """How blocks are chosen and modelled.
+    """A strategy: blocks are chosen, and get models of the loss.
 
     Args:
         select: chooses by cost.
@@ -150,7 +150,7 @@ class Propose:
         ]
 
     def _plain(self, present: Present, expansion: Expansion) -> list[Proposal]:
-        """Where the curvature is not a sum over samples."""
+        """The proposals where the curvature is not a sum over samples."""
         chosen = self._by_cost(present, expansion)
         curvatures = expansion.curvature.blocks(chosen.blocks) if chosen.blocks else []
         proposals: list[Proposal] = []
@@ -245,7 +245,7 @@ class _Columns:
         return cls(indices, curvature.factor, expansion.parts)
 
     def view(self, parts: Sequence[Part], chosen: Tensor) -> View:
-        """What the samples of some ``parts`` say of the ``chosen`` weights."""
+        """The ``chosen`` weights as the samples of some ``parts`` see them."""
         at = torch.searchsorted(self.indices, chosen).numpy()
         rows = np.concatenate([np.arange(part.rows.start, part.rows.stop) for part in parts])
         factor = self.factor[np.ix_(rows, at)] * (len(self.factor) / len(rows)) ** 0.5

@@ -48,7 +48,7 @@ class Moments:
     """Sums X X' of the inputs X, and X0 X' with the dense network's inputs X0 for the same tokens.
 
     Of a matrix that adds to a residual stream it is Y X' instead, Y what the matrix should add
-    (`qprune.steps.residuals`).
+    (`qprune.moving.residuals`).
 
     Products are taken in float32 or better, whatever the model's dtype, and summed in float64
     (float32 on a device). A device multiplies float16 or bfloat16 inputs on its tensor

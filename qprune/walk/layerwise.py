@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from qprune.cost import Needs
 from qprune.data.calibration import plain
 from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.moving.compensate import Compensate
 from qprune.network.groups import apportion, named
 from qprune.network.patterns import Pattern
 from qprune.network.transformer import block_weights, find_blocks
 from qprune.network.weights import Weight, Weights
 from qprune.objective.samples import Prepared
 from qprune.results import LayerRecord
-from qprune.steps.compensate import Compensate
 from qprune.steps.reconstruct import (
     ROWS,
     Moments,

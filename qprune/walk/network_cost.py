@@ -25,6 +25,7 @@ from qprune.data import augment as selftext
 from qprune.data.augment import OwnText
 from qprune.data.inputs import tensors_of
 from qprune.errors import CalibrationError
+from qprune.moving.compensate import Compensate, MoveCost
 from qprune.objective import fisher, samples
 from qprune.objective.curvature import Curvature
 from qprune.objective.fisher import PerSampleFisher
@@ -37,7 +38,6 @@ from qprune.objective.trace.recorder import (
     forward,
 )
 from qprune.results import Part
-from qprune.steps.compensate import Compensate, MoveCost
 from qprune.walk.journal import Limits
 from solvers import Ask, LowRank, QuadraticProblem
 

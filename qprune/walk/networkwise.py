@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from qprune.cost import Needs, effort_for
 from qprune.distributed.sharding import refuse_other_shardings
 from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.moving.compensate import Compensate, Compensation
 from qprune.network.groups import named, prune_lowest
 from qprune.network.patterns import Pattern
 from qprune.network.statistics import statistics_of
@@ -30,7 +31,6 @@ from qprune.objective.fisher import PerSampleFisher
 from qprune.objective.samples import Objective, Prepared
 from qprune.results import BlockRecord, Fault
 from qprune.steps.accept import Proposal, Verdict, accept
-from qprune.steps.compensate import Compensate, Compensation
 from qprune.steps.formulate import Terms, repriced
 from qprune.steps.propose import Present, Propose
 from qprune.steps.select import SELECTORS, Boundary, Select
@@ -312,7 +312,7 @@ class CompleteNetworkwise(Networkwise):
         return expansion.damped(self.damping)
 
     def propose(self, run: Run) -> Propose:
-        """How blocks are chosen and modelled."""
+        """The strategy that chooses blocks and models them."""
         return Propose(
             select=self.select,
             block_size=self.block_size,
@@ -475,7 +475,7 @@ class Settle:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """What a compensation did.
+    """The outcome of a compensation.
 
     Attributes:
         state: the one that the model holds.

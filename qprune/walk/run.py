@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from qprune.moving.compensate import Compensate
+from qprune.moving.guards import Dense
 from qprune.network.groups import Groups
 from qprune.network.statistics import write_statistics
 from qprune.network.weights import Weights
 from qprune.objective.samples import Objective
-from qprune.steps.compensate import Compensate
-from qprune.steps.guards import Dense
 from qprune.steps.solve import BlockObserver
 from qprune.walk.journal import Journal
 from qprune.walk.state import State

@@ -18,12 +18,12 @@ from torch import nn
 
 from qprune.cost import Needs
 from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.moving.compensate import Compensate
 from qprune.network.patterns import Pattern
 from qprune.network.weights import Weights
 from qprune.objective.samples import Prepared
 from qprune.objective.trace.recorder import halved
 from qprune.results import Fault
-from qprune.steps.compensate import Compensate
 from qprune.walk.journal import Limits
 from qprune.walk.run import Run
 from qprune.walk.state import Progress, State

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from qprune.data.inputs import AnyInputs, tensors_of
 from qprune.distributed.ranks import ALONE, Ranks
 from qprune.errors import ImpossibleRequestError
+from qprune.moving.guards import Dense
+from qprune.moving.residuals import Remainder, Stream, streams_of, zeroed
 from qprune.network.transformer import Call, Entry, Named, Store, enter, stacks_of, stores
 from qprune.network.weights import Weight, Weights
 from qprune.objective.trace.taps import Enough, tapped
-from qprune.steps.guards import Dense
 from qprune.steps.reconstruct import Moments
-from qprune.steps.residuals import Remainder, Stream, streams_of, zeroed
 
 # Tokens that pass through a block at once.
 _BATCH_TOKENS = 4096

@@ -21,7 +21,7 @@ ORDER = {
         ("results", "distributed", "data"),
         ("cost", "network"),
         ("objective",),
-        ("steps", "models"),
+        ("steps", "moving", "models"),
         ("walk",),
         ("record",),
         ("prune",),

@@ -6,8 +6,8 @@ from small import objective
 
 import qprune
 from qprune.errors import ImpossibleRequestError
-from qprune.steps.compensate import Compensation, DoubleBackward, ForwardMode
-from qprune.steps.distill import Distillation
+from qprune.moving.compensate import Compensation, DoubleBackward, ForwardMode
+from qprune.moving.distill import Distillation
 
 STRATEGIES = {
     "forward mode": Compensation(iterations=(2, 4), derivatives=ForwardMode()),

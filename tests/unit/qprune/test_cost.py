@@ -14,9 +14,9 @@ import qprune
 from qprune import Limits
 from qprune.cost import Pass, Phase, Tally, estimate, gauged, require_fit
 from qprune.errors import ImpossibleRequestError
+from qprune.moving.compensate import Compensation
+from qprune.moving.distill import Distillation
 from qprune.results import Estimate, Part, in_bytes, in_seconds
-from qprune.steps.compensate import Compensation
-from qprune.steps.distill import Distillation
 from qprune.walk.network_cost import Load, needs_of
 from solvers.host.machine import available_memory, cgroup_memory, peak_memory
 

@@ -22,7 +22,7 @@ from qprune.distributed.executors import (
     unpacked,
 )
 from qprune.errors import ImpossibleRequestError
-from qprune.steps.compensate import Compensation
+from qprune.moving.compensate import Compensation
 from solvers.registry import get_sampler
 from solvers.sampler import CountingSampler
 

@@ -10,14 +10,14 @@ import qprune
 from qprune import Objective
 from qprune.errors import ImpossibleRequestError, LeftDenseWarning
 from qprune.models.evaluate import score
+from qprune.moving.compensate import Compensation, DoubleBackward, ForwardMode, gauss_newton
+from qprune.moving.distill import Distillation
 from qprune.network.groups import NofM, PerRow
 from qprune.network.layouts import InputsFirst, OutputsFirst, layout_of
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.trace.derivable import derivable
 from qprune.objective.trace.recorder import Samples
-from qprune.steps.compensate import Compensation, DoubleBackward, ForwardMode, gauss_newton
-from qprune.steps.distill import Distillation
 
 METHOD = qprune.Networkwise(stages=1, rounds=1, final_rounds=1, block_size=8)
 SHORT = {"method": METHOD, "augment": None}

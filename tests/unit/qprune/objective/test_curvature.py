@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from qprune import Objective
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
+from qprune.moving.compensate import Compensation, conjugate_gradients, gauss_newton
 from qprune.network.weights import find_weights
 from qprune.objective import (
     CURVATURES,
@@ -18,7 +19,6 @@ from qprune.objective import (
 )
 from qprune.objective.losses import DenseOutputs, Labels, PerSample
 from qprune.objective.trace.recorder import Samples
-from qprune.steps.compensate import Compensation, conjugate_gradients, gauss_newton
 from solvers import LowRank
 
 

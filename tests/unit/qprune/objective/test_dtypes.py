@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import qprune
+from qprune.moving.distill import Distillation
 from qprune.network.weights import find_weights
 from qprune.objective import EmpiricalFisher, ExactHessian, SampledFisher, SketchedFisher
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.trace.recorder import Samples
-from qprune.steps.distill import Distillation
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 STEPS = qprune.Compensation(iterations=(2,), lengths=(1.0,), final_steps=1)

@@ -47,7 +47,7 @@ def true_change(move):
 def test_halves_that_agree_correct_nothing():
     same = view(4000, 1, noise=0.0)
     found = factors([Trial(block(), same, same, None)] * 2, DAMPING)
-    assert (found.gradient, found.curvature, found.damping) == (1.0, 1.0, 1.0)
+    assert (found.gradient, found.curvature, found.diagonal) == (1.0, 1.0, 1.0)
 
 
 def test_few_samples_promise_less():
@@ -79,7 +79,7 @@ def test_samples_as_given_count_where_others_were_made():
     twice = View(2 * same.gradient, same.factor * 1.5**0.5)
     found = factors([Trial(block(), same, same, twice)] * 2, DAMPING)
     assert found.gradient == pytest.approx(2.0)
-    assert (found.curvature, found.damping) == pytest.approx((1.5, 1.5))
+    assert (found.curvature, found.diagonal) == pytest.approx((1.5, 1.5))
 
 
 def test_factors_stay_within_limits():
@@ -92,7 +92,7 @@ def test_factors_stay_within_limits():
 
 def test_the_energy_is_that_of_the_corrected_model():
     left = view(50, 1).left(SIZE, 0.0)
-    found = Factors(gradient=0.5, curvature=2.0, damping=0.8, ridge=3.0)
+    found = Factors(gradient=0.5, curvature=2.0, diagonal=0.8, ridge=3.0)
     model, made = modelled(block(), left, found, DAMPING)
     sample = np.roll(made.pruned, 1)
     move = np.where(sample == 0, made.keep_value, 0.0) - made.current

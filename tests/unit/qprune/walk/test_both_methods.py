@@ -15,11 +15,11 @@ import qprune
 from qprune import Layerwise, Networkwise
 from qprune.data.augment import OwnText
 from qprune.errors import CalibrationError, ImpossibleRequestError, NonFiniteError
+from qprune.moving.distill import Distillation
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.samples import DenseNetwork
 from qprune.objective.trace.recorder import Samples, mean_loss, outputs_of
-from qprune.steps.distill import Distillation
 from qprune.walk.sensitivity import Sensitivity
 
 LOSS = DenseOutputs(fit_scale=False)

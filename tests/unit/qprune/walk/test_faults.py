@@ -13,9 +13,9 @@ from torch import nn
 import qprune
 from qprune import FaultPolicy
 from qprune.errors import QpruneError, SamplerError
+from qprune.moving.compensate import Compensation
+from qprune.moving.distill import Distillation
 from qprune.results import Step
-from qprune.steps.compensate import Compensation
-from qprune.steps.distill import Distillation
 
 INPUTS = torch.randn(64, 10, generator=torch.Generator().manual_seed(5))
 RUN = {

@@ -16,10 +16,10 @@ from small_networks import mlp
 import qprune
 from qprune import Limits
 from qprune.errors import DISK, RunFolderError
+from qprune.moving.compensate import Compensation
 from qprune.network.statistics import take_again
 from qprune.record.checkpoint import CHECKPOINTS, Checkpoints, Snapshot
 from qprune.record.folder import CHECKSUMS, FINGERPRINT, REPORT_JSON, STEPS
-from qprune.steps.compensate import Compensation
 from solvers.host.disk import LOCK
 
 RUN = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import qprune
+from qprune.moving.distill import Distillation
 from qprune.record.checkpoint import Checkpoints
-from qprune.steps.distill import Distillation
 
 pytest.importorskip("transformers")
 

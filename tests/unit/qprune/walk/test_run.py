@@ -11,7 +11,7 @@ import torch
 
 import qprune
 from qprune.errors import ImpossibleRequestError
-from qprune.steps.distill import Distillation
+from qprune.moving.distill import Distillation
 from qprune.walk import schedule
 from qprune.walk.run import Run
 

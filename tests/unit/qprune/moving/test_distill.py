@@ -8,12 +8,12 @@ from torch import nn
 
 from qprune.cost import FRUGAL, THOROUGH, effort_for
 from qprune.distributed.workers import Workers, limited_threads
+from qprune.moving.distill import Distillation, _Adam, _takes_channels_last
 from qprune.network.statistics import statistics_of, take_again
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
 from qprune.objective.samples import Objective
 from qprune.objective.trace.recorder import Samples, outputs_of
-from qprune.steps.distill import Distillation, _Adam, _takes_channels_last
 
 
 class Pooled(nn.Module):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from qprune.cost import THOROUGH, Effort
 from qprune.data.inputs import AnyInputs
 from qprune.errors import ImpossibleRequestError, QpruneError
+from qprune.moving.compensate import Compensate, Compensation, MoveCost, as_compensate
 from qprune.network.layouts import evaluation_mode
 from qprune.network.statistics import (
     by_batch,
@@ -37,7 +38,6 @@ from qprune.network.weights import Weights
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective
 from qprune.objective.trace.recorder import Samples, differentiating, forward, outputs_of
-from qprune.steps.compensate import Compensate, Compensation, MoveCost, as_compensate
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ _COUNTED, _COUNTED_AT_ONCE = 1024, 128
 
 @dataclass(frozen=True)
 class Distillation:
-    """Compensation by distillation; an implementation of `qprune.steps.compensate.Compensate`.
+    """Compensation by distillation; an implementation of `qprune.moving.compensate.Compensate`.
 
     The rate stays at its peak after the first pass of every stage but the last, and falls along
     half a cosine to zero after that one, over a longer call. Passes are normalised by the

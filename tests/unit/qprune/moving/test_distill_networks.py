@@ -6,11 +6,11 @@ from torch import nn
 
 import qprune
 from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.moving.compensate import Compensation
+from qprune.moving.distill import Distillation, _Adam
 from qprune.network.statistics import free_affine_of, norms_of, statistics_of, take_again
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs, PerSample
-from qprune.steps.compensate import Compensation
-from qprune.steps.distill import Distillation, _Adam
 
 
 def body(norm):

@@ -1,0 +1,1 @@
+"""Movers of kept weights, and what puts them back after an error."""
