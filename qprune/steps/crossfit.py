@@ -4,23 +4,25 @@ The minimum of an estimated function lies where the estimate errs downwards: the
 larger than the real one, the more so the more variables and the fewer samples there are. So the
 samples come in halves. Each half chooses blocks and minimises its own model, and the other half,
 which has seen none of that, says what that move d is worth (cross-fitting, Chernozhukov et al.,
-arXiv 1608.00060, section 1). It decides on two things. The first is the ridge: that with the
-largest gain on the other half. The second are two factors of what is left,
+arXiv 1608.00060, section 1). With m the change of the loss by each half's model,
 
-    gradient:   s = (g_other . d) / (g_own . d)       curvature:   k = (d.H_other d) / (d.H_own d)
+    c = 1 - (1 - m_other(d) / m_own(d)) / 2
 
-All samples are twice as many as a half, and such errors fall with their number, so half of each
-deviation from 1 is taken; s is at most 1 and k at least 1. Where samples were made from given
-ones, a second factor is the ratio of the given samples' value to that of all: the model is then
-of the loss on samples as they come. The corrected model s g.d + k/2 d.H d stays quadratic, and
-its energy is what the sampler minimises.
+All samples are twice as many as a half, and such errors fall with their number, so half of the
+deviation from 1 is taken. Where samples were made from given ones, gradient and curvature are
+multiplied by the ratio of the given samples' to all samples' along d first: the model is then of
+the loss on samples as they come.
+
+The whole model is multiplied by c, so that its energy, which the sampler minimises, is the gain to
+be expected, and its minimum stays where it is. A model that is more cautious (a smaller gradient,
+a larger ridge, chosen by the other half) gains more in one step on unseen samples, and less in a
+run: its steps change fewer decisions, and the errors of steps on fresh samples cancel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +31,15 @@ from qprune.steps.anticipate import Anticipated, anticipated
 from qprune.steps.formulate import Block, formulate
 from solvers import LowRank, QuadraticProblem, Relax
 
-#: Ridges that are tried, as multiples of the expansion's damping.
-RIDGES = (0.3, 1.0, 3.0)
 # Share of a half's deviation that is left with twice as many samples.
 _LEFT = 0.5
-# Limits of the factors for gradient and curvature, and of those to the given samples.
-_LEAST, _MOST = np.array([0.05, 1.0]), np.array([1.0, 4.0])
+# The least share of a model that is left, and limits of the factors to the given samples.
+_LEAST = 0.05
 _LEAST_GIVEN, _MOST_GIVEN = 0.25, 2.0
 
 Floats = NDArray[np.float64]
+# Change of the loss by (g . d, d . H d).
+_CHANGE = np.array([1.0, 0.5])
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,11 @@ class Factors:
     """Corrections of a model; the default changes nothing.
 
     Attributes:
-        gradient, curvature: factors for optimism, and to the given samples.
-        diagonal: factor of the ridge to the given samples.
-        ridge: as a multiple of the expansion's damping.
+        gradient, curvature: factors; that of the curvature is the ridge's too.
     """
 
     gradient: float = 1.0
     curvature: float = 1.0
-    diagonal: float = 1.0
-    ridge: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,42 +88,18 @@ class Trial:
     other: View
     given: View | None
 
-    def seen(self, ridge: float) -> Seen:
-        """With the others moving along at a ``ridge``."""
-        if len(self.own.gradient) == len(self.block.indices):
-            return self._alone
-        return self._seen(ridge)
-
-    @cached_property
-    def _alone(self) -> Seen:
-        # Nothing moves along: no ridge changes anything.
-        return self._seen(1.0)
-
-    def _seen(self, ridge: float) -> Seen:
+    def outcome(self, ridge: float) -> Floats:
+        """(g . d, d . H d) of the own minimum d, as own, other and given samples see it, (3, 2)."""
         size = len(self.block.indices)
-        return Seen(
-            self.block,
-            self.own.left(size, ridge).compact(),
-            self.other.left(size, ridge),
-            self.given.left(size, ridge) if self.given else None,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """A `Trial` with what is left for the block alone."""
-
-    block: Block
-    own: Anticipated
-    other: Anticipated
-    given: Anticipated | None
-
-    def minimum(self, found: Factors, ridge: float) -> Floats:
-        """The best move of the half's own corrected model."""
-        model, block = modelled(self.block, self.own, found, ridge)
+        own = self.own.left(size, ridge).compact()
+        other = self.other.left(size, ridge)
+        model, block = modelled(self.block, own, Factors(), ridge)
         start = block.pruned[None]
         answer = Relax().sample_problem(model, initial_states=start, num_sweeps=0, seed=0)
-        return np.where(answer.sample == 0, block.keep_value, 0.0) - block.current
+        move = np.where(answer.sample == 0, block.keep_value, 0.0) - block.current
+        seen = own.along(move), other.along(move)
+        given = self.given.left(size, ridge).along(move) if self.given else sum(seen) / 2
+        return np.array([*seen, given])
 
 
 def modelled(
@@ -140,8 +114,8 @@ def modelled(
         ridge: that of the expansion.
     """
     block = replace(block, gradient=left.gradient * found.gradient)
-    ridge *= found.ridge * found.diagonal
-    return formulate(block, left.curvature.scaled(found.curvature), ridge=ridge / 2), block
+    curvature = left.curvature.scaled(found.curvature)
+    return formulate(block, curvature, ridge=found.curvature * ridge / 2), block
 
 
 def factors(trials: Sequence[Trial], ridge: float) -> Factors:
@@ -151,31 +125,14 @@ def factors(trials: Sequence[Trial], ridge: float) -> Factors:
         trials: of both halves.
         ridge: that of the expansion.
     """
-    best, found = np.inf, Factors()
-    seen: list[Seen] = []
-    moves: list[Floats] = []
-    for multiple in RIDGES:
-        tried = Factors(ridge=multiple)
-        views = [trial.seen(multiple * ridge) for trial in trials]
-        made = [view.minimum(tried, ridge) for view in views]
-        unseen = sum(
-            view.other.along(move) @ (1.0, 0.5) for view, move in zip(views, made, strict=True)
-        )
-        if unseen < best:
-            best, found, seen, moves = float(unseen), tried, views, made
-    found = _fitted(seen, moves, found)
-    return _fitted(seen, [view.minimum(found, ridge) for view in seen], found)
-
-
-def _fitted(seen: Sequence[Seen], moves: Sequence[Floats], found: Factors) -> Factors:
-    own, other, given = np.zeros((3, 2))
-    for view, move in zip(seen, moves, strict=True):
-        both = view.own.along(move), view.other.along(move)
-        own, other = own + both[0], other + both[1]
-        given = given + (view.given.along(move) if view.given else sum(both) / 2)
-    if not (own * (own + other)).all():
-        return found
-    optimism = np.clip(1 - (1 - other / own) * _LEFT, _LEAST, _MOST)
-    natural = np.clip(2 * given / (own + other), _LEAST_GIVEN, _MOST_GIVEN)
-    gradient, curvature = (optimism * natural).tolist()
-    return replace(found, gradient=gradient, curvature=curvature, diagonal=float(natural[1]))
+    own, other, given = sum((trial.outcome(ridge) for trial in trials), np.zeros((3, 2)))
+    both = own + other
+    if not both.all():
+        return Factors()
+    natural = np.clip(2 * given / both, _LEAST_GIVEN, _MOST_GIVEN)
+    promised, kept = own * natural @ _CHANGE, other * natural @ _CHANGE
+    if not promised < 0:
+        return Factors()
+    share = np.clip(1 - (1 - kept / promised) * _LEFT, _LEAST, 1.0)
+    gradient, curvature = (share * natural).tolist()
+    return Factors(gradient, curvature)

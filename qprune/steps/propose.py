@@ -210,7 +210,7 @@ class Propose:
         """The proposal of one block."""
         view = columns.view(chosen.view.parts, torch.cat([indices, chosen.rest]))
         damping, unknown = chosen.view.damping, present.block(indices, chosen.keep_values)
-        left = view.left(len(indices), damping * found.ridge).compact()
+        left = view.left(len(indices), damping).compact()
         plain, _ = modelled(unknown, left, Factors(), damping)
         model, block = modelled(unknown, left, found, damping)
         problem, rest = self._problem(model, block), chosen.rest
