@@ -6,7 +6,8 @@ r"""A small LLaMA on wikitext-2: perplexity after pruning, beside Wanda, SparseG
         --methods qprune --sparsities 0.8 2:4 --seeds 0 1
 
 Every method sees the same 128 windows of 256 training tokens; the seed decides their places and
-everything random. The figure is the perplexity of the test split in windows of 256 tokens. A run
+everything random. The figure is the perplexity of the test split in windows of 256 tokens, or,
+where settings are chosen (``--validation``), of every fifth window of the validation split. A run
 has a process of its own and is a line of JSON in ``--output`` as soon as it ends; the same
 command goes on with what is missing. Peers are quoted, for the model named below, from the
 published code of each, run on a machine of the same kind (one thread, CPU seconds).
@@ -39,7 +40,13 @@ import qprune
 from qprune.distributed.workers import limited_threads
 from qprune.models.evaluate import perplexity
 from qprune.models.pretrained import load_pretrained, load_tokenizer
-from qprune.models.text import calibration_windows, evaluation_windows
+from qprune.models.text import (
+    calibration_windows,
+    consecutive_windows,
+    encode,
+    evaluation_windows,
+    read_text,
+)
 from qprune.steps.reconstruct import Reconstruct
 from solvers.rows.starts import admm
 
@@ -50,12 +57,15 @@ MASK_ROUNDS = 3
 NUM_SAMPLES = 128
 
 _SENSITIVITY = qprune.Sensitivity(loss=qprune.DenseOutputs(fit_scale=False))
-#: Stage 1 on a fifth of the windows, in a quarter of the rounds.
-FAST = qprune.Layerwise(
-    Reconstruct(start=partial(admm, damping=0.0, max_iterations=10)),
-    shares=replace(_SENSITIVITY, num_samples=8),
-)
-FAST_SAMPLES = 24
+
+
+def fast(rounds: int) -> qprune.Layerwise:
+    """Stage 1 with at most so many rounds of ADMM, and layer budgets from eight windows."""
+    return qprune.Layerwise(
+        Reconstruct(start=partial(admm, damping=0.0, max_iterations=rounds)),
+        shares=replace(_SENSITIVITY, num_samples=8),
+    )
+
 
 #: Of tinyllama-wikitext2, measured with the published code of each; CPU seconds of the pruning.
 DENSE = 41.229
@@ -199,7 +209,8 @@ METHODS: dict[str, Callable[..., dict[str, Any]]] = {
     "stage 1, masks alone": partial(
         _stage_1, method=qprune.Layerwise(shares=_SENSITIVITY, compensate=False)
     ),
-    "stage 1, fast": partial(_stage_1, method=FAST, num_samples=FAST_SAMPLES),
+    "stage 1, fast": partial(_stage_1, method=fast(10), num_samples=24),
+    "stage 1, 32 windows": partial(_stage_1, method=fast(15), num_samples=32),
     "qprune": _across,
     "qprune, mask only": partial(_across, steps=0, rounds=MASK_ROUNDS),
 }
@@ -239,6 +250,12 @@ def share_of_increase(value: float, column: str, dense: float, peer: str) -> flo
     return None if theirs is None else (value - dense) / (theirs - DENSE)
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean and, from two values, their range."""
+    text = f"{mean(values):.2f}" if values else "-"
+    return text if len(values) < 2 else f"{text} ({min(values):.2f}-{max(values):.2f})"
+
+
 def summarised(rows: Sequence[Mapping[str, Any]], method: str, column: str) -> str:
     """Mean over seeds and, from two seeds, their range; what it is of the peer's increase."""
     found = [r for r in rows if r["method"] == method and r["column"] == column]
@@ -247,9 +264,7 @@ def summarised(rows: Sequence[Mapping[str, Any]], method: str, column: str) -> s
     values = [r["perplexity"] for r in found]
     peer = "Wanda" if "mask" in method or method in ("magnitude", "wanda") else "ALPS"
     share = share_of_increase(mean(values), column, found[0]["dense"], peer)
-    text = f"{mean(values):.2f}"
-    if len(values) > 1:
-        text += f" ({min(values):.2f}-{max(values):.2f})"
+    text = spread(values)
     return text if share is None else f"{text}, {share:.0%}"
 
 
@@ -267,6 +282,18 @@ def perplexities(rows: Sequence[Mapping[str, Any]], dense: float) -> Table:
     for method in METHODS:
         if any(r["method"] == method for r in rows):
             table.add_row(method, *(summarised(rows, method, column) for column in COLUMNS))
+    return table
+
+
+def validated(rows: Sequence[Mapping[str, Any]], dense: float) -> Table:
+    """Our own alone: peers are quoted on test text."""
+    table = Table(title=f"Perplexity of validation text, dense {dense:.3f}")
+    for column in ("method", *COLUMNS):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method in sorted({r["method"] for r in rows}, key=list(METHODS).index):
+        found = [r for r in rows if r["method"] == method]
+        values = ([r["perplexity"] for r in found if r["column"] == c] for c in COLUMNS)
+        table.add_row(method, *map(spread, values))
     return table
 
 
@@ -297,11 +324,16 @@ def completed(
     data: str,
     output: Path,
     short: bool,
+    validation: bool,
     rows: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Run what is missing, each a line of ``output`` as soon as it ends."""
     tokenizer = load_tokenizer(model)
-    test = evaluation_windows(data, tokenizer, max_seq_length=LENGTH)
+    if validation:
+        tokens = encode(read_text(data, "valid"), tokenizer)
+        test = consecutive_windows(tokens, LENGTH)[::5]
+    else:
+        test = evaluation_windows(data, tokenizer, max_seq_length=LENGTH)
     test = test[:64] if short else test
     number = 16 if short else NUM_SAMPLES
     dense = rows[0]["dense"] if rows else perplexity(load_pretrained(model), test)
@@ -321,7 +353,8 @@ def completed(
     return made
 
 
-def main() -> None:
+def arguments_given() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -334,11 +367,19 @@ def main() -> None:
     parser.add_argument(
         "--short", action="store_true", help="16 sequences, 64 test windows, 16 steps of stage 2"
     )
-    arguments = parser.parse_args()
-    short = arguments.short
-    output = arguments.output or Path(
-        "runs/language-short.jsonl" if short else "runs/language.jsonl"
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="score on every fifth window of DIR's validation split; no test text is read",
     )
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = arguments_given()
+    short, validation = arguments.short, arguments.validation
+    kind = "-validation" * validation + "-short" * short
+    output = arguments.output or Path(f"runs/language{kind}.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.touch()
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -351,11 +392,13 @@ def main() -> None:
     ]
     missing = [run for run in wanted if run not in done]
     if missing:
-        rows += completed(missing, arguments.model, arguments.data, output, short, rows)
+        asked = arguments.model, arguments.data, output, short, validation
+        rows += completed(missing, *asked, rows)
     console = Console(width=140)
     console.print(f"{platform.machine()}, one thread; {output}")
     if rows:
-        console.print(perplexities(rows, rows[0]["dense"]))
+        table = validated if validation else perplexities
+        console.print(table(rows, rows[0]["dense"]))
         console.print(costs(rows))
 
 

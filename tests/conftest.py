@@ -1,5 +1,7 @@
 """What every test runs under."""
 
+import os
+
 import array_types
 import pytest
 import torch
@@ -10,7 +12,12 @@ array_types.install()
 
 
 def pytest_configure(config):
-    """Many networks of the tests have embeddings; tests of the warning ask for it."""
+    """Processes that tests start run the code that is tested, whatever else is installed.
+
+    Many networks of the tests have embeddings; tests of the warning ask for it.
+    """
+    paths = [str(config.rootpath), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     config.addinivalue_line("filterwarnings", "ignore::qprune.errors.LeftDenseWarning")
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qprune.distributed.ranks import ALONE, Ranks
 from qprune.network.transformer import Store
 from qprune.network.weights import Weight
 
@@ -64,11 +65,13 @@ def streams_of(
     hidden: Store,
     outputs: Store,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Stream]:
     """The streams that matrices of a dense block add to, by the matrices' names.
 
     The last matrix adds to the block's output if that is linear in it with coefficient 1; one
     before it to the block's input if, without both, the output differs from that by a constant.
+    The first batch of rank 0 shows it, so that all ranks take what one process takes.
 
     Args:
         run: the block's output for a batch, as it is now.
@@ -77,8 +80,30 @@ def streams_of(
         hidden: the block's inputs, batch by batch.
         outputs: the block's outputs.
         device: where to compute.
+        ranks: processes, each with batches of its own.
     """
+    adding = ranks.once(lambda: _adding(run, groups, inputs, hidden, outputs, device))
     found: dict[str, Stream] = {}
+    for weight in (group[0] for group in groups if group[0].name in adding):
+        at_end, exact = adding[weight.name]
+        if at_end:
+            stream = Stream(lambda index: outputs.get(index, device), True, exact)
+        else:
+            stream = _inner(weight, inputs[weight.name], hidden, device)
+        found[weight.name] = stream
+    return found
+
+
+def _adding(
+    run: Callable[[int], Tensor],
+    groups: Sequence[Sequence[Weight]],
+    inputs: Mapping[str, Store],
+    hidden: Store,
+    outputs: Store,
+    device: torch.device,
+) -> dict[str, tuple[bool, bool]]:
+    """``at_end`` and ``exact`` (`Stream`) of each matrix that adds to a stream, by its name."""
+    found: dict[str, tuple[bool, bool]] = {}
     rest, first = outputs.get(0, device), hidden.get(0, device)
     for group in reversed(groups):
         weight = group[0]
@@ -92,7 +117,7 @@ def streams_of(
         if found:
             shift = (without - first).flatten(0, -2)
             if _close(shift, shift[:1].expand_as(shift), rest):
-                found[weight.name] = _inner(weight, inputs[weight.name], hidden, device)
+                found[weight.name] = False, False
                 break
             continue
         with zeroed(weight):
@@ -100,7 +125,7 @@ def streams_of(
         if not _close(alone, without, rest):
             break
         exact = isinstance(weight.module, nn.Linear) and torch.equal(alone + added, rest)
-        found[weight.name] = Stream(lambda index: outputs.get(index, device), True, exact)
+        found[weight.name] = True, exact
         rest = without
     return found
 

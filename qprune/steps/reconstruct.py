@@ -277,7 +277,7 @@ class Reconstruct:
             arXiv 2406.07831).
         max_rounds: largest number of rounds of swaps, trades and refit. Every row ends where no
             swap helps; more rounds trade more between rows, and gain a few tenths of a percent.
-        num_threads: threads that share the rows; no effect on the answer.
+        num_threads: threads that share rows on their own; no effect on the answer.
     """
 
     dense_targets: bool = True

@@ -66,7 +66,6 @@ def layerwise_needs(
     """
     coupled = method.couples and shares is not None and bool(shares.coupling)
     every = [m for block in by_block for group in block for m in group]
-    solving = solve * sum(_cost(m, coupled) for m in every)
     batch = batch_of(inputs)
     blocks = [block for block in by_block if any(block)]
     return Phase(
@@ -85,8 +84,8 @@ def layerwise_needs(
                 "statistics of inputs",
                 seconds_per_product * _products(blocks, _num_tokens(inputs), method),
             ),
-            Part("solving matrices", solving),
-            *(_feeling(inputs, forwards, solving, shares) if shares else ()),
+            Part("solving matrices", solve * sum(_cost(m, coupled) for m in every)),
+            *(_feeling(inputs, forwards, every, seconds_per_product, shares) if shares else ()),
         ),
     )
 
@@ -101,13 +100,18 @@ def _felt(matrices: Sequence[Weight], shares: Sensitivity) -> tuple[Part, ...]:
 
 
 def _feeling(
-    inputs: AnyInputs, forwards: Pass, solving: float, shares: Sensitivity
+    inputs: AnyInputs,
+    forwards: Pass,
+    matrices: Sequence[Weight],
+    seconds_per_product: float,
+    shares: Sensitivity,
 ) -> tuple[Part, ...]:
     samples = min(len(inputs), shares.num_samples)
-    # A backward pass is two forward ones. Two short solutions take about half as long as a whole.
+    measuring = seconds_per_product * shares.trade_offs(matrices)
     return (
+        # A backward pass is two forward ones.
         Part("what the loss feels", 3.0 * forwards.seconds(samples, 1)),
-        *((Part("trade-offs of layers", 0.5 * solving),) if shares.band else ()),
+        *((Part("trade-offs of layers", measuring),) if measuring else ()),
     )
 
 

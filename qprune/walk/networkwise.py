@@ -84,7 +84,8 @@ class Networkwise:
         corrected: whether a block's model is corrected for the optimism of its own minimum
             (`qprune.steps.crossfit`).
         anticipates: whether a block's model lets the kept weights around it move along
-            (`qprune.steps.anticipate`), where kept weights move at all.
+            (`qprune.steps.anticipate`), and is judged once they have, where kept weights move at
+            all. Slow at low sparsity, where many move along.
         accept_share: share of the samples on which steps are judged, and never fitted.
 
     Raises:
@@ -107,7 +108,7 @@ class Networkwise:
     samples_per_step: int | None = None
     damping: float = 0.1
     corrected: bool = True
-    anticipates: bool = True
+    anticipates: bool = False
     accept_share: float = 0.2
     uses_loss = True
     on_host = True

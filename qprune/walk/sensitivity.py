@@ -47,6 +47,8 @@ _AROUND = 0.35
 _ROUNDS, _REFITS = 6, 15
 # Rows of a matrix that stand for all of them there, evenly spaced.
 _ROWS = 128
+# Eigenvectors of an n x n matrix take as long as 7 to 15 n^3 multiplications in a product.
+_EIGEN = 12
 _DAMPING = 0.01
 # Scores are no errors: they foresee neither what other weights make up for nor how errors of
 # several add up. Further than this from the common density they are not trusted.
@@ -169,6 +171,12 @@ class Sensitivity:
             found = _at_one_threshold(scores, sizes, sparsity, 1 - high, 1 - low)
         return common | {layer.name: share for (layer, _), share in zip(pairs, found, strict=True)}
 
+    def trade_offs(self, layers: Sequence[Weight]) -> float:
+        """Multiplications that measuring the trade-offs of ``layers`` takes."""
+        if not self.band or any(max(m.rows, m.inputs) > self.largest for m in layers):
+            return 0.0
+        return float(sum(_multiplications(min(m.rows, _ROWS), m.inputs) for m in layers))
+
 
 def _within(band: float, density: float) -> tuple[float, float]:
     """The least and the largest density of a layer."""
@@ -237,6 +245,12 @@ def _pruned(problem: RowProblem, moving: bool) -> Array:
         return problem.targets * admm(alone, damping=0.0, max_iterations=_ROUNDS).mask
     start = admm(problem, damping=0.0, max_iterations=_ROUNDS)
     return refit_coupled(problem, start.mask, start.values, max_iterations=_REFITS)
+
+
+def _multiplications(rows: int, inputs: int) -> int:
+    """Of `_curve`, at two densities: eigenvectors, then changes of basis, and images, by rounds."""
+    rounds = (2 * _ROUNDS + _REFITS) * rows * inputs * (rows + inputs)
+    return 2 * (_EIGEN * (rows**3 + inputs**3) + rounds)
 
 
 def _at_one_price(

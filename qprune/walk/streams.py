@@ -118,6 +118,7 @@ class Passage:
             hidden,
             order.outputs,
             self.device,
+            self.ranks,
         )
         for name in found:
             del order.inputs[name]  # `Stream.dense` has what it needs of them.

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from benchmarks.language import QUOTED, share_of_increase, summarised
+from benchmarks.language import QUOTED, share_of_increase, summarised, validated
 from benchmarks.language_scale import LAYERS, SHAPES, TOKENS, Cost, projected
 
 
@@ -33,6 +33,13 @@ def test_a_cell_is_the_mean_over_its_seeds_against_the_peer_that_moves_as_much()
     assert summarised(rows, "qprune", "0.7") == "-"
     alone = [row(181.8, 0, "qprune, mask only")]
     assert summarised(alone, "qprune, mask only", "0.8") == "181.80, 60%"
+
+
+def test_validation_is_set_beside_no_figures_of_test_text():
+    table = validated([row(46.0, 0, "stage 1"), row(46.4, 1, "stage 1")], 42.09)
+    assert [column.header for column in table.columns][4] == "0.8"
+    assert list(table.columns[0].cells) == ["stage 1"]
+    assert list(table.columns[4].cells) == ["46.20 (46.00-46.40)"]
 
 
 def test_projections_add_up_what_two_sizes_showed():

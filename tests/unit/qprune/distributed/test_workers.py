@@ -245,7 +245,8 @@ def test_both_stages_of_a_language_model(steps, three_torch_threads):
     assert bytes_of(one) == bytes_of(two) == bytes_of(three)
 
 
-def test_rows_of_stage_1_are_shared_among_threads(monkeypatch):
+@pytest.mark.parametrize("shares", [None, qprune.Sensitivity()])
+def test_rows_of_stage_1_are_shared_among_threads_unless_coupled(monkeypatch, shares):
     pytest.importorskip("transformers")
     import tiny_language
 
@@ -262,10 +263,9 @@ def test_rows_of_stage_1_are_shared_among_threads(monkeypatch):
     runs = []
     for threads in (1, 3):
         model = tiny_language.llama()
-        done = qprune.prune(
-            model, windows, sparsity=0.5, method=qprune.Layerwise(), threads=threads
-        )
-        assert set(asked) == {threads}
+        method = qprune.Layerwise(shares=shares)
+        done = qprune.prune(model, windows, sparsity=0.5, method=method, threads=threads)
+        assert set(asked) == (set() if shares else {threads})
         asked.clear()
         runs.append((done.mask, [layer.error for layer in done.report.layers], model.state_dict()))
     (mask, errors, weights), other = runs[0], runs[1]

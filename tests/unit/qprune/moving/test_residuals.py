@@ -1,5 +1,7 @@
 """Residual streams: a block's outputs without another pass, to the bit, or by one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ pytest.importorskip("transformers")
 import tiny_models
 
 import qprune
+from qprune.distributed.ranks import ALONE
+from qprune.moving.residuals import streams_of
 from qprune.walk.streams import Passage
 
 
@@ -39,3 +43,21 @@ def test_outputs_that_are_known_need_no_other_pass(name, again, monkeypatch):
     for index in range(len(given)):
         one, other = (store.get(index, torch.device("cpu")) for store in (given, expected))
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_every_rank_takes_what_the_first_batch_of_rank_0_shows(exact):
+    """A batch of its own may differ by rounding, and other sums would be taken than elsewhere."""
+
+    class Second(type(ALONE)):
+        size = 2
+
+        def once(self, function):
+            return {"b": (True, exact)}
+
+    groups = [[SimpleNamespace(name=name)] for name in "ab"]
+    behind = SimpleNamespace(get=lambda index, device: index)
+    device = torch.device("cpu")
+    found = streams_of(pytest.fail, groups, {}, behind, behind, device, Second())
+    assert found.keys() == {"b"}
+    assert (found["b"].at_end, found["b"].exact, found["b"].dense(3)) == (True, exact, 3)

@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,18 @@ def test_activations_in_files_and_fewer_statistics_need_less():
     largest = max(width, model.config.intermediate_size)
     assert usual["statistics of a block's inputs"] == 2 * 8 * largest**2
     assert not any("matrix" in what for what in amounts("wanda", on_host=False))
+
+
+def test_trade_offs_are_counted_on_the_rows_that_stand_for_all():
+    """Eigenvectors grow with the cube of the inputs, rounds with their square."""
+
+    def counted(rows, inputs, **options):
+        matrix = SimpleNamespace(rows=rows, inputs=inputs)
+        return qprune.Sensitivity(**options).trade_offs([matrix, matrix])
+
+    assert counted(128, 512) == counted(2048, 512) > counted(64, 512)
+    assert 4 < counted(256, 2048) / counted(256, 1024) < 8
+    assert counted(256, 512, band=0) == counted(4096, 512) == counted(512, 256, largest=500) == 0
 
 
 def test_what_does_not_fit_is_refused():
