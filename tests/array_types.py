@@ -20,6 +20,7 @@ MODULES = (
     "qprune.objective.samples",
     "qprune.moving.compensate",
     "qprune.steps.formulate",
+    "qprune.steps.propose",
     "qprune.steps.select",
     "qprune.steps.start",
     "solvers.problem.problem",

@@ -9,9 +9,8 @@ arXiv 1608.00060, section 1). With m the change of the loss by each half's model
     c = 1 - (1 - m_other(d) / m_own(d)) / 2
 
 All samples are twice as many as a half, and such errors fall with their number, so half of the
-deviation from 1 is taken. Where samples were made from given ones, gradient and curvature are
-multiplied by the ratio of the given samples' to all samples' along d first: the model is then of
-the loss on samples as they come.
+deviation from 1 is taken. Where samples were made from given ones, c is multiplied by the ratio of
+the given samples' m(d) to that of all: the model is then of the loss on samples as they come.
 
 The whole model is multiplied by c, so that its energy, which the sampler minimises, is the gain to
 be expected, and its minimum stays where it is. A model that is more cautious (a smaller gradient,
@@ -33,25 +32,13 @@ from solvers import LowRank, QuadraticProblem, Relax
 
 # Share of a half's deviation that is left with twice as many samples.
 _LEFT = 0.5
-# The least share of a model that is left, and limits of the factors to the given samples.
+# The least share of a model that is left, and limits of the ratio to the given samples.
 _LEAST = 0.05
 _LEAST_GIVEN, _MOST_GIVEN = 0.25, 2.0
 
 Floats = NDArray[np.float64]
 # Change of the loss by (g . d, d . H d).
 _CHANGE = np.array([1.0, 0.5])
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Corrections of a model; the default changes nothing.
-
-    Attributes:
-        gradient, curvature: factors; that of the curvature is the ridge's too.
-    """
-
-    gradient: float = 1.0
-    curvature: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +80,7 @@ class Trial:
         size = len(self.block.indices)
         own = self.own.left(size, ridge).compact()
         other = self.other.left(size, ridge)
-        model, block = modelled(self.block, own, Factors(), ridge)
+        model, block = modelled(self.block, own, 1.0, ridge)
         start = block.pruned[None]
         answer = Relax().sample_problem(model, initial_states=start, num_sweeps=0, seed=0)
         move = np.where(answer.sample == 0, block.keep_value, 0.0) - block.current
@@ -103,36 +90,32 @@ class Trial:
 
 
 def modelled(
-    block: Block, left: Anticipated, found: Factors, ridge: float
+    block: Block, left: Anticipated, share: float, ridge: float
 ) -> tuple[QuadraticProblem, Block]:
     """The corrected problem of a block, and the block with its gradient.
 
     Args:
         block: its gradient does not matter.
         left: gradient and curvature.
-        found: the corrections.
+        share: factor of the model.
         ridge: that of the expansion.
     """
-    block = replace(block, gradient=left.gradient * found.gradient)
-    curvature = left.curvature.scaled(found.curvature)
-    return formulate(block, curvature, ridge=found.curvature * ridge / 2), block
+    block = replace(block, gradient=left.gradient * share)
+    return formulate(block, left.curvature.scaled(share), ridge=share * ridge / 2), block
 
 
-def factors(trials: Sequence[Trial], ridge: float) -> Factors:
-    """The corrections that the halves find for each other.
+def kept_share(trials: Sequence[Trial], ridge: float) -> float:
+    """The factor of a model that the halves find for each other.
 
     Args:
         trials: of both halves.
         ridge: that of the expansion.
     """
-    own, other, given = sum((trial.outcome(ridge) for trial in trials), np.zeros((3, 2)))
-    both = own + other
-    if not both.all():
-        return Factors()
-    natural = np.clip(2 * given / both, _LEAST_GIVEN, _MOST_GIVEN)
-    promised, kept = own * natural @ _CHANGE, other * natural @ _CHANGE
-    if not promised < 0:
-        return Factors()
-    share = np.clip(1 - (1 - kept / promised) * _LEFT, _LEAST, 1.0)
-    gradient, curvature = (share * natural).tolist()
-    return Factors(gradient, curvature)
+    found = sum((trial.outcome(ridge) for trial in trials), np.zeros((3, 2))) @ _CHANGE
+    own, other, given = found.tolist()
+    if not own < 0:
+        return 1.0
+    share = np.clip(1 - (1 - other / own) * _LEFT, _LEAST, 1.0)
+    both = (own + other) / 2
+    natural = np.clip(given / both, _LEAST_GIVEN, _MOST_GIVEN) if both < 0 else 1.0
+    return float(share * natural)

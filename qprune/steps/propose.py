@@ -16,7 +16,7 @@ from qprune.network.weights import Weights
 from qprune.objective.curvature import Expansion, Part, mean_gradient
 from qprune.steps.accept import Proposal
 from qprune.steps.anticipate import worth
-from qprune.steps.crossfit import Factors, Trial, View, factors, modelled
+from qprune.steps.crossfit import Trial, View, kept_share, modelled
 from qprune.steps.formulate import Block, Terms, formulate, with_terms
 from qprune.steps.select import Offer, Select
 from solvers import LowRank, QuadraticProblem
@@ -143,9 +143,9 @@ class Propose:
             for one in chosen[1:]
             for indices in one.blocks
         ]
-        found = factors(trials, expansion.damping) if trials else Factors()
+        share = kept_share(trials, expansion.damping) if trials else 1.0
         return [
-            self._modelled(present, chosen[0], indices, columns, found)
+            self._modelled(present, chosen[0], indices, columns, share)
             for indices in chosen[0].blocks
         ]
 
@@ -205,14 +205,14 @@ class Propose:
         return torch.cat([kept, gain.topk(pruned).indices]).sort().values
 
     def _modelled(
-        self, present: Present, chosen: Chosen, indices: Tensor, columns: _Columns, found: Factors
+        self, present: Present, chosen: Chosen, indices: Tensor, columns: _Columns, share: float
     ) -> Proposal:
         """The proposal of one block."""
         view = columns.view(chosen.view.parts, torch.cat([indices, chosen.rest]))
         damping, unknown = chosen.view.damping, present.block(indices, chosen.keep_values)
         left = view.left(len(indices), damping).compact()
-        plain, _ = modelled(unknown, left, Factors(), damping)
-        model, block = modelled(unknown, left, found, damping)
+        plain, _ = modelled(unknown, left, 1.0, damping)
+        model, block = modelled(unknown, left, share, damping)
         problem, rest = self._problem(model, block), chosen.rest
         return Proposal(block, model, problem, None, plain, rest, left.response)
 

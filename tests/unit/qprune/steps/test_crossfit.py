@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qprune.steps.crossfit import Factors, Trial, View, factors, modelled
+from qprune.steps.crossfit import Trial, View, kept_share, modelled
 from qprune.steps.formulate import Block
 from solvers import Relax
 
@@ -46,20 +46,17 @@ def true_change(move):
 
 def test_halves_that_agree_correct_nothing():
     same = view(4000, 1, noise=0.0)
-    found = factors([Trial(block(), same, same, None)] * 2, DAMPING)
-    assert (found.gradient, found.curvature) == pytest.approx((1.0, 1.0))
+    assert kept_share([Trial(block(), same, same, None)] * 2, DAMPING) == pytest.approx(1.0)
 
 
-def test_few_samples_promise_less_and_the_minimum_stays():
-    few, many = factors(trials(30), DAMPING), factors(trials(3000), DAMPING)
-    assert few.gradient < 0.7 < many.gradient <= 1.0
-    # One factor for the whole model, whose minimum it leaves where it is.
-    assert few.gradient == few.curvature
+def test_few_samples_promise_less():
+    few, many = kept_share(trials(30), DAMPING), kept_share(trials(3000), DAMPING)
+    assert few < 0.7 < many <= 1.0
 
 
 @pytest.mark.parametrize("samples", [40, 150])
 def test_the_corrected_promise_is_nearer_the_truth(samples):
-    found = factors(trials(samples), DAMPING)
+    share = kept_share(trials(samples), DAMPING)
     both = [view(samples, seed) for seed in (1, 2)]
     joined = View(
         (both[0].gradient + both[1].gradient) / 2,
@@ -67,7 +64,7 @@ def test_the_corrected_promise_is_nearer_the_truth(samples):
     )
     left = joined.left(SIZE, 0.0)
     missed = []
-    for used in (Factors(), found):
+    for used in (1.0, share):
         model, made = modelled(block(), left, used, DAMPING)
         answer = Relax().sample_problem(model, seed=0)
         move = np.where(answer.sample == 0, made.keep_value, 0.0) - made.current
@@ -77,30 +74,28 @@ def test_the_corrected_promise_is_nearer_the_truth(samples):
 
 def test_samples_as_given_count_where_others_were_made():
     same = view(4000, 1, noise=0.0)
-    given = View(1.5 * same.gradient, same.factor * 1.25**0.5)
-    found = factors([Trial(block(), same, same, given)] * 2, DAMPING)
-    assert (found.gradient, found.curvature) == pytest.approx((1.5, 1.25))
+    given = View(1.5 * same.gradient, same.factor * 1.5**0.5)
+    assert kept_share([Trial(block(), same, same, given)] * 2, DAMPING) == pytest.approx(1.5)
 
 
 def test_a_promise_that_the_other_half_denies_is_next_to_nothing():
     wild = view(4000, 1, noise=0.0)
     against = replace(wild, gradient=-9 * wild.gradient)
-    found = factors([Trial(block(), wild, against, None)] * 2, DAMPING)
-    assert (found.gradient, found.curvature) == pytest.approx((0.05, 0.05))
+    found = kept_share([Trial(block(), wild, against, None)] * 2, DAMPING)
+    assert found == pytest.approx(0.05)
 
 
 def test_where_no_change_pays_nothing_is_corrected():
     flat = View(np.zeros(SIZE), np.eye(SIZE))
-    assert factors([Trial(block(), flat, flat, None)] * 2, DAMPING) == Factors()
+    assert kept_share([Trial(block(), flat, flat, None)] * 2, DAMPING) == 1.0
 
 
 def test_the_energy_is_that_of_the_corrected_model():
     left = view(50, 1).left(SIZE, 0.0)
-    found = Factors(gradient=0.5, curvature=2.0)
-    model, made = modelled(block(), left, found, DAMPING)
+    model, made = modelled(block(), left, 0.5, DAMPING)
     sample = np.roll(made.pruned, 1)
     move = np.where(sample == 0, made.keep_value, 0.0) - made.current
     slope, curved = left.along(move)
-    ridge = 0.5 * DAMPING * 2.0 * move @ move
-    assert model.energy(sample) == pytest.approx(0.5 * slope + curved + ridge)
+    wanted = 0.5 * (slope + 0.5 * curved + 0.5 * DAMPING * move @ move)
+    assert model.energy(sample) == pytest.approx(wanted)
     assert model.energy(made.pruned) == pytest.approx(0, abs=1e-12)

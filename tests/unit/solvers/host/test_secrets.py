@@ -135,7 +135,7 @@ def test_a_study_writes_no_secret(tmp_path, secrets):
 
 
 def test_the_page_of_a_language_model_has_no_secret(tmp_path, secrets):
-    from tiny_models import _llama
+    from tiny_models import llama
 
     from qprune.models.card import Card
     from qprune.models.save import save_model
@@ -143,7 +143,7 @@ def test_the_page_of_a_language_model_has_no_secret(tmp_path, secrets):
 
     secret = SECRETS["HF_TOKEN"]
     card = Card(f"https://user:{secret}@hub/m", "wanda", 0.5, (), settings={"data": secret})
-    save_model(tmp_path / "out", _llama(), {}, card=card)
+    save_model(tmp_path / "out", llama(), {}, card=card)
     assert (tmp_path / "out" / MASK_FILE).exists()
     assert_kept(told(tmp_path))
 
