@@ -53,9 +53,9 @@ _FEWER_TARGETS = "fewer layers at a time (--targets, --ignore)"
 _PIECE_BYTES = 4 * (1 << 24)
 _PIECES = 2.0
 # Bytes per weight, counted in the code. State: values, mask and rests, of the dense network, of
-# now, and of the step before. Expansion: gradient and squares, and what they are divided into.
-# Select: keep values, moves, costs and their parts.
-_STATE, _EXPANSION, _SELECT = 27, 16, 32
+# now, and of the step before. Expansion: gradient and squares, each by the samples' halves, given
+# and made. Select: keep values, moves, costs and their parts, by all samples and by each half.
+_STATE, _EXPANSION, _SELECT = 27, 56, 64
 # Bytes per entry of a block's columns (single, double, scaled, cut up), and per pair of its
 # variables that is being solved.
 _COLUMN, _PAIR = 32, 24
