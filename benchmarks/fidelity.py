@@ -1,4 +1,4 @@
-"""How far a run's predicted changes of the loss come true, with and without their correction.
+"""Predicted changes of the loss held against the real ones, with and without their correction.
 
     OMP_NUM_THREADS=1 python -m benchmarks.fidelity                        # digits-mlp, no files
     OMP_NUM_THREADS=1 python -m benchmarks.fidelity --data DATA \
@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -39,28 +38,29 @@ FILES = {
     "mlpnet": ("mlpnet_mnist.safetensors", "mnist", "mnist.npz", 1000),
     "resnet20": ("resnet20_cifar10.safetensors", "cifar10", "cifar10_subset.npz", 3500),
 }
-COLUMNS = ("network", "sparsity", "models", "seed", "steps", "real / predicted", "foretold plain")
-COLUMNS += ("correlation", "accuracy, %", "CPU s")
+COLUMNS = (
+    *("network", "sparsity", "models", "seed", "steps", "real / predicted", "foretold plain"),
+    *("correlation", "accuracy, %", "CPU s"),
+)
 
 
 def run(
-    network: str, sparsity: float, seed: int, data: Path | None, options: dict[str, Any], test: bool
+    network: str, sparsity: float, seed: int, method: qprune.Networkwise, asked: argparse.Namespace
 ) -> tuple[qprune.Report, float]:
     """A run's report, and the accuracy of the pruned network in %."""
     weights, kind, images, number = FILES[network]
-    model = qprune.load_model(network, data / weights if data and weights else None)
-    found = qprune.load_data(f"{kind}:{data / images}" if data and images else kind)
-    calibration = found.calibration(number, seed=seed)
-    compensate = options.pop("compensate")
+    model = qprune.load_model(network, asked.data / weights if weights else None)
+    data = qprune.load_data(f"{kind}:{asked.data / images}" if images else kind)
+    calibration = data.calibration(number, seed=seed)
     pruned = qprune.prune(
         model,
         calibration,
         sparsity=sparsity,
-        method=qprune.Networkwise(**options),
-        compensate=compensate,
+        method=method,
+        compensate=asked.compensate,
         seed=seed,
     )
-    score = (found if test else unseen(found, calibration.inputs)).score(pruned.model)
+    score = (data if asked.test else unseen(data, calibration.inputs)).score(pruned.model)
     return pruned.report, 100 * (score.accuracy or 0.0)
 
 
@@ -83,9 +83,9 @@ def rows(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     """The table's lines."""
     cells = list(product(asked.networks, asked.sparsity, asked.seeds, (True, False)))
     for network, sparsity, seed, corrected in track(cells, "runs", transient=True):
-        options = dict(asked.options) | {"corrected": corrected, "compensate": asked.compensate}
+        method = qprune.Networkwise(corrected=corrected, **dict(asked.options))
         with limited_threads(1):
-            report, accuracy = run(network, sparsity, seed, asked.data, options, asked.test)
+            report, accuracy = run(network, sparsity, seed, method, asked)
         promise = report.promise
         kept = ("0", "-", "-", "-")
         if promise is not None:

@@ -10,7 +10,7 @@ spectrograms not turned. The dense network is asked, not its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -67,8 +67,7 @@ class ShiftImages:
             CalibrationError: the inputs are no images of that shape.
         """
         images = _images(inputs, self.shape, type(self).__name__)
-        copies = [self._moved(images, generator) for _ in range(self.copies)]
-        return torch.cat([inputs[:0], *(copy.view_as(inputs) for copy in copies)])
+        return _joined(inputs, (self._moved(images, generator) for _ in range(self.copies)))
 
     def _moved(self, images: Tensor, generator: torch.Generator) -> Tensor:
         number, _, height, width = images.shape
@@ -133,8 +132,7 @@ class WarpImages:
             CalibrationError: the inputs are no images of that shape.
         """
         images = _images(inputs, self.shape, type(self).__name__)
-        copies = [self._warped(images, generator) for _ in range(self.copies)]
-        return torch.cat([inputs[:0], *(copy.view_as(inputs) for copy in copies)])
+        return _joined(inputs, (self._warped(images, generator) for _ in range(self.copies)))
 
     def _warped(self, images: Tensor, generator: torch.Generator) -> Tensor:
         number, _, height, width = images.shape
@@ -231,6 +229,11 @@ def natural(inputs: AnyInputs) -> Augmentation | None:
     if isinstance(inputs, Inputs) or not inputs.is_floating_point():
         return None
     return SuitedImages(rich=False) if inputs.ndim == 4 else Mixup()
+
+
+def _joined(inputs: Tensor, copies: Iterable[Tensor]) -> Tensor:
+    """All ``copies`` one after the other, each in the shape of ``inputs``; none are possible."""
+    return torch.cat([inputs[:0], *(copy.view_as(inputs) for copy in copies)])
 
 
 def _images(inputs: Tensor, shape: Shape | None, name: str) -> Tensor:

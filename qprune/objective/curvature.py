@@ -89,10 +89,15 @@ def mean_gradient(parts: Sequence[Part], indices: Tensor | None = None) -> Tenso
     """The gradient of the mean loss over the samples of all ``parts``; at some ``indices`` only."""
     total = sum(part.size for part in parts)
     picked = [part.gradient if indices is None else part.gradient[indices] for part in parts]
-    mean = picked[0] * (parts[0].size / total)
-    for part, gradient in zip(parts[1:], picked[1:], strict=True):
-        mean.add_(gradient, alpha=part.size / total)
-    return mean
+    return weighted([part.size / total for part in parts], picked)
+
+
+def weighted(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
+    """The sum of the ``vectors``, each times its share."""
+    total = vectors[0] * shares[0]
+    for share, vector in zip(shares[1:], vectors[1:], strict=True):
+        total.add_(vector, alpha=share)
+    return total
 
 
 class Curvature(Protocol):

@@ -23,7 +23,7 @@ from qprune.distributed.ranks import Parts
 from qprune.distributed.workers import PerThread
 from qprune.errors import CalibrationError
 from qprune.network.weights import Weights
-from qprune.objective.curvature import BlockCurvature, Expansion, Part
+from qprune.objective.curvature import BlockCurvature, Expansion, Part, weighted
 from qprune.objective.losses import Loss
 from qprune.objective.samples import Objective, SamplePart
 from qprune.objective.trace.autograd import trace_of
@@ -197,7 +197,7 @@ class _JoinedBlocks:
     parts: Sequence[BlockCurvature]
 
     def diagonal(self) -> Tensor:
-        return _weighted(self.shares, [part.diagonal() for part in self.parts])
+        return weighted(self.shares, [part.diagonal() for part in self.parts])
 
     def blocks(self, chosen: Sequence[Tensor]) -> list[Dense | LowRank]:
         found = zip(*(part.blocks(chosen) for part in self.parts), strict=True)
@@ -223,7 +223,7 @@ def _joined(parts: Sequence[SamplePart], found: Sequence[Expansion]) -> Expansio
     ends = list(accumulate(sizes))
     return Expansion(
         loss=sum(share * expansion.loss for share, expansion in zip(shares, found, strict=True)),
-        gradient=_weighted(shares, [expansion.gradient for expansion in found]),
+        gradient=weighted(shares, [expansion.gradient for expansion in found]),
         diagonal=curvature.diagonal(),
         curvature=curvature,
         parts=tuple(
@@ -231,13 +231,6 @@ def _joined(parts: Sequence[SamplePart], found: Sequence[Expansion]) -> Expansio
             for part, expansion, size, end in zip(parts, found, sizes, ends, strict=True)
         ),
     )
-
-
-def _weighted(shares: Sequence[float], vectors: Sequence[Tensor]) -> Tensor:
-    total = vectors[0] * shares[0]
-    for share, vector in zip(shares[1:], vectors[1:], strict=True):
-        total.add_(vector, alpha=share)
-    return total
 
 
 def _expand(

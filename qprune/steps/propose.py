@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-# Numbers in the factor of the weights that are looked at together; beyond, fewer move along.
-_FACTOR_FLOATS = 1 << 26
+#: Numbers in the factor of the weights that are looked at together; beyond, fewer move along.
+FACTOR_FLOATS = 1 << 26
 # Pruned weights that are looked at closely, for each of a block.
 _LOOKED_AT = 2
 
@@ -197,7 +197,7 @@ class Propose:
         """Indices of kept weights that can move along, and of pruned ones worth a closer look."""
         rows = max(1, sum(part.size for part in view.parts))
         pruned = min(_LOOKED_AT * self.block_size * self.num_blocks, int((~present.mask).sum()))
-        room = max(self.block_size, _FACTOR_FLOATS // rows - pruned)
+        room = max(self.block_size, FACTOR_FLOATS // rows - pruned)
         curvature = view.diagonal + view.damping
         gain = (view.gradient.square() / curvature).masked_fill(present.mask, -1)
         felt = (view.diagonal + view.damping).masked_fill(~present.mask, -1)

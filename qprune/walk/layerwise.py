@@ -152,9 +152,14 @@ class Layerwise:
             ranks=run.objective.samples.ranks.serial,
         )
         shares, moving = self.shares, bool(self.compensate)
-        felt = shares.felt(model, run.weights, inputs, run.seed) if shares else []
-        counts = counts_by_weight(run, shares, felt, moving=moving)
-        coupling = shares.coupling if shares and self.row_method.couples else 0.0
+        counts, coupling = fixed_counts(run), 0.0
+        if shares is not None and self.row_method.couples:
+            coupling = shares.coupling
+        felt: list[Felt] = []
+        if shares is not None and (coupling or counts is None):
+            felt = shares.felt(model, run.weights, inputs, run.seed)
+        if counts is None:
+            counts = shared_counts(run, shares, felt, moving=moving)
         together = [one.coupling(coupling) for one in felt]
         usual = run.objective.batch_size
         size = self.batch_size or usual
@@ -267,22 +272,25 @@ class PruneBlock:
         raise error
 
 
-def counts_by_weight(
+def fixed_counts(run: Run) -> list[Counts] | None:
+    """The exact counts of every weight where the run's groups fix them; else None."""
+    found = [run.groups.of_weight(number) for number in range(len(run.weights))]
+    fixed = [counts for counts in found if counts is not None]
+    return fixed if len(fixed) == len(found) else None
+
+
+def shared_counts(
     run: Run, shares: Sensitivity | None, felt: Sequence[Felt], *, moving: bool
 ) -> list[Counts]:
-    """The exact counts of every weight; they add up to the run's.
+    """The exact counts of every weight where the run's groups leave them open; they add up.
 
     Args:
-        run: its groups may fix them.
-        shares: how the model's count is shared among the layers, where they do not.
+        run: the run.
+        shares: how the model's count is shared among the layers; None = alike.
         felt: what the loss feels of every weight, where ``shares`` are given.
         moving: kept values move.
     """
     weights, groups = run.weights, run.groups
-    found = [groups.of_weight(number) for number in range(len(weights))]
-    fixed = [counts for counts in found if counts is not None]
-    if len(fixed) == len(weights):
-        return fixed
     sizes = torch.tensor([weight.size for weight in weights])
     sparsity = groups.total / weights.size
     wanted = dict.fromkeys((weight.name for weight in weights), sparsity)

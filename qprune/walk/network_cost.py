@@ -38,6 +38,7 @@ from qprune.objective.trace.recorder import (
     forward,
 )
 from qprune.results import Part
+from qprune.steps.propose import FACTOR_FLOATS
 from qprune.walk.journal import Limits
 from solvers import Ask, LowRank, QuadraticProblem
 
@@ -59,6 +60,8 @@ _STATE, _EXPANSION, _SELECT = 27, 56, 64
 # Bytes per entry of a block's columns (single, double, scaled, cut up), and per pair of its
 # variables that is being solved.
 _COLUMN, _PAIR = 32, 24
+# Bytes per number in the factor of weights that move along: itself, and as each view takes it.
+_ALONG = 24
 # Seconds per weight of the vectors that a round of blocks makes.
 _SELECT_SECONDS = 3e-8
 # Times that a round of blocks judges, and that it solves.
@@ -89,6 +92,8 @@ class Load:
         threads: batches passed at once, each through a copy of the model.
         expand, judge, move: passes.
         solve: seconds of one block; None = nobody knows.
+        correct: seconds of the correction of one block's model.
+        along: numbers in the factor of the weights that move along with blocks.
         written: bytes of keys and values cached, and tokens a sequence, where the model writes
             its own text.
     """
@@ -122,6 +127,8 @@ class Load:
     solve: float | None
     written: tuple[float, int] = (0.0, 0)
     threads: int = 1
+    correct: float = 0.0
+    along: int = 0
 
     def at_once(self, samples: float, batch: int) -> int:
         """Batches of ``samples`` that are passed at the same time."""
@@ -224,12 +231,14 @@ def _solving(load: Load) -> Phase:
         Part("per-sample gradients", min(_PIECES * _PIECE_BYTES, gathered)),
         Part("matrices being solved", _PAIR * once * load.block_size**2, _SMALLER_BLOCKS),
         Part("costs of all weights", (_SELECT + _EXPANSION) * load.weights, _FEWER_TARGETS),
+        Part("weights that move along", _ALONG * load.along, _FEWER_PER_STEP),
     )
     return Phase(
         "solve",
         parts,
         (
             Part("solving blocks", solves * (load.solve or 0.0)),
+            Part("correcting models", load.correct * load.rounds * load.num_blocks),
             Part("selecting blocks", _SELECT_SECONDS * load.weights * load.rounds),
         ),
     )
@@ -280,6 +289,10 @@ class Steps(Protocol):
     def block_size(self) -> int: ...
     @property
     def num_blocks(self) -> int: ...
+    @property
+    def corrected(self) -> bool: ...
+    @property
+    def anticipates(self) -> bool: ...
 
 
 def network_cost(
@@ -321,13 +334,11 @@ def load_of(
     move, fit, loss, augment = compensate, prepared.fit, prepared.loss, prepared.augment
     rounds = (method.stages - 1) * method.rounds + method.final_rounds
     calls = _calls(move, method.stages, rounds) if move else []
-    moves = len(calls)
-    steps = method.stages + rounds + moves
-    share = min(1.0, (limits.max_steps or steps) / max(1, steps))
+    steps = max(1, method.stages + rounds + len(calls))
+    share = min(1.0, (limits.max_steps or steps) / steps)
     copies = getattr(augment, "copies", 0 if augment is None else 8)
     drawn = min(method.samples_per_step, len(fit) * (1 + copies))
     costs = [call.cost(drawn) for call in calls] or [MoveCost(0.0, 0, 0, 0)]
-    moving = costs[-1]
     return Load(
         weights=prepared.weights.size,
         model_bytes=sum(t.nbytes for t in prepared.model.state_dict().values()),
@@ -343,11 +354,11 @@ def load_of(
         num_blocks=method.num_blocks,
         starts=method.stages,
         rounds=round(rounds * share),
-        moves=round(moves * share),
+        moves=round(len(calls) * share),
         judged_moves=round(sum(cost.candidates for cost in costs) / len(costs)),
         moved=sum(cost.samples for cost in costs) / len(costs),
-        moved_batch=moving.at_once,
-        vectors=moving.bytes_per_weight,
+        moved_batch=costs[-1].at_once,
+        vectors=costs[-1].bytes_per_weight,
         fits=loss.fits(values_move=move is not None),
         piece=gauges.piece,
         positions=gauges.positions,
@@ -358,6 +369,8 @@ def load_of(
         solve=_solve_seconds(ask, method.block_size) if rounds else 0.0,
         written=_written(prepared),
         threads=getattr(prepared.ranks, "number", 1),
+        correct=_correct_seconds(method) if rounds else 0.0,
+        along=_along(method, move, drawn * prepared.weights.size),
     )
 
 
@@ -457,6 +470,18 @@ def _solve_seconds(ask: Ask, block_size: int) -> float | None:
     )
     answers = [ask(problem, present, seed) for seed in range(2)]
     return answers[-1].seconds * (block_size / size) ** 2
+
+
+def _along(method: Steps, move: Compensate | None, most: int) -> int:
+    """Numbers in the factor of the weights that move along with blocks, ``most`` if all do."""
+    return min(FACTOR_FLOATS, most) if move and method.anticipates else 0
+
+
+def _correct_seconds(method: Steps) -> float:
+    """Seconds in which two halves of the samples solve a block."""
+    if not method.corrected or not isinstance(method.curvature, PerSampleFisher):
+        return 0.0
+    return 2 * (_solve_seconds(Ask.to("relax", {"num_sweeps": 0}), method.block_size) or 0.0)
 
 
 def _written(prepared: Prepared) -> tuple[float, int]:

@@ -189,6 +189,14 @@ def test_every_thread_holds_a_batch_and_a_copy_and_the_passes_take_less_time():
     assert less["solving blocks"] == taken["solving blocks"]
 
 
+def test_corrected_models_take_time_and_weights_that_move_along_memory():
+    plain, more = estimated(), estimated(correct=0.25, along=10**9)
+    assert more.seconds - plain.seconds == pytest.approx(0.25 * 5 * 2)
+    held = {part.what: part.amount for part in more.memory}
+    # Once, and once more in each view that is copied from it.
+    assert held["weights that move along"] == 24 * 10**9
+
+
 def test_dense_outputs_that_are_too_many_are_not_kept():
     kept, copied = estimated(outputs=1000, given=60_000), estimated(outputs=1000, given=80_000)
     assert any(part.what == "dense outputs" for part in kept.memory)

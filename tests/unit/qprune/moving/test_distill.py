@@ -8,7 +8,8 @@ from torch import nn
 
 from qprune.cost import FRUGAL, THOROUGH, effort_for
 from qprune.distributed.workers import Workers, limited_threads
-from qprune.moving.distill import Distillation, _Adam, _takes_channels_last
+from qprune.moving.adam import Adam
+from qprune.moving.distill import Distillation, _takes_channels_last
 from qprune.network.statistics import statistics_of, take_again
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs
@@ -78,7 +79,7 @@ def test_without_convolutions_the_optimiser_is_adam():
     layers, values = find_weights(model), torch.randn(20)
     kept = torch.arange(20) % 3 > 0
     values = values * kept
-    ours = _Adam.at(values, layers, kept, (), 0.01)
+    ours = Adam.at(values, layers, kept, (), 0.01)
     theirs = values.clone().requires_grad_()
     rate = 0.01 * float((values.square().sum() / kept.sum()).sqrt())
     adam = torch.optim.Adam([theirs], lr=rate, betas=ours.decay)
@@ -101,7 +102,7 @@ def test_along_its_own_axes_a_turned_problem_is_solved_as_the_straight_one():
         model = nn.Conv2d(2, 8, 3, bias=False)
         layers = find_weights(model)
         values = torch.randn(8, 18, generator=torch.Generator().manual_seed(1)).flatten()
-        made = _Adam.at(values, layers, torch.ones(144, dtype=torch.bool), (), 0.05)
+        made = Adam.at(values, layers, torch.ones(144, dtype=torch.bool), (), 0.05)
         made = made if name == "soap" else replace(made, axes=[])
         for _ in range(150):
             made.step(((made.values.view(8, 18) @ turn * scales) @ turn.T).flatten(), 1.0)

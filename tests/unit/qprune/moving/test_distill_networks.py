@@ -6,8 +6,9 @@ from torch import nn
 
 import qprune
 from qprune.errors import ImpossibleRequestError, NonFiniteError
+from qprune.moving.adam import Adam
 from qprune.moving.compensate import Compensation
-from qprune.moving.distill import Distillation, _Adam
+from qprune.moving.distill import Distillation
 from qprune.network.statistics import free_affine_of, norms_of, statistics_of, take_again
 from qprune.network.weights import find_weights
 from qprune.objective.losses import DenseOutputs, PerSample
@@ -185,14 +186,14 @@ def test_a_loss_that_breaks_in_the_middle_leaves_everything_as_it_was(calls):
 
 def test_gradients_that_overflow_move_nothing():
     layers = find_weights(nn.Conv2d(2, 2, 3))
-    made = _Adam.at(torch.ones(36), layers, torch.ones(36, dtype=torch.bool), (), 0.1)
+    made = Adam.at(torch.ones(36), layers, torch.ones(36, dtype=torch.bool), (), 0.1)
     for gradient in (torch.full((36,), 1e30), torch.full((36,), torch.nan)):
         made.step(gradient, 1.0)
     assert torch.isfinite(made.values).all()
 
 
 class Lacking:
-    """What a compensation of an earlier version has."""
+    """A compensation with the parts that those of earlier versions have."""
 
     final_steps, at_end, num_samples = 0, False, None
 

@@ -19,7 +19,7 @@ from qprune.walk.streams import Passage
     ("name", "again"), [("llama", 0), ("qwen2", 0), ("gpt2", 1), ("gemma3", 1)]
 )
 def test_outputs_that_are_known_need_no_other_pass(name, again, monkeypatch):
-    """What the last matrix adds to is kept; not where a Conv1D adds its bias, or a norm follows."""
+    """The last matrix' stream is kept; not where a Conv1D adds its bias, or a norm follows."""
     passes, found = [], []
 
     def forward(self, hidden):

@@ -1,4 +1,4 @@
-"""What the loss feels of a matrix, the budgets that follow, and what they are worth."""
+"""The curvature of the loss at a matrix, and the budgets that follow."""
 
 import copy
 import math
@@ -223,3 +223,21 @@ def test_methods_that_go_row_by_row_get_the_budgets_alone(rows):
 def test_a_coupling_that_makes_no_sense():
     with pytest.raises(ImpossibleRequestError, match="coupling must lie"):
         Sensitivity(coupling=1.5)
+
+
+@pytest.mark.parametrize(("rows", "asked"), [("wanda", 0), ("reconstruct", 1)])
+def test_nothing_is_felt_where_counts_are_fixed_and_rows_alone(
+    model, windows, monkeypatch, rows, asked
+):
+    calls = []
+
+    def felt(self, *given):
+        calls.append(given)
+        return measured(self, *given)
+
+    measured = Sensitivity.felt
+    monkeypatch.setattr(Sensitivity, "felt", felt)
+    method = qprune.Layerwise(rows=rows, shares=Sensitivity(num_samples=2))
+    given = {"method": method, "budget": qprune.PerLayer(alone=True), "compensate": False}
+    qprune.prune(copy.deepcopy(model), windows, sparsity=0.5, loss=LOSS, **given)
+    assert len(calls) == asked
